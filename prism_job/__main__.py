@@ -1,0 +1,80 @@
+"""The stages and the verbs behind the CLI: `python -m prism_job <verb>`. Errors become exit codes here; the only sys.exit."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prism_job.errors import PrismError, RequestError, Stopped
+from prism_job.progress import event, last_words
+from prism_job.spec import SelectionRun, parse_spec
+
+
+def _plan(run: SelectionRun) -> dict[str, Any]:
+    from prism_job.plan import make_plan
+
+    plan = make_plan(run)
+    return {
+        "units": len(plan.candidates) + len(plan.targets),
+        "missing": plan.num_missing,
+        "examples": plan.num_examples,
+        "pairs": plan.num_pairs,
+        "badRows": len(plan.quarantine),
+        "extractor": plan.extractor,
+    }
+
+
+def _extract(run: SelectionRun) -> dict[str, Any]:
+    from prism_job.extract.run import extract
+
+    return extract(run)
+
+
+def _reduce(run: SelectionRun) -> dict[str, Any]:
+    from prism_job.reduce.run import reduce
+
+    return reduce(run)
+
+
+STAGES: dict[str, Callable[[SelectionRun], dict[str, Any]]] = {"plan": _plan, "extract": _extract, "reduce": _reduce}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb. Returns the exit code: 0 done, 64, 65, 75 by family of error, 143 stopped, 130 Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m prism_job", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for name in STAGES:
+        verbs.add_parser(name).add_argument("--spec", required=True, help="path of selection.yaml")
+    chosen = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        words = STAGES[chosen.verb](_read_spec(chosen.spec))
+    except PrismError as error:
+        words = {"error": error.what, "where": error.where, "fix": error.fix, "exitCode": error.exit_code}
+        last_words({"verb": chosen.verb, **words})
+        return error.exit_code
+    except KeyboardInterrupt:
+        event("interrupted", verb=chosen.verb)
+        return 130
+    last_words({"verb": chosen.verb, **words})
+    return 0
+
+
+def _on_sigterm(*_: object) -> None:
+    raise Stopped("stopped by SIGTERM", where="outside a micro-batch", fix="run again: finished units are kept")
+
+
+def _read_spec(path: str) -> SelectionRun:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"the document cannot be read: {error}", where=path, fix="check the path") from error
+    return parse_spec(text, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

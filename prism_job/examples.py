@@ -1,0 +1,132 @@
+"""One row of a data file -> the training content it stands for, by the conventions of TRL. Not: tokens, files.
+
+Candidates: `messages`, or `prompt` + `completion`, or `text`. Targets: `prompt` + `chosen` + `rejected`.
+Columns not named here are carried along and change nothing: the content alone makes the example's id.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prism_job.spec import digest
+
+Content = dict[str, Any]
+"""Canonical training content: exactly the keys of one convention."""
+
+Message = dict[str, Any]
+
+
+class BadRow(Exception):
+    """This row cannot be used; the text says why and what a good one has."""
+
+
+def candidate_content(row: dict[str, Any]) -> Content:
+    """The content of a candidate row.
+
+    Raises:
+        BadRow: no known columns, no response, or wrong types.
+    """
+    if row.get("messages") is not None:
+        messages = _messages(row["messages"], "messages")
+        if not any(message["role"] == "assistant" for message in messages):
+            raise BadRow("no response: messages holds no turn of role 'assistant'")
+        return _with_tools({"messages": messages}, row)
+    if row.get("prompt") is not None and row.get("completion") is not None:
+        prompt, completion = _pair(row["prompt"], row["completion"], "completion")
+        return _with_tools({"prompt": prompt, "completion": completion}, row)
+    if row.get("text") is not None:
+        return {"text": _text(row["text"], "text")}
+    if row.get("prompt") is not None:
+        raise BadRow("no response: there is a prompt but no completion")
+    raise BadRow(f"no messages, prompt + completion, or text; columns found: {', '.join(map(str, row)) or 'none'}")
+
+
+def target_content(row: dict[str, Any], needs_rejected: bool) -> Content:
+    """The content of a target row: prompt, chosen and, unless the weighting does without it, rejected.
+
+    Raises:
+        BadRow: a part is missing, of the wrong type, or chosen equals rejected.
+    """
+    for name in ("chosen", "rejected"):
+        if row.get(name) is None and (name == "chosen" or needs_rejected):
+            needed = " (weighting: preference needs it; uniform does not)" if name == "rejected" else ""
+            raise BadRow(f"no '{name}'{needed}")
+    chosen, rejected, prompt = row["chosen"], row.get("rejected"), row.get("prompt")
+    if prompt is None:
+        prompt, chosen, rejected = _implicit_prompt(chosen, rejected)
+    canonical, chosen = _pair(prompt, chosen, "chosen")
+    if rejected is None:
+        return _with_tools({"prompt": canonical, "chosen": chosen}, row)
+    _, rejected = _pair(prompt, rejected, "rejected")
+    if chosen == rejected:
+        raise BadRow("chosen equals rejected: such a pair prefers nothing")
+    return _with_tools({"prompt": canonical, "chosen": chosen, "rejected": rejected}, row)
+
+
+def example_id(content: Content) -> str:
+    """32 hex digits of the content; the same text anywhere is the same example."""
+    return digest(content)
+
+
+def shown_text(content: Content) -> str:
+    """The example as a person reads it in a report."""
+    parts = []
+    for key in ("messages", "prompt", "completion", "chosen", "rejected", "text"):
+        value = content.get(key)
+        if isinstance(value, str):
+            parts.append(value)
+        elif value is not None:
+            parts.extend(f"{message['role']}: {message['content']}" for message in value)
+    return "\n".join(parts)
+
+
+def _pair(prompt: Any, response: Any, name: str) -> tuple[Any, Any]:
+    if isinstance(prompt, str) and isinstance(response, str):
+        return _text(prompt, "prompt", may_be_empty=True), _text(response, name)
+    if isinstance(prompt, str) or isinstance(response, str):
+        raise BadRow(f"prompt and {name} must both be strings or both be message lists")
+    messages = _messages(response, name)
+    if messages[0]["role"] != "assistant":
+        raise BadRow(f"no response: {name} must begin with a turn of role 'assistant'")
+    return _messages(prompt, "prompt"), messages
+
+
+def _implicit_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
+    # TRL's "implicit prompt": whole conversations whose common beginning is the prompt.
+    if not isinstance(chosen, list) or not isinstance(rejected, list):
+        raise BadRow("no 'prompt' (it may be left out only where chosen and rejected are whole conversations)")
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    if shared == len(chosen) == len(rejected):
+        raise BadRow("chosen equals rejected: such a pair prefers nothing")
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _text(value: Any, name: str, *, may_be_empty: bool = False) -> str:
+    if not isinstance(value, str):
+        raise BadRow(f"{name} is a {type(value).__name__}, not text")
+    if not value.strip() and not may_be_empty:
+        raise BadRow(f"no response: {name} is empty")
+    return value
+
+
+def _messages(value: Any, name: str) -> list[Message]:
+    if not isinstance(value, list) or not value:
+        raise BadRow(f"{name} is not a list of messages")
+    messages = []
+    for position, message in enumerate(value):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise BadRow(f"{name}[{position}] has no role")
+        if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
+            raise BadRow(f"{name}[{position}] has no text content")
+        # Parquet fills absent keys of a struct with null; the same message from jsonl must get the same id.
+        messages.append({key: item for key, item in message.items() if item is not None})
+    return messages
+
+
+def _with_tools(content: Content, row: dict[str, Any]) -> Content:
+    tools = row.get("tools")
+    if tools:
+        content["tools"] = tools
+    return content

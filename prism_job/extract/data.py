@@ -1,0 +1,169 @@
+"""Training content -> token ids and the positions that carry loss; micro-batches of them. Not: models, gradients.
+
+Shapes: B examples of a batch, T tokens of the longest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from prism_job.errors import RequestError
+from prism_job.examples import BadRow, Content
+
+MAX_EXAMPLES_PER_BATCH = 256
+"""Bounds a batch of very short examples: its unfolded rows would outgrow its activations."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One tokenised text.
+
+    Attributes:
+        ids: token ids.
+        supervised: for each token, whether it carries loss. The first never does: nothing predicts it.
+    """
+
+    ids: list[int]
+    supervised: list[bool]
+
+    @property
+    def num_supervised(self) -> int:
+        return sum(self.supervised)
+
+
+def encode_candidate(content: Content, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    """Tokenise a candidate; loss falls on assistant turns, on the completion, or on the whole text.
+
+    Raises:
+        BadRow: no supervised token is left within max_length, or the template hides where the response stands.
+        RequestError: messages, and a tokenizer without a chat template.
+    """
+    if "messages" in content:
+        return _encode_chat(content["messages"], 0, content.get("tools"), tokenizer, max_length)
+    if "text" in content:
+        return _encode_text("", content["text"], tokenizer, max_length)
+    return encode_response(content["prompt"], content["completion"], content.get("tools"), tokenizer, max_length)
+
+
+def encode_response(
+    prompt: Any, response: Any, tools: Any, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Encoded:
+    """Tokenise a prompt and the response that carries the loss: both strings, or both message lists."""
+    if isinstance(prompt, str):
+        return _encode_text(prompt, response, tokenizer, max_length)
+    return _encode_chat([*prompt, *response], len(prompt), tools, tokenizer, max_length)
+
+
+def _encode_text(prompt: str, response: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    # As TRL: plain text takes no template; the tokenizer adds its own special tokens; EOS ends the response.
+    # Prompt and response are one text, so the token at the seam is the one the model would see.
+    encoding = tokenizer(prompt + response, return_offsets_mapping=True)
+    ids = list(encoding["input_ids"])
+    offsets = encoding["offset_mapping"]
+    start = len(prompt)
+    supervised = [end > max(start, begin) for begin, end in offsets]
+    if tokenizer.eos_token_id is not None and (not ids or ids[-1] != tokenizer.eos_token_id):
+        ids.append(tokenizer.eos_token_id)
+        supervised.append(True)
+    return _cut(ids, supervised, max_length)
+
+
+def _encode_chat(
+    messages: list[dict[str, Any]], first: int, tools: Any, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Encoded:
+    """Render once with the chat template, tokenise once; loss on assistant turns from message `first` on."""
+    if not tokenizer.chat_template:
+        raise RequestError(
+            "the data are messages, and this tokenizer has no chat template",
+            where=str(tokenizer.name_or_path),
+            fix="put chat_template.jinja beside the model, take an instruct model, or use prompt/completion strings",
+        )
+
+    def render(part: list[dict[str, Any]], **flags: bool) -> str:
+        try:
+            return cast(str, tokenizer.apply_chat_template(part, tools=tools, tokenize=False, **flags))
+        except Exception as error:  # a template is a program: whatever it raises speaks of this row
+            raise BadRow(f"the chat template refuses these messages: {error}") from error
+
+    whole = render(messages)
+    spans = []
+    for position, message in enumerate(messages):
+        if position < first or message["role"] != "assistant":
+            continue
+        before = render(messages[:position], add_generation_prompt=True)
+        through = render(messages[: position + 1])
+        if not (whole.startswith(through) and through.startswith(before)):
+            raise BadRow(
+                f"the chat template renders turn {position + 1} differently once more turns follow; "
+                "split the conversation so that each row ends with the response to learn"
+            )
+        spans.append((len(before), len(through)))
+    encoding = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    supervised = [
+        any(begin < stop and end > start for start, stop in spans) and end > begin
+        for begin, end in encoding["offset_mapping"]
+    ]
+    return _cut(list(encoding["input_ids"]), supervised, max_length)
+
+
+def _cut(ids: list[int], supervised: list[bool], max_length: int) -> Encoded:
+    kept = [False, *supervised[1:max_length]]
+    if not any(kept):
+        length = next((place for place, loss in enumerate(supervised) if loss and place), len(ids))
+        raise BadRow(
+            f"no response token within maxLength {max_length}: the response begins at token {length + 1}"
+            if length >= max_length
+            else "no response token: nothing follows the first token"
+        )
+    return Encoded(ids[:max_length], kept)
+
+
+def micro_batches(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
+    """Positions of the examples of each micro-batch: like lengths together, longest first, ties in order.
+
+    Padding counts: a batch holds at most tokens_per_batch // longest examples, and at least one.
+    """
+    order = sorted(range(len(lengths)), key=lambda position: (-lengths[position], position))
+    batches: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        room = max(1, min(tokens_per_batch // lengths[order[start]], MAX_EXAMPLES_PER_BATCH))
+        batches.append(order[start : start + room])
+        start += room
+    return batches
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded tensors of one micro-batch, all [B, T]; `supervised` marks tokens that carry loss, `real` non-padding."""
+
+    ids_BT: Tensor
+    real_BT: Tensor
+    supervised_BT: Tensor
+    positions_BT: Tensor
+
+    @property
+    def size(self) -> int:
+        return self.ids_BT.shape[0]
+
+
+def collate(encoded: list[Encoded], device: torch.device, padding_side: str = "right") -> Batch:
+    """Pad to the longest. Extraction pads on the right; the left is there for the law that the side changes no row."""
+    size, longest = len(encoded), max(len(example.ids) for example in encoded)
+    ids = torch.zeros(size, longest, dtype=torch.long)
+    real = torch.zeros(size, longest, dtype=torch.bool)
+    supervised = torch.zeros(size, longest, dtype=torch.bool)
+    positions = torch.zeros(size, longest, dtype=torch.long)
+    for row, example in enumerate(encoded):
+        length = len(example.ids)
+        place = slice(0, length) if padding_side == "right" else slice(longest - length, longest)
+        ids[row, place] = torch.tensor(example.ids)
+        real[row, place] = True
+        supervised[row, place] = torch.tensor(example.supervised)
+        positions[row, place] = torch.arange(length)
+    return Batch(ids.to(device), real.to(device), supervised.to(device), positions.to(device))

@@ -1,0 +1,207 @@
+"""Per-example projected gradients of linear layers by hooks: no weight gradient is ever formed (DESIGN, section 3).
+
+For a linear layer with inputs a_t and output gradients b_t one example's gradient is Σ_t b_t a_tᵀ. A forward hook projects
+a_t, a hook on the output's gradient projects b_t, and their product summed over t is the layer's sketch.
+
+Shapes: B examples, T tokens, P projected dims a side, L layers, D stored dims, K supervised tokens of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prism_job import projection
+from prism_job.errors import DataError
+from prism_job.extract.data import Batch
+from prism_job.extract.model import Layers, layer_dims
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one micro-batch gives.
+
+    Attributes:
+        rows_BD: folded, or unfolded (D = L·P², layers in model order, each b-side by a-side).
+        nll_B: summed negative log-likelihood of the supervised tokens, nats.
+        tokens_B: their number.
+        norm_B: norm of the unfolded projected gradient.
+    """
+
+    rows_BD: Tensor
+    nll_B: Tensor
+    tokens_B: Tensor
+    norm_B: Tensor
+
+
+@dataclass
+class FactorSums:
+    """Σ a aᵀ and Σ b bᵀ over real tokens of the projected sides, [L, P, P] each: K-FAC's factors, which merge by adding."""
+
+    inputs_LPP: Tensor
+    outputs_LPP: Tensor
+    num_tokens: int = 0
+
+
+@dataclass
+class _Pass:
+    """The state of one forward and backward pass."""
+
+    batch: Batch
+    rows_BD: Tensor
+    norm2_B: Tensor
+    factors: FactorSums | None
+    fired: set[str] = field(default_factory=set)
+
+
+class GradientCapture:
+    """Hooks on a frozen model that turn micro-batches into rows.
+
+    Args:
+        fold_dims: D of the signed count-sketch, or None for unfolded rows.
+
+    Use as a context manager: the hooks are taken off at the end.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: Layers, dim: int, seed: int, fold_dims: int | None) -> None:
+        self.model, self.layers, self.dim = model, layers, dim
+        self.device = next(model.parameters()).device
+        self.width = fold_dims or len(layers.modules) * dim * dim
+        # Projection and sums are float32 whatever the model's type, and float64 for a float64 model (the tests' oracle).
+        self.dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
+        self.sides = {name: self._projections(name, module, seed) for name, module in layers.modules.items()}
+        self.folds = {name: self._fold(name, seed, fold_dims) for name in layers.modules} if fold_dims else None
+        self.handles: list[Any] = []
+        self.now: _Pass | None = None
+
+    def __enter__(self) -> GradientCapture:
+        for position, (name, module) in enumerate(self.layers.modules.items()):
+            self.handles.append(module.register_forward_hook(self._on_forward(position, name)))
+        embedding = cast(nn.Module, self.model.get_input_embeddings())
+        head = cast(nn.Module, self.model.get_output_embeddings())
+        self.handles.append(embedding.register_forward_hook(self._on_embedding))
+        self.handles.append(head.register_forward_pre_hook(self._on_head))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+    def rows(self, batch: Batch, *, mean: bool, factors: FactorSums | None = None) -> Rows:
+        """One forward and one backward pass over a micro-batch.
+
+        Args:
+            mean: gradient of the token-mean loss (targets, equation 3), else of the token sum (candidates, equation 4).
+            factors: sums to add this batch's factors to.
+        """
+        tokens_B = batch.supervised_BT.sum(1)
+        zeros = torch.zeros(batch.size, self.width, device=self.device, dtype=self.dtype)
+        self.now = _Pass(batch, zeros, torch.zeros(batch.size, device=self.device, dtype=self.dtype), factors)
+        with self._only_supervised_logits():
+            logits_KV = self.model(
+                input_ids=batch.ids_BT,
+                attention_mask=batch.real_BT.long(),
+                position_ids=batch.positions_BT,
+                use_cache=False,
+            ).logits[0]
+        labels_K = batch.ids_BT[batch.supervised_BT]
+        nll_K = nn.functional.cross_entropy(logits_KV.to(self.dtype), labels_K, reduction="none")
+        owner_K = batch.supervised_BT.nonzero()[:, 0]
+        weighted_K = nll_K / tokens_B[owner_K] if mean else nll_K
+        torch.autograd.grad(weighted_K.sum(), self.embedded_BTE)
+        done, self.now = self.now, None
+        missed = [name for name in self.layers.modules if name not in done.fired]
+        if missed:
+            raise AssertionError(f"no gradient reached {len(missed)} layers, the first {missed[0]}")
+        if factors is not None:
+            factors.num_tokens += int(batch.real_BT.sum())
+        nll_B = torch.zeros_like(done.norm2_B).index_add_(0, owner_K, nll_K.detach())
+        return Rows(done.rows_BD, nll_B, tokens_B, done.norm2_B.sqrt())
+
+    def new_factors(self) -> FactorSums:
+        shape = (len(self.layers.modules), self.dim, self.dim)
+        return FactorSums(
+            torch.zeros(shape, device=self.device, dtype=self.dtype),
+            torch.zeros(shape, device=self.device, dtype=self.dtype),
+        )
+
+    def _on_embedding(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        # All weights are frozen, so the graph begins here; asking for this tensor's gradient runs the whole backward.
+        self.embedded_BTE = output.detach().requires_grad_()
+        return self.embedded_BTE
+
+    @contextmanager
+    def _only_supervised_logits(self) -> Iterator[None]:
+        # Position t predicts token t + 1. The head sees [1, K, E] in place of [B, T, E]; whatever the model does to its
+        # logits afterwards (soft caps, scales) is elementwise and still happens.
+        assert self.now is not None
+        self.predicting_BT = torch.roll(self.now.batch.supervised_BT, -1, dims=1)
+        yield
+        del self.predicting_BT
+
+    def _on_head(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0][self.predicting_BT][None], *inputs[1:])
+
+    def _on_forward(self, position: int, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        side_a, side_b = self.sides[name]
+
+        def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            state = self.now
+            if state is None:
+                return
+            a_BTP = inputs[0].detach().to(self.dtype) @ side_a
+
+            def backward(gradient: Tensor) -> None:
+                b_BTP = gradient.to(self.dtype) @ side_b
+                self._add_sketch(state, position, name, a_BTP, b_BTP)
+
+            output.register_hook(backward)
+
+        return forward
+
+    def _add_sketch(self, state: _Pass, position: int, name: str, a_BTP: Tensor, b_BTP: Tensor) -> None:
+        sketch_BM = torch.bmm(b_BTP.transpose(1, 2), a_BTP).flatten(1)
+        state.fired.add(name)
+        state.norm2_B += sketch_BM.square().sum(1)
+        size = self.dim * self.dim
+        if self.folds is None:
+            state.rows_BD[:, position * size : (position + 1) * size] += sketch_BM
+        else:
+            bucket_M, sign_M = self.folds[name]
+            state.rows_BD.index_add_(1, bucket_M, sketch_BM * sign_M)
+        if state.factors is not None:
+            a_NP = a_BTP[state.batch.real_BT]
+            b_NP = b_BTP[state.batch.real_BT]
+            state.factors.inputs_LPP[position] += a_NP.T @ a_NP
+            state.factors.outputs_LPP[position] += b_NP.T @ b_NP
+
+    def _projections(self, name: str, module: nn.Module, seed: int) -> tuple[Tensor, Tensor]:
+        inputs, outputs = layer_dims(module)
+        side_a = projection.rademacher(seed, name, "a", inputs, self.dim)
+        side_b = projection.rademacher(seed, name, "b", outputs, self.dim)
+        return self._tensor(side_a), self._tensor(side_b)
+
+    def _fold(self, name: str, seed: int, fold_dims: int) -> tuple[Tensor, Tensor]:
+        table = projection.fold_table(seed, name, self.dim, fold_dims)
+        return torch.from_numpy(table.bucket_M).to(self.device), self._tensor(table.sign_M)
+
+    def _tensor(self, array: Any) -> Tensor:
+        return torch.from_numpy(array).to(device=self.device, dtype=self.dtype)
+
+
+def refuse_non_finite(rows: Rows, names: list[str], where: str) -> None:
+    """Raise DataError naming the first example whose row is not finite."""
+    bad = (~torch.isfinite(rows.norm_B) | ~torch.isfinite(rows.nll_B)).nonzero().flatten().tolist()
+    if bad:
+        raise DataError(
+            f"the gradient of example {names[bad[0]]} is not finite ({len(bad)} in its micro-batch)",
+            where=where,
+            fix="use dtype bfloat16 or float32 rather than float16, or look at that example's text",
+        )

@@ -1,0 +1,159 @@
+"""The reference model and its tokenizer, frozen and checked; which of its layers are captured. Not: gradients, data.
+
+Loads hub models, folders, s3:// prefixes and GGUF files alike. No remote code, no pickle.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from prism_job.errors import DataError, RequestError
+from prism_job.progress import event
+from prism_job.spec import ModelSpec
+from prism_job.storage import weights
+
+COVERAGE_FLOOR = 0.9
+"""Share of the asked-for matrix parameters that capture must reach; less means a layer type we cannot see into."""
+
+
+def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer.
+
+    Raises:
+        RequestError: it has none, or only a slow one, which cannot say which characters a token covers.
+    """
+    path = weights.bring(spec.uri, spec.revision)
+    arguments = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
+    folder = path.parent if path.suffix == ".gguf" else path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **arguments)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        fix = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights"
+        raise RequestError(f"no tokenizer can be loaded: {_short(error)}", where=spec.uri, fix=fix) from error
+    if not tokenizer.is_fast:
+        fix = "convert it (save_pretrained of the fast class) and put tokenizer.json beside the weights"
+        raise RequestError("the tokenizer has no fast form", where=spec.uri, fix=fix)
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def load_model(spec: ModelSpec, device: torch.device) -> PreTrainedModel:
+    """The model in evaluation mode, all weights frozen and finite.
+
+    Raises:
+        RequestError: not a causal language model that transformers knows without remote code.
+        DataError: a weight is NaN or infinite; names the tensor.
+    """
+    path = weights.bring(spec.uri, spec.revision)
+    arguments: dict[str, Any] = {"gguf_file": path.name} if path.suffix == ".gguf" else {"use_safetensors": True}
+    folder = path.parent if path.suffix == ".gguf" else path
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=getattr(torch, spec.dtype),
+            attn_implementation=spec.attention,
+            trust_remote_code=False,
+            **arguments,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        fix = "check that the folder holds config.json and safetensors of a causal language model"
+        raise RequestError(f"the model cannot be loaded: {_short(error)}", where=spec.uri, fix=fix) from error
+    if spec.adapter:
+        model = _with_adapter(model, spec.adapter)
+    model = model.to(device=device, dtype=getattr(torch, spec.dtype)).eval().requires_grad_(False)
+    model.config.use_cache = False
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            fix = "take an earlier checkpoint: no gradient of this one means anything"
+            raise DataError(f"weight {name} holds NaN or infinite values", where=spec.uri, fix=fix)
+    return cast(PreTrainedModel, model)
+
+
+def _with_adapter(model: PreTrainedModel, uri: str) -> Any:
+    from peft import PeftModel
+
+    folder = weights.bring(uri)
+    try:
+        return PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        fix = "check that it is a PEFT adapter made for this model"
+        raise RequestError(f"the adapter cannot be loaded: {_short(error)}", where=uri, fix=fix) from error
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers whose weight gradients are projected, in model order, and their share of what was asked for."""
+
+    modules: dict[str, nn.Module]
+    coverage: float
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.modules)
+
+
+def captured_layers(model: nn.Module, globs: tuple[str, ...]) -> Layers:
+    """The linear layers that the globs name: without embeddings and head; of an adapted model the adapter's alone.
+
+    Raises:
+        RequestError: none, or under COVERAGE_FLOOR of the matrix parameters that the globs name.
+    """
+    head = cast(Any, model).get_output_embeddings()
+    embedding = cast(Any, model).get_input_embeddings()
+    adapted = any(".lora_" in name for name, _ in model.named_parameters())
+
+    def asked_for(name: str) -> bool:
+        return (".lora_" in name or not adapted) and any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+
+    apart = {id(parameter) for module in (head, embedding) if module is not None for parameter in module.parameters()}
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and asked_for(name)
+    }
+    covered = {id(module.weight) for module in modules.values()}
+    total = missed = 0
+    unseen = []
+    for name, parameter in model.named_parameters():
+        # ZeRO-3 leaves empty tensors behind; ds_numel and ds_shape hold what the parameter really is.
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        if len(shape) < 2 or id(parameter) in apart or not asked_for(name.rpartition(".")[0]):
+            continue
+        numel = int(getattr(parameter, "ds_numel", parameter.numel()))
+        if "embed" in name or name.rpartition(".")[0].rpartition(".")[2] in ("wpe", "wte"):
+            continue
+        total += numel
+        if id(parameter) not in covered:
+            missed += numel
+            unseen.append(name)
+    where = ", ".join(globs)
+    if not modules:
+        some = ", ".join([name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)][:4])
+        raise RequestError("no linear layer fits extraction.layers", where=where, fix=f"names here are like {some}")
+    coverage = 1 - missed / total
+    event("layers", captured=len(modules), coverage=round(coverage, 4), parameters=total, unseen=unseen[:8])
+    if coverage < COVERAGE_FLOOR:
+        raise RequestError(
+            f"capture covers {coverage:.1%} of the matrix parameters, under {COVERAGE_FLOOR:.0%}; unseen: {unseen[0]}",
+            where=where,
+            fix="this layer type (fused experts, say) cannot be captured; name the layers you accept in extraction.layers",
+        )
+    return Layers(modules, coverage)
+
+
+def layer_dims(module: nn.Module) -> tuple[int, int]:
+    """(inputs, outputs) of a linear layer, for Linear and for GPT-2's transposed Conv1D."""
+    if isinstance(module, Conv1D):
+        return int(module.nx), int(module.nf)
+    linear = cast(nn.Linear, module)
+    return linear.in_features, linear.out_features
+
+
+def _short(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:300]

@@ -1,0 +1,293 @@
+"""Listed data + spec -> ordered work units with fixed ids, and which of them the store lacks. Not: how many GPUs there are.
+
+The plan reads each candidate object once, brings bad rows to quarantine, and stages every unit's rows in the store
+under the digest of their bytes, so that extraction needs neither the sources nor their formats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from prism_job import examples, projection
+from prism_job.errors import DataError, RequestError
+from prism_job.examples import BadRow, Content
+from prism_job.progress import Meter, event
+from prism_job.spec import RunSpec, SelectionRun, digest
+from prism_job.storage import rows, shards, weights
+from prism_job.storage.objects import Store, open_store
+from prism_job.storage.rows import Row, Source, Unreadable
+
+PLAN_FORMAT = "prism-plan/1"
+PAIRS_PER_UNIT = 16
+"""Target pairs of one unit: unfolded rows are large (3.4 MB a pair for 135M parameters at dim 64)."""
+
+FACTOR_UNIT_SHARE = 8
+"""One unit in this many, by a hash of its id, carries factor sums; with 1,024 rows a unit they stay under 6 % of a store."""
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Unit(_Plain):
+    """Rows that are extracted, stored and lost together.
+
+    Attributes:
+        id: over the rows' content ids in order; names the shard.
+        rows: digest of the staged rows, carried columns included; names the staged object.
+        source: position in `Plan.sources`.
+        lines: runs of places in the source, (first, how many).
+    """
+
+    id: str
+    rows: str
+    num_rows: int
+    source: int
+    lines: list[tuple[int, int]]
+
+    def line_numbers(self) -> Iterator[int]:
+        for first, count in self.lines:
+            yield from range(first, first + count)
+
+
+class Quarantined(_Plain):
+    """A row that cannot be used."""
+
+    source: str
+    line: int
+    reason: str
+
+
+class Plan(_Plain):
+    """The whole work of a run, and what the store lacked of it when the plan was made."""
+
+    format: Literal["prism-plan/1"] = "prism-plan/1"
+    extractor: str
+    extractor_parts: dict[str, Any]
+    sources: list[str]
+    ignored: list[str]
+    candidates: list[Unit]
+    target_sources: list[str]
+    targets: list[Unit]
+    factors: list[str]
+    quarantine: list[Quarantined]
+    missing_candidates: list[str]
+    missing_targets: list[str]
+    missing_factors: list[str]
+
+    @property
+    def num_examples(self) -> int:
+        return sum(unit.num_rows for unit in self.candidates)
+
+    @property
+    def num_pairs(self) -> int:
+        return sum(unit.num_rows for unit in self.targets)
+
+    @property
+    def num_missing(self) -> int:
+        """Units that need the model: candidates without rows or without the factors asked for, and targets."""
+        return len(set(self.missing_candidates) | set(self.missing_factors)) + len(set(self.missing_targets))
+
+    def work_digest(self) -> str:
+        """Of everything but what the store happened to hold: two plans of the same data have the same."""
+        return digest(
+            self.model_dump(mode="json", exclude={"missing_candidates", "missing_targets", "missing_factors"})
+        )
+
+
+def make_plan(run: SelectionRun) -> Plan:
+    """Read the data, name the units, stage their rows, and list what is missing. Writes the plan last.
+
+    Raises:
+        RequestError: nothing to read, empty pool, empty targets.
+        DataError: a bad target, or more bad candidates than `maxBadFraction`.
+    """
+    spec = run.spec
+    store = open_store(spec.store)
+    parts = extractor_parts(spec)
+    extractor = digest(parts)
+    staged = {listed.key for listed in store.list("rows/")}
+
+    target_sources, _ = rows.list_sources(spec.targets.uris)
+    needs_rejected = spec.scoring.weighting == "preference"
+    targets, bad_targets = _cut(
+        target_sources, lambda row: examples.target_content(row, needs_rejected), PAIRS_PER_UNIT, store, staged
+    )
+    _check_targets(targets, bad_targets, spec)
+
+    sources, ignored = rows.list_sources(spec.candidates.uris)
+    for uri in ignored:
+        event("ignored", uri=uri, reason="not a kind of data file that PRISM reads")
+    candidates, quarantine = _cut(
+        sources, examples.candidate_content, spec.extraction.examples_per_shard, store, staged
+    )
+    check_bad_fraction(quarantine, sum(unit.num_rows for unit in candidates), spec)
+
+    factors = factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []
+    present = shards.units_present(store, extractor)
+    plan = Plan(
+        extractor=extractor,
+        extractor_parts=parts,
+        sources=[source.uri for source in sources],
+        ignored=ignored,
+        candidates=candidates,
+        target_sources=[source.uri for source in target_sources],
+        targets=targets,
+        factors=factors,
+        quarantine=quarantine,
+        missing_candidates=_lacking([unit.id for unit in candidates], present["candidates"]),
+        missing_targets=_lacking([unit.id for unit in targets], present["targets"]),
+        missing_factors=_lacking(factors, present["factors"]),
+    )
+    open_store(spec.output).put(plan_key(run), plan.model_dump_json(indent=1).encode())
+    return plan
+
+
+def read_plan(run: SelectionRun) -> Plan:
+    """The plan that `make_plan` left for this run.
+
+    Raises:
+        RequestError: there is none.
+        DataError: it is damaged.
+    """
+    output = open_store(run.spec.output)
+    where = output.uri(plan_key(run))
+    if not output.exists(plan_key(run)):
+        raise RequestError("this run has no plan yet", where=where, fix="run the plan stage first")
+    try:
+        return Plan.model_validate_json(output.get(plan_key(run)))
+    except ValueError as error:
+        raise DataError(f"damaged plan: {error}", where=where, fix="run the plan stage again") from error
+
+
+def plan_key(run: SelectionRun) -> str:
+    return f"{run.metadata.name}/plan.json"
+
+
+def extractor_parts(spec: RunSpec) -> dict[str, Any]:
+    """Everything that changes a number in a row. Not: batch sizes, unit sizes, paths, world sizes."""
+    extraction = spec.extraction
+    codec = extraction.codec
+    return {
+        "format": shards.FORMAT,
+        "projection_version": projection.VERSION,
+        "model": weights.identify(spec.model.uri, spec.model.revision),
+        "adapter": weights.identify(spec.model.adapter) if spec.model.adapter else None,
+        "dtype": spec.model.dtype,
+        "attention": spec.model.attention,
+        "loss_on": "assistant",
+        "max_length": extraction.max_length,
+        "layers": list(extraction.layers),
+        "projection": extraction.projection.model_dump(),
+        "codec": {"kind": codec.kind, "dims": codec.dims} if codec.kind == "sign" else {"kind": codec.kind},
+    }
+
+
+def factor_units(candidates: list[Unit]) -> list[str]:
+    """Units that carry factor sums: one in FACTOR_UNIT_SHARE by a hash of the id, never none."""
+    ids = sorted({unit.id for unit in candidates})
+    return [unit_id for unit_id in ids if int(unit_id[:8], 16) % FACTOR_UNIT_SHARE == 0] or ids[:1]
+
+
+def read_unit_rows(store: Store, unit: Unit) -> list[Row]:
+    """The staged rows of a unit, checked against its digest."""
+    key = _rows_key(unit.rows)
+    content = store.get(key)
+    unpacked = rows.unpack_rows(content, store.uri(key))
+    if _rows_digest(unpacked) != unit.rows:
+        fix = "delete that object and run again: the plan writes it anew"
+        raise DataError("damaged rows: their digest does not fit their name", where=store.uri(key), fix=fix)
+    return unpacked
+
+
+def check_bad_fraction(bad: list[Quarantined], num_good: int, spec: RunSpec) -> None:
+    """Fail where too few rows are good.
+
+    Raises:
+        RequestError: there was no row at all.
+        DataError: more than `maxBadFraction` of the rows are bad; counts the reasons and names the first.
+    """
+    if not bad and not num_good:
+        where = ", ".join(spec.candidates.uris)
+        raise RequestError("the pool is empty: no rows in any file", where=where, fix="check candidates.uris")
+    allowed = spec.candidates.max_bad_fraction
+    if num_good and len(bad) <= allowed * (len(bad) + num_good):
+        return
+    reasons = Counter(entry.reason for entry in bad).most_common(3)
+    raise DataError(
+        f"{len(bad)} of {len(bad) + num_good} candidate rows are unusable, more than maxBadFraction {allowed:g}: "
+        + "; ".join(f"{count} × {reason}" for reason, count in reasons),
+        where=", ".join(f"{entry.source} line {entry.line}" for entry in bad[:3]),
+        fix="mend those rows, or raise candidates.maxBadFraction if they may be left out",
+    )
+
+
+def _check_targets(units: list[Unit], bad: list[Quarantined], spec: RunSpec) -> None:
+    if bad:
+        raise DataError(
+            f"{len(bad)} unusable target(s), the first: {bad[0].reason}",
+            where=f"{bad[0].source} line {bad[0].line}",
+            fix="mend or remove that row: every target must be good, they are few and weigh much",
+        )
+    if not units:
+        where = ", ".join(spec.targets.uris)
+        raise RequestError("there are no targets: no rows in any file", where=where, fix="check targets.uris")
+
+
+def _cut(
+    sources: list[Source], parse: Callable[[Row], Content], size: int, store: Store, staged: set[str]
+) -> tuple[list[Unit], list[Quarantined]]:
+    units: list[Unit] = []
+    bad: list[Quarantined] = []
+    meter = Meter("plan", len(sources))
+    for position, source in enumerate(sources):
+        waiting: list[tuple[int, Row, str]] = []
+        for line, row in rows.read_rows(source):
+            try:
+                if isinstance(row, Unreadable):
+                    raise BadRow(row.reason)
+                waiting.append((line, row, examples.example_id(parse(row))))
+            except (BadRow, ValueError) as error:
+                bad.append(Quarantined(source=source.uri, line=line, reason=str(error)))
+            if len(waiting) == size:
+                units.append(_stage(position, waiting, store, staged))
+                waiting = []
+        if waiting:
+            units.append(_stage(position, waiting, store, staged))
+        meter.add(1)
+    return units, bad
+
+
+def _stage(source: int, waiting: list[tuple[int, Row, str]], store: Store, staged: set[str]) -> Unit:
+    unit_rows = [row for _, row, _ in waiting]
+    name = _rows_digest(unit_rows)
+    if _rows_key(name) not in staged:
+        store.put(_rows_key(name), rows.pack_rows(unit_rows))
+        staged.add(_rows_key(name))
+    lines: list[tuple[int, int]] = []
+    for line, _, _ in waiting:
+        if lines and line == sum(lines[-1]):
+            lines[-1] = (lines[-1][0], lines[-1][1] + 1)
+        else:
+            lines.append((line, 1))
+    unit_id = shards.unit_id_of([example_id for _, _, example_id in waiting])
+    return Unit(id=unit_id, rows=name, num_rows=len(waiting), source=source, lines=lines)
+
+
+def _rows_key(name: str) -> str:
+    return f"rows/{name}.jsonl.zst"
+
+
+def _rows_digest(unit_rows: list[Row]) -> str:
+    text = json.dumps(unit_rows, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _lacking(wanted: list[str], present: set[str]) -> list[str]:
+    return [unit_id for unit_id in dict.fromkeys(wanted) if unit_id not in present]

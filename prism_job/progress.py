@@ -1,0 +1,64 @@
+"""What a stage says while it runs: one JSON line an event on stdout, and its last words for whoever started it.
+
+The last words (a small JSON object) go to the file that PRISM_TERMINATION_LOG names; in a pod that is
+/dev/termination-log, so a launcher learns the outcome without any bucket credentials (DESIGN, section 6).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+MAX_LAST_WORDS_BYTES = 4096
+"""Kubernetes cuts a termination message here."""
+
+
+def event(name: str, **fields: Any) -> None:
+    """Print one event. `fields` must be plain values."""
+    print(json.dumps({"event": name, "time": round(time.time(), 3), **fields}, default=str), flush=True)
+
+
+def last_words(words: Mapping[str, Any]) -> None:
+    """Say the outcome: as an event, and in the termination file if there is one."""
+    event("done" if "error" not in words else "failed", **words)
+    path = Path(os.environ.get("PRISM_TERMINATION_LOG", "/dev/termination-log"))
+    if path.exists() or "PRISM_TERMINATION_LOG" in os.environ:
+        text = json.dumps(words, default=str)
+        if len(text.encode()) > MAX_LAST_WORDS_BYTES:
+            text = json.dumps({key: str(value)[:800] for key, value in words.items()})[:MAX_LAST_WORDS_BYTES]
+        try:
+            path.write_text(text)
+        except OSError as error:
+            print(f"cannot write the termination message to {path}: {error}", file=sys.stderr)
+
+
+class Meter:
+    """Counts work and says so at most twice a second, and at the end."""
+
+    def __init__(self, stage: str, total: int) -> None:
+        self.stage, self.total = stage, total
+        self.done = self.tokens = 0
+        self.started = time.monotonic()
+        self.said = 0.0
+
+    def add(self, done: int, tokens: int = 0) -> None:
+        self.done += done
+        self.tokens += tokens
+        if time.monotonic() - self.said >= 0.5 or self.done >= self.total:
+            self.say()
+
+    def say(self) -> None:
+        self.said = time.monotonic()
+        event(
+            "progress",
+            stage=self.stage,
+            done=self.done,
+            total=self.total,
+            tokens=self.tokens,
+            seconds=round(self.said - self.started, 3),
+        )

@@ -1,0 +1,1 @@
+"""Shards in, a selection out. numpy and pyarrow; no GPU and no torch."""

@@ -1,0 +1,61 @@
+"""The curvature of the training objective in the projected space, and (H + λI)⁻¹ applied to the direction.
+
+K-FAC (Martens and Grosse 2015): layer l has H_l = A_l ⊗ B_l with A = E[a aᵀ], B = E[b bᵀ] over tokens, of the projected
+sides. One λ serves all layers, so that λ → ∞ leaves the plain inner product.
+
+Shapes: L layers, P projected dims a side; a sketch is [P, P], b side by a side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass
+class Factors:
+    """Sums over tokens, merged by addition: Σ a aᵀ and Σ b bᵀ [L, P, P], and how many tokens they hold."""
+
+    inputs_LPP: Float64
+    outputs_LPP: Float64
+    num_tokens: int
+
+    def merge(self, other: Factors) -> None:
+        self.inputs_LPP += other.inputs_LPP
+        self.outputs_LPP += other.outputs_LPP
+        self.num_tokens += other.num_tokens
+
+
+def unpack(upper_LU: NDArray[np.float32], dim: int) -> Float64:
+    """Symmetric matrices [L, P, P] from their upper halves [L, P(P+1)/2]."""
+    rows, columns = np.triu_indices(dim)
+    full = np.zeros((upper_LU.shape[0], dim, dim))
+    full[:, rows, columns] = upper_LU
+    full[:, columns, rows] = upper_LU
+    return full
+
+
+def damping_value(factors: Factors, damping: float) -> float:
+    """λ: `damping` times the mean eigenvalue of H over all layers. mean eig(A ⊗ B) = tr(A) tr(B) / P²."""
+    dim = factors.inputs_LPP.shape[1]
+    trace_a_L = np.trace(factors.inputs_LPP, axis1=1, axis2=2) / factors.num_tokens
+    trace_b_L = np.trace(factors.outputs_LPP, axis1=1, axis2=2) / factors.num_tokens
+    return damping * float((trace_a_L * trace_b_L).mean()) / dim**2
+
+
+def solve(direction_LPP: Float64, factors: Factors, damping: float) -> Float64:
+    """(H + λI)⁻¹ g, layer by layer, exactly: in the eigenbases of A and B, H is diagonal with entries α_i β_j."""
+    lam = damping_value(factors, damping)
+    solved = np.empty_like(direction_LPP)
+    for layer, sketch in enumerate(direction_LPP):
+        alpha, basis_a = np.linalg.eigh(factors.inputs_LPP[layer] / factors.num_tokens)
+        beta, basis_b = np.linalg.eigh(factors.outputs_LPP[layer] / factors.num_tokens)
+        # Sums of outer products have no negative eigenvalues; what rounding makes of zeros is taken back to zero.
+        eigenvalues = np.outer(np.clip(beta, 0, None), np.clip(alpha, 0, None))
+        rotated = basis_b.T @ sketch @ basis_a
+        solved[layer] = basis_b @ (rotated / (eigenvalues + lam)) @ basis_a.T
+    return solved

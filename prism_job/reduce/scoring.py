@@ -1,0 +1,65 @@
+"""One number a row: the inner product of a stored row with the direction, read straight from the stored bytes.
+
+Shapes: N rows, D dims, W = D / 8 bytes of signs, S = D / 256 blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prism_job.storage.codec import BLOCK
+
+Float64 = NDArray[np.float64]
+_CHUNK = 64
+"""Rows scored at a time: index and gathered values together stay within a core's cache."""
+
+_BYTE_SIGNS = (np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") * 2.0 - 1.0).T
+
+
+class SignScorer:
+    """Inner products with sign rows by table: entry [w, v] is what byte value v at place w adds.
+
+    The result of a row does not depend on its neighbours: every sum runs along the row alone.
+    """
+
+    def __init__(self, direction_D: Float64) -> None:
+        table = direction_D.reshape(-1, 8) @ _BYTE_SIGNS
+        self.table = np.ascontiguousarray(table, np.float32).reshape(-1)
+        self.offsets_W = np.arange(len(direction_D) // 8, dtype=np.int32) * 256
+
+    def __call__(self, arrays: dict[str, NDArray[Any]]) -> Float64:
+        signs_NW, scales_NS = arrays["signs"], arrays["scales"]
+        scores = np.empty(len(signs_NW))
+        for start in range(0, len(signs_NW), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            parts = self.table.take(signs_NW[part] + self.offsets_W)
+            blocks = parts.reshape(len(parts), -1, BLOCK // 8).sum(axis=2, dtype=np.float32)
+            scores[part] = (blocks * scales_NS[part].astype(np.float64)).sum(axis=1)
+        return scores * arrays["unit"].astype(np.float64)
+
+
+class Float16Scorer:
+    """Inner products with float16 rows, in float64."""
+
+    def __init__(self, direction_D: Float64) -> None:
+        self.direction_D = direction_D
+
+    def __call__(self, arrays: dict[str, NDArray[Any]]) -> Float64:
+        scores = np.array([np.dot(row.astype(np.float64), self.direction_D) for row in arrays["values"]])
+        return scores.reshape(-1) * arrays["unit"].astype(np.float64)
+
+
+def scorer(codec: str, direction_D: Float64) -> SignScorer | Float16Scorer:
+    return SignScorer(direction_D) if codec == "sign" else Float16Scorer(direction_D)
+
+
+def finish(raw_N: Float64, tokens_N: NDArray[np.int32], norm_N: NDArray[np.float32], score: str, loss: str) -> Float64:
+    """The score asked for: cosine divides by the row's norm (LESS), loss `mean` by its response tokens."""
+    if score == "cosine":
+        divisor = norm_N.astype(np.float64)
+    else:
+        divisor = tokens_N.astype(np.float64) if loss == "mean" else np.ones(len(raw_N))
+    return np.divide(raw_N, divisor, out=np.zeros_like(raw_N), where=divisor > 0)

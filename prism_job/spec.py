@@ -1,0 +1,307 @@
+"""The document `selection.yaml`: frozen models, checked once at the door, and the digest of any plain value.
+
+Knows no torch, no numpy, and reads no file: `parse_spec` takes the text. The same document is the input of a local run,
+of `prism submit`, and a Kubernetes object (DESIGN, section 4).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
+
+from prism_job.errors import SpecError
+
+API_VERSION = "prism.dev/v1alpha1"
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, camelCase in the document, unknown fields refused, defaults checked too."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        validate_by_name=False,
+        validate_by_alias=True,
+        validate_default=True,
+        allow_inf_nan=False,
+    )
+
+
+def _check_uri(uri: str) -> str:
+    scheme, separator, rest = uri.partition("://")
+    if separator and scheme != "s3":
+        raise ValueError(f"'{scheme}://' is not supported; use s3://bucket/prefix or a path")
+    if separator and not rest.strip("/"):
+        raise ValueError("an s3:// address needs a bucket")
+    return uri
+
+
+Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_check_uri)]
+"""A path on this machine or `s3://bucket/prefix`."""
+
+
+class Metadata(Section):
+    """What Kubernetes calls ObjectMeta, as far as a person writes it."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)] = Field(
+        description="Name of the run: a DNS label, because it becomes part of object names."
+    )
+    namespace: str | None = Field(None, description="Kubernetes namespace; a local run ignores it.")
+    labels: dict[str, str] = Field({}, description="Kubernetes labels, carried along.")
+    annotations: dict[str, str] = Field({}, description="Kubernetes annotations, carried along.")
+
+
+class ModelSpec(Section):
+    """The reference model: the one whose gradients and preferences are taken."""
+
+    uri: Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_check_uri)] = Field(
+        description="Hub id, folder, s3:// prefix, or a .gguf file. No remote code is run and no pickle is read."
+    )
+    revision: str = Field("main", description="Branch, tag or commit of a hub model; other kinds of uri have none.")
+    adapter: Uri | None = Field(
+        None, description="Folder or s3:// prefix of a PEFT adapter; its layers are then the trainable space."
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="Type of the weights in the forward and backward pass; projection is float32 or wider."
+    )
+    attention: Literal["sdpa", "eager"] = Field(
+        "sdpa", description="Attention backend; part of the extractor digest because it changes last bits."
+    )
+
+
+class CandidatesSpec(Section):
+    """The pool to choose from."""
+
+    uris: Annotated[tuple[Uri, ...], Field(min_length=1, max_length=256)] = Field(
+        description="Files, folders or s3:// prefixes of .jsonl, .json, .parquet, .csv, also .gz and .zst."
+    )
+    max_bad_fraction: float = Field(
+        0.01, ge=0, le=1, description="Share of rows (0 to 1) that may be unusable before the run fails."
+    )
+
+
+class TargetsSpec(Section):
+    """Examples of the behaviour wanted: prompt, chosen, rejected. Every row must be good: they are few and weigh much."""
+
+    uris: Annotated[tuple[Uri, ...], Field(min_length=1, max_length=256)] = Field(
+        description="Files, folders or s3:// prefixes, read like the candidates."
+    )
+
+
+class ProjectionSpec(Section):
+    """Two-sided Rademacher projection of each layer's gradient to dim × dim numbers."""
+
+    dim: int = Field(64, ge=2, le=512, description="Dims a side; 64 keeps K-FAC useful and costs 9 % of the FLOPs.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Another seed is another projection and reads no old shard.")
+
+
+class CodecSpec(Section):
+    """How a projected gradient becomes bytes."""
+
+    kind: Literal["sign", "float16"] = Field(
+        "sign", description="sign: folded, one bit a dim, a scale for each 256. float16: unfolded, the plain twin."
+    )
+    dims: int = Field(
+        65_536, ge=256, le=2**24, description="Dims after folding, a power of two; used by codec sign only."
+    )
+
+    @model_validator(mode="after")
+    def _power_of_two(self) -> CodecSpec:
+        if self.dims & (self.dims - 1):
+            raise ValueError(f"dims is {self.dims}; folding needs a power of two, e.g. 32768 or 65536")
+        return self
+
+
+class DeepSpeedSpec(Section):
+    """How the weights are spread over the ranks of a world."""
+
+    stage: Literal[0, 3] = Field(0, description="0: each rank holds the model. 3: ZeRO-3, each rank holds a share.")
+    offload: Literal["none", "cpu", "nvme"] = Field("none", description="Where ZeRO-3 keeps weights not in use.")
+
+
+class ExtractionSpec(Section):
+    """Everything about how a candidate becomes a row."""
+
+    max_length: int = Field(2048, ge=2, le=2**20, description="Tokens an example is cut to, from its end.")
+    tokens_per_batch: int = Field(
+        16_384, ge=1, description="Tokens, padding counted, of a micro-batch. Speed and memory only: it changes no row."
+    )
+    examples_per_shard: int = Field(
+        1024, ge=1, le=65_536, description="Rows of a work unit: what a kill can cost, and what one object holds."
+    )
+    layers: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)] = Field(
+        ("*",), description="Globs over names of linear layers; '*' is every one but the head, or the adapter's."
+    )
+    projection: ProjectionSpec = Field(ProjectionSpec(), description="The random projection.")
+    codec: CodecSpec = Field(CodecSpec(), description="The form of a stored row.")
+    deepspeed: DeepSpeedSpec = Field(DeepSpeedSpec(), description="Sharding of the weights.")
+
+
+class CurvatureSpec(Section):
+    """The (H + λI)⁻¹ between a candidate and the direction."""
+
+    kind: Literal["kfac", "none"] = Field("kfac", description="kfac: Kronecker factors of the projected space.")
+    damping: float = Field(
+        0.1, gt=0, description="λ in units of the mean eigenvalue of H over all layers; large means plain dot products."
+    )
+
+
+class ScoringSpec(Section):
+    """How rows and targets become one number a candidate. Changing it extracts nothing again."""
+
+    weighting: Literal["preference", "uniform"] = Field(
+        "preference", description="preference: each pair by π, the model's own preference (PRISM). uniform: by 1."
+    )
+    score: Literal["influence", "cosine"] = Field(
+        "influence", description="influence: g_zᵀ(H+λI)⁻¹g. cosine: the same over the norm of g_z (LESS)."
+    )
+    loss: Literal["sum", "mean"] = Field(
+        "sum", description="A candidate's loss: summed over its response tokens, or their mean."
+    )
+    curvature: CurvatureSpec = Field(CurvatureSpec(), description="Curvature of the training objective.")
+
+
+class BudgetSpec(Section):
+    """How much is kept, or dropped: exactly one of the three."""
+
+    count: int | None = Field(None, ge=1, description="Number of examples.")
+    fraction: float | None = Field(None, gt=0, le=1, description="Share of the examples, 0 to 1, rounded to nearest.")
+    tokens: int | None = Field(None, ge=1, description="Response tokens; the ranking is cut before it would pass this.")
+
+    @model_validator(mode="after")
+    def _one_of_three(self) -> BudgetSpec:
+        given = [name for name in ("count", "fraction", "tokens") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of count, fraction, tokens; found {', '.join(given) or 'none'}")
+        return self
+
+
+class SelectionSpec(Section):
+    """Which end of the ranking the budget takes, and whether those are kept or dropped."""
+
+    keep: Literal["highest", "lowest"] | None = Field(None, description="Keep this end (forward selection).")
+    drop: Literal["highest", "lowest"] | None = Field(None, description="Drop this end, keep the rest (rectification).")
+    budget: BudgetSpec = Field(description="How many are kept, or dropped.")
+    dedupe: Literal["exact", "none"] = Field(
+        "exact", description="exact: rows with the same training content count once, the first in plan order stands."
+    )
+
+    @model_validator(mode="after")
+    def _one_direction(self) -> SelectionSpec:
+        if (self.keep is None) == (self.drop is None):
+            raise ValueError("give exactly one of keep, drop")
+        return self
+
+
+class ClusterSpec(Section):
+    """Where a submitted run's pods go; a local run ignores it."""
+
+    image: str = Field(min_length=1, max_length=512, description="Worker image, best pinned by digest.")
+    groups: int = Field(1, ge=1, le=256, description="DeepSpeed worlds that share the store and nothing else.")
+    nodes_per_group: int = Field(1, ge=1, le=256, description="Pods of one world.")
+    gpus_per_node: int = Field(1, ge=0, le=16, description="GPUs, and ranks, a pod.")
+    queue_name: str | None = Field(None, description="Kueue local queue.")
+
+
+class RunSpec(Section):
+    """The whole request."""
+
+    model: ModelSpec = Field(description="The reference model.")
+    candidates: CandidatesSpec = Field(description="The pool.")
+    targets: TargetsSpec = Field(description="The behaviour.")
+    store: Uri = Field(description="Gradient store, shared by many runs.")
+    output: Uri = Field(description="Where selections are published, under <output>/<name>/<selection id>/.")
+    extraction: ExtractionSpec = Field(ExtractionSpec(), description="Rows from candidates.")
+    scoring: ScoringSpec = Field(ScoringSpec(), description="Scores from rows.")
+    selection: SelectionSpec = Field(description="The subset from scores.")
+    cluster: ClusterSpec | None = Field(None, description="Kubernetes only.")
+
+
+class SelectionRun(Section):
+    """The document."""
+
+    api_version: Literal["prism.dev/v1alpha1"] = Field(description="Version of this format.")
+    kind: Literal["SelectionRun"] = Field(description="Always SelectionRun.")
+    metadata: Metadata = Field(description="Name of the run.")
+    spec: RunSpec = Field(description="The request.")
+
+    def to_document(self) -> dict[str, Any]:
+        """Plain values, defaults written out: what replays this run whatever later defaults are."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def parse_spec(text: str, where: str) -> SelectionRun:
+    """Read a document from YAML or JSON text.
+
+    Args:
+        text: the document.
+        where: what to call it in errors, usually its path.
+
+    Raises:
+        SpecError: not YAML, or fields missing, unknown (with the nearest known name) or out of bounds; all at once.
+    """
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"not YAML: {error}", where=where, fix="correct the syntax at the place named") from error
+    if not isinstance(document, dict):
+        raise SpecError(
+            f"the document is a {type(document).__name__}, not a mapping",
+            where=where,
+            fix=f"begin it with 'apiVersion: {API_VERSION}' and 'kind: SelectionRun'",
+        )
+    try:
+        return SelectionRun.model_validate(document)
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors(include_url=False)]
+        raise SpecError(
+            "\n  ".join([f"{len(lines)} thing(s) wrong in the document:", *lines]),
+            where=where,
+            fix="correct the fields named; docs/selection.md lists every field with its unit",
+        ) from None
+
+
+def _explain(detail: Any) -> str:
+    path = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] != "extra_forbidden":
+        shown = "" if detail["type"] == "missing" else f" (found {json.dumps(detail['input'], default=str)[:80]})"
+        return f"{path}: {detail['msg'].removeprefix('Value error, ')}{shown}"
+    known = known_fields(tuple(detail["loc"][:-1]))
+    near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+    return f"{path}: unknown field; {hint}"
+
+
+def known_fields(path: tuple[Any, ...]) -> list[str]:
+    """Field names, as the document writes them, of the section at `path`; empty where there is no section."""
+    section: Any = SelectionRun
+    for part in path:
+        by_alias = {field.alias: field.annotation for field in section.model_fields.values()}
+        annotation = by_alias.get(part)
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        found = [option for option in options if isinstance(option, type) and issubclass(option, Section)]
+        if not found:
+            return []
+        section = found[0]
+    return [str(field.alias) for field in section.model_fields.values()]
+
+
+def digest(value: Any) -> str:
+    """32 hex digits (128 bits of SHA-256) of a plain value's canonical JSON: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -1,0 +1,1 @@
+"""Bytes and the names they lie under. Not: torch, scores, Kubernetes."""

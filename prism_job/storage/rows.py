@@ -1,0 +1,183 @@
+"""Data files <-> rows: jsonl, json, csv and parquet, plain or .gz or .zst, from a folder or a bucket. Not: what a row means."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prism_job.errors import DataError, RequestError
+from prism_job.storage.objects import Store, open_store, split_uri
+
+KINDS = (".jsonl", ".json", ".parquet", ".csv")
+COMPRESSIONS = (".gz", ".zst")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data file: the store it lies in, its key there, and its address in messages."""
+
+    store: Store
+    key: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A line that holds no row, and why."""
+
+    reason: str
+
+
+def list_sources(uris: Iterable[str]) -> tuple[list[Source], list[str]]:
+    """The data files at each uri (a file, a folder, a prefix), in key order, and the addresses passed over.
+
+    Raises:
+        RequestError: nothing there, or a file of a kind we do not read named by itself.
+    """
+    sources: list[Source] = []
+    ignored: list[str] = []
+    for uri in uris:
+        found, passed = _list_one(uri)
+        sources += found
+        ignored += passed
+    return sources, ignored
+
+
+def _list_one(uri: str) -> tuple[list[Source], list[str]]:
+    parent, name = split_uri(uri)
+    is_bucket = uri.startswith("s3://") and "/" not in uri.removeprefix("s3://").rstrip("/")
+    beside = None if is_bucket else open_store(parent)
+    if beside is not None and not uri.endswith("/") and not Path(uri).is_dir() and beside.exists(name):
+        if _kind(name) is None:
+            raise RequestError(
+                "not a kind of data file that PRISM reads",
+                where=uri,
+                fix=f"use {', '.join(KINDS)}, also with {' or '.join(COMPRESSIONS)}",
+            )
+        return [Source(beside, name, beside.uri(name))], []
+    folder = open_store(uri)
+    listed = [item.key for item in folder.list()]
+    if not listed:
+        raise RequestError(
+            "nothing there: no such file, and no folder or prefix with objects", where=uri, fix="check the address"
+        )
+    found = [Source(folder, key, folder.uri(key)) for key in listed if _kind(key) is not None]
+    if not found:
+        fix = f"PRISM reads {', '.join(KINDS)}, also with {' or '.join(COMPRESSIONS)}"
+        raise RequestError(f"{len(listed)} objects but none is a data file", where=uri, fix=fix)
+    return found, [folder.uri(key) for key in listed if _kind(key) is None]
+
+
+def _kind(key: str) -> tuple[str, str] | None:
+    name = key.lower()
+    compression = next((ending for ending in COMPRESSIONS if name.endswith(ending)), "")
+    kind = next((ending for ending in KINDS if name.removesuffix(compression).endswith(ending)), None)
+    return None if kind is None else (kind, compression)
+
+
+def read_rows(source: Source) -> Iterator[tuple[int, Row | Unreadable]]:
+    """Each row with its place: the line in jsonl and csv, the position from 1 in json and parquet.
+
+    Raises:
+        DataError: the object as a whole cannot be read (not the compression or kind its name says, cut short).
+    """
+    kind, compression = _kind(source.key) or ("", "")
+    with tempfile.TemporaryDirectory(prefix="prism-") as folder:
+        path = Path(folder) / "object"
+        source.store.download(source.key, path)
+        try:
+            with _decompressed(path, compression) as stream:
+                yield from _READERS[kind](stream)
+        except (OSError, EOFError, pa.ArrowException, csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            what = f"cannot be read as {kind}{compression}: {str(error).splitlines()[0][:200]}"
+            raise DataError(what, where=source.uri, fix="write the file again, or take it out of the uris") from error
+
+
+def _decompressed(path: Path, compression: str) -> IO[bytes]:
+    if compression == ".gz":
+        return io.BufferedReader(gzip.open(path))
+    if compression == ".zst":
+        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
+    return path.open("rb")
+
+
+def _jsonl(stream: IO[bytes]) -> Iterator[tuple[int, Row | Unreadable]]:
+    for line, content in enumerate(stream, start=1):
+        if content.strip():
+            yield line, _json_row(content)
+
+
+def _json_row(content: bytes) -> Row | Unreadable:
+    try:
+        row = json.loads(content)
+    except UnicodeDecodeError:
+        return Unreadable("not UTF-8")
+    except (json.JSONDecodeError, RecursionError) as error:
+        return Unreadable(f"not JSON: {error}")
+    return row if isinstance(row, dict) else Unreadable(f"a JSON {type(row).__name__}, not an object")
+
+
+def _json(stream: IO[bytes]) -> Iterator[tuple[int, Row | Unreadable]]:
+    # The field writes both a JSON array and JSON lines under this ending; the first character tells them apart.
+    start = stream.peek(64).lstrip()[:1] if isinstance(stream, io.BufferedReader) else b""
+    if start != b"[":
+        yield from _jsonl(stream)
+        return
+    for position, row in enumerate(json.load(stream), start=1):
+        yield position, row if isinstance(row, dict) else Unreadable(f"a JSON {type(row).__name__}, not an object")
+
+
+def _csv(stream: IO[bytes]) -> Iterator[tuple[int, Row | Unreadable]]:
+    csv.field_size_limit(2**27)
+    reader = csv.DictReader(io.TextIOWrapper(stream, "utf-8", newline=""), restkey="", strict=True)
+    for row in reader:
+        if "" in row:
+            yield reader.line_num, Unreadable("more fields than the header names")
+        else:
+            yield reader.line_num, dict(row)
+
+
+def _parquet(stream: IO[bytes]) -> Iterator[tuple[int, Row | Unreadable]]:
+    position = 0
+    seekable = stream if isinstance(stream, io.FileIO) or stream.seekable() else io.BytesIO(stream.read())
+    for batch in pq.ParquetFile(seekable).iter_batches(batch_size=1024):
+        for row in batch.to_pylist():
+            position += 1
+            yield position, row
+
+
+_READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+
+
+def pack_rows(rows: list[Row]) -> bytes:
+    """Rows as JSON lines under zstd: how a unit's rows are kept in the store."""
+    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(text.encode("utf-8", "surrogatepass"))
+    return sink.getvalue().to_pybytes()
+
+
+def unpack_rows(content: bytes, where: str) -> list[Row]:
+    """What `pack_rows` packed. Raises DataError naming `where` if it is damaged."""
+    try:
+        with pa.CompressedInputStream(pa.BufferReader(content), "zstd") as stream:
+            text = stream.read().decode("utf-8", "surrogatepass")
+        return [json.loads(line) for line in text.split("\n") if line]
+    except (OSError, pa.ArrowException, ValueError) as error:
+        fix = "delete that object and run again: the plan writes it anew"
+        raise DataError(f"damaged rows: {error}", where=where, fix=fix) from error

@@ -1,0 +1,128 @@
+"""The shard: one immutable safetensors object that holds the arrays of one work unit, and proves what it is.
+
+The header names format version, kind, extractor and unit; a checksum covers header, names, types, shapes and bytes. So a
+shard that is cut short, flipped, renamed or made by another extractor is refused by name. Not: torch, scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import xxhash
+from numpy.typing import NDArray
+
+from prism_job.errors import DataError
+from prism_job.storage.objects import Store
+
+FORMAT = "prism-shard/1"
+"""Any change of the meaning of a byte makes a new version; it is part of the extractor digest."""
+
+Kind = Literal["candidates", "targets", "factors"]
+_SUFFIX: dict[Kind, str] = {
+    "candidates": ".safetensors",
+    "targets": ".targets.safetensors",
+    "factors": ".factors.safetensors",
+}
+_REDO = "delete that object and run again: only its unit is extracted anew"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The arrays of one unit and the notes beside them (quarantined rows, say)."""
+
+    unit_id: str
+    arrays: dict[str, NDArray[Any]]
+    notes: dict[str, Any]
+
+
+def unit_id_of(example_ids: list[str]) -> str:
+    """A unit's name: 32 hex digits over its rows' content ids in order. Not of paths, dates or ETags."""
+    return hashlib.sha256("".join(example_ids).encode()).hexdigest()[:32]
+
+
+def shard_key(extractor: str, kind: Kind, unit_id: str) -> str:
+    return f"{extractor}/{unit_id}{_SUFFIX[kind]}"
+
+
+def units_present(store: Store, extractor: str) -> dict[Kind, set[str]]:
+    """Units whose shard exists, by kind, from one listing. A shard that exists is whole: its put was atomic."""
+    present: dict[Kind, set[str]] = {"candidates": set(), "targets": set(), "factors": set()}
+    for listed in store.list(f"{extractor}/"):
+        name = listed.key.rpartition("/")[2]
+        unit_id, _, suffix = name.partition(".")
+        for kind, known in _SUFFIX.items():
+            if f".{suffix}" == known:
+                present[kind].add(unit_id)
+    return present
+
+
+def write_shard(
+    store: Store,
+    extractor: str,
+    kind: Kind,
+    unit_id: str,
+    arrays: Mapping[str, NDArray[Any]],
+    notes: Mapping[str, Any],
+) -> int:
+    """Commit a unit with one atomic put. Returns the bytes written."""
+    header = {
+        "format": FORMAT,
+        "kind": kind,
+        "extractor": extractor,
+        "unit": unit_id,
+        "notes": json.dumps(notes, sort_keys=True),
+    }
+    plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    content = safetensors.numpy.save(plain, metadata={**header, "checksum": _checksum(header, plain)})
+    store.put(shard_key(extractor, kind, unit_id), content)
+    return len(content)
+
+
+def read_shard(store: Store, extractor: str, kind: Kind, unit_id: str) -> Shard:
+    """Read and check one unit.
+
+    Raises:
+        DataError: missing, cut short, changed, renamed, of another extractor or format; names the object.
+    """
+    key = shard_key(extractor, kind, unit_id)
+    where = store.uri(key)
+    content = store.get(key)
+    try:
+        length = int.from_bytes(content[:8], "little")
+        header = dict(json.loads(content[8 : 8 + length])["__metadata__"])
+        arrays: dict[str, NDArray[Any]] = safetensors.numpy.load(content)
+        claimed = header.pop("checksum")
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise DataError(f"damaged shard, cannot be parsed: {error}", where=where, fix=_REDO) from error
+    if header.get("format") != FORMAT:
+        fix = f"this version reads {FORMAT}; use another store, or delete the object"
+        raise DataError(f"shard of another format: {header.get('format')}", where=where, fix=fix)
+    if claimed != _checksum(header, arrays):
+        raise DataError("damaged shard: its checksum does not fit its content", where=where, fix=_REDO)
+    for field, wanted in (("extractor", extractor), ("unit", unit_id), ("kind", kind)):
+        if header.get(field) != wanted:
+            what = f"foreign shard: its header says {field} {header.get(field)}, its name {wanted}"
+            raise DataError(what, where=where, fix=_REDO)
+    return Shard(unit_id, arrays, json.loads(header["notes"]))
+
+
+def _checksum(header: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> str:
+    # xxh3 rather than SHA-256: it guards against damage, not malice, and runs at the speed of memory.
+    state = xxhash.xxh3_128()
+    state.update(json.dumps(dict(header), sort_keys=True).encode())
+    for name, array in _ordered(arrays):
+        state.update(f"{name} {array.dtype.str} {array.shape};".encode())
+        state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return state.hexdigest()
+
+
+def _ordered(arrays: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, NDArray[Any]]]:
+    for name in sorted(arrays):
+        yield name, arrays[name]

@@ -1,0 +1,124 @@
+"""The files of a model: what identifies them, and a copy on this machine. Not: torch, what is in them.
+
+A model is a hub id, a folder, an s3:// prefix or one .gguf file. Only safetensors, GGUF and text files are ever touched:
+no pickle is read and no code of the model's is run.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from prism_job.errors import RequestError, TryAgain
+from prism_job.spec import digest
+from prism_job.storage.objects import LocalFolder, Store, open_store, split_uri
+
+WANTED = ("*.safetensors", "*.gguf", "*.json", "*.jinja", "*.model", "*.txt")
+"""Files that can change a number. Everything else (pickles, code, read-me's) is neither read nor hashed."""
+
+
+def identify(uri: str, revision: str = "main") -> dict[str, str]:
+    """What the numbers depend on: name -> content hash for files, or the commit for a hub model.
+
+    Raises:
+        RequestError: nothing there, or no safetensors or GGUF weights.
+        TryAgain: the hub does not answer.
+    """
+    if _is_hub(uri):
+        return {"hub": uri, "commit": _hub_commit(uri, revision)}
+    store, keys = _files(uri)
+    if isinstance(store, LocalFolder):
+        return {key: _sha256(store.root / key) for key in keys}
+    tags = {listed.key: f"{listed.size_bytes}-{listed.tag}" for listed in store.list()}
+    return {key: tags[key] for key in keys}
+
+
+def bring(uri: str, revision: str = "main") -> Path:
+    """A local path of the model: its folder, or its .gguf file. Hub and s3:// models are copied to the cache once."""
+    if _is_hub(uri):
+        return Path(_hub_snapshot(uri, _hub_commit(uri, revision)))
+    store, keys = _files(uri)
+    if isinstance(store, LocalFolder):
+        return Path(uri)
+    target = cache_folder() / digest(identify(uri))
+    for key in keys:
+        if not (target / key).exists():
+            (target / key).parent.mkdir(parents=True, exist_ok=True)
+            beside = target / f"{key}.{os.getpid()}.part"
+            store.download(key, beside)
+            beside.rename(target / key)
+    return target / keys[0] if uri.endswith(".gguf") else target
+
+
+def cache_folder() -> Path:
+    """Where models from S3 are kept: $PRISM_CACHE, or ~/.cache/prism."""
+    return Path(os.environ.get("PRISM_CACHE") or Path.home() / ".cache" / "prism") / "models"
+
+
+def _is_hub(uri: str) -> bool:
+    return not uri.startswith("s3://") and not Path(uri).exists() and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", uri))
+
+
+def _files(uri: str) -> tuple[Store, list[str]]:
+    if uri.endswith(".gguf"):
+        parent, name = split_uri(uri)
+        store = open_store(parent)
+        if not store.exists(name):
+            raise RequestError("no such GGUF file", where=uri, fix="check model.uri")
+        return store, [name]
+    if not uri.startswith("s3://") and not Path(uri).is_dir():
+        fix = "give a hub id (org/name), a folder, an s3:// prefix or a .gguf file"
+        raise RequestError("no such model", where=uri, fix=fix)
+    store = open_store(uri)
+    keys = [
+        listed.key
+        for listed in store.list()
+        if "/" not in listed.key and any(fnmatch.fnmatch(listed.key, pattern) for pattern in WANTED)
+    ]
+    if not any(key.endswith(".safetensors") for key in keys):
+        fix = "save the model as safetensors (save_pretrained does); pickled weights (.bin, .pt) are not read"
+        raise RequestError("no .safetensors weights there", where=uri, fix=fix)
+    return store, keys
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hub_commit(repo: str, revision: str) -> str:
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE or re.fullmatch(r"[0-9a-f]{40}", revision):
+        return Path(_hub_snapshot(repo, revision)).name if constants.HF_HUB_OFFLINE else revision
+    with _HubErrors(repo):
+        return str(HfApi().model_info(repo, revision=revision).sha)
+
+
+def _hub_snapshot(repo: str, revision: str) -> str:
+    from huggingface_hub import snapshot_download
+
+    with _HubErrors(repo):
+        return str(snapshot_download(repo, revision=revision, allow_patterns=list(WANTED)))
+
+
+class _HubErrors:
+    """Translates the hub's errors, naming the model."""
+
+    def __init__(self, repo: str) -> None:
+        self.repo = repo
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        from huggingface_hub import errors
+
+        if isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)):
+            fix = "check the id and revision; for a gated or private model set HF_TOKEN; a local folder must exist"
+            raise RequestError("the hub has no such model, or hides it", where=self.repo, fix=fix) from error
+        if isinstance(error, Exception):
+            fix = "check the network, or download the model and name its folder in model.uri"
+            raise TryAgain(f"the hub does not answer: {error}", where=self.repo, fix=fix) from error
