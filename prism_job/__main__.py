@@ -1,4 +1,7 @@
-"""The stages and the verbs behind the CLI: `python -m prism_job <verb>`. Errors become exit codes here; the only sys.exit."""
+"""The stages and the verbs behind the CLI: `python -m prism_job <verb>`.
+
+Errors become exit codes here; the only sys.exit.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,31 @@ def _reduce(run: SelectionRun) -> dict[str, Any]:
     return reduce(run)
 
 
+def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    from prism_job.reduce.evaluate import evaluate
+
+    return evaluate(arguments.manifest, arguments.label, arguments.positive)
+
+
+def _export(arguments: argparse.Namespace) -> dict[str, Any]:
+    from prism_job.reduce.export import export
+
+    return export(arguments.manifest, arguments.destination)
+
+
+def _report(arguments: argparse.Namespace) -> dict[str, Any]:
+    from prism_job.reduce.manifest import load
+
+    _, beside = load(arguments.manifest)
+    return {"report": beside.uri("report.html")}
+
+
 STAGES: dict[str, Callable[[SelectionRun], dict[str, Any]]] = {"plan": _plan, "extract": _extract, "reduce": _reduce}
+VERBS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "evaluate": _evaluate,
+    "export": _export,
+    "report": _report,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,10 +76,15 @@ def main(arguments: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     for name in STAGES:
         verbs.add_parser(name).add_argument("--spec", required=True, help="path of selection.yaml")
+    for name in VERBS:
+        verbs.add_parser(name).add_argument("manifest", help="address of a manifest.json")
+    verbs.choices["evaluate"].add_argument("--label", default="label", help="column that says good or bad")
+    verbs.choices["evaluate"].add_argument("--positive", help="its value that means good")
+    verbs.choices["export"].add_argument("destination", help="path or s3:// address of the file to write")
     chosen = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        words = STAGES[chosen.verb](_read_spec(chosen.spec))
+        words = VERBS[chosen.verb](chosen) if chosen.verb in VERBS else STAGES[chosen.verb](_read_spec(chosen.spec))
     except PrismError as error:
         words = {"error": error.what, "where": error.where, "fix": error.fix, "exitCode": error.exit_code}
         last_words({"verb": chosen.verb, **words})

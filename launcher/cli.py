@@ -1,0 +1,213 @@
+"""The command `prism`: verbs, options, exit codes. No logic; every verb imports what it needs when it is called.
+
+Data on stdout, words on stderr. Exit codes: 0 done, 1 launcher error, 2 usage, 3 preflight, 100 run failed,
+130 and 143 stopped by Ctrl-C and SIGTERM (DESIGN, section 8).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+LAUNCHER_ERROR = 1
+PREFLIGHT = 3
+RUN_FAILED = 100
+
+# Plain help texts: rich would double the time that --help takes.
+app = typer.Typer(
+    name="prism",
+    help="Select fine-tuning data by preference-aware influence functions.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+
+
+class Output(enum.StrEnum):
+    """How data are written on stdout."""
+
+    table = "table"
+    json = "json"
+    yaml = "yaml"
+
+
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Form of what is printed on stdout.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Let the job's own stderr through.")]
+ManifestArgument = Annotated[str, typer.Argument(metavar="MANIFEST", help="Path or s3:// address of manifest.json.")]
+
+
+def main(arguments: Sequence[str] | None = None, *, job: Sequence[str] | None = None) -> None:
+    """Run the command and exit. `job`: another command than `python -m prism_job` to start the stages with."""
+    app(args=arguments, obj=job, prog_name="prism")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from prism_job import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _prism(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", exists=True, dir_okay=False, allow_dash=True, help="selection.yaml; - reads stdin."
+        ),
+    ],
+    output: OutputOption = Output.table,
+    verbose: VerboseOption = False,
+) -> None:
+    """Run the document on this machine: plan, extract, reduce. Prints where the manifest is."""
+    with _exit_codes(output):
+        from launcher import display, local
+
+        text, where = _read(file)
+        with display.open_display(plain=verbose) as shown:
+            facts = local.run_stages(text, where, shown, job=context.obj or local.JOB, verbose=verbose)
+    _print(facts, output, table=facts["manifest"])
+
+
+@app.command()
+def evaluate(
+    context: typer.Context,
+    manifest: ManifestArgument,
+    label: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Column of the candidates that says good or bad.")
+    ] = "label",
+    positive: Annotated[
+        str | None, typer.Option(metavar="VALUE", help="Its value that means good; else 1, true and yes do.")
+    ] = None,
+    output: OutputOption = Output.table,
+    verbose: VerboseOption = False,
+) -> None:
+    """Compare a selection's ranking with a label, beside the plain loss. Intervals are 95 %."""
+    chosen = ["--label", label] + (["--positive", positive] if positive is not None else [])
+    metrics = _ask("evaluate", [manifest, *chosen], context, output, verbose)
+    from launcher.display import metrics_table
+
+    _print(metrics, output, table=metrics_table(metrics))
+
+
+@app.command()
+def report(
+    context: typer.Context,
+    manifest: ManifestArgument,
+    open_it: Annotated[
+        bool, typer.Option("--open", help="Also open it in the browser, if it is on this disk.")
+    ] = False,
+    output: OutputOption = Output.table,
+    verbose: VerboseOption = False,
+) -> None:
+    """Print where a selection's report.html is."""
+    facts = _ask("report", [manifest], context, output, verbose)
+    _print(facts, output, table=facts["report"])
+    if open_it:
+        from launcher.display import open_in_browser
+
+        open_in_browser(facts["report"])
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    manifest: ManifestArgument,
+    destination: Annotated[
+        str,
+        typer.Argument(metavar="DEST", help="Path or s3:// address; its ending (.jsonl, .parquet, …) is the format."),
+    ],
+    output: OutputOption = Output.table,
+    verbose: VerboseOption = False,
+) -> None:
+    """Write the selected examples, with all their columns, to a file. Prints where it is."""
+    facts = _ask("export", [manifest, destination], context, output, verbose)
+    _print(facts, output, table=facts["written"])
+
+
+def _ask(verb: str, arguments: list[str], context: typer.Context, output: Output, verbose: bool) -> dict[str, Any]:
+    """Run a verb of the job that has no bars; its facts without the envelope."""
+    with _exit_codes(output):
+        from launcher import display, local
+
+        job = context.obj or local.JOB
+        local.refuse_missing_packages(job)
+        with local.Signals() as signals:
+            words = local.run_verb(verb, arguments, display.Silent(), signals, job=job, verbose=verbose)
+    return {key: value for key, value in words.items() if key not in ("event", "time", "verb")}
+
+
+def _read(file: Path) -> tuple[str, str]:
+    from prism_job.errors import SpecError
+
+    try:
+        if str(file) == "-":
+            return sys.stdin.read(), "stdin"
+        return file.read_text(encoding="utf-8"), str(file)
+    except UnicodeDecodeError as error:
+        raise SpecError(f"the document is not UTF-8 text: {error}", where=str(file), fix="save it as UTF-8") from error
+
+
+@contextlib.contextmanager
+def _exit_codes(output: Output) -> Iterator[None]:
+    """Errors become three readable lines and an exit code; this is the only place."""
+    from launcher.local import NotInstalledError, StageError, StopError
+    from prism_job.errors import SpecError
+
+    try:
+        yield
+    except SpecError as error:
+        _fail(PREFLIGHT, output, error.what, error.where, error.fix, stage="preflight")
+    except NotInstalledError as error:
+        _fail(LAUNCHER_ERROR, output, str(error), sys.executable, "pip install 'prism-selection[job]'")
+    except StageError as error:
+        for line in error.tail:
+            print(line, file=sys.stderr)
+        _fail(RUN_FAILED, output, error.what, error.where, error.fix, stage=error.stage, stage_exit=error.exit_code)
+    except StopError as error:
+        kept = "; finished units are kept; run the same command again to go on" if error.is_stage else ""
+        print(f"stopped{kept}", file=sys.stderr)
+        sys.exit(128 + error.number)
+
+
+def _fail(
+    code: int, output: Output, what: str, where: str, fix: str, stage: str | None = None, stage_exit: int | None = None
+) -> NoReturn:
+    print(f"error: {what}\n  where: {where}\n  to do: {fix}", file=sys.stderr)
+    if output is not Output.table:
+        failure = {"error": what, "where": where, "fix": fix, "stage": stage, "stageExitCode": stage_exit}
+        _print(failure, output, table="")
+    sys.exit(code)
+
+
+def _print(facts: dict[str, Any], output: Output, *, table: str) -> None:
+    if output is Output.json:
+        print(json.dumps(facts, ensure_ascii=False))
+    elif output is Output.yaml:
+        import yaml
+
+        print(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True), end="")
+    else:
+        print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""How well a published ranking agrees with a label that the candidates carry, beside the candidate-loss baseline.
+
+Shapes: N labelled candidates (usable, duplicates left out), R bootstrap resamples.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prism_job.errors import RequestError
+from prism_job.plan import Plan, read_unit_rows
+from prism_job.reduce import manifest
+from prism_job.spec import SelectionRun
+from prism_job.storage.objects import Store, open_store
+
+Float64 = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+NUM_RESAMPLES = 1000
+_YES = {"1", "1.0", "true", "yes"}
+_NO = {"0", "0.0", "false", "no"}
+
+
+def evaluate(manifest_uri: str, label: str, positive: str | None) -> dict[str, Any]:
+    """AUROC and precision at the budget, each with a 95 % bootstrap interval, for the score and for the loss.
+
+    The score is oriented by the selection: under `keep: highest` and `drop: lowest` a good candidate should score high.
+    Precision is the share of good ones among those kept, or of bad ones among those dropped. The baseline calls a
+    candidate bad by its own loss: `loss` is the token mean, `loss_sum` the sum.
+
+    Args:
+        label: column of the candidate rows.
+        positive: the value that means good; without it the column must hold 1/0, true/false or yes/no.
+
+    Raises:
+        RequestError: no such column, values that are not two-sided, or only one side present.
+        DataError: the selection is damaged.
+    """
+    document, beside = manifest.load(manifest_uri)
+    run = SelectionRun.model_validate(document["spec"])
+    scores = manifest.read_table(beside, document, "scores.parquet")
+    plan = Plan.model_validate_json(beside.get("plan.json"))
+    good_N = _labels(plan, open_store(run.spec.store), label, positive, manifest_uri)
+    ranked = scores["score"].is_valid().to_numpy() & ~scores["duplicate"].to_numpy()
+    good_N = good_N[ranked]
+    if good_N.all() or not good_N.any():
+        what = f"column '{label}' calls all {len(good_N)} candidates {'good' if good_N.all() else 'bad'}"
+        raise RequestError(
+            what, where=manifest_uri, fix="name a column with both kinds, or the good value (--positive)"
+        )
+
+    selection = run.spec.selection
+    sign = 1.0 if (selection.keep == "highest" or selection.drop == "lowest") else -1.0
+    nll_N = scores["nll"].to_numpy()[ranked]
+    tokens_N = scores["num_tokens"].to_numpy()[ranked]
+    rankings = {
+        "": sign * scores["score"].to_numpy()[ranked],
+        "loss_": -nll_N / tokens_N,
+        "loss_sum_": -nll_N,
+    }
+    num_taken = int(document["counts"]["taken_by_budget"])
+    weights_RN = _resamples(len(good_N))
+    facts: dict[str, Any] = {
+        "label": label,
+        "num_examples": len(good_N),
+        "num_positive": int(good_N.sum()),
+        "taken_by_budget": num_taken,
+        "selection_id": document["selection_id"],
+    }
+    for prefix, ranking_N in rankings.items():
+        facts |= _with_interval(f"{prefix}auroc", lambda weights, r=ranking_N: auroc(r, good_N, weights), weights_RN)
+        facts |= _with_interval(
+            f"{prefix}precision_at_budget",
+            lambda weights, r=ranking_N: _precision(r, good_N, num_taken, selection.keep is not None, weights),
+            weights_RN,
+        )
+    return facts
+
+
+def auroc(ranking_N: Float64, good_N: Bools, weights_N: Float64) -> float:
+    """Probability that a good candidate ranks above a bad one, ties counting half. `weights_N`: multiplicities."""
+    values, place_N = np.unique(ranking_N, return_inverse=True)
+    good_V = np.bincount(place_N, weights_N * good_N, len(values))
+    bad_V = np.bincount(place_N, weights_N * ~good_N, len(values))
+    below_V = np.cumsum(bad_V) - bad_V
+    pairs = good_V.sum() * bad_V.sum()
+    return float((good_V * (below_V + bad_V / 2)).sum() / pairs) if pairs else float("nan")
+
+
+def _precision(ranking_N: Float64, good_N: Bools, num_taken: int, keeps: bool, weights_N: Float64) -> float:
+    # The first rows whose multiplicities fill the budget; of the row at the edge, as much as fits.
+    order = np.argsort(-ranking_N if keeps else ranking_N, kind="stable")
+    before = np.cumsum(weights_N[order]) - weights_N[order]
+    taken = np.clip(num_taken - before, 0, weights_N[order])
+    right = good_N[order] if keeps else ~good_N[order]
+    return float((taken * right).sum() / taken.sum()) if num_taken else float("nan")
+
+
+def _resamples(size: int) -> NDArray[np.float64]:
+    generator = np.random.default_rng(0)
+    return np.array(
+        [np.bincount(generator.integers(size, size=size), minlength=size) for _ in range(NUM_RESAMPLES)], np.float64
+    )
+
+
+def _with_interval(name: str, measure: Any, weights_RN: Float64) -> dict[str, float]:
+    resampled = np.array([measure(weights) for weights in weights_RN])
+    low, high = np.nanquantile(resampled, [0.025, 0.975])
+    return {
+        name: measure(np.ones(weights_RN.shape[1])),
+        f"{name}_low": float(low),
+        f"{name}_high": float(high),
+    }
+
+
+def _labels(plan: Plan, store: Store, label: str, positive: str | None, where: str) -> Bools:
+    good: list[bool] = []
+    for unit in plan.candidates:
+        for line, row in zip(unit.line_numbers(), read_unit_rows(store, unit), strict=True):
+            if row.get(label) is None:
+                fix = f"name a column with --label; this row has {', '.join(row)}"
+                raise RequestError(
+                    f"no '{label}' in this row", where=f"{plan.sources[unit.source]} line {line}", fix=fix
+                )
+            value = str(row[label]).lower()
+            if positive is not None:
+                good.append(value == positive.lower())
+            elif value in _YES | _NO:
+                good.append(value in _YES)
+            else:
+                fix = "say which value means good with --positive"
+                raise RequestError(f"'{label}' holds {row[label]!r}, neither yes nor no", where=where, fix=fix)
+    return np.array(good)

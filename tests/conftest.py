@@ -1,0 +1,135 @@
+"""One rig for all tests of the job: a tiny model, small data, and the stages run as `python -m prism_job` would."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+from prism_job.__main__ import main
+from tests.models import save_tiny_model
+
+Row = dict[str, Any]
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def candidate(number: int) -> Row:
+    answer = "yes " * (1 + number % 5) + f"number {number}"
+    return {"messages": [turn("user", f"Say {number}"), turn("assistant", answer)], "label": number % 2}
+
+
+def pair(number: int) -> Row:
+    return {
+        "prompt": [turn("user", f"Capital of {number}?")],
+        "chosen": [turn("assistant", f"Paris {number}")],
+        "rejected": [turn("assistant", f"Rome {number} or not")],
+    }
+
+
+def write_jsonl(path: Path, rows: list[Row]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+class Job:
+    """A run in a folder of its own. Change `document`, write data, call stages; each gives (exit code, last words)."""
+
+    def __init__(self, folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.capsys = folder, capsys
+        self.events: list[Row] = []
+        write_jsonl(folder / "pool" / "a.jsonl", [candidate(number) for number in range(10)])
+        write_jsonl(folder / "targets.jsonl", [pair(number) for number in range(3)])
+        self.document: dict[str, Any] = {
+            "apiVersion": "prism.dev/v1alpha1",
+            "kind": "SelectionRun",
+            "metadata": {"name": "test"},
+            "spec": {
+                "model": {"uri": str(model), "dtype": "float32"},
+                "candidates": {"uris": [str(folder / "pool")]},
+                "targets": {"uris": [str(folder / "targets.jsonl")]},
+                "store": str(folder / "store"),
+                "output": str(folder / "output"),
+                "extraction": {
+                    "maxLength": 128,
+                    "examplesPerShard": 4,
+                    "projection": {"dim": 8},
+                    "codec": {"kind": "sign", "dims": 512},
+                },
+                "selection": {"keep": "highest", "budget": {"count": 4}},
+            },
+        }
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return self.document["spec"]
+
+    def copy(self, **changes: Any) -> Job:
+        """The same run with other top-level fields of the spec."""
+        other = copy.copy(self)
+        other.document = copy.deepcopy(self.document)
+        other.document["spec"] |= changes
+        return other
+
+    def spec_path(self) -> Path:
+        path = self.folder / "selection.yaml"
+        path.write_text(yaml.safe_dump(self.document))
+        return path
+
+    def call(self, *arguments: str) -> tuple[int, Row]:
+        self.capsys.readouterr()
+        code = main(list(arguments))
+        self.events = [json.loads(line) for line in self.capsys.readouterr().out.splitlines()]
+        return code, self.events[-1]
+
+    def stage(self, name: str) -> tuple[int, Row]:
+        return self.call(name, "--spec", str(self.spec_path()))
+
+    def run(self) -> Path:
+        """All three stages; the manifest's path."""
+        for name in ("plan", "extract", "reduce"):
+            code, words = self.stage(name)
+            assert code == 0, words
+        return Path(words["manifest"])
+
+    def plan(self) -> Row:
+        code, words = self.stage("plan")
+        assert code == 0, words
+        return words
+
+    def fails(self, stage: str, code: int, *mentions: str) -> None:
+        """The stages up to `stage` pass, it ends with this exit code, and its message says all of `mentions`."""
+        for name in ("plan", "extract", "reduce"):
+            found, words = self.stage(name)
+            if name == stage:
+                break
+            assert found == 0, words
+        assert found == code, words
+        assert words["exitCode"] == code
+        assert words["where"], words
+        assert words["fix"], words
+        text = f"{words['error']} {words['where']} {words['fix']}"
+        for mention in mentions:
+            assert mention in text, text
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> Job:
+    return Job(tmp_path, tiny_model, capsys)

@@ -1,0 +1,250 @@
+"""Every kind of bad input ends with its exit code and a message that says what, where and what to do."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from prism_job.errors import SpecError
+from prism_job.spec import parse_spec
+from tests.conftest import Job, candidate, pair, turn, write_jsonl
+from tests.models import save_tiny_model
+
+WRONG_REQUEST, DAMAGED_DATA, TRY_AGAIN = 64, 65, 75
+
+
+def test_missing_candidates_are_named(job: Job) -> None:
+    job.spec["candidates"]["uris"] = [str(job.folder / "nowhere.jsonl")]
+    job.fails("plan", WRONG_REQUEST, "nowhere.jsonl", "nothing there")
+
+
+def test_a_missing_model_is_named(job: Job) -> None:
+    job.spec["model"]["uri"] = str(job.folder / "no-model")
+    job.fails("plan", WRONG_REQUEST, "no-model", "no such model")
+
+
+def test_pickled_weights_are_not_read(job: Job) -> None:
+    folder = job.folder / "pickled"
+    folder.mkdir()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    (folder / "config.json").write_text("{}")
+    job.spec["model"]["uri"] = str(folder)
+    job.fails("plan", WRONG_REQUEST, "no .safetensors weights", "pickled weights")
+
+
+def test_a_file_that_is_not_what_its_name_says_is_refused(job: Job) -> None:
+    for name, content in {
+        "broken.parquet": b"PAR1 nothing of the kind",
+        "broken.jsonl.gz": b"not gzip at all",
+        "short.jsonl.gz": gzip.compress(b'{"text": "one"}\n' * 1000)[:-20],
+        "broken.jsonl.zst": b"not zstd at all",
+        "broken.json": b'[{"text": "one"}, ',
+    }.items():
+        path = job.folder / "broken" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        job.spec["candidates"]["uris"] = [str(path)]
+        job.fails("plan", DAMAGED_DATA, name, "cannot be read")
+
+
+def test_a_line_that_is_not_json_is_named(job: Job) -> None:
+    with (job.folder / "pool" / "a.jsonl").open("a") as file:
+        file.write("{broken\n")
+    job.fails("plan", DAMAGED_DATA, "a.jsonl line 11", "not JSON", "maxBadFraction")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "What?"}, "no completion"),
+        ({"prompt": "What?", "completion": "  "}, "completion is empty"),
+        ({"messages": [turn("user", "Hi")]}, "no turn of role 'assistant'"),
+        ({"question": "What?"}, "columns found: question"),
+        ({"text": 5}, "text is a int"),
+        ([1, 2], "not an object"),
+    ],
+)
+def test_a_row_without_a_response_is_quarantined_with_line_and_reason(job: Job, row: object, reason: str) -> None:
+    with (job.folder / "pool" / "a.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    job.fails("plan", DAMAGED_DATA, "a.jsonl line 11", reason)
+    job.spec["candidates"]["maxBadFraction"] = 0.1
+    manifest = job.run()
+    quarantine = [json.loads(line) for line in (manifest.parent / "quarantine.jsonl").read_text().splitlines()]
+    assert [(entry["line"], reason in entry["reason"]) for entry in quarantine] == [(11, True)]
+    assert json.loads(manifest.read_text())["counts"]["quarantined"] == 1
+
+
+def test_a_prompt_longer_than_max_length_has_no_supervised_token(job: Job) -> None:
+    long = {"messages": [turn("user", "why " * 200), turn("assistant", "because")]}
+    write_jsonl(job.folder / "pool" / "b.jsonl", [long])
+    job.fails("extract", DAMAGED_DATA, "b.jsonl line 1", "no response token within maxLength 128")
+    job.spec["candidates"]["maxBadFraction"] = 0.1
+    manifest = job.run()
+    assert "maxLength" in (manifest.parent / "quarantine.jsonl").read_text()
+    assert json.loads(manifest.read_text())["counts"]["selected"] == 4
+
+
+def test_an_empty_pool_is_refused(job: Job) -> None:
+    write_jsonl(job.folder / "pool" / "a.jsonl", [])
+    job.fails("plan", WRONG_REQUEST, "pool is empty")
+
+
+def test_a_folder_without_data_files_is_refused(job: Job) -> None:
+    (job.folder / "notes").mkdir()
+    (job.folder / "notes" / "README.md").write_text("hello")
+    job.spec["candidates"]["uris"] = [str(job.folder / "notes")]
+    job.fails("plan", WRONG_REQUEST, "none is a data file")
+
+
+def test_files_passed_over_are_said(job: Job) -> None:
+    (job.folder / "pool" / "README.md").write_text("hello")
+    manifest = job.run()
+    assert json.loads((manifest.parent / "plan.json").read_text())["ignored"] == [str(job.folder / "pool/README.md")]
+
+
+def test_empty_targets_are_refused(job: Job) -> None:
+    write_jsonl(job.folder / "targets.jsonl", [])
+    job.fails("plan", WRONG_REQUEST, "no targets")
+
+
+def test_a_target_without_rejected_is_refused_under_preference_weighting_alone(job: Job) -> None:
+    rows = [pair(0), {key: value for key, value in pair(1).items() if key != "rejected"}]
+    write_jsonl(job.folder / "targets.jsonl", rows)
+    job.fails("plan", DAMAGED_DATA, "targets.jsonl line 2", "no 'rejected'", "uniform")
+    job.spec["scoring"] = {"weighting": "uniform"}
+    assert job.run().exists()
+
+
+def test_chosen_equal_to_rejected_is_refused(job: Job) -> None:
+    write_jsonl(job.folder / "targets.jsonl", [pair(0) | {"rejected": pair(0)["chosen"]}])
+    job.fails("plan", DAMAGED_DATA, "targets.jsonl line 1", "chosen equals rejected")
+
+
+def test_a_target_prompt_longer_than_max_length_is_refused(job: Job) -> None:
+    write_jsonl(job.folder / "targets.jsonl", [pair(0), pair(1) | {"prompt": [turn("user", "why " * 200)]}])
+    job.fails("extract", DAMAGED_DATA, "targets.jsonl line 2", "chosen response", "maxLength")
+
+
+def test_an_unknown_field_is_answered_with_the_nearest_known_one(job: Job) -> None:
+    job.spec["extraction"]["tokenPerBatch"] = 5
+    job.fails("plan", WRONG_REQUEST, "spec.extraction.tokenPerBatch", "did you mean 'tokensPerBatch'?")
+
+
+def test_a_budget_over_all_is_refused(job: Job) -> None:
+    job.spec["selection"]["budget"] = {"fraction": 1.5}
+    job.fails("plan", WRONG_REQUEST, "spec.selection.budget.fraction", "less than or equal to 1")
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "apiVersion: other/v1\nkind: SelectionRun", ""])
+def test_what_is_no_document_is_refused_at_the_door(text: str) -> None:
+    with pytest.raises(SpecError, match=r"selection\.yaml"):
+        parse_spec(text, "selection.yaml")
+
+
+def test_nan_in_weights_is_named(job: Job) -> None:
+    folder = save_tiny_model(job.folder / "nan")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    job.spec["model"]["uri"] = str(folder)
+    job.fails("extract", DAMAGED_DATA, "model.layers.1.mlp.up_proj.weight", "NaN")
+
+
+def test_messages_need_a_chat_template(job: Job) -> None:
+    job.spec["model"]["uri"] = str(save_tiny_model(job.folder / "plain", chat_template=False))
+    job.fails("extract", WRONG_REQUEST, "chat template", "chat_template.jinja")
+
+
+def test_plain_text_needs_no_chat_template(job: Job) -> None:
+    job.spec["model"]["uri"] = str(save_tiny_model(job.folder / "plain", chat_template=False))
+    write_jsonl(job.folder / "pool" / "a.jsonl", [{"text": f"Once {number}"} for number in range(5)])
+    write_jsonl(job.folder / "targets.jsonl", [{"prompt": "Is it? ", "chosen": "yes", "rejected": "no"}])
+    assert job.run().exists()
+
+
+def test_too_few_dims_to_fold_are_refused(job: Job) -> None:
+    job.spec["extraction"]["codec"] = {"kind": "sign", "dims": 65536}
+    job.fails("extract", WRONG_REQUEST, "codec.dims", "896")
+
+
+def test_an_output_that_holds_this_selection_is_left_as_it_is(job: Job) -> None:
+    manifest = job.run()
+    before = {path.name: path.stat().st_mtime_ns for path in manifest.parent.iterdir()}
+    code, words = job.stage("reduce")
+    assert (code, words["unchanged"]) == (0, True)
+    assert {path.name: path.stat().st_mtime_ns for path in manifest.parent.iterdir()} == before
+
+
+def test_an_output_that_holds_a_damaged_copy_of_this_selection_is_refused(job: Job) -> None:
+    manifest = job.run()
+    (manifest.parent / "selected.parquet").write_bytes(b"something else")
+    job.fails("reduce", DAMAGED_DATA, "selected.parquet", "never overwritten")
+
+
+def test_reducing_without_a_plan_is_refused(job: Job) -> None:
+    code, words = job.stage("reduce")
+    assert (code, words["exitCode"]) == (WRONG_REQUEST, WRONG_REQUEST)
+    assert "plan stage" in words["fix"]
+
+
+def test_no_space_left_is_weather(job: Job) -> None:
+    # /dev/full takes the place of a file on a full disk: every write to it fails with ENOSPC.
+    job.plan()
+    from prism_job.errors import TryAgain
+    from prism_job.storage.objects import _local_errors
+
+    with pytest.raises(TryAgain, match="no space left") as caught, _local_errors("/dev/full"):
+        Path("/dev/full").write_bytes(b"row")
+    assert caught.value.exit_code == TRY_AGAIN
+
+
+def test_a_full_disk_ends_the_stage_with_try_again(job: Job) -> None:
+    # A file-size limit is the disk that fills here; the put beside must leave nothing under the shard's name.
+    job.plan()
+    script = (
+        "import errno, shutil, sys\n"
+        "def full(*_): raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "shutil.copyfileobj = full\n"
+        "from prism_job.__main__ main_\n".replace("__main__ main_", "__main__ import main")
+        + "sys.exit(main(['extract', '--spec', sys.argv[1]]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(job.spec_path())], capture_output=True, text=True)
+    words = json.loads(done.stdout.splitlines()[-1])
+    assert (done.returncode, words["exitCode"]) == (TRY_AGAIN, TRY_AGAIN)
+    assert "no space left" in words["error"]
+    assert not list((job.folder / "store").rglob("*.safetensors"))
+    assert not list((job.folder / "store").rglob(".put-*"))
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_extraction_keeps_its_finished_units(job: Job, sent: signal.Signals, code: int) -> None:
+    write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(number) for number in range(400)])
+    job.plan()
+    command = [sys.executable, "-m", "prism_job", "extract", "--spec", str(job.spec_path())]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    assert process.stdout is not None
+    for line in process.stdout:
+        if '"shard"' in line:
+            break
+    process.send_signal(sent)
+    started = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    assert time.monotonic() - started < 20
+    kept = list((job.folder / "store").rglob("*.safetensors"))
+    assert kept
+    assert not list((job.folder / "store").rglob(".put-*"))
+    times = {path: path.stat().st_mtime_ns for path in kept}
+    assert job.run().exists()
+    assert {path: path.stat().st_mtime_ns for path in kept} == times

@@ -1,0 +1,156 @@
+"""The same run over S3 (moto's server, real HTTP) as over folders, and what S3 answers to bad requests."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import boto3.session
+import pytest
+from moto.server import ThreadedMotoServer
+
+from prism_job.storage import objects
+from prism_job.storage.objects import open_store
+from tests.conftest import Job, candidate, write_jsonl
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    # moto keeps its buckets in the process, and the job its client: both begin anew with each test.
+    urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/reset", data=b"").close()
+    objects._client.cache_clear()
+    client = boto3.session.Session().client("s3")
+    client.create_bucket(Bucket="corpora")
+    client.create_bucket(Bucket="prism")
+    yield client
+    server.stop()
+    objects._client.cache_clear()
+
+
+def on_s3(job: Job, client: Any) -> Job:
+    for path in [*(job.folder / "pool").iterdir(), job.folder / "targets.jsonl"]:
+        client.upload_file(str(path), "corpora", path.relative_to(job.folder).as_posix())
+    return job.copy(
+        candidates={"uris": ["s3://corpora/pool/"]},
+        targets={"uris": ["s3://corpora/targets.jsonl"]},
+        store="s3://prism/gradients",
+        output="s3://prism/selections",
+    )
+
+
+def selected_ids(content: bytes) -> list[tuple[str, float]]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(io.BytesIO(content))
+    return list(zip(table["example_id"].to_pylist(), table["score"].to_pylist(), strict=True))
+
+
+def test_a_run_over_s3_selects_what_a_run_over_folders_selects(job: Job, s3: Any) -> None:
+    local = job.run()
+    remote = on_s3(job, s3)
+    for stage in ("plan", "extract", "reduce"):
+        code, words = remote.stage(stage)
+        assert code == 0, words
+    assert words["manifest"].startswith("s3://prism/selections/test/")
+    store = open_store("s3://prism")
+    key = words["manifest"].removeprefix("s3://prism/").replace("manifest.json", "selected.parquet")
+    content = store.get(key)
+    assert selected_ids(content) == selected_ids((local.parent / "selected.parquet").read_bytes())
+    stated = json.loads(store.get(words["manifest"].removeprefix("s3://prism/")))["files"]["selected.parquet"]
+    assert hashlib.sha256(content).hexdigest() == stated["sha256"]
+    assert remote.stage("plan")[1]["missing"] == 0
+    code, exported = remote.call("export", words["manifest"], "s3://prism/exports/subset.jsonl")
+    assert (code, exported["rows"]) == (0, 4)
+    assert len(store.get("exports/subset.jsonl").splitlines()) == 4
+    assert remote.call("evaluate", words["manifest"])[0] == 0
+
+
+def test_a_model_on_s3_gives_the_shards_of_the_same_model_in_a_folder(
+    job: Job, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRISM_CACHE", str(job.folder / "cache"))
+    from pathlib import Path
+
+    for path in Path(job.spec["model"]["uri"]).iterdir():
+        s3.upload_file(str(path), "corpora", f"model/{path.name}")
+    local = job.run()
+    job.spec["model"]["uri"] = "s3://corpora/model"
+    remote = job.run()
+    assert selected_ids((remote.parent / "selected.parquet").read_bytes()) == selected_ids(
+        (local.parent / "selected.parquet").read_bytes()
+    )
+
+
+def test_a_missing_bucket_is_named(job: Job, s3: Any) -> None:
+    job.spec["candidates"]["uris"] = ["s3://no-such-bucket/pool/"]
+    job.fails("plan", 64, "no-such-bucket", "no such bucket")
+
+
+def test_an_empty_prefix_is_named(job: Job, s3: Any) -> None:
+    job.spec["candidates"]["uris"] = ["s3://corpora/nothing-here/"]
+    job.fails("plan", 64, "s3://corpora/nothing-here/", "nothing there")
+
+
+def test_missing_credentials_are_said(job: Job, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects._client.cache_clear()
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    on_s3_ = job.copy(candidates={"uris": ["s3://corpora/pool/"]})
+    on_s3_.fails("plan", 64, "credentials", "AWS_ACCESS_KEY_ID")
+
+
+def test_a_server_that_does_not_answer_is_weather(job: Job, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Port 9 of this machine: nobody listens, every try is refused at once; only the pauses between tries are cut.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    objects._client.cache_clear()
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
+    job.spec["candidates"]["uris"] = ["s3://corpora/pool/"]
+    job.fails("plan", 75, "s3://corpora", "AWS_ENDPOINT_URL")
+
+
+def test_a_truncated_object_on_s3_is_refused_by_name(job: Job, s3: Any) -> None:
+    remote = on_s3(job, s3)
+    for stage in ("plan", "extract"):
+        assert remote.stage(stage)[0] == 0
+    shard = next(
+        listed
+        for listed in open_store("s3://prism/gradients").list()
+        if listed.key.endswith(".safetensors") and listed.key.count(".") == 1
+    )
+    store = open_store("s3://prism/gradients")
+    store.put(shard.key, store.get(shard.key)[:-100])
+    code, words = remote.stage("reduce")
+    assert code == 65
+    assert shard.key in words["where"]
+
+
+def test_folders_and_prefixes_keep_the_same_promises(job: Job, s3: Any) -> None:
+    for uri in (str(job.folder / "objects"), "s3://prism/objects"):
+        store = open_store(uri)
+        assert not store.exists("a/b")
+        store.put("a/b", b"one")
+        store.put("a/b", b"two")
+        store.put("c", b"")
+        path = write_jsonl(job.folder / "x.jsonl", [candidate(1)])
+        store.put_file("a/d", path)
+        assert store.get("a/b") == b"two"
+        assert store.get("a/d") == path.read_bytes()
+        assert [listed.key for listed in store.list()] == ["a/b", "a/d", "c"]
+        assert [listed.key for listed in store.list("a/")] == ["a/b", "a/d"]
+        assert [listed.size_bytes for listed in store.list("a/b")] == [3]
+        store.download("a/b", job.folder / "down")
+        assert (job.folder / "down").read_bytes() == b"two"

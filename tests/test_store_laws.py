@@ -1,0 +1,362 @@
+"""What a second run, new data, moved data and other settings cost; and which shards are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from prism_job import projection
+from prism_job.plan import FACTOR_UNIT_SHARE, factor_units, make_plan, read_plan
+from prism_job.reduce import preference
+from prism_job.spec import digest, parse_spec
+from prism_job.storage import codec, shards
+from prism_job.storage.objects import open_store
+from tests.conftest import Job, candidate, pair, write_jsonl
+from tests.models import save_tiny_adapter, save_tiny_model
+
+
+def selected_sha(manifest: Path) -> str:
+    return hashlib.sha256((manifest.parent / "selected.parquet").read_bytes()).hexdigest()
+
+
+def scores_of(manifest: Path) -> dict[str, float]:
+    table = pq.read_table(manifest.parent / "scores.parquet")
+    return dict(zip(table["example_id"].to_pylist(), table["score"].to_pylist(), strict=True))
+
+
+def test_a_second_identical_run_extracts_nothing_and_selects_the_same_bytes(job: Job) -> None:
+    first = job.run()
+    assert job.plan()["missing"] == 0
+    second = job.copy(output=str(job.folder / "elsewhere"))
+    manifest = second.run()
+    assert manifest != first
+    assert selected_sha(manifest) == selected_sha(first)
+
+
+def test_a_run_from_a_clean_store_selects_the_same_bytes(job: Job) -> None:
+    first = selected_sha(job.run())
+    other = job.copy(store=str(job.folder / "store2"), output=str(job.folder / "output2"))
+    assert selected_sha(other.run()) == first
+
+
+def test_appended_rows_cost_their_own_units_only(job: Job) -> None:
+    # 8 rows are two whole units of 4, so what is appended begins a unit of its own.
+    write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(number) for number in range(8)])
+    job.run()
+    write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(number) for number in range(11)])
+    write_jsonl(job.folder / "pool" / "b.jsonl", [candidate(number) for number in range(20, 24)])
+    words = job.plan()
+    assert words["examples"] == 15
+    assert words["missing"] == 2
+    appended = job.run()
+    clean = job.copy(store=str(job.folder / "store2"), output=str(job.folder / "output2")).run()
+    assert selected_sha(appended) == selected_sha(clean)
+
+
+def test_moved_and_renamed_files_cost_nothing(job: Job) -> None:
+    before = scores_of(job.run())
+    (job.folder / "pool2").mkdir()
+    shutil.move(job.folder / "pool" / "a.jsonl", job.folder / "pool2" / "renamed.jsonl")
+    job.spec["candidates"]["uris"] = [str(job.folder / "pool2")]
+    assert job.plan()["missing"] == 0
+    assert scores_of(job.run()) == before
+
+
+def test_the_same_rows_in_another_format_cost_nothing(job: Job) -> None:
+    import pyarrow as pa
+
+    job.run()
+    rows = [candidate(number) for number in range(10)]
+    shutil.rmtree(job.folder / "pool")
+    (job.folder / "pool").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), job.folder / "pool" / "a.parquet")
+    assert job.plan()["missing"] == 0
+
+
+def test_a_new_target_costs_its_own_unit(job: Job) -> None:
+    job.run()
+    write_jsonl(job.folder / "targets.jsonl", [pair(number) for number in range(50, 53)])
+    assert job.plan()["missing"] == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"projection": {"dim": 8, "seed": 1}},
+        {"projection": {"dim": 16}},
+        {"layers": ["*.mlp.*"]},
+        {"maxLength": 64},
+        {"codec": {"kind": "float16"}},
+        {"codec": {"kind": "sign", "dims": 256}},
+    ],
+)
+def test_another_extractor_reads_no_old_shard(job: Job, change: dict[str, Any]) -> None:
+    job.run()
+    job.spec["extraction"] |= change
+    words = job.plan()
+    assert words["missing"] == words["units"]
+
+
+def test_another_dtype_template_adapter_or_attention_reads_no_old_shard(job: Job) -> None:
+    job.run()
+    other = save_tiny_model(job.folder / "other")
+    assert job.copy(model=job.spec["model"] | {"uri": str(other)}).plan()["missing"] == 0, "the same files elsewhere"
+    template = (other / "chat_template.jinja").read_text()
+    (other / "chat_template.jinja").write_text(template.replace("<|im_end|>", "<|im_end|> "))
+    adapter = save_tiny_adapter(job.folder / "adapter")
+    for change in ({"uri": str(other)}, {"dtype": "bfloat16"}, {"attention": "eager"}, {"adapter": str(adapter)}):
+        words = job.copy(model=job.spec["model"] | change).plan()
+        assert words["missing"] == words["units"], change
+
+
+def test_batch_size_budget_and_scoring_reuse_every_shard(job: Job) -> None:
+    job.run()
+    job.spec["extraction"]["tokensPerBatch"] = 100
+    job.spec["scoring"] = {"weighting": "uniform", "curvature": {"kind": "none"}}
+    job.spec["selection"] = {"drop": "lowest", "budget": {"fraction": 0.3}}
+    assert job.plan()["missing"] == 0
+
+
+def test_factors_asked_for_later_cost_only_the_units_that_carry_them(job: Job) -> None:
+    job.spec["scoring"] = {"curvature": {"kind": "none"}}
+    job.run()
+    del job.spec["scoring"]
+    assert job.plan()["missing"] == len(factor_units(read_plan(parse(job)).candidates))
+    assert job.run().exists()
+
+
+def test_factor_units_depend_on_ids_alone_and_are_never_none() -> None:
+    def unit(text: str) -> Any:
+        from prism_job.plan import Unit
+
+        return Unit(id=digest(text), rows="", num_rows=1, source=0, lines=[(1, 1)])
+
+    units = [unit(str(number)) for number in range(400)]
+    chosen = factor_units(units)
+    assert chosen == factor_units(units[::-1])
+    assert 400 / FACTOR_UNIT_SHARE / 2 < len(chosen) < 400 / FACTOR_UNIT_SHARE * 2
+    assert all(factor_units([one]) == [one.id] for one in units[:20])
+
+
+def test_the_cut_into_units_changes_no_score(job: Job) -> None:
+    job.spec["scoring"] = {"curvature": {"kind": "none"}}
+    fine = scores_of(job.run())
+    job.spec["extraction"]["examplesPerShard"] = 1000
+    whole = scores_of(job.run())
+    assert fine.keys() == whole.keys()
+    # Another cut makes other micro-batches; a sign whose value lies within rounding of zero may flip, which moves a
+    # score by one dim of 512.
+    largest = max(map(abs, fine.values()))
+    for key, value in fine.items():
+        assert whole[key] == pytest.approx(value, abs=largest / 512)
+
+
+def test_scores_equal_a_dense_solve_over_unfolded_rows(job: Job) -> None:
+    """The whole job against an oracle on what it stored: π, direction, factors, dense float64 solve, inner products."""
+    job.spec["extraction"]["codec"] = {"kind": "float16"}
+    scores = scores_of(job.run())
+    run = parse(job)
+    plan, store = read_plan(run), open_store(run.spec.store)
+    pairs = [shards.read_shard(store, plan.extractor, "targets", unit.id) for unit in plan.targets]
+    direction = 0.0
+    count = 0
+    for shard in pairs:
+        mean = {side: shard.arrays[f"{side}_nll"] / shard.arrays[f"{side}_tokens"] for side in ("chosen", "rejected")}
+        weight = preference.preference(mean["chosen"], mean["rejected"])
+        direction = direction + weight @ shard.arrays["rows"].astype(np.float64)
+        count += len(weight)
+    assert isinstance(direction, np.ndarray)
+    layers, dim = len(pairs[0].notes["layers"]), 8
+    sketches = (direction / count).reshape(layers, dim, dim)
+    factors = [shards.read_shard(store, plan.extractor, "factors", unit_id) for unit_id in plan.factors]
+    tokens = sum(shard.notes["num_tokens"] for shard in factors)
+    upper = np.triu_indices(dim)
+
+    def matrix(side: str, layer: int) -> Any:
+        full = np.zeros((dim, dim))
+        full[upper] = sum(shard.arrays[side][layer].astype(np.float64) for shard in factors) / tokens
+        return full + np.triu(full, 1).T
+
+    curvatures = [np.kron(matrix("outputs", layer), matrix("inputs", layer)) for layer in range(layers)]
+    lam = 0.1 * np.mean([np.trace(curvature) / dim**2 for curvature in curvatures])
+    solved = np.concatenate(
+        [
+            np.linalg.solve(curvature + lam * np.eye(dim**2), sketch.reshape(-1))
+            for curvature, sketch in zip(curvatures, sketches, strict=True)
+        ]
+    )
+    compared = 0
+    for unit in plan.candidates:
+        shard = shards.read_shard(store, plan.extractor, "candidates", unit.id)
+        rows = codec.decode_float16(shard.arrays).astype(np.float64)
+        for row_id, row in zip(shard.arrays["ids"], rows, strict=True):
+            wanted = float(row @ solved)
+            # float64 on both sides; decode_float16 hands out float32, hence 1e-6.
+            assert scores[row_id.tobytes().hex()] == pytest.approx(wanted, rel=1e-5, abs=1e-6 * np.abs(solved).max())
+            compared += 1
+    assert compared == len(scores) == 10
+
+
+def test_sign_rows_are_the_folded_float16_rows(job: Job) -> None:
+    job.spec["scoring"] = {"curvature": {"kind": "none"}}
+    job.run()
+    sign_run = parse(job)
+    job.spec["extraction"]["codec"] = {"kind": "float16"}
+    job.run()
+    plain_run = parse(job)
+    store = open_store(sign_run.spec.store)
+    sign_plan, plain_plan = make_plan(sign_run), make_plan(plain_run)
+    layers = shards.read_shard(store, sign_plan.extractor, "targets", sign_plan.targets[0].id).notes["layers"]
+    for unit in sign_plan.candidates:
+        signs = shards.read_shard(store, sign_plan.extractor, "candidates", unit.id).arrays
+        plain = codec.decode_float16(shards.read_shard(store, plain_plan.extractor, "candidates", unit.id).arrays)
+        for place, row in enumerate(plain):
+            folded = projection.fold(row.astype(np.float64).reshape(len(layers), -1), layers, 0, 512)
+            bits = np.unpackbits(signs["signs"][place], bitorder="little").astype(bool)
+            # Half precision moves each of about two numbers in a bucket by 5e-4 of the row's largest.
+            clear = np.abs(folded) > 4 * 5e-4 * np.abs(row).max()
+            assert clear.mean() > 0.5
+            assert (bits == (folded >= 0))[clear].all()
+
+
+def shard_files(job: Job) -> list[Path]:
+    plan = read_plan(parse(job))
+    return [job.folder / "store" / plan.extractor / f"{unit.id}.safetensors" for unit in plan.candidates]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "header", "renamed", "foreign", "missing", "empty"])
+def test_a_damaged_shard_is_refused_by_name(job: Job, damage: str) -> None:
+    job.plan()
+    assert job.stage("extract")[0] == 0
+    victim, other = shard_files(job)[:2]
+    content = bytearray(victim.read_bytes())
+    if damage == "truncated":
+        victim.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        content[-7] ^= 1
+        victim.write_bytes(content)
+    elif damage == "header":
+        victim.write_bytes(bytes(content).replace(b'"unit":"', b'"unit":"0', 1)[: len(content)])
+    elif damage == "renamed":
+        victim.write_bytes(other.read_bytes())
+    elif damage == "foreign":
+        foreign = job.copy(extraction=job.spec["extraction"] | {"projection": {"dim": 8, "seed": 5}})
+        foreign.document["metadata"]["name"] = "foreign"
+        foreign.run()
+        shutil.copy(shard_files(foreign)[0], victim)
+    elif damage == "missing":
+        victim.unlink()
+    else:
+        victim.write_bytes(b"")
+    code, words = job.stage("reduce")
+    assert code == 65, words
+    assert victim.name in words["where"]
+    assert "again" in words["fix"] or "deleted" in words["fix"]
+    victim.unlink(missing_ok=True)
+    assert job.run().exists(), "what the message advises works"
+
+
+def test_every_flipped_bit_is_noticed(job: Job) -> None:
+    job.run()
+    victim = shard_files(job)[0]
+    content = victim.read_bytes()
+    generator = np.random.default_rng(0)
+    for place in generator.integers(len(content), size=60).tolist():
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(generator.integers(8))
+        victim.write_bytes(damaged)
+        # Byte by byte the refusal must come from reading, whatever the byte was: length, header, payload.
+        code, words = job.copy(output=str(job.folder / f"out{place}")).stage("plan")
+        assert code == 0
+        code, words = job.copy(output=str(job.folder / f"out{place}")).stage("reduce")
+        assert code == 65, (place, words)
+        assert victim.name in words["where"]
+
+
+def test_exact_duplicates_count_once(job: Job) -> None:
+    rows = [candidate(number) for number in range(6)]
+    write_jsonl(job.folder / "pool" / "a.jsonl", rows + [row | {"label": 7} for row in rows])
+    job.spec["selection"] = {"drop": "lowest", "budget": {"count": 2}}
+    manifest = job.run()
+    counts = json.loads(manifest.read_text())["counts"]
+    assert (counts["candidates"], counts["duplicates"], counts["selected"]) == (12, 6, 4)
+    lines = pq.read_table(manifest.parent / "selected.parquet")["line"].to_pylist()
+    assert max(lines) <= 6, "of equal rows the first stands"
+
+
+def test_the_manifest_vouches_for_every_file_beside_it(job: Job) -> None:
+    manifest = job.run()
+    files = json.loads(manifest.read_text())["files"]
+    beside = {path.name for path in manifest.parent.iterdir()} - {"manifest.json"}
+    assert set(files) == beside
+    for name, stated in files.items():
+        assert hashlib.sha256((manifest.parent / name).read_bytes()).hexdigest() == stated["sha256"]
+
+
+def test_the_published_spec_replays_the_run(job: Job) -> None:
+    manifest = job.run()
+    replay = job.copy()
+    replay.document = parse_spec((manifest.parent / "spec.yaml").read_text(), "spec.yaml").to_document()
+    code, _ = replay.stage("plan")
+    assert code == 0
+    assert replay.stage("reduce")[1] == {**replay.events[-1], "manifest": str(manifest), "unchanged": True}
+
+
+def test_load_dataset_reads_the_selection(job: Job) -> None:
+    import datasets
+
+    manifest = job.run()
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(manifest.parent / "selected.parquet"), cache_dir=str(job.folder / "cache")
+    )["train"]
+    assert len(loaded) == 4
+    assert loaded[0]["score"] >= loaded[3]["score"]
+
+
+def test_an_export_holds_the_selected_rows_whole(job: Job) -> None:
+    manifest = job.run()
+    lines = sorted(pq.read_table(manifest.parent / "selected.parquet")["line"].to_pylist())
+    wanted = [candidate(line - 1) for line in lines]
+    code, words = job.call("export", str(manifest), str(job.folder / "subset.jsonl"))
+    assert (code, words["rows"]) == (0, 4)
+    assert [json.loads(line) for line in (job.folder / "subset.jsonl").read_text().splitlines()] == wanted
+    assert job.call("export", str(manifest), str(job.folder / "subset.parquet"))[0] == 0
+    assert pq.read_table(job.folder / "subset.parquet").to_pylist() == wanted
+    assert job.call("export", str(manifest), str(job.folder / "subset.jsonl"))[0] == 64, "nothing is overwritten"
+
+
+def test_evaluation_agrees_with_a_count_over_all_pairs(job: Job) -> None:
+    manifest = job.run()
+    code, words = job.call("evaluate", str(manifest))
+    assert code == 0, words
+    table = pq.read_table(manifest.parent / "scores.parquet").to_pylist()
+    good = [row for row in table if (row["line"] - 1) % 2]
+    bad = [row for row in table if not (row["line"] - 1) % 2]
+
+    def share(key: str, sign: float = 1.0) -> float:
+        wins = [(sign * g[key] > sign * b[key]) + 0.5 * (g[key] == b[key]) for g in good for b in bad]
+        return sum(wins) / len(wins)
+
+    assert words["auroc"] == pytest.approx(share("score"))
+    assert words["loss_sum_auroc"] == pytest.approx(share("nll", -1.0))
+    assert words["auroc_low"] <= words["auroc"] <= words["auroc_high"]
+    kept = [(row["line"] - 1) % 2 for row in table if row["selected"]]
+    assert words["precision_at_budget"] == pytest.approx(sum(kept) / len(kept))
+
+
+def test_evaluation_names_what_it_misses(job: Job) -> None:
+    manifest = job.run()
+    code, words = job.call("evaluate", str(manifest), "--label", "colour")
+    assert code == 64
+    assert "a.jsonl line 1" in words["where"]
+
+
+def parse(job: Job) -> Any:
+    return parse_spec(job.spec_path().read_text(), "selection.yaml")
