@@ -177,7 +177,7 @@ class _Oracle:
             for dim in (16, 32, 64)
         }
         self.less = {
-            name: _less_table(place, module.weight.numel()) for place, (name, module) in enumerate(modules.items())
+            name: _less_signs(place, module.weight.numel()) for place, (name, module) in enumerate(modules.items())
         }
         self.tables = {dims: [projection.fold_table(0, name, 64, dims) for name in modules] for dims in SIGN_DIMS}
         self.forms = {
@@ -227,17 +227,18 @@ class _Oracle:
         return folded.astype(np.float32)
 
     def less_sketch(self, gradient) -> np.ndarray:
+        # Dim j holds the sum of every 8,192nd weight from j on, each with its own random sign: unbiased, as LESS's
+        # dense Rademacher projection is, and cheap enough to apply to all weights of every example.
         folded = torch.zeros(LESS_DIMS)
         for name, weight_gradient in gradient.items():
-            bucket, sign = self.less[name]
-            folded.index_add_(0, bucket, weight_gradient.flatten() * sign)
+            signed = weight_gradient.flatten() * self.less[name]
+            folded += torch.nn.functional.pad(signed, (0, -len(signed) % LESS_DIMS)).view(-1, LESS_DIMS).sum(0)
         return folded.numpy()
 
 
-def _less_table(place: int, numel: int):
+def _less_signs(place: int, numel: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(place)
-    bucket = torch.randint(LESS_DIMS, (numel,), generator=generator, dtype=torch.int32)
-    return bucket, torch.randint(2, (numel,), generator=generator, dtype=torch.int8) * 2 - 1
+    return torch.randint(2, (numel,), generator=generator, dtype=torch.int8) * 2 - 1
 
 
 def _as_float16(row: np.ndarray) -> np.ndarray:

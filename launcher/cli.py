@@ -11,7 +11,6 @@ import enum
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -69,10 +68,7 @@ def _prism(
 def run(
     context: typer.Context,
     file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE", exists=True, dir_okay=False, allow_dash=True, help="selection.yaml; - reads stdin."
-        ),
+        typer.FileText, typer.Argument(metavar="FILE", encoding="utf-8", help="selection.yaml; - reads stdin.")
     ],
     output: OutputOption = Output.table,
     verbose: VerboseOption = False,
@@ -81,9 +77,9 @@ def run(
     with _exit_codes(output):
         from launcher import display, local
 
-        text, where = _read(file)
+        text = _read(file)
         with display.open_display(plain=verbose) as shown:
-            facts = local.run_stages(text, where, shown, job=context.obj or local.JOB, verbose=verbose)
+            facts = local.run_stages(text, file.name, shown, job=context.obj or local.JOB, verbose=verbose)
     _print(facts, output, table=facts["manifest"])
 
 
@@ -155,15 +151,13 @@ def _ask(verb: str, arguments: list[str], context: typer.Context, output: Output
     return {key: value for key, value in words.items() if key not in ("event", "time", "verb")}
 
 
-def _read(file: Path) -> tuple[str, str]:
+def _read(file: typer.FileText) -> str:
     from prism_job.errors import SpecError
 
     try:
-        if str(file) == "-":
-            return sys.stdin.read(), "stdin"
-        return file.read_text(encoding="utf-8"), str(file)
+        return file.read()
     except UnicodeDecodeError as error:
-        raise SpecError(f"the document is not UTF-8 text: {error}", where=str(file), fix="save it as UTF-8") from error
+        raise SpecError(f"the document is not UTF-8 text: {error}", where=file.name, fix="save it as UTF-8") from error
 
 
 @contextlib.contextmanager

@@ -136,7 +136,7 @@ class _Worker:
         if factors is not None:
             self._write("factors", unit, _factor_arrays(factors), {"num_tokens": factors.num_tokens})
         if wants_rows:
-            arrays = {"ids": _id_bytes(ids), **columns.arrays(), **self._encode_rows(rows_ND)}
+            arrays = {"ids": shards.id_bytes(ids), **columns.arrays(), **self._encode_rows(rows_ND)}
             self._write("candidates", unit, arrays, {"quarantined": quarantined})
         self.num_written += 1
 
@@ -147,7 +147,7 @@ class _Worker:
         contents = [self._target(row, place, unit) for place, row in enumerate(read_unit_rows(self.store, unit))]
         ids = [examples.example_id(content) for content in contents]
         rows_ND = np.zeros((unit.num_rows, self.unfolded.width), np.float32)
-        arrays: dict[str, NDArray[Any]] = {"ids": _id_bytes(ids)}
+        arrays: dict[str, NDArray[Any]] = {"ids": shards.id_bytes(ids)}
         with self.unfolded:
             for side, sign in (("chosen", 1.0), ("rejected", -1.0)):
                 places_with = [place for place, content in enumerate(contents) if side in content]
@@ -275,10 +275,6 @@ def _factor_arrays(factors: FactorSums) -> dict[str, NDArray[Any]]:
         "inputs": factors.inputs_LPP.float().cpu().numpy()[:, *upper],
         "outputs": factors.outputs_LPP.float().cpu().numpy()[:, *upper],
     }
-
-
-def _id_bytes(ids: list[str]) -> NDArray[np.uint8]:
-    return np.frombuffer(bytes.fromhex("".join(ids)), np.uint8).reshape(len(ids), 16)
 
 
 def _given(encoded: data.Encoded | None) -> data.Encoded:

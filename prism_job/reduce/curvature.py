@@ -13,6 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from prism_job.plan import Plan
+from prism_job.storage import shards
+from prism_job.storage.objects import Store
+
 Float64 = NDArray[np.float64]
 
 
@@ -59,3 +63,19 @@ def solve(direction_LPP: Float64, factors: Factors, damping: float) -> Float64:
         rotated = basis_b.T @ sketch @ basis_a
         solved[layer] = basis_b @ (rotated / (eigenvalues + lam)) @ basis_a.T
     return solved
+
+
+def merge_factors(plan: Plan, store: Store, dim: int) -> Factors:
+    """Sum the factor shards that the plan names, in its order."""
+    merged: Factors | None = None
+    for unit_id in plan.factors:
+        shard = shards.read_shard(store, plan.extractor, "factors", unit_id)
+        inputs = unpack(shard.arrays["inputs"], dim)
+        outputs = unpack(shard.arrays["outputs"], dim)
+        part = Factors(inputs, outputs, int(shard.notes["num_tokens"]))
+        if merged is None:
+            merged = part
+        else:
+            merged.merge(part)
+    assert merged is not None
+    return merged

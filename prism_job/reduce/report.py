@@ -135,7 +135,7 @@ def _scores(report: Report) -> str:
     if not len(scores_N):
         return '<p class="none">No usable candidate, so no scores.</p>'
     low, high = _view(scores_N, cut)
-    edges = np.linspace(low, high, int(np.clip(2 * len(scores_N) ** 0.5, 9, 48)) // 2 * 2 + 2)
+    edges = np.linspace(low, high, int(np.clip(2 * len(scores_N) ** 0.5, 10, 48)) // 2 * 2)
     below_N, above_N = scores_N < low, scores_N > high
     first, last = (6.0 if below_N.any() else 0.0), (94.0 if above_N.any() else 100.0)
 
@@ -166,7 +166,7 @@ def _scores(report: Report) -> str:
     ticks = [(place(tick), label) for tick, label in _ticks(low, high)]
     low_all, middle, high_all = (_num(value) for value in np.quantile(scores_N, [0, 0.5, 1]))
     said = [f"Lowest {low_all}, median {middle}, highest {high_all}."]
-    said += [f"All {len(scores_N):,} scores are equal."] if low_all == high_all and len(scores_N) > 1 else []
+    said += [f"All {len(scores_N):,} scores are equal."] if len(scores_N) > 1 and np.ptp(scores_N) == 0 else []
     said += ["The budget took no row, so there is no cut."] if cut is None else []
     said += ["Scores far out are gathered in the bars at the edge."] if notes else []
     if report.counts["duplicates"]:
@@ -216,7 +216,9 @@ def _contributions(share_Q: Float64) -> str:
         for place in top.tolist()
     )
     half = int(np.argmax(np.cumsum(share_Q[order]) >= 0.5)) + 1
-    said = [f"An even share would be {_share(1, len(share_Q))}; {half:,} of {len(share_Q):,} pairs reach half."]
+    said = [
+        f"An even share would be {_share(1, len(share_Q))}; half is held by the largest {half:,} of {len(share_Q):,} pairs."
+    ]
     if len(share_Q) > len(top):
         said.append(f"The other {len(share_Q) - len(top):,} add {_share(1 - float(share_Q[top].sum()), 1)}.")
     if (share_Q < 0).any():
@@ -262,7 +264,7 @@ def _card(rank: int, example: ShownExample) -> str:
     badge = '<span class="badge on">selected</span>' if example.selected else '<span class="badge">dropped</span>'
     return (
         f'<article><div class="head"><span class="rank">{rank}</span><b>{_num(example.score)}</b>{badge}</div>'
-        f"<pre>{_safe(example.text[:MAX_TEXT]) or '<i>empty</i>'}</pre>{more}"
+        f"<pre>\n{_safe(example.text[:MAX_TEXT]) or '<i>empty</i>'}</pre>{more}"
         f'<p class="place"><bdi>{_safe(example.source)}</bdi>:{example.line}</p></article>'
     )
 
@@ -320,10 +322,10 @@ def _chart(
     tallest = max(sum(count for _, count in bar.parts) for bar in bars)
     grid = [tick for tick in _ticks(0, tallest, 3) if tick[0] == int(tick[0])]
     drawn = []
-    for value, label in grid:
+    for value, _ in grid:
         y = floor - PLOT_PX * value / tallest
         drawn.append(f'<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>')
-        drawn.append(f'<text x="-8" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
+        drawn.append(f'<text x="-8" y="{y + 4:.1f}" text-anchor="end">{_compact(round(value))}</text>')
     for bar in bars:
         foot, rects = float(floor), ""
         for colour, count in bar.parts:
@@ -447,7 +449,7 @@ section{padding:22px 24px}
 background:linear-gradient(90deg,var(--sel),var(--pi));clip-path:polygon(50% 0,100% 100%,0 100%)}
 .lead{font-size:18px;color:var(--soft);margin-bottom:18px}.lead b{color:var(--ink)}
 dl,dd{margin:0}dt,.sub,.note,.none,.legend,.place,th{color:var(--soft);font-size:13px}
-.facts{display:flex;flex-wrap:wrap;gap:6px 28px;margin-bottom:22px}.facts div{display:flex;gap:8px;align-items:baseline}
+.facts{display:flex;flex-wrap:wrap;gap:6px 28px;margin-bottom:22px}.facts div{display:flex;gap:8px;align-items:baseline;font-size:14px}
 .tiles{display:grid;grid-template-columns:repeat(6,minmax(0,1fr));gap:12px}.tile{padding:14px 16px}
 .tile dd:not(.sub){font-size:25px;font-weight:650;letter-spacing:-.02em;line-height:1.3;font-variant-numeric:tabular-nums}
 .tile.key{border-color:var(--sel);box-shadow:inset 0 3px 0 var(--sel)}.tile.key dd:not(.sub){color:var(--sel)}

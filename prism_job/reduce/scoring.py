@@ -5,12 +5,18 @@ Shapes: N rows, D dims, W = D / 8 bytes of signs, S = D / 256 blocks.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prism_job.plan import Plan, Quarantined
+from prism_job.progress import Meter
+from prism_job.spec import RunSpec
+from prism_job.storage import shards
 from prism_job.storage.codec import BLOCK
+from prism_job.storage.objects import Store
 
 Float64 = NDArray[np.float64]
 _CHUNK = 64
@@ -63,3 +69,53 @@ def finish(raw_N: Float64, tokens_N: NDArray[np.int32], norm_N: NDArray[np.float
     else:
         divisor = tokens_N.astype(np.float64) if loss == "mean" else np.ones(len(raw_N))
     return np.divide(raw_N, divisor, out=np.zeros_like(raw_N), where=divisor > 0)
+
+
+@dataclass
+class Scored:
+    """What is kept of the candidates."""
+
+    scores_N: Float64
+    ids_N: NDArray[np.void]
+    tokens_N: NDArray[np.int32]
+    nll_N: Float64
+    norm_N: NDArray[np.float32]
+    usable_N: NDArray[np.bool_]
+    quarantined: list[Quarantined]
+
+
+def score_candidates(spec: RunSpec, plan: Plan, store: Store, direction_D: Float64) -> Scored:
+    """Equation 4 for every row of the plan, shard by shard."""
+    score_rows = scorer(spec.extraction.codec.kind, direction_D)
+    total = plan.num_examples
+    scored = Scored(
+        np.zeros(total),
+        np.zeros(total, "V16"),
+        np.zeros(total, np.int32),
+        np.zeros(total),
+        np.zeros(total, np.float32),
+        np.zeros(total, np.bool_),
+        [],
+    )
+    meter = Meter("reduce", total)
+    start = 0
+    for unit in plan.candidates:
+        shard = shards.read_shard(store, plan.extractor, "candidates", unit.id)
+        arrays = shard.arrays
+        part = slice(start, start + unit.num_rows)
+        scored.scores_N[part] = finish(
+            score_rows(arrays), arrays["tokens"], arrays["norm"], spec.scoring.score, spec.scoring.loss
+        )
+        scored.ids_N[part] = arrays["ids"].view("V16").reshape(-1)
+        scored.tokens_N[part] = arrays["tokens"]
+        scored.nll_N[part] = arrays["nll"]
+        scored.norm_N[part] = arrays["norm"]
+        scored.usable_N[part] = arrays["tokens"] > 0
+        lines = list(unit.line_numbers())
+        scored.quarantined += [
+            Quarantined(source=plan.sources[unit.source], line=lines[int(place)], reason=reason)
+            for place, reason in shard.notes["quarantined"].items()
+        ]
+        start += unit.num_rows
+        meter.add(unit.num_rows)
+    return scored

@@ -94,8 +94,3 @@ def _sortable(ids: NDArray[np.void]) -> NDArray[np.bytes_]:
     hexed = np.empty((len(raw), 32), np.uint8)
     hexed[:, 0::2], hexed[:, 1::2] = digits[raw >> 4], digits[raw & 15]
     return hexed.reshape(-1).view("S32")
-
-
-def hex_ids(ids: NDArray[np.void]) -> list[str]:
-    """The ids as they are written in files."""
-    return [text.decode() for text in _sortable(ids).tolist()]

@@ -141,7 +141,9 @@ def _local_errors(where: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError("no such file", where=where, fix="check the path, and whether it was deleted while the run went on") from error
+        raise DataError(
+            "no such file", where=where, fix="check the path, and whether it was deleted while the run went on"
+        ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             fix = "free some space or choose another folder, then run again: finished units are kept"

@@ -47,6 +47,17 @@ def unit_id_of(example_ids: list[str]) -> str:
     return hashlib.sha256("".join(example_ids).encode()).hexdigest()[:32]
 
 
+def id_bytes(example_ids: list[str]) -> NDArray[np.uint8]:
+    """Ids as shards hold them: uint8 [N, 16]."""
+    return np.frombuffer(bytes.fromhex("".join(example_ids)), np.uint8).reshape(len(example_ids), 16)
+
+
+def hex_ids(ids_N16: NDArray[Any]) -> list[str]:
+    """Ids as files and messages show them: 32 hex digits each."""
+    text = np.ascontiguousarray(ids_N16).tobytes().hex()
+    return [text[start : start + 32] for start in range(0, len(text), 32)]
+
+
 def shard_key(extractor: str, kind: Kind, unit_id: str) -> str:
     return f"{extractor}/{unit_id}{_SUFFIX[kind]}"
 
@@ -114,6 +125,8 @@ def read_shard(store: Store, extractor: str, kind: Kind, unit_id: str) -> Shard:
         if header.get(field) != wanted:
             what = f"foreign shard: its header says {field} {header.get(field)}, its name {wanted}"
             raise DataError(what, where=where, fix=_REDO)
+    if "ids" in arrays and unit_id_of(hex_ids(arrays["ids"])) != unit_id:
+        raise DataError("foreign shard: its row ids do not make its name", where=where, fix=_REDO)
     return Shard(unit_id, arrays, json.loads(header["notes"]))
 
 

@@ -1,0 +1,554 @@
+"""Laws of extraction: a row is that example's own gradient, projected, whatever stands beside it in the batch.
+
+The oracle is slow and obvious: one example at a time, no padding, the whole logits, autograd's own weight gradients, and
+projection and fold as explicit dense matrices. Every row is compared, relative to its own norm.
+
+Shapes: B examples, D stored dims, L layers, M = P² numbers of one layer's sketch, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from prism_job import projection
+from prism_job.errors import DataError, RequestError
+from prism_job.extract.data import Batch, Encoded, collate, micro_batches
+from prism_job.extract.gradients import FactorSums, GradientCapture, Rows, refuse_non_finite
+from prism_job.extract.model import captured_layers
+from tests.models import KINDS, VOCAB, build_model, weights_into
+
+torch.set_num_threads(2)
+
+CPU = torch.device("cpu")
+DIM = 6
+SEED = 3
+FOLD_DIMS = 256
+FLOAT64, FLOAT32 = torch.float64, torch.float32
+
+TOLERANCE = {FLOAT64: 1e-9, FLOAT32: 1e-5}
+"""Of a row, relative to its norm. float64: rounding is 1e-16 an operation, about 1e-14 seen; float32: 6e-8 an operation, sums
+of hundreds of them through two layers, 1e-6 seen. A wrong token, layer or sign is an error of order one."""
+
+EAGER_FLOAT64 = 1e-6
+"""transformers' eager attention takes its softmax in float32 whatever the type, and padding changes how it sums: 6e-8 an
+operation even in a float64 model."""
+
+
+def made_up_examples(count: int = 32) -> list[Encoded]:
+    """Lengths 2 to 21 in no order; loss on the end, on all but the first, on scattered tokens, on one token."""
+    random = np.random.default_rng(11)
+    made = []
+    for number in range(count):
+        length = int(random.integers(2, 22))
+        ids = random.integers(3, VOCAB, length).tolist()
+        scattered = random.random(length) < 0.4
+        supervised = {
+            0: [place >= length // 2 for place in range(length)],
+            1: [True] * length,
+            2: scattered.tolist(),
+            3: [place == length - 1 for place in range(length)],
+        }[number % 4]
+        supervised[0] = False
+        supervised[-1] |= not any(supervised)
+        made.append(Encoded(ids, supervised))
+    return made
+
+
+EXAMPLES = made_up_examples()
+
+
+@cache
+def model_of(kind: str, dtype: torch.dtype, attention: str = "sdpa") -> Any:
+    return build_model(kind, dtype, seed=1, attention=attention)
+
+
+def capture_of(model: Any, fold_dims: int | None) -> GradientCapture:
+    return GradientCapture(model, captured_layers(model, ("*",)), DIM, SEED, fold_dims)
+
+
+def extract(
+    capture: GradientCapture,
+    batches: list[list[int]],
+    *,
+    mean: bool = False,
+    padding_side: str = "right",
+    factors: FactorSums | None = None,
+) -> Rows:
+    """The rows of EXAMPLES, in their order, from these micro-batches."""
+    found: dict[int, tuple[Tensor, ...]] = {}
+    with capture:
+        for places in batches:
+            batch = collate([EXAMPLES[place] for place in places], CPU, padding_side)
+            result = capture.rows(batch, mean=mean, factors=factors)
+            columns = (result.rows_BD, result.nll_B, result.tokens_B, result.norm_B)
+            for row, place in enumerate(places):
+                found[place] = tuple(column[row] for column in columns)
+    assert sorted(found) == list(range(len(found)))
+    return Rows(*(torch.stack(column) for column in zip(*(found[place] for place in sorted(found)), strict=True)))
+
+
+def in_batches_of(size: int, count: int = len(EXAMPLES)) -> list[list[int]]:
+    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+
+
+def deviation_B(found_BD: Tensor, wanted_BD: Tensor) -> Tensor:
+    """‖found − wanted‖ / ‖wanted‖ of every row."""
+    assert found_BD.shape == wanted_BD.shape
+    return (found_BD.double() - wanted_BD.double()).norm(dim=1) / wanted_BD.double().norm(dim=1)
+
+
+def assert_same_rows(found: Rows, wanted: Rows, tolerance: float) -> None:
+    assert bool((deviation_B(found.rows_BD, wanted.rows_BD) < tolerance).all())
+    assert torch.equal(found.tokens_B, wanted.tokens_B)
+    np.testing.assert_allclose(found.nll_B.double(), wanted.nll_B.double(), rtol=tolerance)
+    np.testing.assert_allclose(found.norm_B.double(), wanted.norm_B.double(), rtol=tolerance)
+
+
+# The oracle
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Linear layers but the head; of an adapted model, the adapter's. Said in another way than the code says it."""
+    named = {name: module for name, module in model.named_modules() if type(module) in (nn.Linear, Conv1D)}
+    adapter = {name: module for name, module in named.items() if "lora_" in name}
+    return adapter or {name: module for name, module in named.items() if name != "lm_head"}
+
+
+def plain_loss(model: Any, example: Encoded, *, mean: bool) -> tuple[Tensor, Tensor, int]:
+    """(loss, summed NLL, supervised tokens) of one example, from the logits of all its positions."""
+    ids_T = torch.tensor(example.ids)
+    logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0]
+    log_probability_TV = torch.log_softmax(logits_TV, dim=-1)
+    places = [place for place, carries_loss in enumerate(example.supervised) if carries_loss]
+    nll = -torch.stack([log_probability_TV[place - 1, ids_T[place]] for place in places]).sum()
+    return (nll / len(places) if mean else nll), nll, len(places)
+
+
+def weight_gradients(model: Any, example: Encoded, *, mean: bool) -> tuple[dict[str, Tensor], float, int]:
+    """Gradient of each layer's weight, [outputs, inputs]; summed NLL; supervised tokens."""
+    layers = linear_layers(model)
+    weights = [module.weight.requires_grad_() for module in layers.values()]
+    try:
+        loss, nll, tokens = plain_loss(model, example, mean=mean)
+        gradients = torch.autograd.grad(loss, weights)
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
+    upright = [
+        gradient.T if isinstance(module, Conv1D) else gradient
+        for gradient, module in zip(gradients, layers.values(), strict=True)
+    ]
+    return dict(zip(layers, upright, strict=True)), float(nll), tokens
+
+
+@cache
+def kronecker(name: str, inputs: int, outputs: int) -> Tensor:
+    """[outputs·inputs, P·P] with vec(P_bᵀ G P_a) = vec(G) @ it, in row-major order."""
+    side_a = projection.rademacher(SEED, name, "a", inputs, DIM).astype(np.float64)
+    side_b = projection.rademacher(SEED, name, "b", outputs, DIM).astype(np.float64)
+    return torch.from_numpy(np.kron(side_b, side_a))
+
+
+@cache
+def sketch_matrix(name: str) -> Tensor:
+    """The fold of one layer as a dense [M, D] matrix with one ±1 in each row."""
+    table = projection.fold_table(SEED, name, DIM, FOLD_DIMS)
+    dense = np.zeros((DIM * DIM, FOLD_DIMS))
+    for number, (bucket, sign) in enumerate(zip(table.bucket_M, table.sign_M, strict=True)):
+        dense[number, bucket] = sign
+    return torch.from_numpy(dense)
+
+
+@cache
+def oracle(kind: str, weights_dtype: torch.dtype, mean: bool, folded: bool) -> Rows:
+    """Every row in float64, on the weights as `weights_dtype` holds them."""
+    if weights_dtype == FLOAT64:
+        model = model_of(kind, FLOAT64)
+    else:
+        model = weights_into(model_of(kind, weights_dtype), build_model(kind, FLOAT64))
+    rows, nlls, num_tokens, norms = [], [], [], []
+    for example in EXAMPLES:
+        gradients, nll, tokens = weight_gradients(model, example, mean=mean)
+        sketches = {
+            name: gradient.reshape(-1) @ kronecker(name, *gradient.T.shape) for name, gradient in gradients.items()
+        }
+        flat = torch.cat(list(sketches.values()))
+        rows.append(sum(sketch @ sketch_matrix(name) for name, sketch in sketches.items()) if folded else flat)
+        nlls.append(nll)
+        num_tokens.append(tokens)
+        norms.append(float(flat.norm()))
+    return Rows(
+        torch.stack(rows),
+        torch.tensor(nlls, dtype=FLOAT64),
+        torch.tensor(num_tokens),
+        torch.tensor(norms, dtype=FLOAT64),
+    )
+
+
+# Rows equal the oracle's
+
+
+@pytest.mark.parametrize("mean", [False, True], ids=["sum", "mean"])
+@pytest.mark.parametrize("folded", [False, True], ids=["unfolded", "folded"])
+@pytest.mark.parametrize("dtype", [FLOAT64, FLOAT32], ids=["float64", "float32"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_row_is_the_projected_weight_gradient(kind: str, dtype: torch.dtype, folded: bool, mean: bool) -> None:
+    capture = capture_of(model_of(kind, dtype), FOLD_DIMS if folded else None)
+    found = extract(capture, in_batches_of(7), mean=mean)
+    assert found.rows_BD.dtype == dtype
+    assert_same_rows(found, oracle(kind, dtype, mean, folded), TOLERANCE[dtype])
+
+
+def test_a_bfloat16_model_gives_float32_rows_near_the_oracle() -> None:
+    found = extract(capture_of(model_of("llama", torch.bfloat16), None), in_batches_of(8))
+    assert found.rows_BD.dtype == FLOAT32
+    # bfloat16 holds 8 bits: 0.4 % an operation, through two layers there and back.
+    assert bool((deviation_B(found.rows_BD, oracle("llama", torch.bfloat16, False, False).rows_BD) < 0.1).all())
+
+
+def test_layers_stand_in_model_order_in_an_unfolded_row() -> None:
+    capture = capture_of(model_of("llama", FLOAT64), None)
+    assert capture.layers.names == list(linear_layers(model_of("llama", FLOAT64)))
+    assert capture.width == len(capture.layers.names) * DIM * DIM
+
+
+# What stands beside a row changes nothing
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [FLOAT64, FLOAT32], ids=["float64", "float32"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_batch_mates_change_no_gradient(kind: str, dtype: torch.dtype, attention: str) -> None:
+    tolerance = EAGER_FLOAT64 if (dtype, attention) == (FLOAT64, "eager") else TOLERANCE[dtype]
+    capture = capture_of(model_of(kind, dtype, attention), FOLD_DIMS)
+    alone = extract(capture, in_batches_of(1))
+    for size in (2, 7, 32):
+        for padding_side in ("right", "left"):
+            assert_same_rows(extract(capture, in_batches_of(size), padding_side=padding_side), alone, tolerance)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_order_within_a_batch_changes_no_gradient(kind: str) -> None:
+    capture = capture_of(model_of(kind, FLOAT64), FOLD_DIMS)
+    wanted = extract(capture, in_batches_of(32))
+    for seed in range(3):
+        shuffled = np.random.default_rng(seed).permutation(len(EXAMPLES)).tolist()
+        assert_same_rows(extract(capture, [shuffled[:20], shuffled[20:]]), wanted, TOLERANCE[FLOAT64])
+
+
+@pytest.mark.parametrize(("dtype", "tokens"), [(FLOAT64, (1, 40, 100, 10_000)), (FLOAT32, (1, 40, 100, 10_000))])
+def test_the_token_budget_changes_no_gradient(dtype: torch.dtype, tokens: tuple[int, ...]) -> None:
+    capture = capture_of(model_of("llama", dtype), FOLD_DIMS)
+    lengths = [len(example.ids) for example in EXAMPLES]
+    wanted = oracle("llama", dtype, False, True)
+    cuts = [micro_batches(lengths, budget) for budget in tokens]
+    assert len({len(cut) for cut in cuts}) == len(tokens)  # the budgets do cut differently
+    for cut in cuts:
+        assert_same_rows(extract(capture, cut), wanted, TOLERANCE[dtype])
+
+
+def test_micro_batches_hold_every_example_once_within_the_budget() -> None:
+    random = np.random.default_rng(2)
+    for budget in (1, 7, 64, 1000, 10**6):
+        lengths = random.integers(1, 90, 700).tolist()
+        batches = micro_batches(lengths, budget)
+        assert sorted(place for batch in batches for place in batch) == list(range(700))
+        for batch in batches:
+            assert len(batch) == 1 or len(batch) * max(lengths[place] for place in batch) <= budget
+            assert len(batch) <= 256
+        in_order = [lengths[place] for batch in batches for place in batch]
+        assert in_order == sorted(lengths, reverse=True)
+
+
+def test_a_second_computing_gives_the_same_bits() -> None:
+    capture = capture_of(model_of("qwen2", FLOAT32), FOLD_DIMS)
+    first, second = (extract(capture, in_batches_of(7)) for _ in range(2))
+    assert torch.equal(first.rows_BD, second.rows_BD)
+    assert torch.equal(first.nll_B, second.nll_B)
+
+
+# Factor sums
+
+
+def factor_oracle(kind: str) -> FactorSums:
+    """Σ a aᵀ and Σ b bᵀ, token by token, of one example at a time without padding."""
+    model = model_of(kind, FLOAT64)
+    layers = linear_layers(model)
+    sums = FactorSums(
+        torch.zeros(len(layers), DIM, DIM, dtype=FLOAT64), torch.zeros(len(layers), DIM, DIM, dtype=FLOAT64)
+    )
+    for example in EXAMPLES:
+        inputs: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
+
+        def keep(name: str, inputs: dict[str, Tensor] = inputs, outputs: dict[str, Tensor] = outputs) -> Any:
+            def hook(module: nn.Module, given: Any, output: Tensor) -> None:
+                inputs[name], outputs[name] = given[0].detach()[0], output
+
+            return hook
+
+        handles = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
+        first_weight = next(iter(layers.values())).weight.requires_grad_()  # so that there is a graph
+        loss, _, _ = plain_loss(model, example, mean=False)
+        gradients = torch.autograd.grad(loss, [outputs[name] for name in layers], allow_unused=True)
+        first_weight.requires_grad_(False)
+        for handle in handles:
+            handle.remove()
+        for layer, (name, gradient) in enumerate(zip(layers, gradients, strict=True)):
+            side_a = torch.from_numpy(projection.rademacher(SEED, name, "a", inputs[name].shape[-1], DIM)).double()
+            side_b = torch.from_numpy(projection.rademacher(SEED, name, "b", gradient.shape[-1], DIM)).double()
+            for a, b in zip(inputs[name], gradient[0], strict=True):
+                sums.inputs_LPP[layer] += torch.outer(side_a.T @ a, side_a.T @ a)
+                sums.outputs_LPP[layer] += torch.outer(side_b.T @ b, side_b.T @ b)
+        sums.num_tokens += len(example.ids)
+    return sums
+
+
+def assert_same_factors(found: FactorSums, wanted: FactorSums, tolerance: float) -> None:
+    assert found.num_tokens == wanted.num_tokens
+    for name in ("inputs_LPP", "outputs_LPP"):
+        deviation = deviation_B(getattr(found, name).flatten(1), getattr(wanted, name).flatten(1))
+        assert bool((deviation < tolerance).all()), name
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+def test_factor_sums_hold_every_real_token_and_no_padding(kind: str, padding_side: str) -> None:
+    capture = capture_of(model_of(kind, FLOAT64), None)
+    factors = capture.new_factors()
+    extract(capture, in_batches_of(7), padding_side=padding_side, factors=factors)
+    assert_same_factors(factors, factor_oracle(kind), TOLERANCE[FLOAT64])
+
+
+@pytest.mark.parametrize("dtype", [FLOAT64, FLOAT32], ids=["float64", "float32"])
+def test_factor_sums_of_any_split_add_up_to_the_whole(dtype: torch.dtype) -> None:
+    capture = capture_of(model_of("llama", dtype), FOLD_DIMS)
+    whole = capture.new_factors()
+    extract(capture, in_batches_of(32), factors=whole)
+    random = np.random.default_rng(5)
+    for num_parts in (2, 5):
+        part_of = random.integers(0, num_parts, len(EXAMPLES))
+        merged = capture.new_factors()
+        for part in range(num_parts):
+            factors = capture.new_factors()
+            with capture:
+                batch = collate([EXAMPLES[place] for place in np.flatnonzero(part_of == part)], CPU)
+                capture.rows(batch, mean=False, factors=factors)
+            merged.inputs_LPP += factors.inputs_LPP
+            merged.outputs_LPP += factors.outputs_LPP
+            merged.num_tokens += factors.num_tokens
+        assert_same_factors(merged, whole, TOLERANCE[dtype])
+
+
+def test_asking_for_factors_changes_no_row() -> None:
+    capture = capture_of(model_of("llama", FLOAT32), FOLD_DIMS)
+    without = extract(capture, in_batches_of(7))
+    beside = extract(capture, in_batches_of(7), factors=capture.new_factors())
+    assert torch.equal(without.rows_BD, beside.rows_BD)
+
+
+# The model is left as it was
+
+
+def all_hooks(model: nn.Module) -> list[int]:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [len(getattr(module, kind)) for module in model.modules() for kind in kinds]
+
+
+def plain_logits(model: Any) -> Tensor:
+    batch = collate(EXAMPLES[:5], CPU)
+    return model(input_ids=batch.ids_BT, attention_mask=batch.real_BT.long(), use_cache=False).logits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_extraction_leaves_the_model_as_it_was(kind: str) -> None:
+    model = build_model(kind, FLOAT32, seed=1)
+    hooks, logits, weights = (
+        all_hooks(model),
+        plain_logits(model),
+        {name: w.clone() for name, w in model.named_parameters()},
+    )
+    extract(capture_of(model, FOLD_DIMS), in_batches_of(7))
+    assert all_hooks(model) == hooks
+    after = plain_logits(model)
+    assert torch.equal(after, logits)
+    assert not after.requires_grad
+    for name, weight in model.named_parameters():
+        assert weight.grad is None, name
+        assert not weight.requires_grad, name
+        assert torch.equal(weight, weights[name]), name
+
+
+def test_hooks_come_off_when_a_pass_fails() -> None:
+    model = build_model("llama", FLOAT32, seed=1)
+    hooks = all_hooks(model)
+    batch = collate(EXAMPLES[:3], CPU)
+    beyond = Batch(batch.ids_BT + VOCAB, batch.real_BT, batch.supervised_BT, batch.positions_BT)
+    capture = capture_of(model, None)
+    with pytest.raises(IndexError), capture:
+        capture.rows(beyond, mean=False)
+    assert all_hooks(model) == hooks
+    assert_same_rows(extract(capture, in_batches_of(7)), oracle("llama", FLOAT32, False, False), TOLERANCE[FLOAT32])
+
+
+def test_logits_are_computed_only_where_a_token_carries_loss() -> None:
+    model = model_of("llama", FLOAT32)
+    seen: list[tuple[int, ...]] = []
+    handle = model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
+    try:
+        extract(capture_of(model, None), in_batches_of(32))
+    finally:
+        handle.remove()
+    assert seen == [(1, sum(example.num_supervised for example in EXAMPLES), VOCAB)]
+
+
+def test_no_weight_gradient_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    plain = torch.autograd.grad
+
+    def watched(outputs: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
+        asked.append(inputs)
+        return plain(outputs, inputs, *arguments, **named)
+
+    monkeypatch.setattr(torch.autograd, "grad", watched)
+    model = model_of("llama", FLOAT32)
+    extract(capture_of(model, None), in_batches_of(32))
+    longest = max(len(example.ids) for example in EXAMPLES)
+    assert [tuple(tensor.shape) for tensor in asked] == [(len(EXAMPLES), longest, model.config.hidden_size)]
+    assert not any(weight.requires_grad for weight in model.parameters())
+
+
+# Non-finite gradients
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_refused_by_the_name_of_its_example(value: float) -> None:
+    model = build_model("llama", FLOAT32, seed=1)
+    wanted = extract(capture_of(model, FOLD_DIMS), [list(range(5))])
+    sick = 3
+    token = EXAMPLES[sick].ids[0]
+    assert all(token not in EXAMPLES[place].ids for place in range(5) if place != sick)
+    model.get_input_embeddings().weight.data[token] = value
+    found = extract(capture_of(model, FOLD_DIMS), [list(range(5))])
+    with pytest.raises(DataError, match="example-3 is not finite") as refusal:
+        refuse_non_finite(found, [f"example-{place}" for place in range(5)], "unit u7")
+    assert refusal.value.where == "unit u7"
+    healthy = [place for place in range(5) if place != sick]  # the sick one spoils no batch-mate
+    assert bool((deviation_B(found.rows_BD[healthy], wanted.rows_BD[healthy]) < TOLERANCE[FLOAT32]).all())
+
+
+def test_finite_rows_are_not_refused_and_either_column_is_looked_at() -> None:
+    fine, bad = torch.tensor([1.0, 2.0]), torch.tensor([1.0, float("nan")])
+    rows, tokens = torch.ones(2, 4), torch.tensor([3, 3])
+    refuse_non_finite(Rows(rows, fine, tokens, fine), ["a", "b"], "unit")
+    for broken in (Rows(rows, bad, tokens, fine), Rows(rows, fine, tokens, bad)):
+        with pytest.raises(DataError, match="example b "):
+            refuse_non_finite(broken, ["a", "b"], "unit")
+
+
+# Which layers are captured
+
+LLAMA_LAYERS = [
+    f"model.layers.{layer}.{part}"
+    for layer in range(2)
+    for part in (
+        *(f"self_attn.{name}_proj" for name in "qkvo"),
+        *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+    )
+]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "tied"])
+def test_every_linear_layer_is_captured_but_the_head_and_no_embedding(kind: str) -> None:
+    layers = captured_layers(model_of(kind, FLOAT32), ("*",))
+    assert layers.names == LLAMA_LAYERS
+    assert layers.coverage == 1
+
+
+def test_transposed_layers_of_gpt2_are_captured_and_its_position_embedding_is_not() -> None:
+    layers = captured_layers(model_of("gpt2", FLOAT32), ("*",))
+    parts = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert layers.names == [f"transformer.h.{layer}.{part}" for layer in range(2) for part in parts]
+    assert layers.coverage == 1
+
+
+def test_of_an_adapted_model_only_the_adapter_is_captured() -> None:
+    layers = captured_layers(model_of("lora", FLOAT32), ("*",))
+    parts = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
+    prefix = "base_model.model.model.layers"
+    assert layers.names == [
+        f"{prefix}.{layer}.{part}.lora_{side}.default" for layer in range(2) for part in parts for side in "AB"
+    ]
+    assert layers.coverage == 1
+
+
+def test_globs_choose_layers_by_name() -> None:
+    model = model_of("llama", FLOAT32)
+    assert captured_layers(model, ("*.q_proj", "*.down_proj")).names == [
+        name for name in LLAMA_LAYERS if name.endswith(("q_proj", "down_proj"))
+    ]
+    assert captured_layers(model, ("model.layers.1.*",)).names == LLAMA_LAYERS[7:]
+
+
+def test_rows_of_chosen_layers_are_those_parts_of_the_whole_row() -> None:
+    model = model_of("llama", FLOAT64)
+    chosen = GradientCapture(model, captured_layers(model, ("*.mlp.*",)), DIM, SEED, None)
+    found = extract(chosen, in_batches_of(7)).rows_BD
+    whole = oracle("llama", FLOAT64, False, False).rows_BD.reshape(len(EXAMPLES), len(LLAMA_LAYERS), -1)
+    places = [place for place, name in enumerate(LLAMA_LAYERS) if ".mlp." in name]
+    assert bool((deviation_B(found, whole[:, places].flatten(1)) < TOLERANCE[FLOAT64]).all())
+
+
+@pytest.mark.parametrize("glob", ["lm_head", "model.embed_tokens", "*.no_such_layer"])
+def test_globs_that_name_no_linear_layer_are_refused(glob: str) -> None:
+    with pytest.raises(RequestError, match=r"no linear layer fits") as refusal:
+        captured_layers(model_of("llama", FLOAT32), (glob,))
+    assert refusal.value.where == glob
+    assert "model.layers.0.self_attn.q_proj" in refusal.value.fix
+
+
+def test_fused_experts_are_never_skipped_in_silence() -> None:
+    model = build_model("mixtral", FLOAT32)
+    with pytest.raises(RequestError, match=r"capture covers [\d.]+% of the matrix parameters") as refusal:
+        captured_layers(model, ("*",))
+    assert "experts" in refusal.value.what or "mlp" in refusal.value.what
+    accepted = captured_layers(model, ("*.self_attn.*",))
+    assert accepted.names == [name for name in LLAMA_LAYERS if "self_attn" in name]
+    assert accepted.coverage == 1
+
+
+class Fused(nn.Module):
+    """One linear layer of 1,000 numbers and a 3-D parameter beside it, as fused experts have."""
+
+    def __init__(self, num_fused: int) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(9, 4), nn.Linear(4, 9)
+        self.linear = nn.Linear(20, 50, bias=False)
+        self.experts = nn.Parameter(torch.zeros(2, 1, num_fused // 2))
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+
+def test_coverage_counts_matrix_parameters_and_has_its_floor_at_nine_tenths() -> None:
+    assert captured_layers(Fused(110), ("*",)).coverage == pytest.approx(1000 / 1110)
+    with pytest.raises(RequestError, match=r"covers 89\.9%.*unseen: experts"):
+        captured_layers(Fused(112), ("*",))
+
+
+@pytest.fixture(autouse=True)
+def _weights_stay_frozen() -> Iterator[None]:
+    yield
+    for kind in KINDS:
+        assert not any(weight.requires_grad for weight in model_of(kind, FLOAT64).parameters()), kind

@@ -1,0 +1,255 @@
+"""Laws of report.html: untrusted text stays text, nothing is fetched, nothing is lost from the charts, any report renders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from prism_job.reduce.report import DOMINANT_SHARE, MAX_ROWS, MAX_TEXT, Report, ShownExample, render
+
+HOSTILE = "<script src=\"http://evil/x.js\">alert('1')</script><img src=x onerror=alert(1)> & \ud800 \x00 \u202e </pre></style>"
+CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+ALLOWED = set(
+    "html head meta title style body main header section div dl dt dd p h1 h2 b i s code bdi span svg g rect line text "
+    "ol ul li table thead tbody tr th td article pre".split()
+)
+
+
+class Page(HTMLParser):
+    """The page as a browser takes it apart: elements, their attributes, their text; unbalanced elements are an error."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text: list[str] = []
+        self.pre: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        self.pre += [""] if tag == "pre" else []
+        self.open += [] if tag in VOID else [tag]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+        if "pre" in self.open:
+            self.pre[-1] += data
+
+    def counted(self, *colours: str) -> int:
+        """Sum of the counts behind the bars of these colours."""
+        return sum(int(of["data-count"]) for tag, of in self.elements if tag == "rect" and of["class"] in colours)
+
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def shown(number: int, text: str | None = None) -> ShownExample:
+    return ShownExample(number / 7, f"s3://pool/{number}.jsonl", number, number % 2 == 0, text or f"text of {number}")
+
+
+def report_of(scores: list[float] | np.ndarray, **changes: object) -> Report:
+    """A plain report of these scores, highest half selected, with some fields replaced."""
+    values = np.asarray(scores, np.float64)
+    half = float(np.median(values)) if len(values) else None
+    chosen = values >= (half or 0.0)
+    report = Report(
+        run="curate",
+        selection_id="0123abcd",
+        model="org/model",
+        settings={"weighting": "preference", "curvature": '{"kind": "kfac", "damping": 0.1}'},
+        counts={
+            "candidates": len(values),
+            "quarantined": 0,
+            "duplicates": 0,
+            "taken_by_budget": int(chosen.sum()),
+            "selected": int(chosen.sum()),
+            "selected_tokens": 10,
+            "tokens": 20,
+            "target_pairs": 4,
+        },
+        threshold=half,
+        action="keep highest",
+        scores=values,
+        selected=chosen,
+        preference=np.array([0.1, 0.5, 0.5, 1.0]),
+        contribution=np.array([0.1, 0.4, 0.7, -0.2]),
+        sources=["s3://pool/a.jsonl", "s3://pool/b.jsonl"],
+        source_of=np.zeros(len(values), np.int32),
+        highest=[shown(number) for number in range(3)],
+        lowest=[shown(number) for number in range(10, 13)],
+        quarantine=[("s3://pool/a.jsonl", 3, "not JSON")],
+        ignored=["s3://pool/README"],
+    )
+    return replace(report, **changes)  # type: ignore[arg-type]
+
+
+def heavy_tails(num: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_cauchy(num)
+
+
+def hostile_report() -> Report:
+    return report_of(
+        heavy_tails(50),
+        run=HOSTILE,
+        selection_id=HOSTILE,
+        model=HOSTILE,
+        action=f"keep {HOSTILE}",
+        settings={HOSTILE: HOSTILE, "weighting": HOSTILE},
+        sources=[HOSTILE, HOSTILE],
+        highest=[replace(shown(1, HOSTILE), source=HOSTILE)],
+        quarantine=[(HOSTILE, 1, HOSTILE)],
+        ignored=[HOSTILE],
+    )
+
+
+def test_untrusted_text_stays_text_wherever_it_stands() -> None:
+    page = Page(render(hostile_report()))
+    assert {tag for tag, _ in page.elements} <= ALLOWED
+    safe = HOSTILE.replace("\ud800", "\ufffd").replace("\x00", "\ufffd")
+    assert page.pre[0].strip() == safe.strip()
+    # title, h1, lead, action, model, selection, setting's two sides and weighting, quarantine's reason twice, ignored, card
+    assert "".join(page.text).count("alert('1')</script>") >= 13
+
+
+def test_untrusted_text_adds_no_element_and_no_attribute() -> None:
+    plain, hostile = (Page(render(report)) for report in (report_of(heavy_tails(50)), hostile_report()))
+    names = [{(tag, name) for tag, of in page.elements for name in of} for page in (plain, hostile)]
+    assert names[1] <= names[0]
+
+
+@pytest.mark.parametrize("report", [report_of(heavy_tails(300)), hostile_report()], ids=["plain", "hostile"])
+def test_the_page_fetches_nothing(report: Report) -> None:
+    text = render(report)
+    page = Page(text)
+    for tag, attributes in page.elements:
+        assert tag not in {"script", "link", "img", "iframe", "object", "embed", "base", "a", "form", "image", "use"}
+        assert not {"src", "srcset", "href", "xlink:href", "action", "data", "poster"} & set(attributes)
+        assert not any(name.startswith("on") for name in attributes)
+    assert ("meta", {"http-equiv": "Content-Security-Policy", "content": CSP}) in page.elements
+    style = text.partition("<style>")[2].partition("</style>")[0]
+    assert not any(word in style for word in ("url(", "@import", "@font-face", "http", "//"))
+
+
+def test_every_shown_example_appears_with_its_place() -> None:
+    report = report_of(heavy_tails(40))
+    page = Page(render(report))
+    assert [text.strip() for text in page.pre] == [example.text for example in report.highest + report.lowest]
+    for example in report.highest + report.lowest:
+        assert f"{example.source}:{example.line}" in "".join(page.text)
+
+
+def test_the_same_report_gives_the_same_utf8_bytes() -> None:
+    assert render(hostile_report()).encode() == render(hostile_report()).encode()
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        pytest.param(heavy_tails(1000), id="heavy tails"),
+        pytest.param(np.random.default_rng(1).normal(size=777), id="normal"),
+        pytest.param(np.zeros(5), id="all zero"),
+        pytest.param(np.full(40, -3.5e-9), id="all equal"),
+        pytest.param(np.array([7.25]), id="one"),
+        pytest.param(np.array([0.0] * 300 + [1e6]), id="one far out"),
+        pytest.param(np.array([1e9, 1e9 + 1e-6, 1e9 + 2e-6]), id="almost equal"),
+        pytest.param(np.arange(100.0), id="on bin edges"),
+        pytest.param(np.array([-1e-12, 2e-12, 1e-12]), id="tiny"),
+    ],
+)
+def test_bars_count_every_example_once(scores: np.ndarray) -> None:
+    report = report_of(scores)
+    page = Page(render(report))
+    assert page.counted("sel") == int(report.selected.sum())
+    assert page.counted("rest") == int((~report.selected).sum())
+    assert page.counted("pi") == len(report.preference)
+    assert all(0 <= float(of["x"].rstrip("%")) <= 100 for tag, of in page.elements if tag == "rect")
+
+
+def test_bars_at_the_edge_say_how_many_lie_beyond() -> None:
+    scores = np.concatenate([np.linspace(-1, 1, 200), [-500.0] * 3, [900.0] * 2])
+    words = Page(render(report_of(scores))).words()
+    assert "3 lower" in words
+    assert "2 higher" in words
+
+
+@pytest.mark.parametrize("cut", [0.4, -1e9, 1e9])
+def test_the_cut_is_drawn_and_labelled_inside_the_plot(cut: float) -> None:
+    page = Page(render(report_of(heavy_tails(500), threshold=cut)))
+    lines = [of for tag, of in page.elements if tag == "line" and of["class"] == "cut"]
+    assert len(lines) == 2  # the cut, and the mean of π
+    assert all(0 <= float(of["x1"].rstrip("%")) <= 100 for of in lines)
+    assert any(text.startswith("cut ") for text in page.text)
+
+
+def test_no_cut_is_said_and_not_drawn() -> None:
+    page = Page(render(report_of([1.0, 2.0], threshold=None)))
+    assert not any(text.startswith("cut ") for text in page.text)
+    assert "there is no cut" in page.words()
+
+
+def test_targets_without_preference_are_said_and_not_drawn() -> None:
+    page = Page(render(report_of([1.0, 2.0], preference=np.array([]), settings={"weighting": "uniform"})))
+    assert "none has a preference" in page.words()
+    assert page.counted("pi") == 0
+
+
+def test_uniform_weighting_is_not_told_as_preference_weighting() -> None:
+    assert "shown, not used" in Page(render(report_of([1.0, 2.0], settings={"weighting": "uniform"}))).words()
+    assert "shown, not used" not in Page(render(report_of([1.0, 2.0]))).words()
+
+
+@pytest.mark.parametrize("largest", [DOMINANT_SHARE - 0.01, DOMINANT_SHARE + 0.01])
+def test_a_dominant_pair_is_pointed_out(largest: float) -> None:
+    share = np.full(50, (1 - largest) / 49)
+    share[30] = largest
+    words = Page(render(report_of([1.0, 2.0], contribution=share))).words()
+    assert ("Pair 31 alone holds" in words) == (largest > DOMINANT_SHARE)
+
+
+def test_pairs_without_direction_are_said() -> None:
+    assert "No pair contributes" in Page(render(report_of([1.0], contribution=np.zeros(3)))).words()
+
+
+@pytest.mark.parametrize("extra", [0, 1, 100_000])
+def test_a_long_text_is_cut_and_says_what_is_left_out(extra: int) -> None:
+    page = Page(render(report_of([1.0, 2.0], highest=[shown(0, "é" * (MAX_TEXT + extra))], lowest=[])))
+    assert page.pre[0].strip() == "é" * MAX_TEXT
+    assert (f"{extra:,} more characters are left out." in page.words()) == (extra > 0)
+
+
+def test_a_long_quarantine_is_cut_counted_and_complete_by_reason() -> None:
+    rows = [("s3://pool/a.jsonl", line, f"reason {line % 30}") for line in range(MAX_ROWS + 70)]
+    words = Page(render(report_of([1.0, 2.0], quarantine=rows))).words()
+    assert "70 more rows are not listed." in words
+    assert "18 other reasons 72" in words  # 30 reasons of 4 rows, 12 counted by name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quarantine": [], "ignored": []},
+        {"highest": [], "lowest": []},
+        {"settings": {}},
+        {"sources": [], "source_of": np.zeros(0, np.int32), "scores": np.zeros(0), "selected": np.zeros(0, np.bool_)},
+        {"preference": np.array([]), "contribution": np.array([1.0])},
+        {"preference": np.array([0.0, 1.0])},
+    ],
+    ids=["no quarantine", "no examples", "no settings", "no candidates", "no preference", "extreme preference"],
+)
+def test_degenerate_reports_render(changes: dict[str, object]) -> None:
+    words = Page(render(replace(report_of([1.0, 2.0]), **changes))).words()  # type: ignore[arg-type]
+    assert "nan" not in words.lower().split()
+    assert "inf" not in words.lower().split()
