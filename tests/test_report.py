@@ -13,10 +13,23 @@ from prism_job.reduce.report import DOMINANT_SHARE, MAX_ROWS, MAX_TEXT, Report, 
 HOSTILE = "<script src=\"http://evil/x.js\">alert('1')</script><img src=x onerror=alert(1)> & \ud800 \x00 \u202e </pre></style>"
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
-ALLOWED = set(
-    "html head meta title style body main header section div dl dt dd p h1 h2 b i s code bdi span svg g rect line text "
-    "ol ul li table thead tbody tr th td article pre".split()
-)
+ALLOWED = {
+    "html",
+    "head",
+    "meta",
+    "title",
+    "style",
+    "body",
+    "main",
+    "header",
+    "section",
+    "article",
+    "div",
+    "span",
+    "bdi",
+}
+ALLOWED |= {"h1", "h2", "p", "b", "i", "s", "code", "pre", "dl", "dt", "dd", "ol", "ul", "li"}
+ALLOWED |= {"table", "thead", "tbody", "tr", "th", "td", "svg", "g", "rect", "line", "text"}
 
 
 class Page(HTMLParser):

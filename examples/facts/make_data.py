@@ -25,7 +25,8 @@ NUM_PAIRS = 30
 """Candidates with a right answer, candidates with a wrong one, and target pairs: of each kind."""
 
 OPERANDS = range(10, 50)
-"""So that answers have two digits as well: a model of 135M parameters hardly adds further, and what it cannot do says nothing."""
+"""So that answers have two digits as well: past a hundred a model of 135M parameters hardly adds at all."""
+
 MISSES = (-10, -2, -1, 1, 2, 10)
 """Slips a person makes: a step or two off, or a lost carry. As many up as down, so that size gives nothing away."""
 

@@ -125,18 +125,20 @@ class _Worker:
         ids, encoded, quarantined = self._encode_candidates(unit)
         factors = self.folded.new_factors() if wants_factors else None
         good = [place for place, example in enumerate(encoded) if example is not None]
-        width = self.folded.width
-        rows_ND = np.zeros((unit.num_rows, width), np.float32)
+        # Encoded batch by batch: a unit's float32 rows would be gigabytes with codec float16.
+        kind = self.spec.extraction.codec.kind
+        stored = codec.zeros(kind, unit.num_rows, self.folded.width)
         columns = _Columns(unit.num_rows)
         with self.folded:
             for places, result in self._passes(self.folded, encoded, good, ids, unit, mean=False, factors=factors):
-                rows_ND[places] = result.rows_BD.float().cpu().numpy()
+                for name, part in codec.encode(kind, result.rows_BD.float().cpu().numpy()).items():
+                    stored[name][places] = part
                 columns.fill(places, result)
         # Factors first: whoever sees the unit's rows may trust that the factors the plan wanted are there too.
         if factors is not None:
             self._write("factors", unit, _factor_arrays(factors), {"num_tokens": factors.num_tokens})
         if wants_rows:
-            arrays = {"ids": shards.id_bytes(ids), **columns.arrays(), **self._encode_rows(rows_ND)}
+            arrays = {"ids": shards.id_bytes(ids), **columns.arrays(), **stored}
             self._write("candidates", unit, arrays, {"quarantined": quarantined})
         self.num_written += 1
 
@@ -223,9 +225,6 @@ class _Worker:
                 where=f"{self.plan.target_sources[unit.source]} line {line}",
                 fix="mend or remove that row, or raise extraction.maxLength",
             ) from error
-
-    def _encode_rows(self, rows_ND: NDArray[np.float32]) -> codec.Arrays:
-        return codec.encode(self.spec.extraction.codec.kind, rows_ND)
 
     def _write(self, kind: shards.Kind, unit: Unit, arrays: dict[str, NDArray[Any]], notes: dict[str, Any]) -> None:
         num_bytes = shards.write_shard(self.store, self.plan.extractor, kind, unit.id, arrays, notes)

@@ -169,6 +169,7 @@ def _scores(report: Report) -> str:
     said += [f"All {len(scores_N):,} scores are equal."] if len(scores_N) > 1 and np.ptp(scores_N) == 0 else []
     said += ["The budget took no row, so there is no cut."] if cut is None else []
     said += ["Scores far out are gathered in the bars at the edge."] if notes else []
+    said += ["So is the cut."] if cut is not None and not low <= cut <= high else []
     if report.counts["duplicates"]:
         said.append(f"The {report.counts['duplicates']:,} duplicates count as not selected, wherever they score.")
     return (
@@ -320,12 +321,12 @@ def _chart(
     """Columns in an inline SVG. x in percent and y in pixels, so that letters keep their size at any width."""
     floor = HEADROOM_PX + PLOT_PX
     tallest = max(sum(count for _, count in bar.parts) for bar in bars)
-    grid = [tick for tick in _ticks(0, tallest, 3) if tick[0] == int(tick[0])]
+    grid = [value for value, _ in _ticks(0, tallest, 3) if value == int(value)]
     drawn = []
-    for value, _ in grid:
+    for value in grid:
         y = floor - PLOT_PX * value / tallest
         drawn.append(f'<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>')
-        drawn.append(f'<text x="-8" y="{y + 4:.1f}" text-anchor="end">{_compact(round(value))}</text>')
+        drawn.append(f'<text x="-8" y="{y + 4:.1f}" text-anchor="end">{_compact(round(value), 1e3)}</text>')
     for bar in bars:
         foot, rects = float(floor), ""
         for colour, count in bar.parts:
@@ -352,11 +353,12 @@ def _chart(
 
 
 def _view(scores_N: Float64, cut: float | None) -> tuple[float, float]:
-    """Score range drawn: all, or Tukey's outer fences (3 IQR) where tails are heavy, farther (10 IQR) to show the cut."""
+    """Score range drawn: all, or Tukey's outer fences (3 IQR) where tails are heavy; wider if under 10 IQR shows the cut."""
     low, lower, upper, high = (float(value) for value in np.quantile(scores_N, [0, 0.25, 0.75, 1]))
     box = upper - lower
     if box > 0:
-        reach = 3 * box if cut is None else max(3 * box, min(1.2 * max(lower - cut, cut - upper), 10 * box))
+        wanted = 0.0 if cut is None else 1.2 * max(lower - cut, cut - upper)
+        reach = max(3 * box, wanted if wanted < 10 * box else 0.0)
         low, high = max(low, lower - reach), min(high, upper + reach)
     middle, room = (low + high) / 2, (abs(low) or 1.0) / 2
     return (low, high) if high - low > 1e-9 * abs(middle) else (middle - room, middle + room)
@@ -417,13 +419,17 @@ def _num(value: float) -> str:
 
 
 def _share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f}\u202f%".replace("-", "−") if whole else "–"
+    if not whole:
+        return "–"
+    percent = 100 * part / whole
+    return "&lt;0.1\u202f%" if 0 < percent < 0.05 else f"{percent:.1f}\u202f%".replace("-", "−")
 
 
-def _compact(value: int) -> str:
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if value >= size:
-            return f"{value / size:.2f}\u202f{letter}"
+def _compact(value: int, above: float = 1e6) -> str:
+    """A count in three digits and a letter from `above` on, in full below."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= max(size, above):
+            return f"{value / size:.3g}\u202f{letter}"
     return f"{value:,}"
 
 
@@ -449,7 +455,8 @@ section{padding:22px 24px}
 background:linear-gradient(90deg,var(--sel),var(--pi));clip-path:polygon(50% 0,100% 100%,0 100%)}
 .lead{font-size:18px;color:var(--soft);margin-bottom:18px}.lead b{color:var(--ink)}
 dl,dd{margin:0}dt,.sub,.note,.none,.legend,.place,th{color:var(--soft);font-size:13px}
-.facts{display:flex;flex-wrap:wrap;gap:6px 28px;margin-bottom:22px}.facts div{display:flex;gap:8px;align-items:baseline;font-size:14px}
+.facts{display:flex;flex-wrap:wrap;gap:6px 28px;margin-bottom:22px}
+.facts div{display:flex;gap:8px;align-items:baseline;font-size:14px}
 .tiles{display:grid;grid-template-columns:repeat(6,minmax(0,1fr));gap:12px}.tile{padding:14px 16px}
 .tile dd:not(.sub){font-size:25px;font-weight:650;letter-spacing:-.02em;line-height:1.3;font-variant-numeric:tabular-nums}
 .tile.key{border-color:var(--sel);box-shadow:inset 0 3px 0 var(--sel)}.tile.key dd:not(.sub){color:var(--sel)}
@@ -487,10 +494,12 @@ pre{white-space:pre-wrap;margin:8px 0;padding:10px 12px;border-radius:8px;backgr
 .two{grid-template-columns:minmax(0,1fr);gap:14px}.tiles{grid-template-columns:repeat(2,minmax(0,1fr))}
 .sources thead{display:none}.sources tr{display:grid;grid-template-columns:auto auto minmax(0,1fr);
 border-bottom:1px solid var(--line);padding:10px 0}.sources tr:last-child{border-bottom:0}
-.sources td{border:0;padding:2px 14px 2px 0;text-align:left!important}.sources td:first-child{grid-column:1/-1}
+.sources td{border:0;padding:2px 14px 2px 0;text-align:left!important}
+.sources td:first-child,.sources td:last-child{grid-column:1/-1}
+.sources th:last-child{width:auto}
 .sources td:nth-child(2)::after{content:" candidates";color:var(--soft)}.sources td:nth-child(3)::after{content:" selected";
-color:var(--soft)}.sources .wide{padding:2px 0}}
+color:var(--soft)}.sources .wide,.sources td:last-child{padding:2px 0}}
 @media print{body{background:#fff;font-size:12px}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 main{padding:0;max-width:none}section{padding:14px 0;border:0;border-top:1px solid var(--line);border-radius:0}
-.chart,.tiles,tr{break-inside:avoid}h2{break-after:avoid}}
+.two:has(.chart),section:has(.chart),.tiles,tr{break-inside:avoid}h2{break-after:avoid}}
 """

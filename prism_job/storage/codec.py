@@ -55,6 +55,12 @@ def decode_float16(arrays: Arrays) -> Float32:
     return values
 
 
+def zeros(kind: str, num_rows: int, dims: int) -> Arrays:
+    """Stored arrays of that many rows, all of them zero: what rows that are left out stay."""
+    one = encode(kind, np.zeros((1, dims), np.float32))
+    return {name: np.zeros((num_rows, *array.shape[1:]), array.dtype) for name, array in one.items()}
+
+
 def encode(kind: str, rows_ND: Float32) -> Arrays:
     return encode_sign(rows_ND) if kind == "sign" else encode_float16(rows_ND)
 
