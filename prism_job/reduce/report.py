@@ -13,9 +13,12 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass
+from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
+
+from prism_job.reduce.chart import Bar, chart, compact, number, ticks_between, view
 
 Float64 = NDArray[np.float64]
 MAX_TEXT = 1200
@@ -28,8 +31,6 @@ NUM_PAIRS = 6
 """Target pairs listed by contribution."""
 DOMINANT_SHARE = 0.2
 """A pair above this share of the direction is pointed out: the selection then rests on one example."""
-PLOT_PX, HEADROOM_PX = 180, 26
-"""Height of the bars' area, and of the room above it where vertical lines are labelled."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def _header(report: Report) -> str:
     ]
     shown = "".join(
         f'<div class="tile{" key" if name == "Selected" else ""}"><dt>{name}</dt>'
-        f'<dd title="{value:,}">{_compact(value)}</dd><dd class="sub">{note}</dd></div>'
+        f'<dd title="{value:,}">{compact(value)}</dd><dd class="sub">{note}</dd></div>'
         for name, value, note in tiles
     )
     return (
@@ -134,7 +135,7 @@ def _scores(report: Report) -> str:
     scores_N, chosen_N, cut = report.scores, report.selected, report.threshold
     if not len(scores_N):
         return '<p class="none">No usable candidate, so no scores.</p>'
-    low, high = _view(scores_N, cut)
+    low, high = view(scores_N, cut)
     edges = np.linspace(low, high, int(np.clip(2 * len(scores_N) ** 0.5, 10, 48)) // 2 * 2)
     below_N, above_N = scores_N < low, scores_N > high
     first, last = (6.0 if below_N.any() else 0.0), (94.0 if above_N.any() else 100.0)
@@ -144,27 +145,32 @@ def _scores(report: Report) -> str:
         inside = first + (last - first) * (score - low) / (high - low)
         return 2.0 if score < low else 98.0 if score > high else inside
 
-    def bar(left: float, width: float, rows_N: NDArray[np.bool_], span: str) -> _Bar:
+    def bar(left: float, width: float, rows_N: NDArray[np.bool_], span: str) -> Bar:
         picked = int((rows_N & chosen_N).sum())
         other = int(rows_N.sum()) - picked
-        return _Bar(left, width, (("sel", picked), ("rest", other)), f"{span}: {picked:,} selected, {other:,} not")
+        return Bar(left, width, (("sel", picked), ("rest", other)), f"{span}: {picked:,} selected, {other:,} not")
 
     width = (last - first) / (len(edges) - 1)
     bin_N = np.clip(np.searchsorted(edges, scores_N, side="right") - 1, 0, len(edges) - 2)
     bars = [
-        bar(first + width * n, width, (bin_N == n) & ~below_N & ~above_N, f"{_num(edges[n])} to {_num(edges[n + 1])}")
+        bar(
+            first + width * n,
+            width,
+            (bin_N == n) & ~below_N & ~above_N,
+            f"{number(edges[n])} to {number(edges[n + 1])}",
+        )
         for n in range(len(edges) - 1)
     ]
     notes = []
     if below_N.any():
-        bars.append(bar(0, 4, below_N, f"under {_num(low)}"))
+        bars.append(bar(0, 4, below_N, f"under {number(low)}"))
         notes.append(("start", f"◂ {int(below_N.sum()):,} lower"))
     if above_N.any():
-        bars.append(bar(96, 4, above_N, f"over {_num(high)}"))
+        bars.append(bar(96, 4, above_N, f"over {number(high)}"))
         notes.append(("end", f"{int(above_N.sum()):,} higher ▸"))
-    lines = [] if cut is None else [(place(cut), f"cut {_num(cut)}")]
-    ticks = [(place(tick), label) for tick, label in _ticks(low, high)]
-    low_all, middle, high_all = (_num(value) for value in np.quantile(scores_N, [0, 0.5, 1]))
+    lines = [] if cut is None else [(place(cut), f"cut {number(cut)}")]
+    ticks = [(place(tick), label) for tick, label in ticks_between(low, high)]
+    low_all, middle, high_all = (number(value) for value in np.quantile(scores_N, [0, 0.5, 1]))
     said = [f"Lowest {low_all}, median {middle}, highest {high_all}."]
     said += [f"All {len(scores_N):,} scores are equal."] if len(scores_N) > 1 and np.ptp(scores_N) == 0 else []
     said += ["The budget took no row, so there is no cut."] if cut is None else []
@@ -175,7 +181,7 @@ def _scores(report: Report) -> str:
     return (
         '<p class="note">A high score: training on the example moves the model toward the wanted responses.</p>'
         '<p class="legend"><span class="sel"></span>selected <span class="rest"></span>not selected</p>'
-        f'{_chart("scores", bars, ticks, lines, notes)}<p class="note">{" ".join(said)}</p>'
+        f'{chart("scores", bars, ticks, lines, notes)}<p class="note">{" ".join(said)}</p>'
     )
 
 
@@ -186,7 +192,7 @@ def _preferences(report: Report) -> str:
         return '<p class="none">No target pair has a rejected response, so none has a preference π.</p>'
     counts_B, edges = np.histogram(pi, 20, (0.0, 1.0))
     bars = [
-        _Bar(5.0 * n, 5.0, (("pi", int(count)),), f"π {edges[n]:.2f} to {edges[n + 1]:.2f}: {count:,} pairs")
+        Bar(5.0 * n, 5.0, (("pi", int(count)),), f"π {edges[n]:.2f} to {edges[n + 1]:.2f}: {count:,} pairs")
         for n, count in enumerate(counts_B)
     ]
     weighting = report.settings.get("weighting")
@@ -200,7 +206,7 @@ def _preferences(report: Report) -> str:
     mean = float(pi.mean())
     return (
         '<p class="note">π near 1: the model already prefers the wanted response. π near 0: it prefers the other. '
-        f"{used}</p>{_chart('pi', bars, ticks, [(100 * mean, f'mean {mean:.2f}')], [])}"
+        f"{used}</p>{chart('pi', bars, ticks, [(100 * mean, f'mean {mean:.2f}')], [])}"
         f'<p class="note">{int((pi < 0.5).sum()):,} of {len(pi):,} lie under 0.5.{gap}</p>'
     )
 
@@ -264,7 +270,7 @@ def _card(rank: int, example: ShownExample) -> str:
     more = f'<p class="note">{left_out:,} more characters are left out.</p>' if left_out > 0 else ""
     badge = '<span class="badge on">selected</span>' if example.selected else '<span class="badge">dropped</span>'
     return (
-        f'<article><div class="head"><span class="rank">{rank}</span><b>{_num(example.score)}</b>{badge}</div>'
+        f'<article><div class="head"><span class="rank">{rank}</span><b>{number(example.score)}</b>{badge}</div>'
         f"<pre>\n{_safe(example.text[:MAX_TEXT]) or '<i>empty</i>'}</pre>{more}"
         f'<p class="place"><bdi>{_safe(example.source)}</bdi>:{example.line}</p></article>'
     )
@@ -299,79 +305,6 @@ def _settings(settings: dict[str, str]) -> str:
         for name, value in settings.items()
     )
     return f'<table class="settings"><tbody>{rows}</tbody></table>'
-
-
-@dataclass(frozen=True)
-class _Bar:
-    """A column of a chart: place in percent of the plot's width, and (colour class, count) from the bottom up."""
-
-    left: float
-    width: float
-    parts: tuple[tuple[str, int], ...]
-    title: str
-
-
-def _chart(
-    name: str,
-    bars: list[_Bar],
-    ticks: list[tuple[float, str]],
-    lines: list[tuple[float, str]],
-    notes: list[tuple[str, str]],
-) -> str:
-    """Columns in an inline SVG. x in percent and y in pixels, so that letters keep their size at any width."""
-    floor = HEADROOM_PX + PLOT_PX
-    tallest = max(sum(count for _, count in bar.parts) for bar in bars)
-    grid = [value for value, _ in _ticks(0, tallest, 3) if value == int(value)]
-    drawn = []
-    for value in grid:
-        y = floor - PLOT_PX * value / tallest
-        drawn.append(f'<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>')
-        drawn.append(f'<text x="-8" y="{y + 4:.1f}" text-anchor="end">{_compact(round(value), 1e3)}</text>')
-    for bar in bars:
-        foot, rects = float(floor), ""
-        for colour, count in bar.parts:
-            if count:
-                tall = max(1.5, PLOT_PX * count / tallest)  # one in a million still leaves a trace
-                foot -= tall
-                rects += (
-                    f'<rect class="{colour}" data-count="{count}" x="{bar.left:.3f}%" width="{bar.width:.3f}%" '
-                    f'y="{foot:.1f}" height="{tall:.1f}"/>'
-                )
-        drawn.append(f"<g><title>{bar.title}</title>{rects}</g>" if rects else "")
-    drawn += [f'<text x="{at:.3f}%" y="{floor + 18}" text-anchor="middle">{label}</text>' for at, label in ticks]
-    drawn += [
-        f'<text x="{0 if end == "start" else 100}%" y="{floor + 36}" text-anchor="{end}">{label}</text>'
-        for end, label in notes
-    ]
-    for at, label in lines:
-        x, side, shift = f"{at:.3f}%", ("start" if at < 50 else "end"), (6 if at < 50 else -6)
-        drawn.append(f'<line class="cut" x1="{x}" x2="{x}" y1="4" y2="{floor}"/>')
-        drawn.append(f'<text class="cut" x="{x}" y="14" dx="{shift}" text-anchor="{side}">{label}</text>')
-    said = "; ".join([f"histogram, {name}", *(label for _, label in lines)])
-    height = floor + (42 if notes else 24)
-    return f'<svg class="chart {name}" width="100%" height="{height}" role="img" aria-label="{said}">{"".join(drawn)}</svg>'
-
-
-def _view(scores_N: Float64, cut: float | None) -> tuple[float, float]:
-    """Score range drawn: all, or Tukey's outer fences (3 IQR) where tails are heavy; wider if under 10 IQR shows the cut."""
-    low, lower, upper, high = (float(value) for value in np.quantile(scores_N, [0, 0.25, 0.75, 1]))
-    box = upper - lower
-    if box > 0:
-        wanted = 0.0 if cut is None else 1.2 * max(lower - cut, cut - upper)
-        reach = max(3 * box, wanted if wanted < 10 * box else 0.0)
-        low, high = max(low, lower - reach), min(high, upper + reach)
-    middle, room = (low + high) / 2, (abs(low) or 1.0) / 2
-    return (low, high) if high - low > 1e-9 * abs(middle) else (middle - room, middle + room)
-
-
-def _ticks(low: float, high: float, about: int = 5) -> list[tuple[float, str]]:
-    """Round values from low to high, and their labels."""
-    size = 10.0 ** np.floor(np.log10((high - low) / about))
-    step = size * min((1, 2, 5, 10), key=lambda factor: abs(factor * size * about - (high - low)))
-    places = int(max(0, -np.floor(np.log10(step) + 1e-9)))
-    values = [n * step for n in range(int(np.ceil(low / step - 1e-9)), int(np.floor(high / step + 1e-9)) + 1)]
-    plain = places <= 4 and max(abs(low), abs(high)) < 1e6
-    return [(value, f"{value:,.{places}f}".replace("-", "−") if plain else _num(value)) for value in values]
 
 
 def _safe(text: str) -> str:
@@ -414,10 +347,6 @@ def _flat(value: str) -> str:
     return " · ".join(f"{name} {part if isinstance(part, str) else json.dumps(part)}" for name, part in parts.items())
 
 
-def _num(value: float) -> str:
-    return f"{value + 0.0:.4g}".replace("-", "−")
-
-
 def _share(part: float, whole: float) -> str:
     if not whole:
         return "–"
@@ -425,81 +354,4 @@ def _share(part: float, whole: float) -> str:
     return "&lt;0.1\u202f%" if 0 < percent < 0.05 else f"{percent:.1f}\u202f%".replace("-", "−")
 
 
-def _compact(value: int, above: float = 1e6) -> str:
-    """A count in three digits and a letter from `above` on, in full below."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= max(size, above):
-            return f"{value / size:.3g}\u202f{letter}"
-    return f"{value:,}"
-
-
-_CSS = """
-:root{color-scheme:light;--page:#f5f6f9;--card:#fff;--ink:#161a23;--soft:#5b6475;--line:#e3e6ed;--fill:#f1f3f7;
---sel:#3d5afe;--rest:#c3cad8;--pi:#0d9488;--cut:#d9480f;--warn:#fff4e6;--warnink:#8a3b00}
-@media screen and (prefers-color-scheme:dark){:root{color-scheme:dark;--page:#0e1117;--card:#171b24;--ink:#e8ebf2;
---soft:#98a2b5;--line:#2a303d;--fill:#1f2430;--sel:#7c8dff;--rest:#465066;--pi:#2dd4bf;--cut:#ff9a62;--warn:#33210f;
---warnink:#ffc79a}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
-"Helvetica Neue",Arial,sans-serif;-webkit-text-size-adjust:100%;overflow-wrap:anywhere}
-main{max-width:1080px;margin:0 auto;padding:40px 24px 64px;display:grid;gap:20px;grid-template-columns:minmax(0,1fr)}
-h1{font-size:clamp(26px,4.5vw,38px);line-height:1.15;letter-spacing:-.02em;margin:6px 0 8px}
-h2{font-size:16px;letter-spacing:-.005em;margin:0 0 8px}
-p{margin:0 0 12px}section>:last-child{margin-bottom:0}
-code,pre{font-family:ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:13px}
-section,.tile{background:var(--card);border:1px solid var(--line);border-radius:14px}
-section{padding:22px 24px}
-.two{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:20px}
-.eyebrow{margin:0;color:var(--soft);font-size:13px;font-weight:600;display:flex;align-items:center;gap:8px}
-.eyebrow i{width:14px;height:12px;
-background:linear-gradient(90deg,var(--sel),var(--pi));clip-path:polygon(50% 0,100% 100%,0 100%)}
-.lead{font-size:18px;color:var(--soft);margin-bottom:18px}.lead b{color:var(--ink)}
-dl,dd{margin:0}dt,.sub,.note,.none,.legend,.place,th{color:var(--soft);font-size:13px}
-.facts{display:flex;flex-wrap:wrap;gap:6px 28px;margin-bottom:22px}
-.facts div{display:flex;gap:8px;align-items:baseline;font-size:14px}
-.tiles{display:grid;grid-template-columns:repeat(6,minmax(0,1fr));gap:12px}.tile{padding:14px 16px}
-.tile dd:not(.sub){font-size:25px;font-weight:650;letter-spacing:-.02em;line-height:1.3;font-variant-numeric:tabular-nums}
-.tile.key{border-color:var(--sel);box-shadow:inset 0 3px 0 var(--sel)}.tile.key dd:not(.sub){color:var(--sel)}
-.legend{display:flex;align-items:center;gap:7px}.legend span{width:12px;height:12px;border-radius:3px}
-.legend span+span,.legend .rest{margin-left:12px}
-.sel{fill:var(--sel);background:var(--sel)}.rest{fill:var(--rest);background:var(--rest)}.pi{fill:var(--pi);background:var(--pi)}
-.chart{display:block;overflow:visible;margin:0 0 14px;padding:0 8px 0 34px;font-size:12px;font-variant-numeric:tabular-nums}
-.chart.pi{background:none}.chart rect{stroke:var(--card);stroke-width:1px}.chart g:hover rect{opacity:.75}
-.chart text{fill:var(--soft)}.chart .grid{stroke:var(--line)}
-.chart line.cut{stroke:var(--cut);stroke-width:2}.chart text.cut{fill:var(--cut);font-weight:650}
-.warn{background:var(--warn);color:var(--warnink);border-radius:8px;padding:8px 12px;font-weight:600;font-size:14px}
-.pairs{list-style:none;margin:0 0 14px;padding:0;display:grid;gap:9px;font-size:14px;font-variant-numeric:tabular-nums}
-.pairs li{display:grid;grid-template-columns:76px 1fr 60px;gap:10px;align-items:center}.pairs b{text-align:right}
-.meter{position:relative;display:block;height:10px;border-radius:5px;background:var(--fill)}
-.meter i{display:block;height:100%;border-radius:5px}
-.meter s{position:absolute;top:-3px;bottom:-3px;width:2px;margin-left:-1px;background:var(--ink)}
-table{width:100%;border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums;margin-bottom:14px}
-th{font-weight:500;text-align:left}th,td{padding:8px 14px 8px 0;border-bottom:1px solid var(--line);vertical-align:top}
-tbody tr:last-child>*{border-bottom:0}th:last-child,td:last-child{padding-right:0}
-td:nth-child(2),th:nth-child(2),.sources td:nth-child(3),.sources th:nth-child(3){text-align:right;white-space:nowrap}
-.settings td:nth-child(2){text-align:left;white-space:normal}.settings th{width:130px}
-.rows td:nth-child(1){width:40%}.sources th:last-child{width:36%;padding-left:14px}
-.wide{display:grid;grid-template-columns:1fr 62px;gap:10px;align-items:center;padding-left:14px}.wide b{text-align:right}
-.path{color:var(--soft)}.path b{color:var(--ink);font-weight:600}
-article{border-top:1px solid var(--line);padding:14px 0;break-inside:avoid}article:last-child{padding-bottom:0}
-.head{display:flex;align-items:center;gap:10px;font-variant-numeric:tabular-nums}.head b{font-size:16px}
-.rank{min-width:24px;color:var(--soft);font-size:13px}
-.badge{margin-left:auto;border-radius:99px;padding:2px 10px;font-size:12px;font-weight:600;
-background:var(--fill);color:var(--soft)}
-.badge.on{background:var(--sel);color:var(--card)}
-pre{white-space:pre-wrap;margin:8px 0;padding:10px 12px;border-radius:8px;background:var(--fill);line-height:1.5}
-.place{margin:0}ul{margin:0 0 12px;padding-left:20px}
-@media (max-width:900px){.tiles{grid-template-columns:repeat(3,minmax(0,1fr))}}
-@media (max-width:720px){main{padding:24px 14px 40px;gap:14px}section{padding:18px 16px}
-.two{grid-template-columns:minmax(0,1fr);gap:14px}.tiles{grid-template-columns:repeat(2,minmax(0,1fr))}
-.sources thead{display:none}.sources tr{display:grid;grid-template-columns:auto auto minmax(0,1fr);
-border-bottom:1px solid var(--line);padding:10px 0}.sources tr:last-child{border-bottom:0}
-.sources td{border:0;padding:2px 14px 2px 0;text-align:left!important}
-.sources td:first-child,.sources td:last-child{grid-column:1/-1}
-.sources th:last-child{width:auto}
-.sources td:nth-child(2)::after{content:" candidates";color:var(--soft)}.sources td:nth-child(3)::after{content:" selected";
-color:var(--soft)}.sources .wide,.sources td:last-child{padding:2px 0}}
-@media print{body{background:#fff;font-size:12px}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}
-main{padding:0;max-width:none}section{padding:14px 0;border:0;border-top:1px solid var(--line);border-radius:0}
-.two:has(.chart),section:has(.chart),.tiles,tr{break-inside:avoid}h2{break-after:avoid}}
-"""
+_CSS = resources.files("prism_job.reduce").joinpath("report.css").read_text(encoding="utf-8")
