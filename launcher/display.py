@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 QUIET_SECONDS = 5.0
 """At most one plain progress line in this time: a CI log of an hour stays under a thousand lines."""
 
-LONGEST_WORDS = 62
-"""Columns that the words beside a bar need; the bar takes what is left."""
+LONGEST_WORDS = 66
+"""Columns that the stage's name and the words beside a bar need; the bar takes what is left."""
 
 
 class Display(Protocol):
@@ -136,12 +136,12 @@ class Bars:
 
 
 def progress_words(event: dict[str, Any]) -> str:
-    """'24/48 examples, 3.1 examples/s, 812 tokens/s, 0:07 left' from a progress event; rates once there are any."""
+    """'24/48 examples, 3.1/s, 812 tokens/s, 0:07 left' from a progress event; rates once there are any."""
     noun = "files" if event["stage"] == "plan" else "examples"
     done, total, seconds = event["done"], event["total"], event["seconds"]
     parts = [f"{done:,}/{total:,} {noun}"]
     if seconds > 0 and done:
-        parts.append(f"{_rate(done / seconds)} {noun}/s")
+        parts.append(f"{_rate(done / seconds)}/s")
         if event.get("tokens"):
             parts.append(f"{_rate(event['tokens'] / seconds)} tokens/s")
         if done < total:
@@ -153,10 +153,9 @@ def outcome_words(words: dict[str, Any]) -> str:
     """The last words of a stage, in a few words."""
     match words.get("verb"):
         case "plan":
-            bad = f", {words['badRows']} rows cannot be used" if words["badRows"] else ""
             return (
                 f"{words['examples']:,} examples, {words['pairs']:,} pairs; "
-                f"{words['missing']:,} of {words['units']:,} units to extract{bad}"
+                f"{words['missing']:,} of {words['units']:,} units to extract"
             )
         case "extract":
             return f"{words['units']:,} units, {words['examples']:,} examples, {words['tokens']:,} tokens"

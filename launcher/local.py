@@ -148,6 +148,8 @@ def run_stages(text: str, where: str, display: Display, *, job: Sequence[str] = 
             return run_verb(name, ["--spec", str(document)], display, signals, job=job, verbose=verbose)
 
         plan = stage("plan")
+        if plan["badRows"]:
+            display.say(f"rows that cannot be used: {plan['badRows']}; quarantine.jsonl beside the manifest lists them")
         if plan["missing"]:
             extracted = stage("extract")["units"]
         else:
@@ -250,15 +252,21 @@ def _listen(process: subprocess.Popen[str], display: Display, signals: Signals) 
                 words = event
             else:
                 display.show(event)
-        if signals.asked_to_stop():
-            if not told:
-                display.say("stopping: the micro-batch in hand is finished first (Ctrl-C again: at once)")
-                process.terminate()
-                told = True
-            if signals.asked_to_kill(time.monotonic()):
-                _kill_group(process)
+        told = _pass_on(signals, process, display, told)
     process.wait()
     return words, list(tail)
+
+
+def _pass_on(signals: Signals, process: subprocess.Popen[str], display: Display, told: bool) -> bool:
+    """Tell the process of the first signal, once, as SIGTERM; kill at the second. Returns whether it has been told."""
+    if not signals.asked_to_stop():
+        return False
+    if not told:
+        display.say("stopping: the micro-batch in hand is finished first (Ctrl-C again: at once)")
+        process.terminate()
+    if signals.asked_to_kill(time.monotonic()):
+        _kill_group(process)
+    return True
 
 
 def _pump(stream: IO[str], lines: queue.Queue[str | None]) -> None:

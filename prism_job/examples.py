@@ -76,7 +76,7 @@ def shown_text(content: Content) -> str:
         if isinstance(value, str):
             parts.append(value)
         elif value is not None:
-            parts.extend(f"{message['role']}: {message['content']}" for message in value)
+            parts.extend(f"{message['role']}: {message.get('content', message.get('tool_calls'))}" for message in value)
     return "\n".join(parts)
 
 

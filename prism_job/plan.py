@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -29,6 +30,13 @@ PAIRS_PER_UNIT = 16
 
 FACTOR_UNIT_SHARE = 8
 """One unit in this many, by a hash of its id, carries factor sums; with 1,024 rows a unit they stay under 6 % of a store."""
+
+
+MIN_FACTOR_ROWS = 1024
+"""Curvature never rests on fewer examples than this, where the pool has them: a last unit may hold a single row."""
+
+TEMPLATE_DATE = "2025-01-01"
+"""What chat templates that print today's date are told: a row must not depend on the day of its extraction."""
 
 
 class _Plain(BaseModel):
@@ -68,6 +76,7 @@ class Plan(_Plain):
     """The whole work of a run, and what the store lacked of it when the plan was made."""
 
     format: Literal["prism-plan/1"] = "prism-plan/1"
+    request: str
     extractor: str
     extractor_parts: dict[str, Any]
     sources: list[str]
@@ -97,7 +106,9 @@ class Plan(_Plain):
     def work_digest(self) -> str:
         """Of everything but what the store happened to hold: two plans of the same data have the same."""
         return digest(
-            self.model_dump(mode="json", exclude={"missing_candidates", "missing_targets", "missing_factors"})
+            self.model_dump(
+                mode="json", exclude={"request", "missing_candidates", "missing_targets", "missing_factors"}
+            )
         )
 
 
@@ -114,6 +125,7 @@ def make_plan(run: SelectionRun) -> Plan:
     extractor = digest(parts)
     staged = {listed.key for listed in store.list("rows/")}
 
+    _refuse_feedback(spec)
     target_sources, _ = rows.list_sources(spec.targets.uris)
     needs_rejected = spec.scoring.weighting == "preference"
     targets, bad_targets = _cut(
@@ -132,6 +144,7 @@ def make_plan(run: SelectionRun) -> Plan:
     factors = factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []
     present = shards.units_present(store, extractor)
     plan = Plan(
+        request=digest(spec.model_dump(mode="json")),
         extractor=extractor,
         extractor_parts=parts,
         sources=[source.uri for source in sources],
@@ -161,9 +174,13 @@ def read_plan(run: SelectionRun) -> Plan:
     if not output.exists(plan_key(run)):
         raise RequestError("this run has no plan yet", where=where, fix="run the plan stage first")
     try:
-        return Plan.model_validate_json(output.get(plan_key(run)))
+        plan = Plan.model_validate_json(output.get(plan_key(run)))
     except ValueError as error:
         raise DataError(f"damaged plan: {error}", where=where, fix="run the plan stage again") from error
+    if plan.request != digest(run.spec.model_dump(mode="json")):
+        fix = "run the plan stage again; two runs at the same time need two names"
+        raise RequestError("the plan there is of another document under the same name", where=where, fix=fix)
+    return plan
 
 
 def plan_key(run: SelectionRun) -> str:
@@ -178,10 +195,11 @@ def extractor_parts(spec: RunSpec) -> dict[str, Any]:
         "format": shards.FORMAT,
         "projection_version": projection.VERSION,
         "model": weights.identify(spec.model.uri, spec.model.revision),
-        "adapter": weights.identify(spec.model.adapter) if spec.model.adapter else None,
+        "adapter": weights.identify(spec.model.adapter, is_adapter=True) if spec.model.adapter else None,
         "dtype": spec.model.dtype,
         "attention": spec.model.attention,
         "loss_on": "assistant",
+        "template_date": TEMPLATE_DATE,
         "max_length": extraction.max_length,
         "layers": list(extraction.layers),
         "projection": extraction.projection.model_dump(),
@@ -190,9 +208,17 @@ def extractor_parts(spec: RunSpec) -> dict[str, Any]:
 
 
 def factor_units(candidates: list[Unit]) -> list[str]:
-    """Units that carry factor sums: one in FACTOR_UNIT_SHARE by a hash of the id, never none."""
-    ids = sorted({unit.id for unit in candidates})
-    return [unit_id for unit_id in ids if int(unit_id[:8], 16) % FACTOR_UNIT_SHARE == 0] or ids[:1]
+    """Units that carry factor sums: one in FACTOR_UNIT_SHARE by a hash of the id, and enough to hold MIN_FACTOR_ROWS."""
+    sizes = {unit.id: unit.num_rows for unit in candidates}
+    by_chance = sorted(sizes, key=lambda unit_id: (int(unit_id[:8], 16) % FACTOR_UNIT_SHARE != 0, unit_id))
+    chosen: list[str] = []
+    rows_chosen = 0
+    for unit_id in by_chance:
+        if int(unit_id[:8], 16) % FACTOR_UNIT_SHARE != 0 and rows_chosen >= MIN_FACTOR_ROWS:
+            break
+        chosen.append(unit_id)
+        rows_chosen += sizes[unit_id]
+    return chosen
 
 
 def read_unit_rows(store: Store, unit: Unit) -> list[Row]:
@@ -228,6 +254,16 @@ def check_bad_fraction(bad: list[Quarantined], num_good: int, spec: RunSpec) -> 
     )
 
 
+def _refuse_feedback(spec: RunSpec) -> None:
+    """The store holds rows and the output json: inside a data folder the next plan would read them as examples."""
+    for name, own in (("spec.store", spec.store), ("spec.output", spec.output)):
+        for uri in (*spec.candidates.uris, *spec.targets.uris):
+            place, folder = (value if "://" in value else str(Path(value).resolve()) for value in (own, uri))
+            if f"{place.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/"):
+                fix = "give it a folder or prefix of its own, beside the data"
+                raise RequestError(f"{name} {own} lies inside the data at {uri}", where=name, fix=fix)
+
+
 def _check_targets(units: list[Unit], bad: list[Quarantined], spec: RunSpec) -> None:
     if bad:
         raise DataError(
@@ -253,8 +289,10 @@ def _cut(
                 if isinstance(row, Unreadable):
                     raise BadRow(row.reason)
                 waiting.append((line, row, examples.example_id(parse(row))))
-            except (BadRow, ValueError) as error:
-                bad.append(Quarantined(source=source.uri, line=line, reason=str(error)))
+            except (BadRow, ValueError, TypeError, RecursionError) as error:
+                # Lone surrogates, dates within messages, endless nesting: nothing in a row may end the run.
+                reason = str(error)[:500].encode("utf-8", "backslashreplace").decode()
+                bad.append(Quarantined(source=source.uri, line=line, reason=reason))
             if len(waiting) == size:
                 units.append(_stage(position, waiting, store, staged))
                 waiting = []

@@ -260,7 +260,7 @@ def parse_spec(text: str, where: str) -> SelectionRun:
     """
     try:
         document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         raise SpecError(f"not YAML: {error}", where=where, fix="correct the syntax at the place named") from error
     if not isinstance(document, dict):
         raise SpecError(
@@ -307,4 +307,4 @@ def known_fields(path: tuple[Any, ...]) -> list[str]:
 def digest(value: Any) -> str:
     """32 hex digits (128 bits of SHA-256) of a plain value's canonical JSON: sorted keys, no spaces, UTF-8."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

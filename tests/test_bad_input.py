@@ -18,7 +18,7 @@ import torch
 from prism_job.errors import SpecError
 from prism_job.spec import parse_spec
 from tests.conftest import Job, candidate, pair, turn, write_jsonl
-from tests.models import save_tiny_model
+from tests.models import save_tiny_adapter, save_tiny_model
 
 WRONG_REQUEST, DAMAGED_DATA, TRY_AGAIN = 64, 65, 75
 
@@ -248,3 +248,97 @@ def test_a_stopped_extraction_keeps_its_finished_units(job: Job, sent: signal.Si
     times = {path: path.stat().st_mtime_ns for path in kept}
     assert job.run().exists()
     assert {path: path.stat().st_mtime_ns for path in kept} == times
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused(job: Job) -> None:
+    folder = save_tiny_model(job.folder / "holes")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    job.spec["model"]["uri"] = str(folder)
+    job.fails("extract", DAMAGED_DATA, "model.layers.1.mlp.up_proj.weight", "random")
+
+
+def test_damaged_safetensors_of_a_model_are_refused(job: Job) -> None:
+    folder = save_tiny_model(job.folder / "half")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    job.spec["model"]["uri"] = str(folder)
+    job.fails("extract", WRONG_REQUEST, "cannot be loaded")
+
+
+def test_an_adapter_is_not_taken_for_a_model(job: Job) -> None:
+    job.spec["model"]["uri"] = str(save_tiny_adapter(job.folder / "adapter"))
+    job.fails("plan", WRONG_REQUEST, "model.adapter")
+
+
+def test_an_adapter_gives_its_own_rows_and_one_that_does_not_fit_is_refused(job: Job) -> None:
+    folder = save_tiny_adapter(job.folder / "adapter")
+    job.spec["model"]["adapter"] = str(folder)
+    assert job.run().exists()
+    weights = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+    renamed = {name.replace("q_proj", "zz_proj"): weight for name, weight in weights.items()}
+    safetensors.torch.save_file(renamed, folder / "adapter_model.safetensors")
+    job.fails("extract", DAMAGED_DATA, "do not fit", "proj")
+
+
+def test_a_plan_of_another_document_under_the_same_name_is_refused(job: Job) -> None:
+    job.plan()
+    write_jsonl(job.folder / "others.jsonl", [pair(7)])
+    code, words = job.copy(targets={"uris": [str(job.folder / "others.jsonl")]}).stage("extract")
+    assert code == WRONG_REQUEST
+    assert "another document" in words["error"]
+
+
+def test_max_length_beyond_the_models_positions_is_refused(job: Job) -> None:
+    job.spec["extraction"]["maxLength"] = 5000
+    job.fails("extract", WRONG_REQUEST, "5000", "4096")
+
+
+def test_a_budget_of_more_examples_than_there_are_is_refused(job: Job) -> None:
+    job.spec["selection"] = {"drop": "lowest", "budget": {"count": 1000}}
+    job.fails("reduce", WRONG_REQUEST, "1000", "budget.count")
+
+
+def test_a_selection_of_nothing_is_refused(job: Job) -> None:
+    job.spec["selection"] = {"drop": "lowest", "budget": {"fraction": 1.0}}
+    job.fails("reduce", WRONG_REQUEST, "nothing would be selected")
+
+
+def test_a_store_inside_the_data_is_refused(job: Job) -> None:
+    job.spec["store"] = str(job.folder / "pool" / "store")
+    job.fails("plan", WRONG_REQUEST, "spec.store", "inside the data")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"text": "\\ud800"}',
+        '{"text": "x", "n": ' + "9" * 5000 + "}",
+        '{"\\ud800": 1}',
+        "[" * 100_000,
+        '{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "x"}]}',
+    ],
+)
+def test_no_row_however_odd_ends_the_run(job: Job, line: str) -> None:
+    with (job.folder / "pool" / "a.jsonl").open("a") as file:
+        file.write(line + "\n")
+    job.spec["candidates"]["maxBadFraction"] = 0.2
+    manifest = job.run()
+    assert json.loads(manifest.read_text())["counts"]["quarantined"] == 1
+
+
+def test_a_turn_of_tool_calls_alone_is_shown_in_the_report(job: Job) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": "{}"}}]}
+    row = {"messages": [turn("user", "Add"), call | {"content": ""}, turn("tool", "3"), turn("assistant", "Three")]}
+    bare = {"messages": [turn("user", "Add"), call, turn("tool", "3"), turn("assistant", "Three")]}
+    write_jsonl(job.folder / "pool" / "b.jsonl", [row, bare])
+    job.spec["selection"] = {"keep": "highest", "budget": {"count": 12}}
+    assert "Three" in (job.run().parent / "report.html").read_text()
+
+
+def test_csv_as_pandas_and_excel_write_it_is_read(job: Job) -> None:
+    (job.folder / "pool" / "a.jsonl").unlink()
+    (job.folder / "pool" / "pandas.csv").write_text(",prompt,completion\n0,Say,one\n1,Say,two\n2,Say,three\n")
+    (job.folder / "pool" / "excel.csv").write_bytes(b"\xef\xbb\xbfprompt,completion\nSay,four\nSay,five\n")
+    assert job.plan()["examples"] == 5

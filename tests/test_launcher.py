@@ -6,6 +6,7 @@ is told in the environment (FAKE), and it notes what happened to it in files of 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -126,6 +127,16 @@ def wait_until(happened: Any) -> None:
         time.sleep(0.02)
 
 
+def read_terminal(end: int) -> str:
+    """All that is drawn until the last process at the other end is gone; Linux says so with EIO."""
+    parts = []
+    with contextlib.suppress(OSError):
+        while part := os.read(end, 4096):
+            parts.append(part)
+    os.close(end)
+    return b"".join(parts).decode()
+
+
 def is_alive(pid: int) -> bool:
     try:
         # A zombie that nobody has reaped yet is dead to us.
@@ -171,7 +182,7 @@ def test_a_run_prints_the_manifest_and_nothing_else(rig: Rig) -> None:
     assert (code, stdout) == (0, "/out/manifest.json\n")
     assert rig.started() == {"plan", "extract", "reduce"}
     assert "plan: done" in stderr
-    assert "1 rows cannot be used" in stderr
+    assert "rows that cannot be used: 1;" in stderr
     assert "a library" not in stderr
 
 
@@ -406,14 +417,14 @@ def test_a_folder_of_the_user_shadows_no_library(tmp_path: Path) -> None:
     ("event", "expected"),
     [
         ({"stage": "plan", "done": 0, "total": 3, "tokens": 0, "seconds": 0.0}, "0/3 files"),
-        ({"stage": "plan", "done": 3, "total": 3, "tokens": 0, "seconds": 2.0}, "3/3 files, 1.5 files/s"),
+        ({"stage": "plan", "done": 3, "total": 3, "tokens": 0, "seconds": 2.0}, "3/3 files, 1.5/s"),
         (
             {"stage": "extract", "done": 1200, "total": 8400, "tokens": 240_000, "seconds": 100.0},
-            "1,200/8,400 examples, 12 examples/s, 2,400 tokens/s, 10:00 left",
+            "1,200/8,400 examples, 12/s, 2,400 tokens/s, 10:00 left",
         ),
         (
             {"stage": "extract", "done": 1, "total": 4, "tokens": 50, "seconds": 3600.0},
-            "1/4 examples, 0.00028 examples/s, 0.014 tokens/s, 3:00:00 left",
+            "1/4 examples, 0.00028/s, 0.014 tokens/s, 3:00:00 left",
         ),
     ],
 )
@@ -432,17 +443,18 @@ def test_plain_progress_lines_are_seconds_apart(capsys: pytest.CaptureFixture[st
 def test_a_terminal_sees_bars_and_stdout_still_holds_the_manifest_alone(rig: Rig) -> None:
     ours, theirs = os.openpty()
     environment = {name: value for name, value in os.environ.items() if name != "CI"}
-    process = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-c", RUN_MAIN, str(rig.fake), "run", str(rig.document)],
         stdout=subprocess.PIPE,
         stderr=theirs,
         text=True,
         cwd=ROOT,
         env={**environment, "NOTES": str(rig.notes), "TERM": "xterm", "COLUMNS": "100"},
-        check=True,
     )
-    drawn = os.read(ours, 2**20).decode()
-    assert process.stdout == "/out/manifest.json\n"
+    os.close(theirs)
+    drawn = read_terminal(ours)
+    stdout, _ = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (0, "/out/manifest.json\n")
     assert "━" in drawn
     assert "20 of 40 examples selected" in drawn
 

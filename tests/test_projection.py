@@ -232,7 +232,7 @@ def test_float16_codec_stays_within_half_precision() -> None:
 def test_zero_rows_come_back_as_zero(kind: str) -> None:
     rows_ND = made_up_rows()
     rows_ND[[2, 5]] = 0.0
-    with np.errstate(all="raise"):
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
         arrays = codec.encode(kind, rows_ND)
     decoded_ND = codec.decode(kind, arrays)
     assert (decoded_ND[[2, 5]] == 0).all()
@@ -272,3 +272,13 @@ def test_a_rows_bytes_do_not_depend_on_the_rows_beside_it(kind: str) -> None:
             part = slice(start, start + size)
             for name, array in codec.encode(kind, rows_ND[part]).items():
                 assert array.tobytes() == together[name][part].tobytes(), name
+
+
+@pytest.mark.parametrize("kind", ["sign", "float16"])
+def test_places_left_out_hold_the_bytes_of_no_row_and_decode_to_zero(kind: str) -> None:
+    rows_ND = made_up_rows()
+    encoded, stored = codec.encode(kind, rows_ND), codec.zeros(kind, len(rows_ND), rows_ND.shape[1])
+    assert {name: (a.dtype, a.shape) for name, a in stored.items()} == {
+        n: (a.dtype, a.shape) for n, a in encoded.items()
+    }
+    assert (codec.decode(kind, stored) == 0).all()

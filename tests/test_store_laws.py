@@ -133,16 +133,18 @@ def test_factors_asked_for_later_cost_only_the_units_that_carry_them(job: Job) -
 
 
 def test_factor_units_depend_on_ids_alone_and_are_never_none() -> None:
-    def unit(text: str) -> Any:
+    def unit(text: str, num_rows: int = 1024) -> Any:
         from prism_job.plan import Unit
 
-        return Unit(id=digest(text), rows="", num_rows=1, source=0, lines=[(1, 1)])
+        return Unit(id=digest(text), rows="", num_rows=num_rows, source=0, lines=[(1, num_rows)])
 
     units = [unit(str(number)) for number in range(400)]
     chosen = factor_units(units)
     assert chosen == factor_units(units[::-1])
     assert 400 / FACTOR_UNIT_SHARE / 2 < len(chosen) < 400 / FACTOR_UNIT_SHARE * 2
     assert all(factor_units([one]) == [one.id] for one in units[:20])
+    few = [unit("whole", 64), unit("tail", 1)]
+    assert sorted(factor_units(few)) == sorted(one.id for one in few), "curvature does not rest on a single row"
 
 
 def test_the_cut_into_units_changes_no_score(job: Job) -> None:

@@ -6,6 +6,7 @@ Shapes: B examples of a batch, T tokens of the longest.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, cast
 
 import torch
@@ -14,9 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from prism_job.errors import RequestError
 from prism_job.examples import BadRow, Content
+from prism_job.plan import TEMPLATE_DATE
 
 MAX_EXAMPLES_PER_BATCH = 256
 """Bounds a batch of very short examples: its unfolded rows would outgrow its activations."""
+
+
+_TEMPLATE_DATE = date.fromisoformat(TEMPLATE_DATE)
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,14 @@ def _encode_text(prompt: str, response: str, tokenizer: PreTrainedTokenizerBase,
     ids = list(encoding["input_ids"])
     offsets = encoding["offset_mapping"]
     start = len(prompt)
-    supervised = [end > max(start, begin) for begin, end in offsets]
-    if tokenizer.eos_token_id is not None and (not ids or ids[-1] != tokenizer.eos_token_id):
-        ids.append(tokenizer.eos_token_id)
-        supervised.append(True)
+    # Some tokenizers give white space an empty span: it counts where it begins.
+    supervised = [end > start or begin == end >= start for begin, end in offsets]
+    if tokenizer.eos_token_id is not None:
+        if ids and ids[-1] == tokenizer.eos_token_id:
+            supervised[-1] = True
+        else:
+            ids.append(tokenizer.eos_token_id)
+            supervised.append(True)
     return _cut(ids, supervised, max_length)
 
 
@@ -86,7 +95,10 @@ def _encode_chat(
 
     def render(part: list[dict[str, Any]], **flags: bool) -> str:
         try:
-            return cast(str, tokenizer.apply_chat_template(part, tools=tools, tokenize=False, **flags))
+            text = tokenizer.apply_chat_template(
+                part, tools=tools, tokenize=False, strftime_now=_TEMPLATE_DATE.strftime, **flags
+            )
+            return cast(str, text)
         except Exception as error:  # a template is a program: whatever it raises speaks of this row
             raise BadRow(f"the chat template refuses these messages: {error}") from error
 
@@ -105,7 +117,7 @@ def _encode_chat(
         spans.append((len(before), len(through)))
     encoding = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     supervised = [
-        any(begin < stop and end > start for start, stop in spans) and end > begin
+        any(begin < stop and (end > start or begin == end == start) for start, stop in spans)
         for begin, end in encoding["offset_mapping"]
     ]
     return _cut(list(encoding["input_ids"]), supervised, max_length)

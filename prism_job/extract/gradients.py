@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prism_job import projection
-from prism_job.errors import DataError
+from prism_job.errors import DataError, RequestError
 from prism_job.extract.data import Batch
 from prism_job.extract.model import Layers, layer_dims
 
@@ -119,7 +119,8 @@ class GradientCapture:
         done, self.now = self.now, None
         missed = [name for name in self.layers.modules if name not in done.fired]
         if missed:
-            raise AssertionError(f"no gradient reached {len(missed)} layers, the first {missed[0]}")
+            what = f"no gradient reached {len(missed)} captured layers, the first {missed[0]}"
+            raise RequestError(what, where=missed[0], fix="leave these layers out with extraction.layers")
         if factors is not None:
             factors.num_tokens += int(batch.real_BT.sum())
         nll_B = torch.zeros_like(done.norm2_B).index_add_(0, owner_K, nll_K.detach())
@@ -156,10 +157,10 @@ class GradientCapture:
             state = self.now
             if state is None:
                 return
-            a_BTP = inputs[0].detach().to(self.dtype) @ side_a
+            a_BTP = _by_example(inputs[0].detach(), state.batch, name).to(self.dtype) @ side_a
 
             def backward(gradient: Tensor) -> None:
-                b_BTP = gradient.to(self.dtype) @ side_b
+                b_BTP = _by_example(gradient, state.batch, name).to(self.dtype) @ side_b
                 self._add_sketch(state, position, name, a_BTP, b_BTP)
 
             output.register_hook(backward)
@@ -194,6 +195,19 @@ class GradientCapture:
 
     def _tensor(self, array: Any) -> Tensor:
         return torch.from_numpy(array).to(device=self.device, dtype=self.dtype)
+
+
+def _by_example(values: Tensor, batch: Batch, name: str) -> Tensor:
+    """[B, T, dims], also where the model has flattened examples and tokens into one (OPT does)."""
+    if values.ndim == 2 and values.shape[0] == batch.ids_BT.numel():
+        return values.view(*batch.ids_BT.shape, -1)
+    if values.shape[:2] != batch.ids_BT.shape:
+        raise RequestError(
+            f"layer {name} sees tensors of shape {tuple(values.shape)}, not one row a token",
+            where=name,
+            fix="leave this layer out with extraction.layers",
+        )
+    return values
 
 
 def refuse_non_finite(rows: Rows, names: list[str], where: str) -> None:

@@ -6,9 +6,11 @@ Loads hub models, folders, s3:// prefixes and GGUF files alike. No remote code, 
 from __future__ import annotations
 
 import fnmatch
+import json
 from dataclasses import dataclass
 from typing import Any, cast
 
+import safetensors.torch
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -34,7 +36,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     folder = path.parent if path.suffix == ".gguf" else path
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **arguments)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # transformers raises many kinds; whatever it is speaks of these files
         fix = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights"
         raise RequestError(f"no tokenizer can be loaded: {_short(error)}", where=spec.uri, fix=fix) from error
     if not tokenizer.is_fast:
@@ -54,16 +56,24 @@ def load_model(spec: ModelSpec, device: torch.device) -> PreTrainedModel:
     arguments: dict[str, Any] = {"gguf_file": path.name} if path.suffix == ".gguf" else {"use_safetensors": True}
     folder = path.parent if path.suffix == ".gguf" else path
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             str(folder),
             dtype=getattr(torch, spec.dtype),
             attn_implementation=spec.attention,
             trust_remote_code=False,
+            output_loading_info=True,
             **arguments,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # as above: damaged safetensors, shapes that do not fit, a bad config.json
         fix = "check that the folder holds config.json and safetensors of a causal language model"
         raise RequestError(f"the model cannot be loaded: {_short(error)}", where=spec.uri, fix=fix) from error
+    lacking = sorted([*loading["missing_keys"], *(str(key) for key in loading["mismatched_keys"])])
+    if lacking:
+        raise DataError(
+            f"the files lack {len(lacking)} weight(s) of this model, the first: {lacking[0]}",
+            where=spec.uri,
+            fix="copy or convert the checkpoint again: transformers would fill the gaps with random numbers",
+        )
     if spec.adapter:
         model = _with_adapter(model, spec.adapter)
     model = model.to(device=device, dtype=getattr(torch, spec.dtype)).eval().requires_grad_(False)
@@ -78,12 +88,22 @@ def load_model(spec: ModelSpec, device: torch.device) -> PreTrainedModel:
 def _with_adapter(model: PreTrainedModel, uri: str) -> Any:
     from peft import PeftModel
 
-    folder = weights.bring(uri)
+    folder = weights.bring(uri, is_adapter=True)
+    fix = "check that it is a PEFT adapter made for this model"
     try:
-        return PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        fix = "check that it is a PEFT adapter made for this model"
+        config = json.loads((folder / "adapter_config.json").read_text())
+        stored = safetensors.torch.load_file(folder / "adapter_model.safetensors").keys()
+        adapted = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
+    except Exception as error:  # as above
         raise RequestError(f"the adapter cannot be loaded: {_short(error)}", where=uri, fix=fix) from error
+    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
+        what = "only plain LoRA adapters are captured, without DoRA and without modules_to_save"
+        raise RequestError(what, where=uri, fix="merge the adapter into its base and name the result in model.uri")
+    wanted = {name.replace(".default.", ".") for name, _ in adapted.named_parameters() if ".lora_" in name}
+    strange = sorted(wanted ^ set(stored))
+    if strange:
+        raise DataError(f"the adapter's weights do not fit this model, the first: {strange[0]}", where=uri, fix=fix)
+    return adapted
 
 
 @dataclass(frozen=True)

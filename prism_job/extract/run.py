@@ -81,6 +81,13 @@ class _Worker:
         event("loading", model=spec.model.uri, device=str(device))
         tokenizer = load_tokenizer(spec.model)
         model = load_model(spec.model, device)
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if positions and spec.extraction.max_length > positions:
+            raise RequestError(
+                f"maxLength {spec.extraction.max_length} is more than the model's {positions} positions",
+                where="spec.extraction.maxLength",
+                fix=f"set it to {positions} or less",
+            )
         layers = captured_layers(model, spec.extraction.layers)
         projected = spec.extraction.projection
         fold_dims = spec.extraction.codec.dims if spec.extraction.codec.kind == "sign" else None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from prism_job.errors import DataError
 from prism_job.plan import Plan
 from prism_job.storage import shards
 from prism_job.storage.objects import Store
@@ -77,5 +78,10 @@ def merge_factors(plan: Plan, store: Store, dim: int) -> Factors:
             merged = part
         else:
             merged.merge(part)
-    assert merged is not None
+    if merged is None or not merged.num_tokens:
+        where = ", ".join(store.uri(shards.shard_key(plan.extractor, "factors", unit)) for unit in plan.factors[:3])
+        fix = "mend the quarantined rows, or set scoring.curvature.kind: none"
+        raise DataError(
+            "no token to take the curvature from: all rows of these units are quarantined", where=where, fix=fix
+        )
     return merged

@@ -99,15 +99,16 @@ def _precision(ranking_N: Float64, good_N: Bools, num_taken: int, keeps: bool, w
     return float((taken * right).sum() / taken.sum()) if num_taken else float("nan")
 
 
-def _resamples(size: int) -> NDArray[np.float64]:
+def _resamples(size: int) -> NDArray[np.uint8]:
     generator = np.random.default_rng(0)
-    return np.array(
-        [np.bincount(generator.integers(size, size=size), minlength=size) for _ in range(NUM_RESAMPLES)], np.float64
-    )
+    drawn = np.empty((NUM_RESAMPLES, size), np.uint8)  # a row drawn over 255 times in one resample is past belief
+    for row in drawn:
+        row[:] = np.bincount(generator.integers(size, size=size), minlength=size)
+    return drawn
 
 
-def _with_interval(name: str, measure: Any, weights_RN: Float64) -> dict[str, float]:
-    resampled = np.array([measure(weights) for weights in weights_RN])
+def _with_interval(name: str, measure: Any, weights_RN: NDArray[np.uint8]) -> dict[str, float]:
+    resampled = np.array([measure(weights.astype(np.float64)) for weights in weights_RN])
     low, high = np.nanquantile(resampled, [0.025, 0.975])
     return {
         name: measure(np.ones(weights_RN.shape[1])),

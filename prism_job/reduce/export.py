@@ -81,7 +81,7 @@ def _write_parquet(path: Path, parts: Iterator[list[Row]]) -> int:
     names = list(dict.fromkeys(name for row in rows for name in row))
     try:
         table = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowException, OverflowError) as error:
         fix = "export to .jsonl: these rows mix types within a column"
         raise RequestError(f"the rows do not fit one table: {error}", where=str(path.name), fix=fix) from error
     pq.write_table(table, path, compression="zstd")

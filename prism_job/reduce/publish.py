@@ -6,6 +6,7 @@ Shapes: N candidates in plan order.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,30 @@ from prism_job.storage.objects import Store
 
 NUM_SHOWN = 10
 """Examples shown at each end of the ranking in the report."""
+
+
+def _settled(plan: Plan) -> Plan:
+    # What the store lacked when planned is no part of the outcome: the same selection has the same plan.json.
+    return plan.model_copy(update={"missing_candidates": [], "missing_targets": [], "missing_factors": []})
+
+
+def _absolute(run: SelectionRun) -> SelectionRun:
+    """The same run with local paths made absolute: a manifest must work from any folder."""
+
+    def full(uri: str) -> str:
+        return str(Path(uri).resolve()) if "://" not in uri and Path(uri).exists() else uri
+
+    spec = run.spec
+    changed = {
+        "model": spec.model.model_copy(
+            update={"uri": full(spec.model.uri), "adapter": spec.model.adapter and full(spec.model.adapter)}
+        ),
+        "candidates": spec.candidates.model_copy(update={"uris": tuple(map(full, spec.candidates.uris))}),
+        "targets": spec.targets.model_copy(update={"uris": tuple(map(full, spec.targets.uris))}),
+        "store": full(spec.store),
+        "output": full(spec.output),
+    }
+    return run.model_copy(update={"spec": spec.model_copy(update=changed)})
 
 
 def _places(plan: Plan) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -87,8 +112,8 @@ def publish(
             }
         ),
         "quarantine.jsonl": "".join(entry.model_dump_json() + "\n" for entry in quarantine).encode(),
-        "plan.json": plan.model_dump_json(indent=1).encode(),
-        "spec.yaml": yaml.safe_dump(run.to_document(), sort_keys=False, allow_unicode=True).encode(),
+        "plan.json": _settled(plan).model_dump_json(indent=1).encode(),
+        "spec.yaml": yaml.safe_dump(_absolute(run).to_document(), sort_keys=False, allow_unicode=True).encode(),
     }
     usable = scored.usable_N
     counts = {
@@ -107,7 +132,7 @@ def publish(
         "format": manifest.MANIFEST_FORMAT,
         "run": run.metadata.name,
         "selection_id": folder.rpartition("/")[2],
-        "spec": run.to_document(),
+        "spec": _absolute(run).to_document(),
         "extractor": plan.extractor,
         "extractor_parts": plan.extractor_parts,
         "work": plan.work_digest(),

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism_job import projection
+from prism_job.errors import RequestError
 from prism_job.plan import Plan, check_bad_fraction, read_plan
 from prism_job.progress import event
 from prism_job.reduce import curvature, manifest
@@ -44,6 +45,11 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
     scored = score_candidates(run.spec, plan, store, direction_D)
     check_bad_fraction([*plan.quarantine, *scored.quarantined], int(scored.usable_N.sum()), run.spec)
     chosen = select(scored.scores_N, scored.ids_N, scored.tokens_N, scored.usable_N, run.spec.selection)
+    if not len(chosen.order):
+        what = (
+            f"nothing would be selected: the budget takes {chosen.num_taken} of {int(scored.usable_N.sum())} examples"
+        )
+        raise RequestError(what, where="spec.selection", fix="widen the budget, or drop less")
     return publish(run, plan, store, output, folder, targets, scored, chosen, curvature_facts)
 
 

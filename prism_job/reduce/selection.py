@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from prism_job.errors import RequestError
 from prism_job.spec import SelectionSpec
 
 Bools = NDArray[np.bool_]
@@ -70,7 +71,13 @@ def select(
 def _within_budget(ranked: NDArray[np.int64], tokens_N: NDArray[np.int32], spec: SelectionSpec) -> int:
     budget = spec.budget
     if budget.count is not None:
-        return min(budget.count, len(ranked))
+        if budget.count > len(ranked):
+            raise RequestError(
+                f"the budget is {budget.count} examples, and there are {len(ranked)} to rank",
+                where="spec.selection.budget.count",
+                fix="lower it, or use budget.fraction",
+            )
+        return budget.count
     if budget.fraction is not None:
         return round(budget.fraction * len(ranked))
     assert budget.tokens is not None

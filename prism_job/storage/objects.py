@@ -122,8 +122,13 @@ class LocalFolder:
         start = self.root / prefix.rpartition("/")[0]
         with _local_errors(str(start)):
             found = []
-            for folder, folders, names in os.walk(start):
+            walked: set[str] = set()
+            for folder, folders, names in os.walk(start, followlinks=True):
                 folders.sort()
+                if os.path.realpath(folder) in walked:  # a link back to where we came from
+                    folders.clear()
+                    continue
+                walked.add(os.path.realpath(folder))
                 for name in names:
                     key = (Path(folder) / name).relative_to(self.root).as_posix()
                     if key.startswith(prefix) and not name.startswith(".put-"):

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ def read_rows(source: Source) -> Iterator[tuple[int, Row | Unreadable]]:
         try:
             with _decompressed(path, compression) as stream:
                 yield from _READERS[kind](stream)
-        except (OSError, EOFError, pa.ArrowException, csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, EOFError, pa.ArrowException, csv.Error, zlib.error, ValueError, RecursionError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             what = f"cannot be read as {kind}{compression}: {str(error).splitlines()[0][:200]}"
@@ -126,7 +127,7 @@ def _json_row(content: bytes) -> Row | Unreadable:
         row = json.loads(content)
     except UnicodeDecodeError:
         return Unreadable("not UTF-8")
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         return Unreadable(f"not JSON: {error}")
     return row if isinstance(row, dict) else Unreadable(f"a JSON {type(row).__name__}, not an object")
 
@@ -143,9 +144,9 @@ def _json(stream: IO[bytes]) -> Iterator[tuple[int, Row | Unreadable]]:
 
 def _csv(stream: IO[bytes]) -> Iterator[tuple[int, Row | Unreadable]]:
     csv.field_size_limit(2**27)
-    reader = csv.DictReader(io.TextIOWrapper(stream, "utf-8", newline=""), restkey="", strict=True)
+    reader = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), strict=True)
     for row in reader:
-        if "" in row:
+        if None in row:
             yield reader.line_num, Unreadable("more fields than the header names")
         else:
             yield reader.line_num, dict(row)

@@ -20,7 +20,7 @@ WANTED = ("*.safetensors", "*.gguf", "*.json", "*.jinja", "*.model", "*.txt")
 """Files that can change a number. Everything else (pickles, code, read-me's) is neither read nor hashed."""
 
 
-def identify(uri: str, revision: str = "main") -> dict[str, str]:
+def identify(uri: str, revision: str = "main", *, is_adapter: bool = False) -> dict[str, str]:
     """What the numbers depend on: name -> content hash for files, or the commit for a hub model.
 
     Raises:
@@ -29,21 +29,21 @@ def identify(uri: str, revision: str = "main") -> dict[str, str]:
     """
     if _is_hub(uri):
         return {"hub": uri, "commit": _hub_commit(uri, revision)}
-    store, keys = _files(uri)
+    store, keys = _files(uri, is_adapter)
     if isinstance(store, LocalFolder):
         return {key: _sha256(store.root / key) for key in keys}
     tags = {listed.key: f"{listed.size_bytes}-{listed.tag}" for listed in store.list()}
     return {key: tags[key] for key in keys}
 
 
-def bring(uri: str, revision: str = "main") -> Path:
+def bring(uri: str, revision: str = "main", *, is_adapter: bool = False) -> Path:
     """A local path of the model: its folder, or its .gguf file. Hub and s3:// models are copied to the cache once."""
     if _is_hub(uri):
         return Path(_hub_snapshot(uri, _hub_commit(uri, revision)))
-    store, keys = _files(uri)
+    store, keys = _files(uri, is_adapter)
     if isinstance(store, LocalFolder):
         return Path(uri)
-    target = cache_folder() / digest(identify(uri))
+    target = cache_folder() / digest(identify(uri, is_adapter=is_adapter))
     for key in keys:
         if not (target / key).exists():
             (target / key).parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def _is_hub(uri: str) -> bool:
     return not uri.startswith("s3://") and not Path(uri).exists() and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", uri))
 
 
-def _files(uri: str) -> tuple[Store, list[str]]:
+def _files(uri: str, is_adapter: bool) -> tuple[Store, list[str]]:
     if uri.endswith(".gguf"):
         parent, name = split_uri(uri)
         store = open_store(parent)
@@ -78,6 +78,9 @@ def _files(uri: str) -> tuple[Store, list[str]]:
         for listed in store.list()
         if "/" not in listed.key and any(fnmatch.fnmatch(listed.key, pattern) for pattern in WANTED)
     ]
+    if not is_adapter and "adapter_config.json" in keys:
+        fix = "name the base model in model.uri and this folder in model.adapter"
+        raise RequestError("this is an adapter, not a model", where=uri, fix=fix)
     if not any(key.endswith(".safetensors") for key in keys):
         fix = "save the model as safetensors (save_pretrained does); pickled weights (.bin, .pt) are not read"
         raise RequestError("no .safetensors weights there", where=uri, fix=fix)
