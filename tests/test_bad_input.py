@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -232,7 +231,10 @@ def test_a_stopped_extraction_keeps_its_finished_units(job: Job, sent: signal.Si
     write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(number) for number in range(400)])
     job.plan()
     command = [sys.executable, "-m", "prism_job", "extract", "--spec", str(job.spec_path())]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    # A shell's background job ignores SIGINT, and its children with it: this child begins with the default again.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL)
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if '"shard"' in line:

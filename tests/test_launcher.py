@@ -97,8 +97,8 @@ class Rig:
             text=True,
             cwd=ROOT,
             env={**os.environ, "NOTES": str(self.notes), "FAKE": json.dumps(plan)},
-            # A shell that started pytest with & has SIGINT ignored, and that is inherited.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            # A shell that started pytest with & has SIGINT ignored, nohup has SIGHUP ignored, and that is inherited.
+            preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)],
         )
 
     def call(self, *arguments: str, **plan: Any) -> tuple[int, str, str]:

@@ -347,13 +347,13 @@ IDS = [
 row_strategy = st.tuples(
     st.sampled_from([-2.5, -1.0, -0.0, 0.0, 1.0, 1.0 + 2**-52, 3e300]),
     st.sampled_from(IDS),
-    st.integers(1, 30),
+    st.sampled_from([1, 2, 3, 10]),  # few, so that a budget is often met exactly
     st.booleans(),
 )
 budget_strategy = st.one_of(
     st.builds(BudgetSpec, count=st.integers(1, 25)),
     st.builds(BudgetSpec, fraction=st.floats(0.001, 1)),
-    st.builds(BudgetSpec, tokens=st.integers(1, 200)),
+    st.builds(BudgetSpec, tokens=st.integers(1, 40)),
 )
 
 
@@ -421,6 +421,13 @@ def test_a_count_beyond_the_rows_there_are_is_refused() -> None:
             *as_arrays(*[list(column) for column in zip(*rows, strict=True)]),
             SelectionSpec(keep="highest", budget=BudgetSpec(count=3)),
         )
+
+
+@pytest.mark.parametrize(("tokens", "taken"), [(4, 0), (5, 1), (11, 1), (12, 2), (13, 2), (14, 3), (99, 3)])
+def test_a_token_budget_is_spent_to_the_last_token_and_never_passed(tokens: int, taken: int) -> None:
+    arrays = as_arrays([3.0, 2.0, 1.0], IDS[:3], [5, 7, 2], [True] * 3)  # the third would still fit: it is not reached
+    found = select(*arrays, SelectionSpec(keep="highest", budget=BudgetSpec(tokens=tokens)))
+    assert found.order.tolist() == [0, 1, 2][:taken]
 
 
 @pytest.mark.parametrize("end", ["highest", "lowest"])
