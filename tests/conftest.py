@@ -18,6 +18,9 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 from prism_job.__main__ import main
 from tests.models import save_tiny_model
 
+# Tiny matrices: two threads that wait for each other on busy cores took thirty times as long as one.
+torch.set_num_threads(1)
+
 Row = dict[str, Any]
 
 
