@@ -145,14 +145,16 @@ def oracle_scores(model_uri: str, candidates: list, pairs: list) -> dict[str, tu
     layers = captured_layers(model, ("*",))
     oracle = _Oracle(model, layers.modules)
     direction = oracle.direction(pairs, tokenizer)
-    folded = {name: make(direction) for name, (_, make, _) in oracle.forms.items()}
+    sketches = oracle.sketches(direction)
+    folded = {name: make(direction, sketches) for name, (_, make, _) in oracle.forms.items()}
     scores: dict[str, list[float]] = {name: [] for name in ("exact", *oracle.forms)}
     for place, row in enumerate(candidates):
         content = examples.candidate_content(row)
         gradient = oracle.gradient(data.encode_candidate(content, tokenizer, 2048), mean=False)[0]
-        scores["exact"].append(sum(float((gradient[name] * direction[name]).sum()) for name in direction))
+        scores["exact"].append(sum(float(gradient[name].flatten() @ direction[name].flatten()) for name in direction))
+        sketches = oracle.sketches(gradient)
         for name, (_, make, store) in oracle.forms.items():
-            scores[name].append(float(np.dot(store(make(gradient)), folded[name])))
+            scores[name].append(float(np.dot(store(make(gradient, sketches)), folded[name])))
         if place % 32 == 31:
             print(f"oracle: {place + 1} of {len(candidates)}", file=sys.stderr, flush=True)
     sizes = {"exact": 0.0, **{name: size for name, (size, _, _) in oracle.forms.items()}}
@@ -180,15 +182,20 @@ class _Oracle:
             name: _less_signs(place, module.weight.numel()) for place, (name, module) in enumerate(modules.items())
         }
         self.tables = {dims: [projection.fold_table(0, name, 64, dims) for name in modules] for dims in SIGN_DIMS}
+        # Name -> bytes an example; the form of a gradient, given its sketches; what is left of a form once stored.
         self.forms = {
-            "p=16 float16": (16 * 16 * count * 2.0, lambda g: self.sketch(g, 16), _as_float16),
-            f"count-sketch of all weights to {LESS_DIMS} float16": (LESS_DIMS * 2.0, self.less_sketch, _as_float16),
-            "p=32 float16": (32 * 32 * count * 2.0, lambda g: self.sketch(g, 32), _as_float16),
-            "p=64 float32, unfolded": (64 * 64 * count * 4.0, lambda g: self.sketch(g, 64), lambda row: row),
+            "p=16 float16": (16 * 16 * count * 2.0, lambda g, s: s[16], _as_float16),
+            f"count-sketch of all weights to {LESS_DIMS} float16": (
+                LESS_DIMS * 2.0,
+                lambda g, s: self.less_sketch(g),
+                _as_float16,
+            ),
+            "p=32 float16": (32 * 32 * count * 2.0, lambda g, s: s[32], _as_float16),
+            "p=64 float32, unfolded": (64 * 64 * count * 4.0, lambda g, s: s[64], lambda row: row),
         }
         for dims in SIGN_DIMS:
             size = dims / 8 + dims / codec.BLOCK * 2 + 4
-            self.forms[f"p=64 sign {dims}"] = (size, lambda g, d=dims: self.fold(self.sketch(g, 64), d), _as_sign)
+            self.forms[f"p=64 sign {dims}"] = (size, lambda g, s, d=dims: self.fold(s[64], d), _as_sign)
 
     def gradient(self, encoded: data.Encoded, *, mean: bool):
         """Weight gradients of one example's loss, and its token-mean negative log-likelihood."""
@@ -198,7 +205,7 @@ class _Oracle:
         nll = torch.nn.functional.cross_entropy(logits[places], ids[0, 1:][places], reduction="sum")
         loss = nll / encoded.num_supervised if mean else nll
         gradients = torch.autograd.grad(loss, list(self.weights.values()))
-        return dict(zip(self.weights, gradients, strict=True)), float(nll) / encoded.num_supervised
+        return dict(zip(self.weights, gradients, strict=True)), nll.item() / encoded.num_supervised
 
     def direction(self, pairs: list, tokenizer):
         total = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
@@ -212,12 +219,15 @@ class _Oracle:
                 sum_ += (sides[0][0][name] - sides[1][0][name]) * (weight / len(pairs))
         return total
 
-    def sketch(self, gradient, dim: int) -> np.ndarray:
-        parts = []
-        for name, weight_gradient in gradient.items():
-            side_a, side_b = self.sides[dim][name]
-            parts.append((side_b.T @ weight_gradient @ side_a).flatten())
-        return torch.cat(parts).numpy()
+    def sketches(self, gradient) -> dict[int, np.ndarray]:
+        """Dim -> the two-sided projection of every layer's weight gradient, one after the other."""
+        rows = {}
+        for dim, sides in self.sides.items():
+            parts = [
+                (sides[name][1].T @ weight_gradient @ sides[name][0]) for name, weight_gradient in gradient.items()
+            ]
+            rows[dim] = torch.cat([part.flatten() for part in parts]).numpy()
+        return rows
 
     def fold(self, row: np.ndarray, dims: int) -> np.ndarray:
         folded = np.zeros(dims)
