@@ -153,9 +153,10 @@ def outcome_words(words: dict[str, Any]) -> str:
     """The last words of a stage, in a few words."""
     match words.get("verb"):
         case "plan":
+            bad = f"; {words['badRows']:,} unusable row(s)" if words["badRows"] else ""
             return (
                 f"{words['examples']:,} examples, {words['pairs']:,} pairs; "
-                f"{words['missing']:,} of {words['units']:,} units to extract"
+                f"{words['missing']:,} of {words['units']:,} units to extract{bad}"
             )
         case "extract":
             return f"{words['units']:,} units, {words['examples']:,} examples, {words['tokens']:,} tokens"

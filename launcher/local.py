@@ -148,14 +148,16 @@ def run_stages(text: str, where: str, display: Display, *, job: Sequence[str] = 
             return run_verb(name, ["--spec", str(document)], display, signals, job=job, verbose=verbose)
 
         plan = stage("plan")
-        if plan["badRows"]:
-            display.say(f"rows that cannot be used: {plan['badRows']}; quarantine.jsonl beside the manifest lists them")
         if plan["missing"]:
             extracted = stage("extract")["units"]
         else:
             extracted = 0
             display.say(f"0 units extracted: the store holds all {plan['units']}")
         reduced = stage("reduce")
+        if reduced["badRows"]:
+            display.say(
+                f"{reduced['badRows']:,} rows could not be used; quarantine.jsonl beside the manifest lists them"
+            )
     return {
         "manifest": reduced["manifest"],
         "run": run.metadata.name,
@@ -163,8 +165,8 @@ def run_stages(text: str, where: str, display: Display, *, job: Sequence[str] = 
         "pairs": plan["pairs"],
         "units": plan["units"],
         "extracted": extracted,
-        "selected": reduced.get("selected"),
-        "badRows": plan["badRows"],
+        "selected": reduced["selected"],
+        "badRows": reduced["badRows"],
         "unchanged": reduced.get("unchanged", False),
         "seconds": round(time.monotonic() - started, 3),
     }

@@ -6,8 +6,6 @@ under the digest of their bytes, so that extraction needs neither the sources no
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +18,7 @@ from prism_job.errors import DataError, RequestError
 from prism_job.examples import BadRow, Content
 from prism_job.progress import Meter, event
 from prism_job.spec import RunSpec, SelectionRun, digest
-from prism_job.storage import rows, shards, weights
+from prism_job.storage import rows, shards, staged, weights
 from prism_job.storage.objects import Store, open_store
 from prism_job.storage.rows import Row, Source, Unreadable
 
@@ -123,22 +121,20 @@ def make_plan(run: SelectionRun) -> Plan:
     store = open_store(spec.store)
     parts = extractor_parts(spec)
     extractor = digest(parts)
-    staged = {listed.key for listed in store.list("rows/")}
+    known = staged.staged_names(store)
 
     _refuse_feedback(spec)
     target_sources, _ = rows.list_sources(spec.targets.uris)
     needs_rejected = spec.scoring.weighting == "preference"
     targets, bad_targets = _cut(
-        target_sources, lambda row: examples.target_content(row, needs_rejected), PAIRS_PER_UNIT, store, staged
+        target_sources, lambda row: examples.target_content(row, needs_rejected), PAIRS_PER_UNIT, store, known
     )
     _check_targets(targets, bad_targets, spec)
 
     sources, ignored = rows.list_sources(spec.candidates.uris)
     for uri in ignored:
         event("ignored", uri=uri, reason="not a kind of data file that PRISM reads")
-    candidates, quarantine = _cut(
-        sources, examples.candidate_content, spec.extraction.examples_per_shard, store, staged
-    )
+    candidates, quarantine = _cut(sources, examples.candidate_content, spec.extraction.examples_per_shard, store, known)
     check_bad_fraction(quarantine, sum(unit.num_rows for unit in candidates), spec)
 
     factors = factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []
@@ -221,17 +217,6 @@ def factor_units(candidates: list[Unit]) -> list[str]:
     return chosen
 
 
-def read_unit_rows(store: Store, unit: Unit) -> list[Row]:
-    """The staged rows of a unit, checked against its digest."""
-    key = _rows_key(unit.rows)
-    content = store.get(key)
-    unpacked = rows.unpack_rows(content, store.uri(key))
-    if _rows_digest(unpacked) != unit.rows:
-        fix = "delete that object and run again: the plan writes it anew"
-        raise DataError("damaged rows: their digest does not fit their name", where=store.uri(key), fix=fix)
-    return unpacked
-
-
 def check_bad_fraction(bad: list[Quarantined], num_good: int, spec: RunSpec) -> None:
     """Fail where too few rows are good.
 
@@ -277,7 +262,7 @@ def _check_targets(units: list[Unit], bad: list[Quarantined], spec: RunSpec) -> 
 
 
 def _cut(
-    sources: list[Source], parse: Callable[[Row], Content], size: int, store: Store, staged: set[str]
+    sources: list[Source], parse: Callable[[Row], Content], size: int, store: Store, known: set[str]
 ) -> tuple[list[Unit], list[Quarantined]]:
     units: list[Unit] = []
     bad: list[Quarantined] = []
@@ -294,20 +279,16 @@ def _cut(
                 reason = str(error)[:500].encode("utf-8", "backslashreplace").decode()
                 bad.append(Quarantined(source=source.uri, line=line, reason=reason))
             if len(waiting) == size:
-                units.append(_stage(position, waiting, store, staged))
+                units.append(_stage(position, waiting, store, known))
                 waiting = []
         if waiting:
-            units.append(_stage(position, waiting, store, staged))
+            units.append(_stage(position, waiting, store, known))
         meter.add(1)
     return units, bad
 
 
-def _stage(source: int, waiting: list[tuple[int, Row, str]], store: Store, staged: set[str]) -> Unit:
-    unit_rows = [row for _, row, _ in waiting]
-    name = _rows_digest(unit_rows)
-    if _rows_key(name) not in staged:
-        store.put(_rows_key(name), rows.pack_rows(unit_rows))
-        staged.add(_rows_key(name))
+def _stage(source: int, waiting: list[tuple[int, Row, str]], store: Store, known: set[str]) -> Unit:
+    name = staged.stage_rows(store, [row for _, row, _ in waiting], known)
     lines: list[tuple[int, int]] = []
     for line, _, _ in waiting:
         if lines and line == sum(lines[-1]):
@@ -316,15 +297,6 @@ def _stage(source: int, waiting: list[tuple[int, Row, str]], store: Store, stage
             lines.append((line, 1))
     unit_id = shards.unit_id_of([example_id for _, _, example_id in waiting])
     return Unit(id=unit_id, rows=name, num_rows=len(waiting), source=source, lines=lines)
-
-
-def _rows_key(name: str) -> str:
-    return f"rows/{name}.jsonl.zst"
-
-
-def _rows_digest(unit_rows: list[Row]) -> str:
-    text = json.dumps(unit_rows, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _lacking(wanted: list[str], present: set[str]) -> list[str]:

@@ -266,7 +266,19 @@ def test_damaged_safetensors_of_a_model_are_refused(job: Job) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
     job.spec["model"]["uri"] = str(folder)
-    job.fails("extract", WRONG_REQUEST, "cannot be loaded")
+    job.fails("extract", DAMAGED_DATA, "damaged weights", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "says"),
+    [("../holes/model.safetensors", WRONG_REQUEST, "a file elsewhere"), (None, DAMAGED_DATA, "not an index")],
+)
+def test_an_index_names_files_of_its_own_folder_alone(job: Job, file: str | None, code: int, says: str) -> None:
+    folder = save_tiny_model(job.folder / "sharded")
+    index = {"weight_map": {"model.norm.weight": file}} if file else ["weight_map"]
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    job.spec["model"]["uri"] = str(folder)
+    job.fails("extract", code, says, "model.safetensors.index.json")
 
 
 def test_an_adapter_is_not_taken_for_a_model(job: Job) -> None:

@@ -8,6 +8,7 @@ Shapes: B examples, D stored dims, L layers, M = P² numbers of one layer's sket
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -254,6 +255,20 @@ def test_a_layer_that_no_gradient_reaches_is_refused_by_name() -> None:
     with pytest.raises(RequestError, match="no gradient reached 1 captured layers") as refusal:
         extract(capture_of(model, None), in_batches_of(7))
     assert refusal.value.where == "unused"
+
+
+def test_a_layer_that_the_model_calls_twice_gets_the_sum_over_its_calls() -> None:
+    model = build_model("llama", FLOAT64, seed=1)
+    model.model.layers[1].mlp = model.model.layers[0].mlp  # named once, at layer 0
+    layers = linear_layers(model)
+    assert len(layers) == len(LLAMA_LAYERS) - 3
+    found = extract(capture_of(model, None), in_batches_of(7))
+    computed = [weight_gradients(model, example, mean=False)[0] for example in EXAMPLES]
+    wanted_BD = torch.stack(
+        [torch.cat([g[name].reshape(-1) @ kronecker(name, *g[name].T.shape) for name in layers]) for g in computed]
+    )
+    assert bool((deviation_B(found.rows_BD, wanted_BD) < TOLERANCE[FLOAT64]).all())
+    np.testing.assert_allclose(found.norm_B, wanted_BD.norm(dim=1), rtol=TOLERANCE[FLOAT64])
 
 
 # What stands beside a row changes nothing
@@ -547,11 +562,12 @@ def test_rows_of_chosen_layers_are_those_parts_of_the_whole_row() -> None:
     assert bool((deviation_B(found, whole[:, places].flatten(1)) < TOLERANCE[FLOAT64]).all())
 
 
+@pytest.mark.parametrize("beside", [(), ("*.q_proj",)], ids=["alone", "beside a good one"])
 @pytest.mark.parametrize("glob", ["lm_head", "model.embed_tokens", "*.no_such_layer"])
-def test_globs_that_name_no_linear_layer_are_refused(glob: str) -> None:
-    with pytest.raises(RequestError, match=r"no linear layer fits") as refusal:
-        captured_layers(model_of("llama", FLOAT32), (glob,))
-    assert refusal.value.where == glob
+def test_globs_that_name_no_linear_layer_are_refused(glob: str, beside: tuple[str, ...]) -> None:
+    with pytest.raises(RequestError, match=f"no linear layer that can be captured fits '{re.escape(glob)}'") as refusal:
+        captured_layers(model_of("llama", FLOAT32), (*beside, glob))
+    assert refusal.value.where == "spec.extraction.layers"
     assert "model.layers.0.self_attn.q_proj" in refusal.value.fix
 
 

@@ -32,7 +32,7 @@ plan = json.loads(os.environ.get("FAKE", "{}"))
 words = {
     "plan": {"units": 3, "missing": 2, "examples": 40, "pairs": 8, "badRows": 1, "extractor": "e"},
     "extract": {"units": 2, "examples": 48, "tokens": 100},
-    "reduce": {"manifest": "/out/manifest.json", "selected": 20, "candidates": 40},
+    "reduce": {"manifest": "/out/manifest.json", "selected": 20, "candidates": 40, "badRows": 2},
     "evaluate": {"label": "label", "auroc": 0.9, "auroc_low": 0.8, "auroc_high": 0.95},
     "report": {"report": "/out/report.html"},
     "export": {"written": "/out/subset.jsonl", "rows": 20},
@@ -182,7 +182,8 @@ def test_a_run_prints_the_manifest_and_nothing_else(rig: Rig) -> None:
     assert (code, stdout) == (0, "/out/manifest.json\n")
     assert rig.started() == {"plan", "extract", "reduce"}
     assert "plan: done" in stderr
-    assert "rows that cannot be used: 1;" in stderr
+    assert "; 1 unusable row(s)" in stderr
+    assert "2 rows could not be used" in stderr
     assert "a library" not in stderr
 
 
@@ -199,7 +200,7 @@ def test_a_run_prints_facts_as_json(rig: Rig) -> None:
         "units": 3,
         "extracted": 2,
         "selected": 20,
-        "badRows": 1,
+        "badRows": 2,
         "unchanged": False,
     }
 

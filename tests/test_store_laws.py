@@ -34,6 +34,8 @@ def scores_of(manifest: Path) -> dict[str, float]:
 def test_a_second_identical_run_extracts_nothing_and_selects_the_same_bytes(job: Job) -> None:
     first = job.run()
     assert job.plan()["missing"] == 0
+    _, words = job.stage("reduce")
+    assert (words["unchanged"], words["selected"], words["manifest"]) == (True, 4, str(first))
     second = job.copy(output=str(job.folder / "elsewhere"))
     manifest = second.run()
     assert manifest != first

@@ -8,6 +8,7 @@ Shapes: B examples, T tokens, P projected dims a side, L layers, D stored dims, 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -51,13 +52,20 @@ class FactorSums:
 
 @dataclass
 class _Pass:
-    """The state of one forward and backward pass."""
+    """The state of one forward and backward pass.
+
+    Attributes:
+        calls: how often each layer ran forward and has not come back yet; a model may share one layer between places.
+        waiting_BM: sketches of such layers from the calls that have come back so far.
+    """
 
     batch: Batch
     rows_BD: Tensor
     norm2_B: Tensor
     factors: FactorSums | None
-    fired: set[str] = field(default_factory=set)
+    calls: Counter[str] = field(default_factory=Counter)
+    waiting_BM: dict[str, Tensor] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)
 
 
 class GradientCapture:
@@ -117,7 +125,7 @@ class GradientCapture:
         weighted_K = nll_K / tokens_B[owner_K] if mean else nll_K
         torch.autograd.grad(weighted_K.sum(), self.embedded_BTE)
         done, self.now = self.now, None
-        missed = [name for name in self.layers.modules if name not in done.fired]
+        missed = [name for name in self.layers.modules if name not in done.done]
         if missed:
             what = f"no gradient reached {len(missed)} captured layers, the first {missed[0]}"
             raise RequestError(what, where=missed[0], fix="leave these layers out with extraction.layers")
@@ -158,6 +166,7 @@ class GradientCapture:
             if state is None:
                 return
             a_BTP = _by_example(inputs[0].detach(), state.batch, name).to(self.dtype) @ side_a
+            state.calls[name] += 1
 
             def backward(gradient: Tensor) -> None:
                 b_BTP = _by_example(gradient, state.batch, name).to(self.dtype) @ side_b
@@ -168,20 +177,26 @@ class GradientCapture:
         return forward
 
     def _add_sketch(self, state: _Pass, position: int, name: str, a_BTP: Tensor, b_BTP: Tensor) -> None:
-        sketch_BM = torch.bmm(b_BTP.transpose(1, 2), a_BTP).flatten(1)
-        state.fired.add(name)
-        state.norm2_B += sketch_BM.square().sum(1)
-        size = self.dim * self.dim
-        if self.folds is None:
-            state.rows_BD[:, position * size : (position + 1) * size] += sketch_BM
-        else:
-            bucket_M, sign_M = self.folds[name]
-            state.rows_BD.index_add_(1, bucket_M, sketch_BM * sign_M)
         if state.factors is not None:
             a_NP = a_BTP[state.batch.real_BT]
             b_NP = b_BTP[state.batch.real_BT]
             state.factors.inputs_LPP[position] += a_NP.T @ a_NP
             state.factors.outputs_LPP[position] += b_NP.T @ b_NP
+        sketch_BM = torch.bmm(b_BTP.transpose(1, 2), a_BTP).flatten(1)
+        if name in state.waiting_BM:
+            sketch_BM += state.waiting_BM.pop(name)
+        state.calls[name] -= 1
+        if state.calls[name]:
+            state.waiting_BM[name] = sketch_BM
+            return
+        state.done.add(name)
+        state.norm2_B += sketch_BM.square().sum(1)
+        size = self.dim * self.dim
+        if self.folds is None:
+            state.rows_BD[:, position * size : (position + 1) * size] = sketch_BM
+        else:
+            bucket_M, sign_M = self.folds[name]
+            state.rows_BD.index_add_(1, bucket_M, sketch_BM * sign_M)
 
     def _projections(self, name: str, module: nn.Module, seed: int) -> tuple[Tensor, Tensor]:
         inputs, outputs = layer_dims(module)

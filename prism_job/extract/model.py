@@ -8,8 +8,10 @@ from __future__ import annotations
 import fnmatch
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
@@ -50,11 +52,13 @@ def load_model(spec: ModelSpec, device: torch.device) -> PreTrainedModel:
 
     Raises:
         RequestError: not a causal language model that transformers knows without remote code.
-        DataError: a weight is NaN or infinite; names the tensor.
+        DataError: a weight is missing, NaN or infinite; names the tensor.
     """
     path = weights.bring(spec.uri, spec.revision)
     arguments: dict[str, Any] = {"gguf_file": path.name} if path.suffix == ".gguf" else {"use_safetensors": True}
     folder = path.parent if path.suffix == ".gguf" else path
+    if folder == path:
+        _refuse_files_elsewhere(folder, spec.uri)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -64,7 +68,10 @@ def load_model(spec: ModelSpec, device: torch.device) -> PreTrainedModel:
             output_loading_info=True,
             **arguments,
         )
-    except Exception as error:  # as above: damaged safetensors, shapes that do not fit, a bad config.json
+    except safetensors.SafetensorError as error:
+        fix = "copy the checkpoint again: a file of it is cut short or changed"
+        raise DataError(f"damaged weights: {_short(error)}", where=spec.uri, fix=fix) from error
+    except Exception as error:  # as above: shapes that do not fit, a bad config.json
         fix = "check that the folder holds config.json and safetensors of a causal language model"
         raise RequestError(f"the model cannot be loaded: {_short(error)}", where=spec.uri, fix=fix) from error
     lacking = sorted([*loading["missing_keys"], *(str(key) for key in loading["mismatched_keys"])])
@@ -83,6 +90,20 @@ def load_model(spec: ModelSpec, device: torch.device) -> PreTrainedModel:
             fix = "take an earlier checkpoint: no gradient of this one means anything"
             raise DataError(f"weight {name} holds NaN or infinite values", where=spec.uri, fix=fix)
     return cast(PreTrainedModel, model)
+
+
+def _refuse_files_elsewhere(folder: Path, uri: str) -> None:
+    """An index may name weight files outside the folder: they would be loaded, and no digest would know of them."""
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            strange = sorted(name for name in named if Path(name).name != name)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            fix = "copy or convert the checkpoint again"
+            raise DataError(f"{index.name} is not an index of weight files: {error!r}", where=uri, fix=fix) from error
+        if strange:
+            fix = "put all weight files into the model's own folder"
+            raise RequestError(f"{index.name} names a file elsewhere: {strange[0]}", where=uri, fix=fix)
 
 
 def _with_adapter(model: PreTrainedModel, uri: str) -> Any:
@@ -122,7 +143,7 @@ def captured_layers(model: nn.Module, globs: tuple[str, ...]) -> Layers:
     """The linear layers that the globs name: without embeddings and head; of an adapted model the adapter's alone.
 
     Raises:
-        RequestError: none, or under COVERAGE_FLOOR of the matrix parameters that the globs name.
+        RequestError: a glob fits none, or under COVERAGE_FLOOR of the matrix parameters that the globs name.
     """
     head = cast(Any, model).get_output_embeddings()
     embedding = cast(Any, model).get_input_embeddings()
@@ -152,16 +173,17 @@ def captured_layers(model: nn.Module, globs: tuple[str, ...]) -> Layers:
         if id(parameter) not in covered:
             missed += numel
             unseen.append(name)
-    where = ", ".join(globs)
-    if not modules:
+    idle = [glob for glob in globs if not any(fnmatch.fnmatchcase(name, glob) for name in modules)]
+    if idle:
         some = ", ".join([name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)][:4])
-        raise RequestError("no linear layer fits extraction.layers", where=where, fix=f"names here are like {some}")
+        what = f"no linear layer that can be captured fits '{idle[0]}'"
+        raise RequestError(what, where="spec.extraction.layers", fix=f"names here are like {some}")
     coverage = 1 - missed / total
     event("layers", captured=len(modules), coverage=round(coverage, 4), parameters=total, unseen=unseen[:8])
     if coverage < COVERAGE_FLOOR:
         raise RequestError(
             f"capture covers {coverage:.1%} of the matrix parameters, under {COVERAGE_FLOOR:.0%}; unseen: {unseen[0]}",
-            where=where,
+            where="spec.extraction.layers",
             fix="this layer type (fused experts, say) cannot be captured; name the layers you accept in extraction.layers",
         )
     return Layers(modules, coverage)

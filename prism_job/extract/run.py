@@ -18,10 +18,10 @@ from prism_job.examples import BadRow
 from prism_job.extract import data
 from prism_job.extract.gradients import FactorSums, GradientCapture, Rows, refuse_non_finite
 from prism_job.extract.model import captured_layers, load_model, load_tokenizer
-from prism_job.plan import Plan, Quarantined, Unit, check_bad_fraction, extractor_parts, read_plan, read_unit_rows
+from prism_job.plan import Plan, Quarantined, Unit, check_bad_fraction, extractor_parts, read_plan
 from prism_job.progress import Meter, event
 from prism_job.spec import RunSpec, SelectionRun, digest
-from prism_job.storage import codec, shards
+from prism_job.storage import codec, shards, staged
 from prism_job.storage.objects import Store, open_store
 
 
@@ -153,7 +153,7 @@ class _Worker:
         """Rows of a unit of pairs: ḡ(y⁺) − ḡ(y⁻), unfolded float32, with the token-mean NLL of both sides."""
         if not self._lacks("targets", unit):
             return
-        contents = [self._target(row, place, unit) for place, row in enumerate(read_unit_rows(self.store, unit))]
+        contents = [self._target(row, place, unit) for place, row in enumerate(staged.read_rows(self.store, unit.rows))]
         ids = [examples.example_id(content) for content in contents]
         rows_ND = np.zeros((unit.num_rows, self.unfolded.width), np.float32)
         arrays: dict[str, NDArray[Any]] = {"ids": shards.id_bytes(ids)}
@@ -200,7 +200,7 @@ class _Worker:
         encoded: list[data.Encoded | None] = []
         quarantined: dict[str, str] = {}
         lines = list(unit.line_numbers())
-        for place, row in enumerate(read_unit_rows(self.store, unit)):
+        for place, row in enumerate(staged.read_rows(self.store, unit.rows)):
             content = examples.candidate_content(row)
             ids.append(examples.example_id(content))
             try:

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism_job.errors import RequestError
-from prism_job.plan import Plan, read_unit_rows
+from prism_job.plan import Plan
 from prism_job.reduce import manifest
 from prism_job.spec import SelectionRun
+from prism_job.storage import staged
 from prism_job.storage.objects import Store, open_store
 
 Float64 = NDArray[np.float64]
@@ -120,7 +121,7 @@ def _with_interval(name: str, measure: Any, weights_RN: NDArray[np.uint8]) -> di
 def _labels(plan: Plan, store: Store, label: str, positive: str | None, where: str) -> Bools:
     good: list[bool] = []
     for unit in plan.candidates:
-        for line, row in zip(unit.line_numbers(), read_unit_rows(store, unit), strict=True):
+        for line, row in zip(unit.line_numbers(), staged.read_rows(store, unit.rows), strict=True):
             if row.get(label) is None:
                 fix = f"name a column with --label; this row has {', '.join(row)}"
                 raise RequestError(

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prism_job.errors import RequestError
-from prism_job.plan import Plan, read_unit_rows
+from prism_job.plan import Plan
 from prism_job.reduce import manifest
 from prism_job.spec import SelectionRun
+from prism_job.storage import staged
 from prism_job.storage.objects import Store, open_store, split_uri
 from prism_job.storage.rows import Row
 
@@ -53,7 +54,7 @@ def _selected_rows(plan: Plan, store: Store, selected_N: Any) -> Iterator[list[R
         places = np.flatnonzero(selected_N[start : start + unit.num_rows])
         start += unit.num_rows
         if len(places):
-            rows = read_unit_rows(store, unit)
+            rows = staged.read_rows(store, unit.rows)
             yield [rows[place] for place in places]
 
 

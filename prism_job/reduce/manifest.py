@@ -44,18 +44,17 @@ def table_bytes(columns: Mapping[str, Any]) -> bytes:
     return sink.getvalue()
 
 
-def publish(output: Store, folder: str, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> str:
-    """Put the files, then the manifest. Returns the manifest's address."""
+def publish(output: Store, folder: str, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
+    """Put the files, then the manifest that holds their checksums."""
     for name, content in files.items():
         output.put(f"{folder}/{name}", content)
     checksums = {name: {"sha256": sha256(content), "bytes": len(content)} for name, content in files.items()}
     text = json.dumps({**manifest, "files": checksums}, indent=1, sort_keys=True, ensure_ascii=False)
     output.put(f"{folder}/manifest.json", text.encode())
-    return output.uri(f"{folder}/manifest.json")
 
 
-def find_published(output: Store, folder: str) -> str | None:
-    """The address of a selection already published whole, or None.
+def find_published(output: Store, folder: str) -> dict[str, Any] | None:
+    """The manifest of a selection already published whole, or None.
 
     Raises:
         DataError: a manifest is there, but a file beside it is missing or not what it vouches for.
@@ -63,8 +62,18 @@ def find_published(output: Store, folder: str) -> str | None:
     key = f"{folder}/manifest.json"
     if not output.exists(key):
         return None
-    verify(output.uri(key))
-    return output.uri(key)
+    return verify(output.uri(key))
+
+
+def outcome(manifest: Mapping[str, Any], output: Store, folder: str) -> dict[str, Any]:
+    """What a run says of its selection in the end."""
+    counts = manifest["counts"]
+    return {
+        "manifest": output.uri(f"{folder}/manifest.json"),
+        "selected": counts["selected"],
+        "candidates": counts["candidates"],
+        "badRows": counts["quarantined"],
+    }
 
 
 def verify(manifest_uri: str) -> dict[str, Any]:

@@ -15,14 +15,14 @@ import yaml
 from numpy.typing import NDArray
 
 from prism_job import __version__, examples
-from prism_job.plan import Plan, read_unit_rows
+from prism_job.plan import Plan
 from prism_job.reduce import manifest
 from prism_job.reduce.preference import Targets
 from prism_job.reduce.report import Report, ShownExample, render
 from prism_job.reduce.scoring import Scored
 from prism_job.reduce.selection import Selected
 from prism_job.spec import SelectionRun
-from prism_job.storage import shards
+from prism_job.storage import shards, staged
 from prism_job.storage.objects import Store
 
 NUM_SHOWN = 10
@@ -170,8 +170,8 @@ def publish(
         ignored=plan.ignored,
     )
     files["report.html"] = render(report).encode()
-    address = manifest.publish(output, folder, files, document)
-    return {"manifest": address, "selected": counts["selected"], "candidates": counts["candidates"]}
+    manifest.publish(output, folder, files, document)
+    return manifest.outcome(document, output, folder)
 
 
 def _shown(
@@ -190,7 +190,7 @@ def _shown(
     shown = []
     for place in ranked[:NUM_SHOWN].tolist():
         unit_place = int(np.searchsorted(starts, place, side="right")) - 1
-        row = read_unit_rows(store, plan.candidates[unit_place])[place - int(starts[unit_place])]
+        row = staged.read_rows(store, plan.candidates[unit_place].rows)[place - int(starts[unit_place])]
         shown.append(
             ShownExample(
                 score=float(scored.scores_N[place]),

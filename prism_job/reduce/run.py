@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from prism_job import projection
 from prism_job.errors import RequestError
 from prism_job.plan import Plan, check_bad_fraction, read_plan
-from prism_job.progress import event
 from prism_job.reduce import curvature, manifest
 from prism_job.reduce.preference import Targets, weigh_targets
 from prism_job.reduce.publish import publish
@@ -37,8 +36,7 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
     folder = manifest.folder_key(run, manifest.selection_id(run, plan))
     published = manifest.find_published(output, folder)
     if published is not None:
-        event("unchanged", manifest=published)
-        return {"manifest": published, "unchanged": True}
+        return {**manifest.outcome(published, output, folder), "unchanged": True}
 
     targets = weigh_targets(run.spec, plan, store)
     direction_D, curvature_facts = fold_direction(run.spec, plan, store, targets)

@@ -1,4 +1,4 @@
-"""Data files <-> rows: jsonl, json, csv and parquet, plain or .gz or .zst, from a folder or a bucket. Not: what a row means."""
+"""Data files -> rows: jsonl, json, csv and parquet, plain or .gz or .zst, from a folder or a bucket. Not: what a row means."""
 
 from __future__ import annotations
 
@@ -162,23 +162,3 @@ def _parquet(stream: IO[bytes]) -> Iterator[tuple[int, Row | Unreadable]]:
 
 
 _READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-
-
-def pack_rows(rows: list[Row]) -> bytes:
-    """Rows as JSON lines under zstd: how a unit's rows are kept in the store."""
-    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(text.encode("utf-8", "surrogatepass"))
-    return sink.getvalue().to_pybytes()
-
-
-def unpack_rows(content: bytes, where: str) -> list[Row]:
-    """What `pack_rows` packed. Raises DataError naming `where` if it is damaged."""
-    try:
-        with pa.CompressedInputStream(pa.BufferReader(content), "zstd") as stream:
-            text = stream.read().decode("utf-8", "surrogatepass")
-        return [json.loads(line) for line in text.split("\n") if line]
-    except (OSError, pa.ArrowException, ValueError) as error:
-        fix = "delete that object and run again: the plan writes it anew"
-        raise DataError(f"damaged rows: {error}", where=where, fix=fix) from error
