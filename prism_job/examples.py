@@ -68,16 +68,20 @@ def example_id(content: Content) -> str:
     return digest(content)
 
 
-def shown_text(content: Content) -> str:
-    """The example as a person reads it in a report."""
+def shown_text(content: Content, *, labelled: bool = False) -> str:
+    """The example as a person reads it in a report; `labelled`: with the name of each part before it."""
     parts = []
     for key in ("messages", "prompt", "completion", "chosen", "rejected", "text"):
         value = content.get(key)
-        if isinstance(value, str):
-            parts.append(value)
-        elif value is not None:
-            parts.extend(f"{message['role']}: {message.get('content', message.get('tool_calls'))}" for message in value)
+        if value is None:
+            continue
+        turns = [value] if isinstance(value, str) else [_turn(message) for message in value]
+        parts.append((f"{key}: " if labelled else "") + "\n".join(turns))
     return "\n".join(parts)
+
+
+def _turn(message: Message) -> str:
+    return f"{message['role']}: {message.get('content', message.get('tool_calls'))}"
 
 
 def _pair(prompt: Any, response: Any, name: str) -> tuple[Any, Any]:

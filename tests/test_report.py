@@ -8,7 +8,16 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from prism_job.reduce.report import DOMINANT_SHARE, MAX_ROWS, MAX_TEXT, Report, ShownExample, render
+from prism_job.reduce.report import (
+    DOMINANT_SHARE,
+    MAX_PAIR_TEXT,
+    MAX_ROWS,
+    MAX_TEXT,
+    Report,
+    ShownExample,
+    ShownPair,
+    render,
+)
 
 HOSTILE = "<script src=\"http://evil/x.js\">alert('1')</script><img src=x onerror=alert(1)> & \ud800 \x00 \u202e </pre></style>"
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -73,6 +82,13 @@ def shown(number: int, text: str | None = None) -> ShownExample:
     return ShownExample(number / 7, f"s3://pool/{number}.jsonl", number, number % 2 == 0, text or f"text of {number}")
 
 
+def pairs_of(share: list[float] | np.ndarray) -> list[ShownPair]:
+    """The two pairs of the largest shares."""
+    return [
+        ShownPair(place + 1, share[place], f"prompt {place}") for place in np.argsort(-np.asarray(share))[:2].tolist()
+    ]
+
+
 def report_of(scores: list[float] | np.ndarray, **changes: object) -> Report:
     """A plain report of these scores, highest half selected, with some fields replaced."""
     values = np.asarray(scores, np.float64)
@@ -99,6 +115,7 @@ def report_of(scores: list[float] | np.ndarray, **changes: object) -> Report:
         selected=chosen,
         preference=np.array([0.1, 0.5, 0.5, 1.0]),
         contribution=np.array([0.1, 0.4, 0.7, -0.2]),
+        pairs=pairs_of([0.1, 0.4, 0.7, -0.2]),
         sources=["s3://pool/a.jsonl", "s3://pool/b.jsonl"],
         source_of=np.zeros(len(values), np.int32),
         highest=[shown(number) for number in range(3)],
@@ -123,6 +140,7 @@ def hostile_report() -> Report:
         settings={HOSTILE: HOSTILE, "weighting": HOSTILE},
         sources=[HOSTILE, HOSTILE],
         highest=[replace(shown(1, HOSTILE), source=HOSTILE)],
+        pairs=[ShownPair(3, 0.7, HOSTILE)],
         quarantine=[(HOSTILE, 1, HOSTILE)],
         ignored=[HOSTILE],
     )
@@ -132,9 +150,9 @@ def test_untrusted_text_stays_text_wherever_it_stands() -> None:
     page = Page(render(hostile_report()))
     assert {tag for tag, _ in page.elements} <= ALLOWED
     safe = HOSTILE.replace("\ud800", "\ufffd").replace("\x00", "\ufffd")
-    assert page.pre[0].strip() == safe.strip()
-    # title, h1, lead, action, model, selection, setting's two sides and weighting, quarantine's reason twice, ignored, card
-    assert "".join(page.text).count("alert('1')</script>") >= 13
+    assert [text.strip() for text in page.pre[:2]] == [safe.strip()] * 2  # the pair, the highest example
+    # title, h1, lead, action, model, selection, setting's two sides and weighting, quarantine's reason twice, ignored, both
+    assert "".join(page.text).count("alert('1')</script>") >= 14
 
 
 def test_untrusted_text_adds_no_element_and_no_attribute() -> None:
@@ -159,7 +177,8 @@ def test_the_page_fetches_nothing(report: Report) -> None:
 def test_every_shown_example_appears_with_its_place() -> None:
     report = report_of(heavy_tails(40))
     page = Page(render(report))
-    assert [text.strip() for text in page.pre] == [example.text for example in report.highest + report.lowest]
+    shown_texts = [of.text for of in (*report.pairs, *report.highest, *report.lowest)]
+    assert [text.strip() for text in page.pre] == shown_texts
     for example in report.highest + report.lowest:
         assert f"{example.source}:{example.line}" in "".join(page.text)
 
@@ -228,7 +247,7 @@ def test_uniform_weighting_is_not_told_as_preference_weighting() -> None:
 def test_a_dominant_pair_is_pointed_out(largest: float) -> None:
     share = np.full(50, (1 - largest) / 49)
     share[30] = largest
-    words = Page(render(report_of([1.0, 2.0], contribution=share))).words()
+    words = Page(render(report_of([1.0, 2.0], contribution=share, pairs=pairs_of(share)))).words()
     assert ("Pair 31 alone holds" in words) == (largest > DOMINANT_SHARE)
 
 
@@ -239,8 +258,13 @@ def test_pairs_without_direction_are_said() -> None:
 @pytest.mark.parametrize("extra", [0, 1, 100_000])
 def test_a_long_text_is_cut_and_says_what_is_left_out(extra: int) -> None:
     page = Page(render(report_of([1.0, 2.0], highest=[shown(0, "é" * (MAX_TEXT + extra))], lowest=[])))
-    assert page.pre[0].strip() == "é" * MAX_TEXT
+    assert page.pre[2].strip() == "é" * MAX_TEXT
     assert (f"{extra:,} more characters are left out." in page.words()) == (extra > 0)
+
+
+def test_a_long_pair_is_cut() -> None:
+    page = Page(render(report_of([1.0], pairs=[ShownPair(3, 0.7, "é" * 10_000)])))
+    assert page.pre[0].strip() == "é" * MAX_PAIR_TEXT + " …"
 
 
 def test_a_long_quarantine_is_cut_counted_and_complete_by_reason() -> None:
@@ -257,7 +281,7 @@ def test_a_long_quarantine_is_cut_counted_and_complete_by_reason() -> None:
         {"highest": [], "lowest": []},
         {"settings": {}},
         {"sources": [], "source_of": np.zeros(0, np.int32), "scores": np.zeros(0), "selected": np.zeros(0, np.bool_)},
-        {"preference": np.array([]), "contribution": np.array([1.0])},
+        {"preference": np.array([]), "contribution": np.array([1.0]), "pairs": pairs_of([1.0])},
         {"preference": np.array([0.0, 1.0])},
     ],
     ids=["no quarantine", "no examples", "no settings", "no candidates", "no preference", "extreme preference"],

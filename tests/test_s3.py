@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import http.server
 import io
 import json
+import threading
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +17,7 @@ import boto3.session
 import pytest
 from moto.server import ThreadedMotoServer
 
+from prism_job.errors import TryAgain
 from prism_job.storage import objects
 from prism_job.storage.objects import open_store
 from tests.conftest import Job, candidate, write_jsonl
@@ -120,6 +125,76 @@ def test_a_server_that_does_not_answer_is_weather(job: Job, s3: Any, monkeypatch
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
     job.spec["candidates"]["uris"] = ["s3://corpora/pool/"]
     job.fails("plan", 75, "s3://corpora", "AWS_ENDPOINT_URL")
+
+
+class RoughServer:
+    """Answers a GET with the next of `answers`: (status, bytes sent, bytes promised); counts what it was asked."""
+
+    def __init__(self, *answers: tuple[int, bytes, int]) -> None:
+        asked = self.asked = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                status, body, promised = answers[min(len(asked), len(answers)) - 1]
+                self.send_response(status)
+                self.send_header("Content-Length", str(promised))
+                if status == 200:
+                    self.send_header("x-amz-checksum-crc32", CRC32_OF_ROW)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    def __enter__(self) -> RoughServer:
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+ROW = b"a row of bytes"
+CRC32_OF_ROW = base64.b64encode(zlib.crc32(ROW).to_bytes(4, "big")).decode()
+SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+
+
+@pytest.fixture
+def no_pauses(s3: Any, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
+    objects._client.cache_clear()
+    return monkeypatch
+
+
+def test_slow_down_is_tried_again(no_pauses: pytest.MonkeyPatch) -> None:
+    slow = (503, SLOW_DOWN, len(SLOW_DOWN))
+    with RoughServer(slow, slow, (200, ROW, len(ROW))) as rough:
+        no_pauses.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{rough.server.server_port}")
+        assert open_store("s3://bucket/x").get("row") == ROW
+        assert len(rough.asked) == 3
+    with RoughServer(slow) as rough:
+        objects._client.cache_clear()
+        no_pauses.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{rough.server.server_port}")
+        with pytest.raises(TryAgain, match="SlowDown"):
+            open_store("s3://bucket/x").get("row")
+        assert len(rough.asked) == 8
+
+
+@pytest.mark.parametrize(
+    "answer", [(200, ROW[:5], len(ROW)), (200, ROW.upper(), len(ROW))], ids=["cut short", "changed on the way"]
+)
+def test_an_answer_that_is_not_what_was_sent_is_weather(
+    no_pauses: pytest.MonkeyPatch, answer: tuple[int, bytes, int]
+) -> None:
+    with RoughServer(answer) as rough:
+        no_pauses.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{rough.server.server_port}")
+        with pytest.raises(TryAgain, match="broke off or was changed") as weather:
+            open_store("s3://bucket/x").get("row")
+    assert weather.value.where == "s3://bucket/x/row"
 
 
 def test_a_truncated_object_on_s3_is_refused_by_name(job: Job, s3: Any) -> None:

@@ -15,18 +15,21 @@ import yaml
 from numpy.typing import NDArray
 
 from prism_job import __version__, examples
-from prism_job.plan import Plan
+from prism_job.plan import Plan, Unit
 from prism_job.reduce import manifest
 from prism_job.reduce.preference import Targets
-from prism_job.reduce.report import Report, ShownExample, render
+from prism_job.reduce.report import Report, ShownExample, ShownPair, render
 from prism_job.reduce.scoring import Scored
 from prism_job.reduce.selection import Selected
 from prism_job.spec import SelectionRun
 from prism_job.storage import shards, staged
 from prism_job.storage.objects import Store
+from prism_job.storage.rows import Row
 
 NUM_SHOWN = 10
 """Examples shown at each end of the ranking in the report."""
+NUM_PAIRS = 5
+"""Target pairs shown in the report, those of the largest share in the direction."""
 
 
 def _settled(plan: Plan) -> Plan:
@@ -162,6 +165,7 @@ def publish(
         selected=chosen.selected_N[usable],
         preference=known,
         contribution=targets.contribution_Q,
+        pairs=_shown_pairs(plan, store, targets),
         sources=plan.sources,
         source_of=sources_N[usable],
         highest=_shown(plan, store, scored, chosen, sources_N, lines_N, highest=True),
@@ -186,18 +190,36 @@ def _shown(
 ) -> list[ShownExample]:
     ranked = np.flatnonzero(scored.usable_N & ~chosen.duplicate_N)
     ranked = ranked[np.argsort(-scored.scores_N[ranked] if highest else scored.scores_N[ranked], kind="stable")]
-    starts = np.cumsum([0, *[unit.num_rows for unit in plan.candidates]])
-    shown = []
-    for place in ranked[:NUM_SHOWN].tolist():
-        unit_place = int(np.searchsorted(starts, place, side="right")) - 1
-        row = staged.read_rows(store, plan.candidates[unit_place].rows)[place - int(starts[unit_place])]
-        shown.append(
-            ShownExample(
-                score=float(scored.scores_N[place]),
-                source=plan.sources[int(sources_N[place])],
-                line=int(lines_N[place]),
-                selected=bool(chosen.selected_N[place]),
-                text=examples.shown_text(examples.candidate_content(row)),
-            )
+    return [
+        ShownExample(
+            score=float(scored.scores_N[place]),
+            source=plan.sources[int(sources_N[place])],
+            line=int(lines_N[place]),
+            selected=bool(chosen.selected_N[place]),
+            text=examples.shown_text(examples.candidate_content(_row_at(plan.candidates, place, store))),
         )
-    return shown
+        for place in ranked[:NUM_SHOWN].tolist()
+    ]
+
+
+def _shown_pairs(plan: Plan, store: Store, targets: Targets) -> list[ShownPair]:
+    largest = np.argsort(-targets.contribution_Q, kind="stable")[:NUM_PAIRS]
+    return [
+        ShownPair(
+            number=place + 1,
+            share=float(targets.contribution_Q[place]),
+            text=examples.shown_text(
+                examples.target_content(_row_at(plan.targets, place, store), needs_rejected=False), labelled=True
+            ),
+        )
+        for place in largest.tolist()
+    ]
+
+
+def _row_at(units: list[Unit], place: int, store: Store) -> Row:
+    """The row at a place in the order of all units' rows."""
+    for unit in units:
+        if place < unit.num_rows:
+            return staged.read_rows(store, unit.rows)[place]
+        place -= unit.num_rows
+    raise IndexError(place)

@@ -1,16 +1,13 @@
 """report.html: one self-contained page about a finished selection: charts, examples, quarantine, settings.
 
 Owns the words and the look. Knows only the `Report` it is handed: no store, no clock, no network, so the same report gives
-the same bytes. Candidates are untrusted text: every string from data passes through `_safe` on its way into the page.
+the same bytes. Candidates are untrusted text: every string from data passes through `markup.safe` on its way into the page.
 
 Shapes: N usable candidates in plan order, Q target pairs, B bars, S sources.
 """
 
 from __future__ import annotations
 
-import html
-import json
-import re
 from collections import Counter
 from dataclasses import dataclass
 from importlib import resources
@@ -19,16 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism_job.reduce.chart import Bar, chart, compact, number, ticks_between, view
+from prism_job.reduce.markup import MAX_ROWS, flat, meter, more, path, percent, safe, section, shortened
 
 Float64 = NDArray[np.float64]
 MAX_TEXT = 1200
 """Characters of an example that are shown: about 20 lines of a card."""
-MAX_ROWS = 50
-"""Rows of the long tables (quarantine, sources, ignored files)."""
+MAX_PAIR_TEXT = 300
+"""Characters of a target pair that are shown: a reminder of which pair it is."""
 MAX_REASONS = 12
 """Distinct quarantine reasons counted one by one; some carry details of their row, so there may be as many as rows."""
-NUM_PAIRS = 6
-"""Target pairs listed by contribution."""
 DOMINANT_SHARE = 0.2
 """A pair above this share of the direction is pointed out: the selection then rests on one example."""
 
@@ -45,6 +41,15 @@ class ShownExample:
 
 
 @dataclass(frozen=True)
+class ShownPair:
+    """One target pair as the report prints it. `number`: its row in targets.parquet, from 1. `share` of the direction."""
+
+    number: int
+    share: float
+    text: str
+
+
+@dataclass(frozen=True)
 class Report:
     """All that the page shows. N usable candidates in plan order, Q target pairs.
 
@@ -55,6 +60,7 @@ class Report:
         scores: finite float64 [N]; `selected` bool [N] and `source_of` int32 [N] (places in `sources`) stand beside it.
         preference: π of the pairs that have one, float64 [at most Q].
         contribution: each pair's share of the direction, float64 [Q]; sums to 1, or all zero where there is no direction.
+        pairs: the pairs of the largest shares, largest first.
         quarantine: (source, line, reason) of each unusable row.
     """
 
@@ -69,6 +75,7 @@ class Report:
     selected: NDArray[np.bool_]
     preference: Float64
     contribution: Float64
+    pairs: list[ShownPair]
     sources: list[str]
     source_of: NDArray[np.int32]
     highest: list[ShownExample]
@@ -80,22 +87,22 @@ class Report:
 def render(report: Report) -> str:
     """The page, as text that encodes to UTF-8 whatever the data held. Counts named in `Report` must be there (KeyError)."""
     sections = [
-        _section("Scores", _scores(report)),
-        f'<div class="two">{_section("Targets: π", _preferences(report))}'
-        f"{_section('Targets: contribution', _contributions(report.contribution))}</div>",
-        _section("What was chosen, by source", _sources(report)),
-        f'<div class="two">{_section("Highest scores", _cards(report.highest))}'
-        f"{_section('Lowest scores', _cards(report.lowest))}</div>",
-        _section("Quarantine", _quarantine(report.quarantine)),
-        _section("Ignored files", _ignored(report.ignored)) if report.ignored else "",
-        _section("Settings", _settings(report.settings)),
+        section("Scores", _scores(report)),
+        f'<div class="two">{section("Targets: π", _preferences(report))}'
+        f"{section('Targets: contribution', _contributions(report.contribution, report.pairs))}</div>",
+        section("What was chosen, by source", _sources(report)),
+        f'<div class="two">{section("Highest scores", _cards(report.highest))}'
+        f"{section('Lowest scores', _cards(report.lowest))}</div>",
+        section("Quarantine", _quarantine(report.quarantine)),
+        section("Ignored files", _ignored(report.ignored)) if report.ignored else "",
+        section("Settings", _settings(report.settings)),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_safe(report.run)} · PRISM selection</title><style>{_CSS}</style></head>\n<body><main>\n"
+        f"<title>{safe(report.run)} · PRISM selection</title><style>{_CSS}</style></head>\n<body><main>\n"
         + "\n".join([_header(report), *filter(None, sections)])
         + "\n</main></body></html>\n"
     )
@@ -111,11 +118,15 @@ def _header(report: Report) -> str:
     everyone = counts["candidates"]
     tiles = [
         ("Candidates", everyone, f"{len(report.scores):,} usable"),
-        ("Selected", counts["selected"], f"{_share(counts['selected'], everyone)} of all"),
-        ("Tokens selected", counts["selected_tokens"], f"{_share(counts['selected_tokens'], counts['tokens'])} of all"),
+        ("Selected", counts["selected"], f"{percent(counts['selected'], everyone)} of all"),
+        (
+            "Tokens selected",
+            counts["selected_tokens"],
+            f"{percent(counts['selected_tokens'], counts['tokens'])} of all",
+        ),
         ("Target pairs", counts["target_pairs"], mean),
-        ("Duplicates", counts["duplicates"], f"{_share(counts['duplicates'], everyone)} of all"),
-        ("Quarantined", counts["quarantined"], f"{_share(counts['quarantined'], everyone)} of all"),
+        ("Duplicates", counts["duplicates"], f"{percent(counts['duplicates'], everyone)} of all"),
+        ("Quarantined", counts["quarantined"], f"{percent(counts['quarantined'], everyone)} of all"),
     ]
     shown = "".join(
         f'<div class="tile{" key" if name == "Selected" else ""}"><dt>{name}</dt>'
@@ -123,11 +134,11 @@ def _header(report: Report) -> str:
         for name, value, note in tiles
     )
     return (
-        f'<header><p class="eyebrow"><i></i>PRISM selection report</p><h1>{_safe(report.run)}</h1>'
-        f'<p class="lead">{_safe(said)} of {ranked:,} ranked candidates{rest}.</p>'
-        f'<dl class="facts"><div><dt>Action</dt><dd>{_safe(report.action)}</dd></div><div><dt>Model</dt>'
-        f"<dd><code>{_safe(report.model)}</code></dd></div><div><dt>Selection</dt>"
-        f'<dd><code>{_safe(report.selection_id)}</code></dd></div></dl><dl class="tiles">{shown}</dl></header>'
+        f'<header><p class="eyebrow"><i></i>PRISM selection report</p><h1>{safe(report.run)}</h1>'
+        f'<p class="lead">{safe(said)} of {ranked:,} ranked candidates{rest}.</p>'
+        f'<dl class="facts"><div><dt>Action</dt><dd>{safe(report.action)}</dd></div><div><dt>Model</dt>'
+        f"<dd><code>{safe(report.model)}</code></dd></div><div><dt>Selection</dt>"
+        f'<dd><code>{safe(report.selection_id)}</code></dd></div></dl><dl class="tiles">{shown}</dl></header>'
     )
 
 
@@ -211,29 +222,28 @@ def _preferences(report: Report) -> str:
     )
 
 
-def _contributions(share_Q: Float64) -> str:
+def _contributions(share_Q: Float64, pairs: list[ShownPair]) -> str:
     if not share_Q.any():
         return '<p class="none">No pair contributes: together they give no direction.</p>'
-    order = np.argsort(-share_Q, kind="stable")
-    top = order[:NUM_PAIRS]
-    largest = float(share_Q[top[0]])
+    largest = pairs[0]
     rows = "".join(
-        f"<li><span>pair {place + 1:,}</span>{_meter(float(share_Q[place]) / largest, 'pi')}"
-        f"<b>{_share(float(share_Q[place]), 1)}</b></li>"
-        for place in top.tolist()
+        f"<li><span>pair {pair.number:,}</span>{meter(pair.share / largest.share, 'pi')}"
+        f"<b>{percent(pair.share, 1)}</b><pre>\n{safe(shortened(pair.text, MAX_PAIR_TEXT))}</pre></li>"
+        for pair in pairs
     )
-    half = int(np.argmax(np.cumsum(share_Q[order]) >= 0.5)) + 1
+    half = int(np.argmax(np.cumsum(np.sort(share_Q)[::-1]) >= 0.5)) + 1
     said = [
-        f"An even share would be {_share(1, len(share_Q))}; half is held by the largest {half:,} of {len(share_Q):,} pairs."
+        f"An even share would be {percent(1, len(share_Q))}; half is held by the largest {half:,} of {len(share_Q):,} pairs."
     ]
-    if len(share_Q) > len(top):
-        said.append(f"The other {len(share_Q) - len(top):,} add {_share(1 - float(share_Q[top].sum()), 1)}.")
+    if len(share_Q) > len(pairs):
+        shown = sum(pair.share for pair in pairs)
+        said.append(f"The other {len(share_Q) - len(pairs):,} add {percent(1 - shown, 1)}.")
     if (share_Q < 0).any():
         against = share_Q[share_Q < 0]
-        said.append(f"{len(against):,} pull against the direction ({_share(float(against.sum()), 1)} together).")
+        said.append(f"{len(against):,} pull against the direction ({percent(float(against.sum()), 1)} together).")
     warning = (
-        f'<p class="warn">Pair {top[0] + 1:,} alone holds {_share(largest, 1)} of the direction.</p>'
-        if largest > DOMINANT_SHARE
+        f'<p class="warn">Pair {largest.number:,} alone holds {percent(largest.share, 1)} of the direction.</p>'
+        if largest.share > DOMINANT_SHARE
         else ""
     )
     return (
@@ -248,16 +258,16 @@ def _sources(report: Report) -> str:
     overall = report.selected.mean() if len(report.selected) else 0.0
     order = np.lexsort((-usable_S, -chosen_S))
     rows = "".join(
-        f"<tr><td>{_path(report.sources[place])}</td><td>{usable_S[place]:,}</td><td>{chosen_S[place]:,}</td>"
-        f'<td><div class="wide">{_meter(chosen_S[place] / max(usable_S[place], 1), "sel", overall)}'
-        f"<b>{_share(int(chosen_S[place]), int(usable_S[place]))}</b></div></td></tr>"
+        f"<tr><td>{path(report.sources[place])}</td><td>{usable_S[place]:,}</td><td>{chosen_S[place]:,}</td>"
+        f'<td><div class="wide">{meter(chosen_S[place] / max(usable_S[place], 1), "sel", overall)}'
+        f"<b>{percent(int(chosen_S[place]), int(usable_S[place]))}</b></div></td></tr>"
         for place in order[:MAX_ROWS].tolist()
     )
     return (
         '<table class="sources"><thead><tr><th>Source</th><th>Candidates</th><th>Selected</th><th>Share selected</th>'
-        f"</tr></thead><tbody>{rows}</tbody></table>{_more(len(order), 'sources')}"
+        f"</tr></thead><tbody>{rows}</tbody></table>{more(len(order), 'sources')}"
         f'<p class="note">Candidates that were scored. The tick marks the share over all sources, '
-        f"{_share(int(report.selected.sum()), len(report.selected))}.</p>"
+        f"{percent(int(report.selected.sum()), len(report.selected))}.</p>"
     )
 
 
@@ -271,8 +281,8 @@ def _card(rank: int, example: ShownExample) -> str:
     badge = '<span class="badge on">selected</span>' if example.selected else '<span class="badge">dropped</span>'
     return (
         f'<article><div class="head"><span class="rank">{rank}</span><b>{number(example.score)}</b>{badge}</div>'
-        f"<pre>\n{_safe(example.text[:MAX_TEXT]) or '<i>empty</i>'}</pre>{more}"
-        f'<p class="place"><bdi>{_safe(example.source)}</bdi>:{example.line}</p></article>'
+        f"<pre>\n{safe(example.text[:MAX_TEXT]) or '<i>empty</i>'}</pre>{more}"
+        f'<p class="place"><bdi>{safe(example.source)}</bdi>:{example.line}</p></article>'
     )
 
 
@@ -281,77 +291,29 @@ def _quarantine(rows: list[tuple[str, int, str]]) -> str:
         return '<p class="none">Every row could be read and scored.</p>'
     reasons = Counter(reason for _, _, reason in rows).most_common()
     others = sum(count for _, count in reasons[MAX_REASONS:])
-    counted = "".join(f"<tr><td>{_safe(reason)}</td><td>{count:,}</td></tr>" for reason, count in reasons[:MAX_REASONS])
+    counted = "".join(f"<tr><td>{safe(reason)}</td><td>{count:,}</td></tr>" for reason, count in reasons[:MAX_REASONS])
     counted += f"<tr><td>{len(reasons) - MAX_REASONS:,} other reasons</td><td>{others:,}</td></tr>" if others else ""
     listed = "".join(
-        f"<tr><td>{_path(source)}</td><td>{line}</td><td>{_safe(reason)}</td></tr>"
+        f"<tr><td>{path(source)}</td><td>{line}</td><td>{safe(reason)}</td></tr>"
         for source, line, reason in rows[:MAX_ROWS]
     )
     return (
         f"<table><thead><tr><th>Reason</th><th>Rows</th></tr></thead><tbody>{counted}</tbody></table>"
         f'<table class="rows"><thead><tr><th>Source</th><th>Line</th><th>Reason</th></tr></thead><tbody>{listed}</tbody>'
-        f"</table>{_more(len(rows), 'rows')}"
+        f"</table>{more(len(rows), 'rows')}"
     )
 
 
 def _ignored(names: list[str]) -> str:
-    listed = "".join(f"<li><code>{_safe(name)}</code></li>" for name in names[:MAX_ROWS])
-    return f'<p class="note">Found beside the data and not read.</p><ul>{listed}</ul>{_more(len(names), "files")}'
+    listed = "".join(f"<li><code>{safe(name)}</code></li>" for name in names[:MAX_ROWS])
+    return f'<p class="note">Found beside the data and not read.</p><ul>{listed}</ul>{more(len(names), "files")}'
 
 
 def _settings(settings: dict[str, str]) -> str:
     rows = "".join(
-        f"<tr><th>{_safe(name)}</th><td><code>{_safe(_flat(value))}</code></td></tr>"
-        for name, value in settings.items()
+        f"<tr><th>{safe(name)}</th><td><code>{safe(flat(value))}</code></td></tr>" for name, value in settings.items()
     )
     return f'<table class="settings"><tbody>{rows}</tbody></table>'
-
-
-def _safe(text: str) -> str:
-    """Untrusted text as HTML: escaped; lone surrogates (no UTF-8) and control characters become U+FFFD."""
-    return html.escape(_UNPRINTABLE.sub("\ufffd", text.replace("\r\n", "\n")))
-
-
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{title}</h2>{body}</section>"
-
-
-def _meter(share: float, colour: str, tick: float | None = None) -> str:
-    """A bar filled by share (cut to 0..1), with a tick where one is given."""
-    at = "" if tick is None else f'<s style="left:{100 * tick:.1f}%"></s>'
-    return (
-        f'<span class="meter"><i class="{colour}" style="width:{100 * min(max(share, 0.0), 1.0):.1f}%"></i>{at}</span>'
-    )
-
-
-def _path(source: str) -> str:
-    folder, slash, name = source.rpartition("/")
-    return f'<bdi class="path">{_safe(folder + slash)}<b>{_safe(name)}</b></bdi>'
-
-
-def _more(total: int, what: str) -> str:
-    return f'<p class="note">{total - MAX_ROWS:,} more {what} are not listed.</p>' if total > MAX_ROWS else ""
-
-
-def _flat(value: str) -> str:
-    """A JSON object of one level as `name value` pairs; any other text as it is."""
-    try:
-        parts = json.loads(value)
-    except ValueError:
-        return value
-    if not isinstance(parts, dict):
-        return value
-    return " · ".join(f"{name} {part if isinstance(part, str) else json.dumps(part)}" for name, part in parts.items())
-
-
-def _share(part: float, whole: float) -> str:
-    if not whole:
-        return "–"
-    percent = 100 * part / whole
-    return "&lt;0.1\u202f%" if 0 < percent < 0.05 else f"{percent:.1f}\u202f%".replace("-", "−")
 
 
 _CSS = resources.files("prism_job.reduce").joinpath("report.css").read_text(encoding="utf-8")

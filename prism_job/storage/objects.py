@@ -216,7 +216,7 @@ def _client() -> S3Client:
     # Eight tries with botocore's jittered exponential backoff span about a minute of SlowDown; a dead peer is given up
     # after 10 s of connecting or 60 s of silence. Checksums both ways, also where the server would not ask for them.
     config = Config(
-        retries={"mode": "standard", "max_attempts": 8},
+        retries={"mode": "standard", "total_max_attempts": 8},
         connect_timeout=10,
         read_timeout=60,
         tcp_keepalive=True,
@@ -245,6 +245,9 @@ def _s3_errors(where: str) -> Iterator[None]:
     except (boto.ParamValidationError, boto.NoRegionError) as error:
         fix = "check the bucket's name; set AWS_REGION"
         raise RequestError(f"S3 refused the request before it was sent: {error}", where=where, fix=fix) from error
+    except (boto.IncompleteReadError, boto.ResponseStreamingError, boto.FlexibleChecksumError) as error:
+        fix = "run again: finished units are kept; if it stays so, look at the object and at proxies on the way"
+        raise TryAgain(f"S3's answer broke off or was changed on the way: {error}", where=where, fix=fix) from error
     except (boto.BotoCoreError, Boto3Error) as error:
         fix = "check AWS_ENDPOINT_URL and the network, then run again: finished units are kept"
         raise TryAgain(f"S3 did not answer after 8 tries: {error}", where=where, fix=fix) from error
