@@ -129,7 +129,9 @@ def export(
     manifest: ManifestArgument,
     destination: Annotated[
         str,
-        typer.Argument(metavar="DEST", help="Path or s3:// address; its ending (.jsonl, .parquet, …) is the format."),
+        typer.Argument(
+            metavar="DEST", help="Path or s3:// address ending in .jsonl, .jsonl.gz, .jsonl.zst or .parquet."
+        ),
     ],
     output: OutputOption = Output.table,
     verbose: VerboseOption = False,
@@ -163,6 +165,7 @@ def _read(file: typer.FileText) -> str:
 @contextlib.contextmanager
 def _exit_codes(output: Output) -> Iterator[None]:
     """Errors become three readable lines and an exit code; this is the only place."""
+    from launcher.display import printable
     from launcher.local import NotInstalledError, StageError, StopError
     from prism_job.errors import SpecError
 
@@ -174,7 +177,7 @@ def _exit_codes(output: Output) -> Iterator[None]:
         _fail(LAUNCHER_ERROR, output, str(error), sys.executable, "pip install 'prism-selection[job]'")
     except StageError as error:
         for line in error.tail:
-            print(line, file=sys.stderr)
+            print(printable(line), file=sys.stderr)
         _fail(RUN_FAILED, output, error.what, error.where, error.fix, stage=error.stage, stage_exit=error.exit_code)
     except StopError as error:
         kept = "; finished units are kept; run the same command again to go on" if error.is_stage else ""
@@ -185,7 +188,9 @@ def _exit_codes(output: Output) -> Iterator[None]:
 def _fail(
     code: int, output: Output, what: str, where: str, fix: str, stage: str | None = None, stage_exit: int | None = None
 ) -> NoReturn:
-    print(f"error: {what}\n  where: {where}\n  to do: {fix}", file=sys.stderr)
+    from launcher.display import printable
+
+    print(printable(f"error: {what}\n  where: {where}\n  to do: {fix}"), file=sys.stderr)
     if output is not Output.table:
         failure = {"error": what, "where": where, "fix": fix, "stage": stage, "stageExitCode": stage_exit}
         _print(failure, output, table="")

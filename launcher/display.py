@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 QUIET_SECONDS = 5.0
 """At most one plain progress line in this time: a CI log of an hour stays under a thousand lines."""
+
+RANKINGS = {"PRISM's score": "", "own loss, token mean": "loss_", "own loss, sum": "loss_sum_"}
+"""What `evaluate` compares, and how its figures' names begin."""
 
 LONGEST_WORDS = 66
 """Columns that the stage's name and the words beside a bar need; the bar takes what is left."""
@@ -64,7 +68,7 @@ class Lines:
 
     def say(self, line: str) -> None:
         with contextlib.suppress(OSError):  # The terminal may be gone; the stage is what matters.
-            print(line, file=sys.stderr, flush=True)
+            print(printable(line), file=sys.stderr, flush=True)
 
 
 class Silent(Lines):
@@ -128,7 +132,7 @@ class Bars:
 
     def say(self, line: str) -> None:
         with contextlib.suppress(OSError):
-            self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.progress.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def _update(self, **fields: Any) -> None:
         if self.task is not None:
@@ -153,7 +157,7 @@ def outcome_words(words: dict[str, Any]) -> str:
     """The last words of a stage, in a few words."""
     match words.get("verb"):
         case "plan":
-            bad = f"; {words['badRows']:,} unusable row(s)" if words["badRows"] else ""
+            bad = f"; {words['badRows']:,} unusable rows" if words["badRows"] else ""
             return (
                 f"{words['examples']:,} examples, {words['pairs']:,} pairs; "
                 f"{words['missing']:,} of {words['units']:,} units to extract{bad}"
@@ -168,17 +172,29 @@ def outcome_words(words: dict[str, Any]) -> str:
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
-    """Two columns, name and value; a value with `_low` and `_high` beside it has them in brackets."""
-    rows = []
-    for name, value in metrics.items():
-        if name.endswith(("_low", "_high")):
-            continue
-        shown = f"{value:.4f}" if isinstance(value, float) else str(value)
-        if f"{name}_low" in metrics:
-            shown += f"  [{metrics[f'{name}_low']:.4f}, {metrics[f'{name}_high']:.4f}]"
-        rows.append((name.replace("_", " "), shown))
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {shown}" for name, shown in rows)
+    """Agreement with the label, a ranking a row: PRISM's score, then the baselines that need no gradient."""
+    lines = [
+        f"{metrics['num_examples']:,} examples, {metrics['num_positive']:,} of them good by '{printable(metrics['label'])}'; "
+        f"the budget took {metrics['taken_by_budget']:,} ({metrics['action']})",
+        "",
+        f"{'ranked by':<24}{'AUROC':>6}  {'95 % interval':<16}{'precision at budget':>20}  95 % interval",
+    ]
+    for name, prefix in RANKINGS.items():
+        cells = []
+        for measure in ("auroc", "precision_at_budget"):
+            low, high = metrics[f"{prefix}{measure}_low"], metrics[f"{prefix}{measure}_high"]
+            cells.append((metrics[f"{prefix}{measure}"], f"{low:.3f} to {high:.3f}"))
+        (auroc, auroc_interval), (precision, precision_interval) = cells
+        lines.append(f"{name:<24}{auroc:>6.3f}  {auroc_interval:<16}{precision:>20.3f}  {precision_interval}")
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Text from data as a terminal may show it: control characters, which could move its cursor, written out."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def open_in_browser(address: str) -> None:

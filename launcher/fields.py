@@ -30,9 +30,10 @@ OPENING = f"""\
 
 # The document `selection.yaml`
 
-One document is the input of `prism run` and, unchanged, a Kubernetes object. Names are camelCase. An unknown field is an
-error that names the nearest known one; all things wrong are told at once, before anything starts (exit code 3). A run
-publishes its document with all defaults written out (`spec.yaml` beside the manifest): that file replays it.
+One document is the input of `prism run`. It has the form of a Kubernetes object, though no operator reads it in this
+version. Names are camelCase. An unknown field is an error that names the nearest known one; all things wrong are told at
+once, before anything starts (exit code 3). A run publishes its document with all defaults written out (`spec.yaml` beside
+the manifest): that file replays it.
 
 The smallest one:
 

@@ -155,9 +155,7 @@ def run_stages(text: str, where: str, display: Display, *, job: Sequence[str] = 
             display.say(f"0 units extracted: the store holds all {plan['units']}")
         reduced = stage("reduce")
         if reduced["badRows"]:
-            display.say(
-                f"{reduced['badRows']:,} rows could not be used; quarantine.jsonl beside the manifest lists them"
-            )
+            display.say(f"unusable rows: {reduced['badRows']:,}; quarantine.jsonl beside the manifest lists them")
     return {
         "manifest": reduced["manifest"],
         "run": run.metadata.name,
@@ -264,7 +262,7 @@ def _pass_on(signals: Signals, process: subprocess.Popen[str], display: Display,
     if not signals.asked_to_stop():
         return False
     if not told:
-        display.say("stopping: the micro-batch in hand is finished first (Ctrl-C again: at once)")
+        display.say("stopping: the work in hand is finished first (Ctrl-C again: at once)")
         process.terminate()
     if signals.asked_to_kill(time.monotonic()):
         _kill_group(process)
@@ -297,7 +295,9 @@ def _kill_group(process: subprocess.Popen[str]) -> None:
 
 def _explain(verb: str, exit_code: int, words: Words, tail: list[str]) -> Exception:
     if "error" in words:
-        return StageError(verb, exit_code, words["error"], where=words["where"], fix=words["fix"])
+        # One line each: text from data must not look like lines of ours.
+        what, where, fix = (" ".join(str(words[part]).splitlines()) for part in ("error", "where", "fix"))
+        return StageError(verb, exit_code, what, where=where, fix=fix)
     lacking = [line for line in tail if line.startswith("ModuleNotFoundError: No module named ")]
     if lacking:
         return NotInstalledError(lacking[-1].split("'")[1])

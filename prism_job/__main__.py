@@ -89,6 +89,10 @@ def main(arguments: list[str] | None = None) -> int:
         words = {"error": error.what, "where": error.where, "fix": error.fix, "exitCode": error.exit_code}
         last_words({"verb": chosen.verb, **words})
         return error.exit_code
+    except MemoryError:
+        fix = "free memory, lower extraction.tokensPerBatch, or look for one huge row; finished units are kept"
+        last_words({"verb": chosen.verb, "error": "out of memory", "where": chosen.verb, "fix": fix, "exitCode": 75})
+        return 75
     except KeyboardInterrupt:
         event("interrupted", verb=chosen.verb)
         return 130

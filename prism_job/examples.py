@@ -6,6 +6,7 @@ Columns not named here are carried along and change nothing: the content alone m
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from prism_job.spec import digest
@@ -14,6 +15,10 @@ Content = dict[str, Any]
 """Canonical training content: exactly the keys of one convention."""
 
 Message = dict[str, Any]
+
+
+MAX_COLUMNS_SHOWN = 8
+"""Column names that a message lists."""
 
 
 class BadRow(Exception):
@@ -38,7 +43,19 @@ def candidate_content(row: dict[str, Any]) -> Content:
         return {"text": _text(row["text"], "text")}
     if row.get("prompt") is not None:
         raise BadRow("no response: there is a prompt but no completion")
-    raise BadRow(f"no messages, prompt + completion, or text; columns found: {', '.join(map(str, row)) or 'none'}")
+    raise BadRow(f"no messages, prompt + completion, or text; {_columns(row)}")
+
+
+def _columns(row: dict[str, Any]) -> str:
+    """The columns there are, and what to do where they are those of another well-known convention."""
+    names = ", ".join(repr(str(name))[:40] for name in list(row)[:MAX_COLUMNS_SHOWN]) or "none"
+    more = f" and {len(row) - MAX_COLUMNS_SHOWN} more" if len(row) > MAX_COLUMNS_SHOWN else ""
+    hint = ""
+    if "conversations" in row:
+        hint = "; ShareGPT's conversations: make each turn {role, content} and name the column messages"
+    elif "instruction" in row and "output" in row:
+        hint = "; Alpaca's instruction and output: name them prompt and completion"
+    return f"columns found: {names}{more}{hint}"
 
 
 def target_content(row: dict[str, Any], needs_rejected: bool) -> Content:
@@ -104,6 +121,8 @@ def _implicit_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
         shared += 1
     if shared == len(chosen) == len(rejected):
         raise BadRow("chosen equals rejected: such a pair prefers nothing")
+    if not shared:
+        raise BadRow("no 'prompt', and chosen and rejected do not begin with a message in common that could be it")
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
@@ -131,6 +150,13 @@ def _messages(value: Any, name: str) -> list[Message]:
 
 def _with_tools(content: Content, row: dict[str, Any]) -> Content:
     tools = row.get("tools")
+    if isinstance(tools, str):  # as TRL: parquet cannot hold schemas of unlike shapes, JSON text can
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise BadRow(f"tools is text, but not JSON: {error}") from error
+    if tools and not isinstance(tools, list):
+        raise BadRow("tools is not a list of JSON schemas")
     if tools:
         content["tools"] = tools
     return content

@@ -43,6 +43,8 @@ class Section(BaseModel):
 
 
 def _check_uri(uri: str) -> str:
+    if uri.startswith("~"):
+        raise ValueError("'~' is not expanded; write the whole path")
     scheme, separator, rest = uri.partition("://")
     if separator and scheme != "s3":
         raise ValueError(f"'{scheme}://' is not supported; use s3://bucket/prefix or a path")
@@ -128,10 +130,14 @@ class CodecSpec(Section):
 
 
 class DeepSpeedSpec(Section):
-    """How the weights are spread over the ranks of a world."""
+    """How the weights are spread over the ranks of a world. This version has one rank and refuses all but the defaults."""
 
-    stage: Literal[0, 3] = Field(0, description="0: each rank holds the model. 3: ZeRO-3, each rank holds a share.")
-    offload: Literal["none", "cpu", "nvme"] = Field("none", description="Where ZeRO-3 keeps weights not in use.")
+    stage: Literal[0, 3] = Field(
+        0, description="0: each rank holds the model. 3: ZeRO-3, each rank holds a share (refused by this version)."
+    )
+    offload: Literal["none", "cpu", "nvme"] = Field(
+        "none", description="Where ZeRO-3 keeps weights not in use (none alone in this version)."
+    )
 
 
 class ExtractionSpec(Section):
@@ -212,7 +218,7 @@ class SelectionSpec(Section):
 
 
 class ClusterSpec(Section):
-    """Where a submitted run's pods go; a local run ignores it."""
+    """Where a submitted run's pods go. A local run ignores it, and this version has local runs alone."""
 
     image: str = Field(min_length=1, max_length=512, description="Worker image, best pinned by digest.")
     groups: int = Field(1, ge=1, le=256, description="DeepSpeed worlds that share the store and nothing else.")
@@ -271,7 +277,10 @@ def parse_spec(text: str, where: str) -> SelectionRun:
     try:
         return SelectionRun.model_validate(document)
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors(include_url=False)]
+        details = error.errors(include_url=False)
+        # A list whose items are wrong is counted as empty too: that would be a second complaint about one mistake.
+        deeper = {tuple(detail["loc"][:-1]) for detail in details}
+        lines = [_explain(it) for it in details if it["type"] != "too_short" or tuple(it["loc"]) not in deeper]
         raise SpecError(
             "\n  ".join([f"{len(lines)} thing(s) wrong in the document:", *lines]),
             where=where,

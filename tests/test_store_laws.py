@@ -113,7 +113,16 @@ def test_another_dtype_template_adapter_or_attention_reads_no_old_shard(job: Job
     template = (other / "chat_template.jinja").read_text()
     (other / "chat_template.jinja").write_text(template.replace("<|im_end|>", "<|im_end|> "))
     adapter = save_tiny_adapter(job.folder / "adapter")
-    for change in ({"uri": str(other)}, {"dtype": "bfloat16"}, {"attention": "eager"}, {"adapter": str(adapter)}):
+    by_name = save_tiny_model(job.folder / "by_name")
+    (by_name / "additional_chat_templates").mkdir()
+    (by_name / "additional_chat_templates" / "tool_use.jinja").write_text(template)
+    for change in (
+        {"uri": str(by_name)},
+        {"uri": str(other)},
+        {"dtype": "bfloat16"},
+        {"attention": "eager"},
+        {"adapter": str(adapter)},
+    ):
         words = job.copy(model=job.spec["model"] | change).plan()
         assert words["missing"] == words["units"], change
 

@@ -10,6 +10,8 @@ from datetime import date
 from typing import Any, cast
 
 import torch
+from jinja2 import TemplateNotFound, TemplateSyntaxError
+from jinja2.exceptions import SecurityError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -46,7 +48,7 @@ def encode_candidate(content: Content, tokenizer: PreTrainedTokenizerBase, max_l
 
     Raises:
         BadRow: no supervised token is left within max_length, or the template hides where the response stands.
-        RequestError: messages, and a tokenizer without a chat template.
+        RequestError: messages, and a tokenizer without a chat template, or with one that does not work.
     """
     if "messages" in content:
         return _encode_chat(content["messages"], 0, content.get("tools"), tokenizer, max_length)
@@ -99,6 +101,10 @@ def _encode_chat(
                 part, tools=tools, tokenize=False, strftime_now=_TEMPLATE_DATE.strftime, **flags
             )
             return cast(str, text)
+        except (TemplateSyntaxError, TemplateNotFound, SecurityError) as error:  # no row can help that
+            fix = "mend the template (chat_template.jinja, or in tokenizer_config.json)"
+            what = f"the chat template is no working template: {error}"
+            raise RequestError(what, where=str(tokenizer.name_or_path), fix=fix) from error
         except Exception as error:  # a template is a program: whatever it raises speaks of this row
             raise BadRow(f"the chat template refuses these messages: {error}") from error
 

@@ -71,12 +71,6 @@ class _Worker:
     @staticmethod
     def start(spec: RunSpec, plan: Plan) -> _Worker:
         stop = _StopSignal()
-        if spec.extraction.deepspeed.stage != 0:
-            raise RequestError(
-                "this version extracts in one process and cannot shard the weights",
-                where="spec.extraction.deepspeed.stage",
-                fix="set stage: 0, with a model that fits one device",
-            )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         event("loading", model=spec.model.uri, device=str(device))
         tokenizer = load_tokenizer(spec.model)
@@ -97,7 +91,7 @@ class _Worker:
                 f"codec.dims {fold_dims} is more than the {unfolded_dims} dims there are to fold "
                 f"({len(layers.modules)} layers × {projected.dim}²)",
                 where="spec.extraction.codec.dims",
-                fix=f"set it to {2 ** (unfolded_dims.bit_length() - 2)} or less, or raise projection.dim",
+                fix=f"set it to {2 ** (unfolded_dims.bit_length() - 1)} or less, or raise projection.dim",
             )
         unfolded = GradientCapture(model, layers, projected.dim, projected.seed, None)
         folded = GradientCapture(model, layers, projected.dim, projected.seed, fold_dims) if fold_dims else unfolded

@@ -68,6 +68,7 @@ def evaluate(manifest_uri: str, label: str, positive: str | None) -> dict[str, A
         "label": label,
         "num_examples": len(good_N),
         "num_positive": int(good_N.sum()),
+        "action": f"keep {selection.keep}" if selection.keep else f"drop {selection.drop}",
         "taken_by_budget": num_taken,
         "selection_id": document["selection_id"],
     }

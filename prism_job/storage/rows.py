@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,8 @@ from prism_job.storage.objects import Store, open_store, split_uri
 
 KINDS = (".jsonl", ".json", ".parquet", ".csv")
 COMPRESSIONS = (".gz", ".zst")
+MAX_LINE_BYTES = 64 * 2**20
+"""Of one JSON line; no example is as long, and a line without end would take all memory."""
 
 Row = dict[str, Any]
 
@@ -71,14 +74,20 @@ def _list_one(uri: str) -> tuple[list[Source], list[str]]:
     folder = open_store(uri)
     listed = [item.key for item in folder.list()]
     if not listed:
-        raise RequestError(
-            "nothing there: no such file, and no folder or prefix with objects", where=uri, fix="check the address"
-        )
+        fix = "check the address; ~ and * are not expanded, and a data set of the hub must be downloaded first"
+        raise RequestError("nothing there: no such file, and no folder or prefix with objects", where=uri, fix=fix)
+    unnameable = [key for key in listed if _UNNAMEABLE.search(key)]
+    if unnameable:
+        fix = "rename that file: its name holds bytes that are not UTF-8, or control characters"
+        raise RequestError(f"a file name that cannot be shown: {unnameable[0]!r}", where=uri, fix=fix)
     found = [Source(folder, key, folder.uri(key)) for key in listed if _kind(key) is not None]
     if not found:
         fix = f"PRISM reads {', '.join(KINDS)}, also with {' or '.join(COMPRESSIONS)}"
         raise RequestError(f"{len(listed)} objects but none is a data file", where=uri, fix=fix)
     return found, [folder.uri(key) for key in listed if _kind(key) is None]
+
+
+_UNNAMEABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def _kind(key: str) -> tuple[str, str] | None:
@@ -117,9 +126,20 @@ def _decompressed(path: Path, compression: str) -> IO[bytes]:
 
 
 def _jsonl(stream: IO[bytes]) -> Iterator[tuple[int, Row | Unreadable]]:
-    for line, content in enumerate(stream, start=1):
-        if content.strip():
+    for line, content in enumerate(_lines(stream), start=1):
+        if len(content) > MAX_LINE_BYTES:
+            yield line, Unreadable(f"a line of more than {MAX_LINE_BYTES >> 20} MiB")
+        elif content.strip():
             yield line, _json_row(content)
+
+
+def _lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """Lines of any length, but of a line longer than MAX_LINE_BYTES only the first so many and one: it may never end."""
+    while content := stream.readline(MAX_LINE_BYTES + 1):
+        yield content
+        too_long = len(content) > MAX_LINE_BYTES
+        while too_long and content and not content.endswith(b"\n"):
+            content = stream.readline(MAX_LINE_BYTES)
 
 
 def _json_row(content: bytes) -> Row | Unreadable:
@@ -134,8 +154,10 @@ def _json_row(content: bytes) -> Row | Unreadable:
 
 def _json(stream: IO[bytes]) -> Iterator[tuple[int, Row | Unreadable]]:
     # The field writes both a JSON array and JSON lines under this ending; the first character tells them apart.
-    start = stream.peek(64).lstrip()[:1] if isinstance(stream, io.BufferedReader) else b""
-    if start != b"[":
+    start = stream.peek(64).lstrip()[:2] if isinstance(stream, io.BufferedReader) else b""
+    if start in (b"{\n", b"{\r"):
+        raise ValueError("one object over several lines; PRISM reads an array of objects, or one object a line")
+    if start[:1] != b"[":
         yield from _jsonl(stream)
         return
     for position, row in enumerate(json.load(stream), start=1):

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
 
-from prism_job.errors import RequestError, TryAgain
+from prism_job.errors import DataError, RequestError, TryAgain
 from prism_job.spec import digest
 from prism_job.storage.objects import LocalFolder, Store, open_store, split_uri
 
 WANTED = ("*.safetensors", "*.gguf", "*.json", "*.jinja", "*.model", "*.txt")
 """Files that can change a number. Everything else (pickles, code, read-me's) is neither read nor hashed."""
+
+TEMPLATES = "additional_chat_templates/"
+"""The one folder within a model that transformers looks into: templates by name, `tool_use` say."""
 
 
 def identify(uri: str, revision: str = "main", *, is_adapter: bool = False) -> dict[str, str]:
@@ -39,7 +43,9 @@ def identify(uri: str, revision: str = "main", *, is_adapter: bool = False) -> d
 def bring(uri: str, revision: str = "main", *, is_adapter: bool = False) -> Path:
     """A local path of the model: its folder, or its .gguf file. Hub and s3:// models are copied to the cache once."""
     if _is_hub(uri):
-        return Path(_hub_snapshot(uri, _hub_commit(uri, revision)))
+        snapshot = _hub_snapshot(uri, _hub_commit(uri, revision))
+        _files(snapshot, is_adapter)
+        return Path(snapshot)
     store, keys = _files(uri, is_adapter)
     if isinstance(store, LocalFolder):
         return Path(uri)
@@ -73,10 +79,14 @@ def _files(uri: str, is_adapter: bool) -> tuple[Store, list[str]]:
         fix = "give a hub id (org/name), a folder, an s3:// prefix or a .gguf file"
         raise RequestError("no such model", where=uri, fix=fix)
     store = open_store(uri)
+    everything = [listed.key for listed in store.list()]
+    if not everything:
+        fix = "check the address: give a hub id (org/name), a folder, an s3:// prefix or a .gguf file"
+        raise RequestError("nothing there: no such prefix, or an empty folder", where=uri, fix=fix)
     keys = [
-        listed.key
-        for listed in store.list()
-        if "/" not in listed.key and any(fnmatch.fnmatch(listed.key, pattern) for pattern in WANTED)
+        key
+        for key in everything
+        if "/" not in key.removeprefix(TEMPLATES) and any(fnmatch.fnmatch(key, pattern) for pattern in WANTED)
     ]
     if not is_adapter and "adapter_config.json" in keys:
         fix = "name the base model in model.uri and this folder in model.adapter"
@@ -84,7 +94,23 @@ def _files(uri: str, is_adapter: bool) -> tuple[Store, list[str]]:
     if not any(key.endswith(".safetensors") for key in keys):
         fix = "save the model as safetensors (save_pretrained does); pickled weights (.bin, .pt) are not read"
         raise RequestError("no .safetensors weights there", where=uri, fix=fix)
+    for key in keys:
+        if key.endswith(".safetensors.index.json"):
+            _check_index(store, key, keys)
     return store, keys
+
+
+def _check_index(store: Store, key: str, keys: list[str]) -> None:
+    """An index may name any file. One elsewhere, or a pickle, would be loaded though no digest knows of it."""
+    try:
+        named = {str(name) for name in json.loads(store.get(key))["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        fix = "copy or convert the checkpoint again"
+        raise DataError(f"not an index of weight files: {error!r}", where=store.uri(key), fix=fix) from error
+    strange = sorted(name for name in named if name not in keys or not name.endswith(".safetensors"))
+    if strange:
+        fix = "put all weights into the model's own folder, as safetensors: no other file is read"
+        raise RequestError(f"the index names {strange[0]}", where=store.uri(key), fix=fix)
 
 
 def _sha256(path: Path) -> str:
@@ -121,7 +147,9 @@ class _HubErrors:
 
         if isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)):
             fix = "check the id and revision; for a gated or private model set HF_TOKEN; a local folder must exist"
-            raise RequestError("the hub has no such model, or hides it", where=self.repo, fix=fix) from error
+            what = "there is no such folder here, and the hub has no such model, or hides it"
+            raise RequestError(what, where=self.repo, fix=fix) from error
         if isinstance(error, Exception):
             fix = "check the network, or download the model and name its folder in model.uri"
-            raise TryAgain(f"the hub does not answer: {error}", where=self.repo, fix=fix) from error
+            what = f"there is no such folder here, and the hub does not answer: {error}"
+            raise TryAgain(what, where=self.repo, fix=fix) from error
