@@ -58,8 +58,9 @@ def _export(arguments: argparse.Namespace) -> dict[str, Any]:
 def _report(arguments: argparse.Namespace) -> dict[str, Any]:
     from prism_job.reduce.manifest import load
 
-    _, beside = load(arguments.manifest)
-    return {"report": beside.uri("report.html")}
+    published = load(arguments.manifest)
+    published.read("report.html")
+    return {"report": published.folder.uri("report.html")}
 
 
 STAGES: dict[str, Callable[[SelectionRun], dict[str, Any]]] = {"plan": _plan, "extract": _extract, "reduce": _reduce}

@@ -5,6 +5,7 @@ Shapes: N labelled candidates (usable, duplicates left out), R bootstrap resampl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 from prism_job.errors import RequestError
 from prism_job.plan import Plan
 from prism_job.reduce import manifest
-from prism_job.spec import SelectionRun
 from prism_job.storage import staged
 from prism_job.storage.objects import Store, open_store
 
@@ -40,20 +40,18 @@ def evaluate(manifest_uri: str, label: str, positive: str | None) -> dict[str, A
         RequestError: no such column, values that are not two-sided, or only one side present.
         DataError: the selection is damaged.
     """
-    document, beside = manifest.load(manifest_uri)
-    run = SelectionRun.model_validate(document["spec"])
-    scores = manifest.read_table(beside, document, "scores.parquet")
-    plan = Plan.model_validate_json(beside.get("plan.json"))
-    good_N = _labels(plan, open_store(run.spec.store), label, positive, manifest_uri)
+    published = manifest.load(manifest_uri)
+    spec = published.manifest.spec.spec
+    scores = published.table("scores.parquet")
     ranked = scores["score"].is_valid().to_numpy() & ~scores["duplicate"].to_numpy()
-    good_N = good_N[ranked]
+    good_N = _labels(published.plan(), open_store(spec.store), ranked, label, positive, manifest_uri)
     if good_N.all() or not good_N.any():
         what = f"column '{label}' calls all {len(good_N)} candidates {'good' if good_N.all() else 'bad'}"
         raise RequestError(
             what, where=manifest_uri, fix="name a column with both kinds, or the good value (--positive)"
         )
 
-    selection = run.spec.selection
+    selection = spec.selection
     sign = 1.0 if (selection.keep == "highest" or selection.drop == "lowest") else -1.0
     nll_N = scores["nll"].to_numpy()[ranked]
     tokens_N = scores["num_tokens"].to_numpy()[ranked]
@@ -62,67 +60,76 @@ def evaluate(manifest_uri: str, label: str, positive: str | None) -> dict[str, A
         "loss_": -nll_N / tokens_N,
         "loss_sum_": -nll_N,
     }
-    num_taken = int(document["counts"]["taken_by_budget"])
-    weights_RN = _resamples(len(good_N))
+    num_taken = published.manifest.counts.taken_by_budget
     facts: dict[str, Any] = {
         "label": label,
         "num_examples": len(good_N),
         "num_positive": int(good_N.sum()),
         "action": f"keep {selection.keep}" if selection.keep else f"drop {selection.drop}",
         "taken_by_budget": num_taken,
-        "selection_id": document["selection_id"],
+        "selection_id": published.manifest.selection_id,
     }
     for prefix, ranking_N in rankings.items():
-        facts |= _with_interval(f"{prefix}auroc", lambda weights, r=ranking_N: auroc(r, good_N, weights), weights_RN)
-        facts |= _with_interval(
-            f"{prefix}precision_at_budget",
-            lambda weights, r=ranking_N: _precision(r, good_N, num_taken, selection.keep is not None, weights),
-            weights_RN,
-        )
+        measures = {
+            f"{prefix}auroc": auroc(ranking_N, good_N),
+            f"{prefix}precision_at_budget": _precision(ranking_N, good_N, num_taken, selection.keep is not None),
+        }
+        facts |= _with_intervals(measures, len(good_N))
     return facts
 
 
-def auroc(ranking_N: Float64, good_N: Bools, weights_N: Float64) -> float:
-    """Probability that a good candidate ranks above a bad one, ties counting half. `weights_N`: multiplicities."""
+Measure = Callable[[Float64], float]
+"""A figure of the labelled candidates, as a function of how often each is counted: float64 [N]."""
+
+
+def auroc(ranking_N: Float64, good_N: Bools) -> Measure:
+    """Probability that a good candidate ranks above a bad one, ties counting half."""
     values, place_N = np.unique(ranking_N, return_inverse=True)
-    good_V = np.bincount(place_N, weights_N * good_N, len(values))
-    bad_V = np.bincount(place_N, weights_N * ~good_N, len(values))
-    below_V = np.cumsum(bad_V) - bad_V
-    pairs = good_V.sum() * bad_V.sum()
-    return float((good_V * (below_V + bad_V / 2)).sum() / pairs) if pairs else float("nan")
+
+    def measure(weights_N: Float64) -> float:
+        good_V = np.bincount(place_N, weights_N * good_N, len(values))
+        bad_V = np.bincount(place_N, weights_N * ~good_N, len(values))
+        below_V = np.cumsum(bad_V) - bad_V
+        pairs = good_V.sum() * bad_V.sum()
+        return float((good_V * (below_V + bad_V / 2)).sum() / pairs) if pairs else float("nan")
+
+    return measure
 
 
-def _precision(ranking_N: Float64, good_N: Bools, num_taken: int, keeps: bool, weights_N: Float64) -> float:
+def _precision(ranking_N: Float64, good_N: Bools, num_taken: int, keeps: bool) -> Measure:
     # The first rows whose multiplicities fill the budget; of the row at the edge, as much as fits.
     order = np.argsort(-ranking_N if keeps else ranking_N, kind="stable")
-    before = np.cumsum(weights_N[order]) - weights_N[order]
-    taken = np.clip(num_taken - before, 0, weights_N[order])
-    right = good_N[order] if keeps else ~good_N[order]
-    return float((taken * right).sum() / taken.sum()) if num_taken else float("nan")
+    right_N = good_N[order] if keeps else ~good_N[order]
+
+    def measure(weights_N: Float64) -> float:
+        before = np.cumsum(weights_N[order]) - weights_N[order]
+        taken = np.clip(num_taken - before, 0, weights_N[order])
+        return float((taken * right_N).sum() / taken.sum())
+
+    return measure
 
 
-def _resamples(size: int) -> NDArray[np.uint8]:
+def _with_intervals(measures: dict[str, Measure], size: int) -> dict[str, float]:
+    """Each measure with the middle 95 % of its bootstrap. Every call draws the same resamples, one at a time."""
     generator = np.random.default_rng(0)
-    drawn = np.empty((NUM_RESAMPLES, size), np.uint8)  # a row drawn over 255 times in one resample is past belief
-    for row in drawn:
-        row[:] = np.bincount(generator.integers(size, size=size), minlength=size)
-    return drawn
+    resampled = np.empty((NUM_RESAMPLES, len(measures)))
+    for row in resampled:
+        weights_N = np.bincount(generator.integers(size, size=size), minlength=size).astype(np.float64)
+        row[:] = [measure(weights_N) for measure in measures.values()]
+    low, high = np.nanquantile(resampled, [0.025, 0.975], axis=0)
+    facts: dict[str, float] = {}
+    for column, (name, measure) in enumerate(measures.items()):
+        facts |= {name: measure(np.ones(size)), f"{name}_low": float(low[column]), f"{name}_high": float(high[column])}
+    return facts
 
 
-def _with_interval(name: str, measure: Any, weights_RN: NDArray[np.uint8]) -> dict[str, float]:
-    resampled = np.array([measure(weights.astype(np.float64)) for weights in weights_RN])
-    low, high = np.nanquantile(resampled, [0.025, 0.975])
-    return {
-        name: measure(np.ones(weights_RN.shape[1])),
-        f"{name}_low": float(low),
-        f"{name}_high": float(high),
-    }
-
-
-def _labels(plan: Plan, store: Store, label: str, positive: str | None, where: str) -> Bools:
+def _labels(plan: Plan, store: Store, ranked: Bools, label: str, positive: str | None, where: str) -> Bools:
     good: list[bool] = []
+    is_ranked = iter(ranked.tolist())
     for unit in plan.candidates:
         for line, row in zip(unit.line_numbers(), staged.read_rows(store, unit.rows), strict=True):
+            if not next(is_ranked):
+                continue
             if row.get(label) is None:
                 fix = f"name a column with --label; this row has {', '.join(row)}"
                 raise RequestError(

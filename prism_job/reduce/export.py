@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from prism_job.errors import RequestError
 from prism_job.plan import Plan
 from prism_job.reduce import manifest
-from prism_job.spec import SelectionRun
 from prism_job.storage import staged
 from prism_job.storage.objects import Store, open_store, split_uri
 from prism_job.storage.rows import Row
@@ -36,14 +35,12 @@ def export(manifest_uri: str, destination: str) -> dict[str, Any]:
     target = open_store(parent)
     if target.exists(name):
         raise RequestError("there is something already", where=destination, fix="remove it, or choose another name")
-    document = manifest.verify(manifest_uri)
-    _, beside = manifest.load(manifest_uri)
-    run = SelectionRun.model_validate(document["spec"])
-    plan = Plan.model_validate_json(beside.get("plan.json"))
-    selected_N = manifest.read_table(beside, document, "scores.parquet")["selected"].to_numpy()
+    selection = manifest.load(manifest_uri).check()
+    selected_N = selection.table("scores.parquet")["selected"].to_numpy()
     with tempfile.TemporaryDirectory(prefix="prism-") as folder:
         path = Path(folder) / name
-        num_rows = writer(path, _selected_rows(plan, open_store(run.spec.store), selected_N))
+        store = open_store(selection.manifest.spec.spec.store)
+        num_rows = writer(path, destination, _selected_rows(selection.plan(), store, selected_N))
         target.put_file(name, path)
     return {"written": target.uri(name), "rows": num_rows}
 
@@ -58,14 +55,21 @@ def _selected_rows(plan: Plan, store: Store, selected_N: Any) -> Iterator[list[R
             yield [rows[place] for place in places]
 
 
-def _write_jsonl(path: Path, parts: Iterator[list[Row]]) -> int:
+def _write_jsonl(path: Path, destination: str, parts: Iterator[list[Row]]) -> int:
     count = 0
     with _text_sink(path) as sink:
         for rows in parts:
             for row in rows:
-                sink.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
+                sink.write(_json_line(row))
                 count += 1
     return count
+
+
+def _json_line(row: Row) -> bytes:
+    try:
+        return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # a lone surrogate is no UTF-8, but JSON can write it out
+        return (json.dumps(row) + "\n").encode()
 
 
 def _text_sink(path: Path) -> Any:
@@ -76,16 +80,20 @@ def _text_sink(path: Path) -> Any:
     return path.open("wb")
 
 
-def _write_parquet(path: Path, parts: Iterator[list[Row]]) -> int:
+def _write_parquet(path: Path, destination: str, parts: Iterator[list[Row]]) -> int:
     # One schema for the whole file: columns that only later rows have must be known before the first is written.
     rows = [row for part in parts for row in part]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    try:
-        table = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
-    except (pa.ArrowException, OverflowError) as error:
-        fix = "export to .jsonl: these rows mix types within a column"
-        raise RequestError(f"the rows do not fit one table: {error}", where=str(path.name), fix=fix) from error
-    pq.write_table(table, path, compression="zstd")
+    columns = {}
+    for name in names:
+        try:
+            columns[name] = pa.array([row.get(name) for row in rows])
+            pq.write_table(pa.table({"": columns[name].slice(0, 0)}), pa.BufferOutputStream())
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+            fix = "export to .jsonl, which holds any row"
+            what = f"column {name!r} does not fit a table: {error}"
+            raise RequestError(what, where=destination, fix=fix) from error
+    pq.write_table(pa.table(columns), path, compression="zstd")
     return len(rows)
 
 

@@ -10,12 +10,14 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from prism_job.errors import DataError, RequestError
 from prism_job.plan import Plan
@@ -25,12 +27,86 @@ from prism_job.storage.objects import Store, open_store, split_uri
 MANIFEST_FORMAT = "prism-selection/1"
 """Any change of how scores or choices follow from shards makes a new version; it is part of the selection id."""
 
+FileName = Literal[
+    "selected.parquet",
+    "scores.parquet",
+    "targets.parquet",
+    "quarantine.jsonl",
+    "plan.json",
+    "spec.yaml",
+    "report.html",
+]
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Vouched(_Plain):
+    """What the manifest states of a file beside it."""
+
+    sha256: str
+    bytes: int
+
+
+class Counts(_Plain):
+    """Rows, unless the name says otherwise. `candidates` counts the quarantined, in plan and extraction, too."""
+
+    candidates: int
+    quarantined: int
+    duplicates: int
+    taken_by_budget: int
+    selected: int
+    selected_tokens: int
+    tokens: int
+    target_pairs: int
+    units: int
+
+
+class Manifest(_Plain):
+    """The document that vouches for a selection.
+
+    Attributes:
+        extractor: digest under which the shards lie; `extractor_parts`: all that it covers.
+        work: digest of the plan: data, units, targets.
+        threshold: score of the last row that the budget took.
+        scores, preference: five-number summaries; curvature: kind, λ and the tokens it rests on.
+    """
+
+    format: Literal["prism-selection/1"] = "prism-selection/1"
+    run: str
+    selection_id: str
+    spec: SelectionRun
+    extractor: str
+    extractor_parts: dict[str, Any]
+    work: str
+    counts: Counts
+    threshold: float | None
+    scores: dict[str, float]
+    preference: dict[str, float]
+    curvature: dict[str, Any]
+    code_version: str
+    files: dict[FileName, Vouched] = {}
+
+    def outcome(self, uri: str) -> dict[str, Any]:
+        """What a run says of its selection in the end."""
+        return {
+            "manifest": uri,
+            "selected": self.counts.selected,
+            "candidates": self.counts.candidates,
+            "badRows": self.counts.quarantined,
+        }
+
 
 def selection_id(run: SelectionRun, plan: Plan) -> str:
-    """16 hex digits of all that decides the outcome: the work, the scoring, the selection, this format."""
-    scoring = run.spec.scoring.model_dump(mode="json")
-    selection = run.spec.selection.model_dump(mode="json")
-    return digest([MANIFEST_FORMAT, plan.work_digest(), scoring, selection])[:16]
+    """16 hex digits of all that decides the outcome: the work, the scoring, the selection, this format.
+
+    The store counts too: a selection's rows are exported from the store that its own spec names.
+    """
+    spec = run.spec
+    scoring, selection = spec.scoring.model_dump(mode="json"), spec.selection.model_dump(mode="json")
+    decided = [MANIFEST_FORMAT, plan.work_digest(), scoring, selection, spec.candidates.max_bad_fraction, spec.store]
+    return digest(decided)[:16]
 
 
 def folder_key(run: SelectionRun, chosen_id: str) -> str:
@@ -44,79 +120,74 @@ def table_bytes(columns: Mapping[str, Any]) -> bytes:
     return sink.getvalue()
 
 
-def publish(output: Store, folder: str, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
-    """Put the files, then the manifest that holds their checksums."""
+def publish(output: Store, folder: str, files: Mapping[FileName, bytes], manifest: Manifest) -> dict[str, Any]:
+    """Put the files, then the manifest with their checksums. Returns the outcome."""
     for name, content in files.items():
         output.put(f"{folder}/{name}", content)
-    checksums = {name: {"sha256": sha256(content), "bytes": len(content)} for name, content in files.items()}
-    text = json.dumps({**manifest, "files": checksums}, indent=1, sort_keys=True, ensure_ascii=False)
-    output.put(f"{folder}/manifest.json", text.encode())
-
-
-def find_published(output: Store, folder: str) -> dict[str, Any] | None:
-    """The manifest of a selection already published whole, or None.
-
-    Raises:
-        DataError: a manifest is there, but a file beside it is missing or not what it vouches for.
-    """
+    stated = {name: Vouched(sha256=_sha256(content), bytes=len(content)) for name, content in files.items()}
+    vouching = manifest.model_copy(update={"files": stated})
+    document = {**vouching.model_dump(mode="json", exclude={"spec"}), "spec": manifest.spec.to_document()}
     key = f"{folder}/manifest.json"
-    if not output.exists(key):
-        return None
-    return verify(output.uri(key))
+    output.put(key, json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False).encode())
+    return manifest.outcome(output.uri(key))
 
 
-def outcome(manifest: Mapping[str, Any], output: Store, folder: str) -> dict[str, Any]:
-    """What a run says of its selection in the end."""
-    counts = manifest["counts"]
-    return {
-        "manifest": output.uri(f"{folder}/manifest.json"),
-        "selected": counts["selected"],
-        "candidates": counts["candidates"],
-        "badRows": counts["quarantined"],
-    }
+@dataclass(frozen=True)
+class Published:
+    """A selection as it lies there: its manifest, and its folder, whose files are checked as they are read."""
+
+    uri: str
+    manifest: Manifest
+    folder: Store
+
+    def read(self, name: FileName) -> bytes:
+        """A file beside the manifest. Raises DataError where it is missing or not the one vouched for."""
+        content = self.folder.get(name)
+        stated = self.manifest.files.get(name)
+        if stated is None or _sha256(content) != stated.sha256:
+            raise DataError(
+                f"{name} is not what the manifest beside it vouches for",
+                where=self.folder.uri(name),
+                fix="a published selection is never overwritten: remove that folder, or choose another spec.output",
+            )
+        return content
+
+    def table(self, name: FileName) -> pa.Table:
+        return pq.read_table(io.BytesIO(self.read(name)))
+
+    def plan(self) -> Plan:
+        return Plan.model_validate_json(self.read("plan.json"))
+
+    def check(self) -> Published:
+        """Itself, after reading every file that the manifest names."""
+        for name in self.manifest.files:
+            self.read(name)
+        return self
 
 
-def verify(manifest_uri: str) -> dict[str, Any]:
-    """Read a manifest and check every file beside it.
+def find_published(output: Store, folder: str) -> Published | None:
+    """A selection already published whole, or None. Raises DataError where a manifest is there and something is damaged."""
+    key = f"{folder}/manifest.json"
+    return load(output.uri(key)).check() if output.exists(key) else None
+
+
+def load(manifest_uri: str) -> Published:
+    """The selection of a manifest; its files are not looked at yet.
 
     Raises:
         RequestError: there is no manifest.
-        DataError: it, or a file beside it, is damaged or missing.
+        DataError: it is damaged, or of another format.
     """
-    manifest, beside = load(manifest_uri)
-    for name, stated in manifest["files"].items():
-        if sha256(beside.get(name)) != stated["sha256"]:
-            raise DataError(
-                f"the output already holds this selection, but its {name} is not what the manifest vouches for",
-                where=beside.uri(name),
-                fix="a published selection is never overwritten: remove that folder, or choose another spec.output",
-            )
-    return manifest
-
-
-def load(manifest_uri: str) -> tuple[dict[str, Any], Store]:
-    """A manifest and the folder it lies in, unchecked. Raises RequestError or DataError as `verify`."""
     parent, name = split_uri(manifest_uri)
-    beside = open_store(parent)
-    if name != "manifest.json" or not beside.exists(name):
+    folder = open_store(parent)
+    if name != "manifest.json" or not folder.exists(name):
         fix = "give the path that `prism run` printed last; it ends in /manifest.json"
         raise RequestError("no manifest there", where=manifest_uri, fix=fix)
     try:
-        manifest = json.loads(beside.get(name))
-        if manifest["format"] != MANIFEST_FORMAT:
-            raise ValueError(f"its format is {manifest['format']}, this version reads {MANIFEST_FORMAT}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"damaged manifest: {error}", where=manifest_uri, fix="run the selection again") from error
-    return dict(manifest), beside
-
-
-def read_table(beside: Store, manifest: Mapping[str, Any], name: str) -> pa.Table:
-    """One parquet file of a selection, checked against the manifest. Raises DataError if it does not fit."""
-    content = beside.get(name)
-    if sha256(content) != manifest["files"][name]["sha256"]:
-        fix = "run the selection again into another spec.output"
-        raise DataError("not the file the manifest vouches for", where=beside.uri(name), fix=fix)
-    return pq.read_table(io.BytesIO(content))
+        return Published(manifest_uri, Manifest.model_validate_json(folder.get(name)), folder)
+    except ValueError as error:
+        what = f"damaged manifest, or one of another version: {' '.join(str(error).split())[:300]}"
+        raise DataError(what, where=manifest_uri, fix="remove its folder and run the selection again") from error
 
 
 def summary(values: NDArray[np.float64]) -> dict[str, float]:
@@ -128,5 +199,5 @@ def summary(values: NDArray[np.float64]) -> dict[str, float]:
     return {**{name: float(point) for name, point in zip(names, points, strict=True)}, "mean": float(values.mean())}
 
 
-def sha256(content: bytes) -> str:
+def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()

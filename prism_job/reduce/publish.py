@@ -37,17 +37,20 @@ def _settled(plan: Plan) -> Plan:
     return plan.model_copy(update={"missing_candidates": [], "missing_targets": [], "missing_factors": []})
 
 
-def _absolute(run: SelectionRun) -> SelectionRun:
-    """The same run with local paths made absolute: a manifest must work from any folder."""
+def _replaying(run: SelectionRun, plan: Plan) -> SelectionRun:
+    """The same run from any folder and at any time: local paths made absolute, a hub model pinned to its commit."""
 
     def full(uri: str) -> str:
         return str(Path(uri).resolve()) if "://" not in uri and Path(uri).exists() else uri
 
     spec = run.spec
+    model = {
+        "uri": full(spec.model.uri),
+        "adapter": spec.model.adapter and full(spec.model.adapter),
+        "revision": plan.extractor_parts["model"].get("commit", spec.model.revision),
+    }
     changed = {
-        "model": spec.model.model_copy(
-            update={"uri": full(spec.model.uri), "adapter": spec.model.adapter and full(spec.model.adapter)}
-        ),
+        "model": spec.model.model_copy(update=model),
         "candidates": spec.candidates.model_copy(update={"uris": tuple(map(full, spec.candidates.uris))}),
         "targets": spec.targets.model_copy(update={"uris": tuple(map(full, spec.targets.uris))}),
         "store": full(spec.store),
@@ -81,7 +84,8 @@ def publish(
 
     quarantine = [*plan.quarantine, *scored.quarantined]
     order = chosen.order
-    files = {
+    replaying = _replaying(run, plan)
+    files: dict[manifest.FileName, bytes] = {
         "selected.parquet": manifest.table_bytes(
             {
                 "example_id": shards.hex_ids(scored.ids_N[order]),
@@ -116,39 +120,38 @@ def publish(
         ),
         "quarantine.jsonl": "".join(entry.model_dump_json() + "\n" for entry in quarantine).encode(),
         "plan.json": _settled(plan).model_dump_json(indent=1).encode(),
-        "spec.yaml": yaml.safe_dump(_absolute(run).to_document(), sort_keys=False, allow_unicode=True).encode(),
+        "spec.yaml": yaml.safe_dump(replaying.to_document(), sort_keys=False, allow_unicode=True).encode(),
     }
     usable = scored.usable_N
-    counts = {
-        "candidates": len(usable) + len(plan.quarantine),
-        "quarantined": len(quarantine),
-        "duplicates": int(chosen.duplicate_N.sum()),
-        "taken_by_budget": chosen.num_taken,
-        "selected": len(order),
-        "selected_tokens": int(scored.tokens_N[order].sum(dtype=np.int64)),
-        "tokens": int(scored.tokens_N.sum(dtype=np.int64)),
-        "target_pairs": len(targets.ids),
-        "units": len(plan.candidates),
-    }
+    counts = manifest.Counts(
+        candidates=len(usable) + len(plan.quarantine),
+        quarantined=len(quarantine),
+        duplicates=int(chosen.duplicate_N.sum()),
+        taken_by_budget=chosen.num_taken,
+        selected=len(order),
+        selected_tokens=int(scored.tokens_N[order].sum(dtype=np.int64)),
+        tokens=int(scored.tokens_N.sum(dtype=np.int64)),
+        target_pairs=len(targets.ids),
+        units=len(plan.candidates),
+    )
     known = targets.preference_Q[~np.isnan(targets.preference_Q)]
-    document = {
-        "format": manifest.MANIFEST_FORMAT,
-        "run": run.metadata.name,
-        "selection_id": folder.rpartition("/")[2],
-        "spec": _absolute(run).to_document(),
-        "extractor": plan.extractor,
-        "extractor_parts": plan.extractor_parts,
-        "work": plan.work_digest(),
-        "counts": counts,
-        "threshold": chosen.threshold,
-        "scores": manifest.summary(scored.scores_N[usable]),
-        "preference": manifest.summary(known),
-        "curvature": curvature_facts,
-        "code_version": __version__,
-    }
+    document = manifest.Manifest(
+        run=run.metadata.name,
+        selection_id=folder.rpartition("/")[2],
+        spec=replaying,
+        extractor=plan.extractor,
+        extractor_parts=plan.extractor_parts,
+        work=plan.work_digest(),
+        counts=counts,
+        threshold=chosen.threshold,
+        scores=manifest.summary(scored.scores_N[usable]),
+        preference=manifest.summary(known),
+        curvature=curvature_facts,
+        code_version=__version__,
+    )
     report = Report(
         run=run.metadata.name,
-        selection_id=str(document["selection_id"]),
+        selection_id=document.selection_id,
         model=run.spec.model.uri,
         settings={
             "weighting": run.spec.scoring.weighting,
@@ -158,7 +161,7 @@ def publish(
             "selection": json.dumps(run.spec.selection.model_dump(mode="json", exclude_none=True)),
             "extractor": plan.extractor,
         },
-        counts=counts,
+        counts=counts.model_dump(),
         threshold=chosen.threshold,
         action=f"drop {run.spec.selection.drop}" if run.spec.selection.drop else f"keep {run.spec.selection.keep}",
         scores=scored.scores_N[usable],
@@ -174,8 +177,7 @@ def publish(
         ignored=plan.ignored,
     )
     files["report.html"] = render(report).encode()
-    manifest.publish(output, folder, files, document)
-    return manifest.outcome(document, output, folder)
+    return manifest.publish(output, folder, files, document)
 
 
 def _shown(

@@ -36,7 +36,7 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
     folder = manifest.folder_key(run, manifest.selection_id(run, plan))
     published = manifest.find_published(output, folder)
     if published is not None:
-        return {**manifest.outcome(published, output, folder), "unchanged": True}
+        return {**published.manifest.outcome(published.uri), "unchanged": True}
 
     targets = weigh_targets(run.spec, plan, store)
     direction_D, curvature_facts = fold_direction(run.spec, plan, store, targets)
