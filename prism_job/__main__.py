@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         words = VERBS[chosen.verb](chosen) if chosen.verb in VERBS else STAGES[chosen.verb](_read_spec(chosen.spec))
-    except PrismError as error:
+    except (PrismError, Stopped) as error:
         words = {"error": error.what, "where": error.where, "fix": error.fix, "exitCode": error.exit_code}
         last_words({"verb": chosen.verb, **words})
         return error.exit_code

@@ -6,14 +6,16 @@ An error says what is wrong, where, and what to do about it. Anything else that 
 from __future__ import annotations
 
 
-class PrismError(Exception):
-    """Base of the three families; never raised itself."""
-
+class _Said(BaseException):
     exit_code = 1
 
     def __init__(self, what: str, *, where: str, fix: str) -> None:
         self.what, self.where, self.fix = what, where, fix
         super().__init__(f"{what}\n  where: {where}\n  to do: {fix}")
+
+
+class PrismError(_Said, Exception):
+    """Base of the three families; never raised itself."""
 
 
 class RequestError(PrismError):
@@ -38,7 +40,11 @@ class TryAgain(PrismError):
     exit_code = 75
 
 
-class Stopped(PrismError):
-    """SIGTERM arrived and the micro-batch in hand is finished. Exit code 143, as the shell has it."""
+class Stopped(_Said):
+    """SIGTERM arrived. Exit code 143, as the shell has it.
+
+    No error of any family: like KeyboardInterrupt it passes through every `except Exception`, so that a stop while a
+    library loads a model is not told as a model that cannot be loaded.
+    """
 
     exit_code = 143

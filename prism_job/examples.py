@@ -143,9 +143,15 @@ def _messages(value: Any, name: str) -> list[Message]:
             raise BadRow(f"{name}[{position}] has no role")
         if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
             raise BadRow(f"{name}[{position}] has no text content")
-        # Parquet fills absent keys of a struct with null; the same message from jsonl must get the same id.
-        messages.append({key: item for key, item in message.items() if item is not None})
+        messages.append(_without_nulls(message))
     return messages
+
+
+def _without_nulls(value: Any) -> Any:
+    # Parquet fills absent keys of a struct with null, at any depth; the same message from jsonl must get the same id.
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _with_tools(content: Content, row: dict[str, Any]) -> Content:
@@ -158,5 +164,5 @@ def _with_tools(content: Content, row: dict[str, Any]) -> Content:
     if tools and not isinstance(tools, list):
         raise BadRow("tools is not a list of JSON schemas")
     if tools:
-        content["tools"] = tools
+        content["tools"] = _without_nulls(tools)
     return content

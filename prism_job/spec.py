@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import reprlib
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -43,6 +44,8 @@ class Section(BaseModel):
 
 
 def _check_uri(uri: str) -> str:
+    if any(len(part.encode()) > 255 for part in uri.split("/")):
+        raise ValueError("a part between two slashes is longer than the 255 bytes that file systems take")
     if uri.startswith("~"):
         raise ValueError("'~' is not expanded; write the whole path")
     scheme, separator, rest = uri.partition("://")
@@ -291,7 +294,7 @@ def parse_spec(text: str, where: str) -> SelectionRun:
 def _explain(detail: Any) -> str:
     path = ".".join(str(part) for part in detail["loc"])
     if detail["type"] != "extra_forbidden":
-        shown = "" if detail["type"] == "missing" else f" (found {json.dumps(detail['input'], default=str)[:80]})"
+        shown = "" if detail["type"] == "missing" else f" (found {reprlib.repr(detail['input'])})"
         return f"{path}: {detail['msg'].removeprefix('Value error, ')}{shown}"
     known = known_fields(tuple(detail["loc"][:-1]))
     near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)

@@ -366,10 +366,12 @@ def selection_strategy() -> st.SearchStrategy[SelectionSpec]:
 
 
 def selected(rows: list[Any], spec: SelectionSpec) -> Selected | None:
-    """What `select` makes of rows (score, id, tokens, usable); None where the budget counts more than there are."""
+    """What `select` makes of rows (score, id, tokens, usable); None where the budget asks for more than there is."""
     arrays = as_arrays(*([list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]))
-    ids = [identity for _, identity, _, usable in rows if usable]
-    if spec.budget.count is not None and spec.budget.count > len(set(ids) if spec.dedupe == "exact" else ids):
+    pool = [(identity, tokens) for _, identity, tokens, usable in rows if usable]
+    if spec.dedupe == "exact":
+        pool = list(dict(reversed(pool)).items())  # the first of each content
+    if (spec.budget.count or 0) > len(pool) or (spec.budget.tokens or 0) > sum(tokens for _, tokens in pool):
         with pytest.raises(RequestError, match="to rank"):
             select(*arrays, spec)
         return None
@@ -423,11 +425,13 @@ def test_a_count_beyond_the_rows_there_are_is_refused() -> None:
         )
 
 
-@pytest.mark.parametrize(("tokens", "taken"), [(4, 0), (5, 1), (11, 1), (12, 2), (13, 2), (14, 3), (99, 3)])
+@pytest.mark.parametrize(("tokens", "taken"), [(4, 0), (5, 1), (11, 1), (12, 2), (13, 2), (14, 3)])
 def test_a_token_budget_is_spent_to_the_last_token_and_never_passed(tokens: int, taken: int) -> None:
     arrays = as_arrays([3.0, 2.0, 1.0], IDS[:3], [5, 7, 2], [True] * 3)  # the third would still fit: it is not reached
     found = select(*arrays, SelectionSpec(keep="highest", budget=BudgetSpec(tokens=tokens)))
     assert found.order.tolist() == [0, 1, 2][:taken]
+    with pytest.raises(RequestError, match="15 response tokens, and there are 14 to rank"):
+        select(*arrays, SelectionSpec(keep="highest", budget=BudgetSpec(tokens=15)))
 
 
 @pytest.mark.parametrize("end", ["highest", "lowest"])

@@ -71,10 +71,8 @@ def _encode_text(prompt: str, response: str, tokenizer: PreTrainedTokenizerBase,
     # Prompt and response are one text, so the token at the seam is the one the model would see.
     encoding = tokenizer(prompt + response, return_offsets_mapping=True)
     ids = list(encoding["input_ids"])
-    offsets = encoding["offset_mapping"]
-    start = len(prompt)
-    # Some tokenizers give white space an empty span: it counts where it begins.
-    supervised = [end > start or begin == end >= start for begin, end in offsets]
+    spans = _spans(encoding["offset_mapping"])
+    supervised = [end > len(prompt) for _, end in spans]
     if tokenizer.eos_token_id is not None:
         if ids and ids[-1] == tokenizer.eos_token_id:
             supervised[-1] = True
@@ -109,7 +107,7 @@ def _encode_chat(
             raise BadRow(f"the chat template refuses these messages: {error}") from error
 
     whole = render(messages)
-    spans = []
+    turns = []
     for position, message in enumerate(messages):
         if position < first or message["role"] != "assistant":
             continue
@@ -120,13 +118,22 @@ def _encode_chat(
                 f"the chat template renders turn {position + 1} differently once more turns follow; "
                 "split the conversation so that each row ends with the response to learn"
             )
-        spans.append((len(before), len(through)))
+        turns.append((len(before), len(through)))
     encoding = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     supervised = [
-        any(begin < stop and (end > start or begin == end == start) for start, stop in spans)
-        for begin, end in encoding["offset_mapping"]
+        any(begin < stop and end > start for start, stop in turns) for begin, end in _spans(encoding["offset_mapping"])
     ]
     return _cut(list(encoding["input_ids"]), supervised, max_length)
+
+
+def _spans(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The characters [begin, end) that each token stands for.
+
+    Tokenizers that trim white space from their offsets give a token of white space alone an empty span at its end: it
+    stands for what lies between the token before and itself.
+    """
+    ends = [0, *(end for _, end in offsets)]
+    return [(min(begin, before), end) for before, (begin, end) in zip(ends[:-1], offsets, strict=True)]
 
 
 def _cut(ids: list[int], supervised: list[bool], max_length: int) -> Encoded:

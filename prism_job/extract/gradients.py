@@ -122,8 +122,7 @@ class GradientCapture:
         labels_K = batch.ids_BT[batch.supervised_BT]
         nll_K = nn.functional.cross_entropy(logits_KV.to(self.dtype), labels_K, reduction="none")
         owner_K = batch.supervised_BT.nonzero()[:, 0]
-        weighted_K = nll_K / tokens_B[owner_K] if mean else nll_K
-        torch.autograd.grad(weighted_K.sum(), self.embedded_BTE)
+        torch.autograd.grad(nll_K.sum(), self.embedded_BTE)
         done, self.now = self.now, None
         missed = [name for name in self.layers.modules if name not in done.done]
         if missed:
@@ -132,7 +131,12 @@ class GradientCapture:
         if factors is not None:
             factors.num_tokens += int(batch.real_BT.sum())
         nll_B = torch.zeros_like(done.norm2_B).index_add_(0, owner_K, nll_K.detach())
-        return Rows(done.rows_BD, nll_B, tokens_B, done.norm2_B.sqrt())
+        norm_B = done.norm2_B.sqrt()
+        if mean:
+            # Afterwards, in float32: a loss divided by thousands of tokens has float16 gradients that underflow.
+            done.rows_BD /= tokens_B[:, None]
+            norm_B /= tokens_B
+        return Rows(done.rows_BD, nll_B, tokens_B, norm_B)
 
     def new_factors(self) -> FactorSums:
         shape = (len(self.layers.modules), self.dim, self.dim)

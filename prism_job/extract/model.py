@@ -84,7 +84,11 @@ def load_model(spec: ModelSpec, device: torch.device) -> PreTrainedModel:
         )
     if spec.adapter:
         model = _with_adapter(model, spec.adapter)
-    model = model.to(device=device, dtype=getattr(torch, spec.dtype)).eval().requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:  # peft loads adapters in float32
+                parameter.data = parameter.data.to(getattr(torch, spec.dtype))
+    # Never .to(dtype) for the whole: it would round the buffers that transformers keeps in float32, RoPE's frequencies say.
+    model = model.to(device).eval().requires_grad_(False)
     model.config.use_cache = False
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):

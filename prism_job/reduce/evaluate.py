@@ -104,7 +104,7 @@ def _precision(ranking_N: Float64, good_N: Bools, num_taken: int, keeps: bool) -
     def measure(weights_N: Float64) -> float:
         before = np.cumsum(weights_N[order]) - weights_N[order]
         taken = np.clip(num_taken - before, 0, weights_N[order])
-        return float((taken * right_N).sum() / taken.sum())
+        return float((taken * right_N).sum() / taken.sum()) if num_taken else float("nan")
 
     return measure
 

@@ -65,6 +65,10 @@ def _places(plan: Plan) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     return sources, lines
 
 
+def _id_column(ids_N: NDArray[np.void]) -> Any:
+    return pa.array(shards.hex_array(ids_N)).cast(pa.string())
+
+
 def publish(
     run: SelectionRun,
     plan: Plan,
@@ -88,7 +92,7 @@ def publish(
     files: dict[manifest.FileName, bytes] = {
         "selected.parquet": manifest.table_bytes(
             {
-                "example_id": shards.hex_ids(scored.ids_N[order]),
+                "example_id": _id_column(scored.ids_N[order]),
                 "source": source_column(sources_N[order]),
                 "line": lines_N[order],
                 "score": scored.scores_N[order],
@@ -97,7 +101,7 @@ def publish(
         ),
         "scores.parquet": manifest.table_bytes(
             {
-                "example_id": shards.hex_ids(scored.ids_N),
+                "example_id": _id_column(scored.ids_N),
                 "source": source_column(sources_N),
                 "line": lines_N,
                 "score": pa.array(scored.scores_N, mask=~scored.usable_N),

@@ -32,7 +32,9 @@ class SignScorer:
     """
 
     def __init__(self, direction_D: Float64) -> None:
-        table = direction_D.reshape(-1, 8) @ _BYTE_SIGNS
+        # Scaled to 1, so that no direction, however damped, leaves the range of float32.
+        self.scale = float(np.abs(direction_D).max()) or 1.0
+        table = (direction_D / self.scale).reshape(-1, 8) @ _BYTE_SIGNS
         self.table = np.ascontiguousarray(table, np.float32).reshape(-1)
         self.offsets_W = np.arange(len(direction_D) // 8, dtype=np.int32) * 256
 
@@ -44,7 +46,7 @@ class SignScorer:
             parts = self.table.take(signs_NW[part] + self.offsets_W)
             blocks = parts.reshape(len(parts), -1, BLOCK // 8).sum(axis=2, dtype=np.float32)
             scores[part] = (blocks * scales_NS[part].astype(np.float64)).sum(axis=1)
-        return scores * arrays["unit"].astype(np.float64)
+        return scores * (arrays["unit"].astype(np.float64) * self.scale)
 
 
 class Float16Scorer:

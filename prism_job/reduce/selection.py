@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from prism_job.errors import RequestError
 from prism_job.spec import SelectionSpec
+from prism_job.storage.shards import hex_array
 
 Bools = NDArray[np.bool_]
 
@@ -50,7 +51,7 @@ def select(
     """
     duplicate_N = _duplicates(ids_N, usable_N) if spec.dedupe == "exact" else np.zeros(len(scores_N), np.bool_)
     pool = np.flatnonzero(usable_N & ~duplicate_N)
-    by_id = pool[np.argsort(_sortable(ids_N[pool]), kind="stable")]
+    by_id = pool[np.argsort(hex_array(ids_N[pool]), kind="stable")]
     highest_first = by_id[np.argsort(-scores_N[by_id], kind="stable")]
     end = spec.keep or spec.drop
     ranked = highest_first if end == "highest" else by_id[np.argsort(scores_N[by_id], kind="stable")]
@@ -81,6 +82,13 @@ def _within_budget(ranked: NDArray[np.int64], tokens_N: NDArray[np.int32], spec:
     if budget.fraction is not None:
         return round(budget.fraction * len(ranked))
     assert budget.tokens is not None
+    total = int(tokens_N[ranked].sum(dtype=np.int64))
+    if budget.tokens > total:
+        raise RequestError(
+            f"the budget is {budget.tokens} response tokens, and there are {total} to rank",
+            where="spec.selection.budget.tokens",
+            fix="lower it, or use budget.fraction",
+        )
     return int(np.searchsorted(np.cumsum(tokens_N[ranked], dtype=np.int64), budget.tokens, side="right"))
 
 
@@ -88,16 +96,7 @@ def _duplicates(ids_N: NDArray[np.void], usable_N: Bools) -> Bools:
     usable = np.flatnonzero(usable_N)
     duplicate_N = np.zeros(len(ids_N), np.bool_)
     # np.unique sorts stably, so `first` is each content's first row in plan order.
-    _, first = np.unique(_sortable(ids_N[usable]), return_index=True)
+    _, first = np.unique(hex_array(ids_N[usable]), return_index=True)
     duplicate_N[usable] = True
     duplicate_N[usable[first]] = False
     return duplicate_N
-
-
-def _sortable(ids: NDArray[np.void]) -> NDArray[np.bytes_]:
-    # S32 of the hex text: raw S16 would drop trailing zero bytes and call different ids equal.
-    raw = np.frombuffer(ids.tobytes(), np.uint8).reshape(-1, 16)
-    digits = np.frombuffer(b"0123456789abcdef", np.uint8)
-    hexed = np.empty((len(raw), 32), np.uint8)
-    hexed[:, 0::2], hexed[:, 1::2] = digits[raw >> 4], digits[raw & 15]
-    return hexed.reshape(-1).view("S32")

@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
@@ -42,6 +43,9 @@ class Store(Protocol):
 
     def download(self, key: str, path: Path) -> None:
         """Whole content into a file, without holding it in memory."""
+
+    def as_file(self, key: str) -> AbstractContextManager[Path]:
+        """A path to read the content at: its own where it lies on this machine, else of a copy that is gone afterwards."""
 
     def put(self, key: str, content: bytes) -> None:
         """Atomic: visible whole or not at all."""
@@ -87,6 +91,11 @@ class LocalFolder:
     def download(self, key: str, path: Path) -> None:
         with _local_errors(self.uri(key)):
             shutil.copyfile(self.root / key, path)
+
+    @contextlib.contextmanager
+    def as_file(self, key: str) -> Iterator[Path]:
+        with _local_errors(self.uri(key)):
+            yield self.root / key
 
     def put(self, key: str, content: bytes) -> None:
         self._commit(key, io.BytesIO(content))
@@ -147,6 +156,9 @@ def _not_in_silence(error: OSError) -> None:
         raise error
 
 
+_BAD_WEATHER = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EBUSY}
+
+
 @contextlib.contextmanager
 def _local_errors(where: str, *, writing: bool = False) -> Iterator[None]:
     try:
@@ -161,6 +173,9 @@ def _local_errors(where: str, *, writing: bool = False) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             fix = "free some space or choose another folder, then run again: finished units are kept"
             raise TryAgain("no space left on the device", where=where, fix=fix) from error
+        if error.errno in _BAD_WEATHER:
+            fix = "look at the disk or network mount, then run again: finished units are kept"
+            raise TryAgain(f"cannot be read or written now: {error.strerror}", where=where, fix=fix) from error
         raise RequestError(
             f"cannot be read or written: {error.strerror}", where=where, fix="check the path and its permissions"
         ) from error
@@ -185,6 +200,14 @@ class S3Prefix:
     def download(self, key: str, path: Path) -> None:
         with _s3_errors(self.uri(key)), _local_errors(str(path)):
             self.client.download_file(self.bucket, self.prefix + key, str(path))
+
+    @contextlib.contextmanager
+    def as_file(self, key: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="prism-") as folder:
+            path = Path(folder) / "object"
+            self.download(key, path)
+            with _local_errors(str(path)):
+                yield path
 
     def put(self, key: str, content: bytes) -> None:
         with _s3_errors(self.uri(key)):
@@ -258,6 +281,9 @@ def _s3_errors(where: str) -> Iterator[None]:
         fix = "run again: finished units are kept; if it stays so, look at the object and at proxies on the way"
         raise TryAgain(f"S3's answer broke off or was changed on the way: {error}", where=where, fix=fix) from error
     except (boto.BotoCoreError, Boto3Error) as error:
+        hidden = error.__context__  # an upload's error hides the server's answer
+        if isinstance(hidden, boto.ClientError):
+            raise _translate(hidden.response, where) from error
         fix = "check AWS_ENDPOINT_URL and the network, then run again: finished units are kept"
         raise TryAgain(f"S3 did not answer after 8 tries: {error}", where=where, fix=fix) from error
 
@@ -272,4 +298,8 @@ def _translate(response: Any, where: str) -> PrismError:
     if code in _DENIED:
         fix = "give these credentials s3:GetObject, s3:PutObject and s3:ListBucket there"
         return RequestError(f"S3 denies access ({code}): {message}", where=where, fix=fix)
+    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
+    if 300 <= status < 500 and status not in (408, 409, 429):
+        fix = "check bucket, region and endpoint (AWS_REGION, AWS_ENDPOINT_URL): asking again would be answered alike"
+        return RequestError(f"S3 refuses the request ({code}): {message}", where=where, fix=fix)
     return TryAgain(f"S3 answered {code}: {message}", where=where, fix="run again later: finished units are kept")

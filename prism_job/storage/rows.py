@@ -7,7 +7,6 @@ import gzip
 import io
 import json
 import re
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -104,9 +103,7 @@ def read_rows(source: Source) -> Iterator[tuple[int, Row | Unreadable]]:
         DataError: the object as a whole cannot be read (not the compression or kind its name says, cut short).
     """
     kind, compression = _kind(source.key) or ("", "")
-    with tempfile.TemporaryDirectory(prefix="prism-") as folder:
-        path = Path(folder) / "object"
-        source.store.download(source.key, path)
+    with source.store.as_file(source.key) as path:
         try:
             with _decompressed(path, compression) as stream:
                 yield from _READERS[kind](stream)

@@ -54,8 +54,19 @@ def id_bytes(example_ids: list[str]) -> NDArray[np.uint8]:
 
 def hex_ids(ids_N16: NDArray[Any]) -> list[str]:
     """Ids as files and messages show them: 32 hex digits each."""
-    text = np.ascontiguousarray(ids_N16).tobytes().hex()
-    return [text[start : start + 32] for start in range(0, len(text), 32)]
+    return [text.decode() for text in hex_array(ids_N16).tolist()]
+
+
+def hex_array(ids_N16: NDArray[Any]) -> NDArray[np.bytes_]:
+    """The same as one array, S32 [N]: half of the memory of a list of strings, and sortable.
+
+    Raw S16 would not be: numpy drops trailing zero bytes and calls different ids equal.
+    """
+    raw = np.ascontiguousarray(ids_N16).view(np.uint8).reshape(-1, 16)
+    digits = np.frombuffer(b"0123456789abcdef", np.uint8)
+    text = np.empty((len(raw), 32), np.uint8)
+    text[:, 0::2], text[:, 1::2] = digits[raw >> 4], digits[raw & 15]
+    return text.reshape(-1).view("S32")
 
 
 def shard_key(extractor: str, kind: Kind, unit_id: str) -> str:
