@@ -9,8 +9,6 @@ Shapes: B examples, D stored dims, L layers, M = P² numbers of one layer's sket
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -18,14 +16,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from prism_job import projection
 from prism_job.errors import DataError, RequestError
 from prism_job.extract.data import Batch, Encoded, collate, micro_batches
 from prism_job.extract.gradients import FactorSums, GradientCapture, Rows, refuse_non_finite
 from prism_job.extract.model import captured_layers
 from tests.models import HIDDEN, KINDS, VOCAB, build_model, weights_into
+from tests.oracle import factor_sums, linear_layers, sketch_matrix, sketches, weight_gradients
 
 torch.set_num_threads(1)  # matrices this small lose more to waiting threads than they gain
 
@@ -113,65 +110,6 @@ def assert_same_rows(found: Rows, wanted: Rows, tolerance: float) -> None:
 # The oracle
 
 
-def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Linear layers but the head; of an adapted model, the adapter's. Said in another way than the code says it."""
-    named = {name: module for name, module in model.named_modules() if type(module) in (nn.Linear, Conv1D)}
-    adapter = {name: module for name, module in named.items() if "lora_" in name}
-    return adapter or {name: module for name, module in named.items() if name != "lm_head"}
-
-
-def plain_loss(model: Any, example: Encoded, *, mean: bool) -> tuple[Tensor, Tensor, int]:
-    """(loss, summed NLL, supervised tokens) of one example, from the logits of all its positions."""
-    ids_T = torch.tensor(example.ids)
-    logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0]
-    log_probability_TV = torch.log_softmax(logits_TV, dim=-1)
-    places = [place for place, carries_loss in enumerate(example.supervised) if carries_loss]
-    nll = -torch.stack([log_probability_TV[place - 1, ids_T[place]] for place in places]).sum()
-    return (nll / len(places) if mean else nll), nll, len(places)
-
-
-@contextmanager
-def thawed(layers: dict[str, nn.Module]) -> Iterator[list[Tensor]]:
-    """The layers' weights, asking for gradients for a while."""
-    weights = [module.weight.requires_grad_() for module in layers.values()]
-    try:
-        yield weights
-    finally:
-        for weight in weights:
-            weight.requires_grad_(False)
-
-
-def weight_gradients(model: Any, example: Encoded, *, mean: bool) -> tuple[dict[str, Tensor], float, int]:
-    """Gradient of each layer's weight, [outputs, inputs]; summed NLL; supervised tokens."""
-    layers = linear_layers(model)
-    with thawed(layers) as weights:
-        loss, nll, tokens = plain_loss(model, example, mean=mean)
-        gradients = torch.autograd.grad(loss, weights)
-    upright = [
-        gradient.T if isinstance(module, Conv1D) else gradient
-        for gradient, module in zip(gradients, layers.values(), strict=True)
-    ]
-    return dict(zip(layers, upright, strict=True)), nll.item(), tokens
-
-
-@cache
-def kronecker(name: str, inputs: int, outputs: int) -> Tensor:
-    """[outputs·inputs, P·P] with vec(P_bᵀ G P_a) = vec(G) @ it, in row-major order."""
-    side_a = projection.rademacher(SEED, name, "a", inputs, DIM).astype(np.float64)
-    side_b = projection.rademacher(SEED, name, "b", outputs, DIM).astype(np.float64)
-    return torch.from_numpy(np.kron(side_b, side_a))
-
-
-@cache
-def sketch_matrix(name: str) -> Tensor:
-    """The fold of one layer as a dense [M, D] matrix with one ±1 in each row."""
-    table = projection.fold_table(SEED, name, DIM, FOLD_DIMS)
-    dense = np.zeros((DIM * DIM, FOLD_DIMS))
-    for number, (bucket, sign) in enumerate(zip(table.bucket_M, table.sign_M, strict=True)):
-        dense[number, bucket] = sign
-    return torch.from_numpy(dense)
-
-
 @cache
 def oracle_gradients(kind: str, weights_dtype: torch.dtype, mean: bool) -> list[tuple[dict[str, Tensor], float, int]]:
     """What `weight_gradients` gives for each of EXAMPLES, in float64, on the weights as `weights_dtype` holds them."""
@@ -186,11 +124,10 @@ def oracle(kind: str, weights_dtype: torch.dtype, mean: bool, folded: bool) -> R
     rows, norms = [], []
     computed = oracle_gradients(kind, weights_dtype, mean)
     for gradients, _, _ in computed:
-        sketches = {
-            name: gradient.reshape(-1) @ kronecker(name, *gradient.T.shape) for name, gradient in gradients.items()
-        }
-        flat = torch.cat(list(sketches.values()))
-        rows.append(sum(sketch @ sketch_matrix(name) for name, sketch in sketches.items()) if folded else flat)
+        parts = sketches(gradients, SEED, DIM)
+        flat = torch.cat(list(parts.values()))
+        fold = [part @ sketch_matrix(SEED, DIM, name, FOLD_DIMS) for name, part in parts.items()]
+        rows.append(torch.stack(fold).sum(0) if folded else flat)
         norms.append(flat.norm())
     nlls = torch.tensor([nll for _, nll, _ in computed], dtype=FLOAT64)
     return Rows(torch.stack(rows), nlls, torch.tensor([tokens for _, _, tokens in computed]), torch.stack(norms))
@@ -264,9 +201,7 @@ def test_a_layer_that_the_model_calls_twice_gets_the_sum_over_its_calls() -> Non
     assert len(layers) == len(LLAMA_LAYERS) - 3
     found = extract(capture_of(model, None), in_batches_of(7))
     computed = [weight_gradients(model, example, mean=False)[0] for example in EXAMPLES]
-    wanted_BD = torch.stack(
-        [torch.cat([g[name].reshape(-1) @ kronecker(name, *g[name].T.shape) for name in layers]) for g in computed]
-    )
+    wanted_BD = torch.stack([torch.cat(list(sketches(gradients, SEED, DIM).values())) for gradients in computed])
     assert bool((deviation_B(found.rows_BD, wanted_BD) < TOLERANCE[FLOAT64]).all())
     np.testing.assert_allclose(found.norm_B, wanted_BD.norm(dim=1), rtol=TOLERANCE[FLOAT64])
 
@@ -335,36 +270,7 @@ def test_a_second_computing_gives_the_same_bits() -> None:
 
 @cache
 def factor_oracle(kind: str) -> FactorSums:
-    """Σ a aᵀ and Σ b bᵀ, token by token, of one example at a time without padding."""
-    model = model_of(kind, FLOAT64)
-    layers = linear_layers(model)
-    sums = FactorSums(
-        torch.zeros(len(layers), DIM, DIM, dtype=FLOAT64), torch.zeros(len(layers), DIM, DIM, dtype=FLOAT64)
-    )
-    for example in EXAMPLES:
-        inputs: dict[str, Tensor] = {}
-        outputs: dict[str, Tensor] = {}
-
-        def keep(name: str, inputs: dict[str, Tensor] = inputs, outputs: dict[str, Tensor] = outputs) -> Any:
-            def hook(module: nn.Module, given: Any, output: Tensor) -> None:
-                inputs[name], outputs[name] = given[0].detach()[0], output
-
-            return hook
-
-        handles = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
-        with thawed(layers):
-            loss, _, _ = plain_loss(model, example, mean=False)
-            gradients = torch.autograd.grad(loss, [outputs[name] for name in layers])
-        for handle in handles:
-            handle.remove()
-        for layer, (name, gradient) in enumerate(zip(layers, gradients, strict=True)):
-            side_a = torch.from_numpy(projection.rademacher(SEED, name, "a", inputs[name].shape[-1], DIM)).double()
-            side_b = torch.from_numpy(projection.rademacher(SEED, name, "b", gradient.shape[-1], DIM)).double()
-            for a, b in zip(inputs[name], gradient[0], strict=True):
-                sums.inputs_LPP[layer] += torch.outer(side_a.T @ a, side_a.T @ a)
-                sums.outputs_LPP[layer] += torch.outer(side_b.T @ b, side_b.T @ b)
-        sums.num_tokens += len(example.ids)
-    return sums
+    return factor_sums(model_of(kind, FLOAT64), EXAMPLES, SEED, DIM)
 
 
 def assert_same_factors(found: FactorSums, wanted: FactorSums, tolerance: float) -> None:

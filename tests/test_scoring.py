@@ -34,7 +34,7 @@ from prism_job.reduce.selection import Selected, select
 from prism_job.spec import BudgetSpec, SelectionSpec
 from prism_job.storage import codec
 from tests.models import VOCAB, build_model, build_tokenizer
-from tests.test_gradients import linear_layers, plain_loss, weight_gradients
+from tests.oracle import linear_layers, plain_loss, weight_gradients
 
 # Preference
 

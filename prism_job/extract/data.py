@@ -14,6 +14,7 @@ from jinja2 import TemplateNotFound, TemplateSyntaxError
 from jinja2.exceptions import SecurityError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from prism_job.errors import RequestError
 from prism_job.examples import BadRow, Content
@@ -95,10 +96,8 @@ def _encode_chat(
 
     def render(part: list[dict[str, Any]], **flags: bool) -> str:
         try:
-            text = tokenizer.apply_chat_template(
-                part, tools=tools, tokenize=False, strftime_now=_TEMPLATE_DATE.strftime, **flags
-            )
-            return cast(str, text)
+            _fix_date(tokenizer.get_chat_template(tools=tools))
+            return cast(str, tokenizer.apply_chat_template(part, tools=tools, tokenize=False, **flags))
         except (TemplateSyntaxError, TemplateNotFound, SecurityError) as error:  # no row can help that
             fix = "mend the template (chat_template.jinja, or in tokenizer_config.json)"
             what = f"the chat template is no working template: {error}"
@@ -124,6 +123,12 @@ def _encode_chat(
         any(begin < stop and end > start for start, stop in turns) for begin, end in _spans(encoding["offset_mapping"])
     ]
     return _cut(list(encoding["input_ids"]), supervised, max_length)
+
+
+def _fix_date(template: str) -> None:
+    # A row must not depend on the day. transformers hands no function to a template (it makes a placeholder of it), so
+    # the clock is set in the compiled template that it keeps and uses; test_data has the law, should that ever move.
+    _compile_jinja_template(template).globals["strftime_now"] = _TEMPLATE_DATE.strftime
 
 
 def _spans(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
