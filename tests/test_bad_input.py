@@ -217,6 +217,32 @@ def test_a_budget_over_all_is_refused(job: Job) -> None:
     job.fails("plan", WRONG_REQUEST, "spec.selection.budget.fraction", "less than or equal to 1")
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("metadata: {name: {2020-01-01: 1}}", "metadata.name"),
+        ("metadata: &m {name: *m}", "metadata.name"),
+        (f"spec: {{store: {'x' * 300}}}", "longer than the 255 bytes"),
+        ("spec: {store: ~/store}", "'~' is not expanded"),
+        ("spec: {candidates: {uris: ['hf://a/b']}}", "hf://' is not supported"),
+    ],
+)
+def test_odd_documents_are_refused_at_the_door(text: str, says: str) -> None:
+    with pytest.raises(SpecError) as refusal:
+        parse_spec(text, "selection.yaml")
+    assert says in refusal.value.what
+    assert "at least 1 item" not in refusal.value.what, "one mistake is told once"
+
+
+def test_a_stricter_bad_fraction_judges_a_published_selection_anew(job: Job) -> None:
+    with (job.folder / "pool" / "a.jsonl").open("a") as file:
+        file.write(json.dumps({"messages": [turn("user", "long " * 200), turn("assistant", "yes")]}) + "\n")
+    job.spec["candidates"]["maxBadFraction"] = 0.2
+    assert job.run().exists()
+    job.spec["candidates"]["maxBadFraction"] = 0.0
+    job.fails("reduce", DAMAGED_DATA, "maxBadFraction 0")
+
+
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "apiVersion: other/v1\nkind: SelectionRun", ""])
 def test_what_is_no_document_is_refused_at_the_door(text: str) -> None:
     with pytest.raises(SpecError, match=r"selection\.yaml"):
@@ -271,33 +297,52 @@ def test_reducing_without_a_plan_is_refused(job: Job) -> None:
     assert "plan stage" in words["fix"]
 
 
-def test_no_space_left_is_weather(job: Job) -> None:
-    # /dev/full takes the place of a file on a full disk: every write to it fails with ENOSPC.
-    job.plan()
-    from prism_job.errors import TryAgain
-    from prism_job.storage.objects import _local_errors
+@pytest.mark.parametrize("stage", ["plan", "extract", "reduce"])
+def test_a_full_disk_ends_the_stage_with_try_again(job: Job, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(TryAgain, match="no space left") as caught, _local_errors("/dev/full"):
-        Path("/dev/full").write_bytes(b"row")
-    assert caught.value.exit_code == TRY_AGAIN
-
-
-def test_a_full_disk_ends_the_stage_with_try_again(job: Job) -> None:
-    # A file-size limit is the disk that fills here; the put beside must leave nothing under the shard's name.
-    job.plan()
-    script = (
-        "import errno, shutil, sys\n"
-        "def full(*_): raise OSError(errno.ENOSPC, 'No space left on device')\n"
-        "shutil.copyfileobj = full\n"
-        "from prism_job.__main__ main_\n".replace("__main__ main_", "__main__ import main")
-        + "sys.exit(main(['extract', '--spec', sys.argv[1]]))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(job.spec_path())], capture_output=True, text=True)
-    words = json.loads(done.stdout.splitlines()[-1])
-    assert (done.returncode, words["exitCode"]) == (TRY_AGAIN, TRY_AGAIN)
+    for before in ("plan", "extract", "reduce")[: ("plan", "extract", "reduce").index(stage)]:
+        assert job.stage(before)[0] == 0
+    there = {path for path in job.folder.rglob("*") if path.is_file()} | {job.folder / "selection.yaml"}
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfileobj", full)
+        code, words = job.stage(stage)
+    assert (code, words["exitCode"]) == (TRY_AGAIN, TRY_AGAIN)
     assert "no space left" in words["error"]
-    assert not list((job.folder / "store").rglob("*.safetensors"))
-    assert not list((job.folder / "store").rglob(".put-*"))
+    assert {path for path in job.folder.rglob("*") if path.is_file()} == there, "nothing half written is left"
+    assert job.run().exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.EIO, TRY_AGAIN), (errno.ESTALE, TRY_AGAIN), (errno.EACCES, WRONG_REQUEST)]
+)
+def test_an_object_that_cannot_be_read_is_named(
+    job: Job, number: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def refusing(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.name == "a.jsonl":
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    job.fails("plan", code, "a.jsonl", os.strerror(number))
+
+
+def test_a_stop_while_a_library_loads_the_model_is_a_stop(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    def interrupted(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    job.plan()
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", interrupted)
+    code, words = job.stage("extract")
+    assert (code, words["exitCode"]) == (143, 143), words
+    assert "stopped by SIGTERM" in words["error"]
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -154,6 +154,27 @@ def test_a_bfloat16_model_gives_float32_rows_near_the_oracle() -> None:
     assert bool((deviation_B(found.rows_BD, oracle("llama", torch.bfloat16, False, False).rows_BD) < 0.1).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_batch_mates_change_a_low_precision_row_by_its_own_rounding_alone(dtype: torch.dtype) -> None:
+    capture = capture_of(model_of("llama", dtype), None)
+    alone, together = extract(capture, in_batches_of(1)), extract(capture, in_batches_of(32))
+    exact = oracle("llama", dtype, False, False).rows_BD
+    # Padding changes the order of sums, so a few roundings differ: not more than rounding took from the row already.
+    own = deviation_B(alone.rows_BD, exact)
+    assert bool((deviation_B(together.rows_BD, alone.rows_BD) <= 2 * own.clamp(min=own.median())).all())
+
+
+def test_the_mean_over_a_long_response_does_not_underflow_in_float16() -> None:
+    random = np.random.default_rng(4)
+    long = Encoded(random.integers(3, VOCAB, 2000).tolist(), [False] + [True] * 1999)
+    rows = {}
+    for mean in (False, True):
+        with capture_of(model_of("llama", torch.float16), None) as capture:
+            rows[mean] = capture.rows(collate([long], CPU), mean=mean)
+    assert bool((deviation_B(rows[True].rows_BD * 1999, rows[False].rows_BD) < 1e-6).all())
+    np.testing.assert_allclose(rows[True].norm_B * 1999, rows[False].norm_B, rtol=1e-6)
+
+
 def test_layers_stand_in_model_order_in_an_unfolded_row() -> None:
     capture = capture_of(model_of("llama", FLOAT64), None)
     assert capture.layers.names == list(linear_layers(model_of("llama", FLOAT64)))
@@ -211,7 +232,7 @@ def test_a_layer_that_the_model_calls_twice_gets_the_sum_over_its_calls() -> Non
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("dtype", [FLOAT64, FLOAT32], ids=["float64", "float32"])
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2", "lora"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_batch_mates_change_no_gradient(kind: str, dtype: torch.dtype, attention: str) -> None:
     # transformers' eager attention takes its softmax in float32 whatever the type, and padding changes how it sums: so a
     # float64 model has float32's tolerance there. The mask's float64 minimum becomes float32's minus infinity too, and

@@ -17,7 +17,7 @@ import boto3.session
 import pytest
 from moto.server import ThreadedMotoServer
 
-from prism_job.errors import TryAgain
+from prism_job.errors import PrismError, RequestError, TryAgain
 from prism_job.storage import objects
 from prism_job.storage.objects import open_store
 from tests.conftest import Job, candidate, write_jsonl
@@ -195,6 +195,36 @@ def test_an_answer_that_is_not_what_was_sent_is_weather(
         with pytest.raises(TryAgain, match="broke off or was changed") as weather:
             open_store("s3://bucket/x").get("row")
     assert weather.value.where == "s3://bucket/x/row"
+
+
+def test_a_missing_output_bucket_is_named_before_anything_is_read_and_at_export(job: Job, s3: Any) -> None:
+    manifest = job.run()
+    code, words = job.call("export", str(manifest), "s3://no-such-bucket/subset.jsonl")
+    assert (code, words["error"]) == (64, "no such bucket")
+    job.spec["output"] = "s3://no-such-bucket/selections"
+    job.spec["candidates"]["uris"] = ["s3://corpora/nothing-here/"]
+    job.fails("plan", 64, "no-such-bucket", "no such bucket")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "family", "says"),
+    [
+        (403, "AccessDenied", RequestError, "denies access"),
+        (301, "PermanentRedirect", RequestError, "check bucket, region and endpoint"),
+        (400, "AuthorizationHeaderMalformed", RequestError, "refuses the request"),
+        (500, "InternalError", TryAgain, "run again later"),
+    ],
+)
+def test_an_answer_of_the_server_is_of_its_family(
+    no_pauses: pytest.MonkeyPatch, status: int, code: str, family: type[PrismError], says: str
+) -> None:
+    body = f"<Error><Code>{code}</Code><Message>No.</Message></Error>".encode()
+    with RoughServer((status, body, len(body))) as rough:
+        no_pauses.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{rough.server.server_port}")
+        with pytest.raises(family, match=code) as refusal:
+            open_store("s3://bucket/x").get("row")
+    assert says in str(refusal.value)
+    assert refusal.value.where == "s3://bucket/x/row"
 
 
 def test_a_truncated_object_on_s3_is_refused_by_name(job: Job, s3: Any) -> None:

@@ -14,7 +14,6 @@ import pytest
 
 from prism_job import projection
 from prism_job.plan import FACTOR_UNIT_SHARE, factor_units, make_plan, read_plan
-from prism_job.reduce import preference
 from prism_job.spec import digest, parse_spec
 from prism_job.storage import codec, shards
 from prism_job.storage.objects import open_store
@@ -158,63 +157,26 @@ def test_factor_units_depend_on_ids_alone_and_are_never_none() -> None:
     assert sorted(factor_units(few)) == sorted(one.id for one in few), "curvature does not rest on a single row"
 
 
-def test_the_cut_into_units_changes_no_score(job: Job) -> None:
-    job.spec["scoring"] = {"curvature": {"kind": "none"}}
+@pytest.mark.parametrize("curvature", ["kfac", "none"])
+@pytest.mark.parametrize("codec_kind", ["sign", "float16"])
+def test_the_cut_into_units_and_their_order_change_no_score(job: Job, curvature: str, codec_kind: str) -> None:
+    job.spec["scoring"] = {"curvature": {"kind": curvature}}
+    job.spec["extraction"]["codec"] = {"kind": codec_kind} | ({"dims": 512} if codec_kind == "sign" else {})
     fine = scores_of(job.run())
     job.spec["extraction"]["examplesPerShard"] = 1000
     whole = scores_of(job.run())
-    assert fine.keys() == whole.keys()
-    # Another cut makes other micro-batches; a sign whose value lies within rounding of zero may flip, which moves a
-    # score by one dim of 512.
+    rows = [candidate(number) for number in range(10)]
+    (job.folder / "pool" / "a.jsonl").unlink()
+    write_jsonl(job.folder / "pool" / "b.jsonl", rows[6:][::-1])
+    write_jsonl(job.folder / "pool" / "c.jsonl", rows[:6])
+    other = scores_of(job.run())
+    # Another cut makes other micro-batches. A sign within rounding of zero may flip, which moves a score by one dim of
+    # 512; a float16 value may round the other way, which is 5e-4 of it.
     largest = max(map(abs, fine.values()))
-    for key, value in fine.items():
-        assert whole[key] == pytest.approx(value, abs=largest / 512)
-
-
-def test_scores_equal_a_dense_solve_over_unfolded_rows(job: Job) -> None:
-    """The whole job against an oracle on what it stored: π, direction, factors, dense float64 solve, inner products."""
-    job.spec["extraction"]["codec"] = {"kind": "float16"}
-    scores = scores_of(job.run())
-    run = parse(job)
-    plan, store = read_plan(run), open_store(run.spec.store)
-    pairs = [shards.read_shard(store, plan.extractor, "targets", unit.id) for unit in plan.targets]
-    direction = 0.0
-    count = 0
-    for shard in pairs:
-        mean = {side: shard.arrays[f"{side}_nll"] / shard.arrays[f"{side}_tokens"] for side in ("chosen", "rejected")}
-        weight = preference.preference(mean["chosen"], mean["rejected"])
-        direction = direction + weight @ shard.arrays["rows"].astype(np.float64)
-        count += len(weight)
-    assert isinstance(direction, np.ndarray)
-    layers, dim = len(pairs[0].notes["layers"]), 8
-    sketches = (direction / count).reshape(layers, dim, dim)
-    factors = [shards.read_shard(store, plan.extractor, "factors", unit_id) for unit_id in plan.factors]
-    tokens = sum(shard.notes["num_tokens"] for shard in factors)
-    upper = np.triu_indices(dim)
-
-    def matrix(side: str, layer: int) -> Any:
-        full = np.zeros((dim, dim))
-        full[upper] = sum(shard.arrays[side][layer].astype(np.float64) for shard in factors) / tokens
-        return full + np.triu(full, 1).T
-
-    curvatures = [np.kron(matrix("outputs", layer), matrix("inputs", layer)) for layer in range(layers)]
-    lam = 0.1 * np.mean([np.trace(curvature) / dim**2 for curvature in curvatures])
-    solved = np.concatenate(
-        [
-            np.linalg.solve(curvature + lam * np.eye(dim**2), sketch.reshape(-1))
-            for curvature, sketch in zip(curvatures, sketches, strict=True)
-        ]
-    )
-    compared = 0
-    for unit in plan.candidates:
-        shard = shards.read_shard(store, plan.extractor, "candidates", unit.id)
-        rows = codec.decode_float16(shard.arrays).astype(np.float64)
-        for row_id, row in zip(shard.arrays["ids"], rows, strict=True):
-            wanted = float(row @ solved)
-            # float64 on both sides; decode_float16 hands out float32, hence 1e-6.
-            assert scores[row_id.tobytes().hex()] == pytest.approx(wanted, rel=1e-5, abs=1e-6 * np.abs(solved).max())
-            compared += 1
-    assert compared == len(scores) == 10
+    for cut in (whole, other):
+        assert cut.keys() == fine.keys()
+        for key, value in fine.items():
+            assert cut[key] == pytest.approx(value, abs=largest * (1 / 512 if codec_kind == "sign" else 5e-4))
 
 
 def test_sign_rows_are_the_folded_float16_rows(job: Job) -> None:
@@ -239,16 +201,22 @@ def test_sign_rows_are_the_folded_float16_rows(job: Job) -> None:
             assert (bits == (folded >= 0))[clear].all()
 
 
-def shard_files(job: Job) -> list[Path]:
+def shard_files(job: Job, kind: shards.Kind = "candidates") -> list[Path]:
     plan = read_plan(parse(job))
-    return [job.folder / "store" / plan.extractor / f"{unit.id}.safetensors" for unit in plan.candidates]
+    ids = {"candidates": [unit.id for unit in plan.candidates], "targets": [unit.id for unit in plan.targets]}
+    return [job.folder / "store" / shards.shard_key(plan.extractor, kind, one) for one in ids.get(kind, plan.factors)]
 
 
+KINDS: tuple[shards.Kind, ...] = ("candidates", "targets", "factors")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "header", "renamed", "foreign", "missing", "empty"])
-def test_a_damaged_shard_is_refused_by_name(job: Job, damage: str) -> None:
+def test_a_damaged_shard_is_refused_by_name(job: Job, damage: str, kind: shards.Kind) -> None:
+    write_jsonl(job.folder / "targets.jsonl", [pair(number) for number in range(20)])  # two units of targets
     job.plan()
     assert job.stage("extract")[0] == 0
-    victim, other = shard_files(job)[:2]
+    victim, other = shard_files(job, kind)[:2]
     content = bytearray(victim.read_bytes())
     if damage == "truncated":
         victim.write_bytes(content[: len(content) // 2])
@@ -263,7 +231,7 @@ def test_a_damaged_shard_is_refused_by_name(job: Job, damage: str) -> None:
         foreign = job.copy(extraction=job.spec["extraction"] | {"projection": {"dim": 8, "seed": 5}})
         foreign.document["metadata"]["name"] = "foreign"
         foreign.run()
-        shutil.copy(shard_files(foreign)[0], victim)
+        shutil.copy(shard_files(foreign, kind)[0], victim)
     elif damage == "missing":
         victim.unlink()
     else:
@@ -276,12 +244,13 @@ def test_a_damaged_shard_is_refused_by_name(job: Job, damage: str) -> None:
     assert job.run().exists(), "what the message advises works"
 
 
-def test_every_flipped_bit_is_noticed(job: Job) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_flipped_bit_is_noticed(job: Job, kind: shards.Kind) -> None:
     job.run()
-    victim = shard_files(job)[0]
+    victim = shard_files(job, kind)[0]
     content = victim.read_bytes()
     generator = np.random.default_rng(0)
-    for place in generator.integers(len(content), size=60).tolist():
+    for place in generator.integers(len(content), size=20).tolist():
         damaged = bytearray(content)
         damaged[place] ^= 1 << int(generator.integers(8))
         victim.write_bytes(damaged)
@@ -362,6 +331,67 @@ def test_evaluation_agrees_with_a_count_over_all_pairs(job: Job) -> None:
     assert words["auroc_low"] <= words["auroc"] <= words["auroc_high"]
     kept = [(row["line"] - 1) % 2 for row in table if row["selected"]]
     assert words["precision_at_budget"] == pytest.approx(sum(kept) / len(kept))
+
+
+def test_labels_of_rows_that_are_not_ranked_are_not_asked_for(job: Job) -> None:
+    rows = [candidate(number) for number in range(6)]
+    write_jsonl(job.folder / "pool" / "a.jsonl", [*rows, {"messages": rows[0]["messages"]}])
+    code, words = job.call("evaluate", str(job.run()))
+    assert (code, words["num_examples"]) == (0, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("manifest.json", "{}"),
+        ("manifest.json", "not JSON"),
+        ("manifest.json", '{"format": "prism-selection/1", "files": {"../../../etc/passwd": {}}}'),
+        ("plan.json", "{}"),
+        ("scores.parquet", ""),
+        ("report.html", "<html>"),
+    ],
+)
+def test_a_damaged_selection_is_refused_by_name(job: Job, name: str, content: str) -> None:
+    manifest = job.run()
+    (manifest.parent / name).write_text(content)
+    readers = {"evaluate": {"scores.parquet", "plan.json"}, "report": {"report.html"}}
+    for verb in ("evaluate", "export", "report"):
+        rest = [str(job.folder / "subset.jsonl")] if verb == "export" else []
+        code, words = job.call(verb, str(manifest), *rest)
+        if name == "manifest.json" or name in readers.get(verb, {name}):
+            assert code == 65, words
+            assert name in words["where"]
+        else:
+            assert code == 0, words
+    code, words = job.stage("reduce")
+    assert code == 65, words
+
+
+def test_another_store_is_another_selection_that_exports_from_its_own(job: Job) -> None:
+    first = job.run()
+    other = job.copy(store=str(job.folder / "store2"))
+    second = other.run()
+    assert second != first
+    assert selected_sha(second) == selected_sha(first)
+    shutil.rmtree(job.folder / "store")
+    assert other.call("export", str(second), str(job.folder / "subset.jsonl"))[0] == 0
+
+
+def test_an_export_writes_any_row_or_says_which_column_it_cannot(job: Job) -> None:
+    odd = {"empty": {}, "half": "\ud800", "mixed": "0"}
+    path = job.folder / "pool" / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (candidate(1) | odd, candidate(2) | {"mixed": 0})))
+    job.spec["selection"]["budget"] = {"count": 2}
+    manifest = job.run()
+    assert job.call("export", str(manifest), str(job.folder / "subset.jsonl"))[0] == 0
+    lines = (job.folder / "subset.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [candidate(1) | odd, candidate(2) | {"mixed": 0}]
+    for name, value in odd.items():
+        path.write_text(json.dumps(candidate(1) | {name: value}) + "\n" + json.dumps(candidate(2) | {name: 0}) + "\n")
+        code, words = job.call("export", str(job.run()), str(job.folder / f"{name}.parquet"))
+        assert code == 64, words
+        assert f"column '{name}'" in words["error"]
+        assert str(job.folder / f"{name}.parquet") in words["where"]
 
 
 def test_evaluation_names_what_it_misses(job: Job) -> None:
