@@ -173,19 +173,21 @@ def outcome_words(words: dict[str, Any]) -> str:
 
 def metrics_table(metrics: dict[str, Any]) -> str:
     """Agreement with the label, a ranking a row: PRISM's score, then the baselines that need no gradient."""
+    # What `evaluate` calls precision_at_budget, in the words of what the budget did.
+    precision = "good of the kept" if metrics["action"].startswith("keep") else "bad of the dropped"
     lines = [
         f"{metrics['num_examples']:,} examples, {metrics['num_positive']:,} of them good by '{printable(metrics['label'])}'; "
         f"the budget took {metrics['taken_by_budget']:,} ({metrics['action']})",
         "",
-        f"{'ranked by':<24}{'AUROC':>6}  {'95 % interval':<16}{'precision at budget':>20}  95 % interval",
+        f"{'ranked by':<24}{'AUROC':>6}  {'95 % interval':<16}{precision:>20}  95 % interval",
     ]
     for name, prefix in RANKINGS.items():
         cells = []
         for measure in ("auroc", "precision_at_budget"):
             low, high = metrics[f"{prefix}{measure}_low"], metrics[f"{prefix}{measure}_high"]
             cells.append((metrics[f"{prefix}{measure}"], f"{low:.3f} to {high:.3f}"))
-        (auroc, auroc_interval), (precision, precision_interval) = cells
-        lines.append(f"{name:<24}{auroc:>6.3f}  {auroc_interval:<16}{precision:>20.3f}  {precision_interval}")
+        (auroc, auroc_interval), (share, share_interval) = cells
+        lines.append(f"{name:<24}{auroc:>6.3f}  {auroc_interval:<16}{share:>20.3f}  {share_interval}")
     return "\n".join(lines)
 
 

@@ -392,7 +392,8 @@ def test_a_launcher_killed_hard_leaves_no_stage(rig: Rig) -> None:
 def test_evaluate_prints_a_ranking_a_row_with_its_intervals(rig: Rig) -> None:
     code, stdout, stderr = rig.call("evaluate", "/out/manifest.json", "--label", "good", "--positive", "yes")
     assert (code, stderr) == (0, "")
-    opening, _, _, *rows = stdout.splitlines()
+    opening, _, header, *rows = stdout.splitlines()
+    assert "bad of the dropped" in header
     assert opening == "40 examples, 20 of them good by 'label'; the budget took 10 (drop lowest)"
     assert [" ".join(row.split()) for row in rows] == [
         "PRISM's score 0.900 0.800 to 0.950 0.900 0.800 to 0.950",

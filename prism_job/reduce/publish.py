@@ -28,7 +28,7 @@ from prism_job.storage.rows import Row
 
 NUM_SHOWN = 10
 """Examples shown at each end of the ranking in the report."""
-NUM_PAIRS = 5
+NUM_PAIRS = 3
 """Target pairs shown in the report, those of the largest share in the direction."""
 
 
