@@ -17,7 +17,7 @@ from prism_job.progress import event, last_words
 from prism_job.spec import SelectionRun, parse_spec
 
 
-def _plan(run: SelectionRun) -> dict[str, Any]:
+def _plan(run: SelectionRun, _: argparse.Namespace) -> dict[str, Any]:
     from prism_job.plan import make_plan
 
     plan = make_plan(run)
@@ -31,13 +31,16 @@ def _plan(run: SelectionRun) -> dict[str, Any]:
     }
 
 
-def _extract(run: SelectionRun) -> dict[str, Any]:
+def _extract(run: SelectionRun, arguments: argparse.Namespace) -> dict[str, Any]:
     from prism_job.extract.run import extract
+    from prism_job.extract.world import Topology
 
-    return extract(run)
+    topology = Topology(**{name: getattr(arguments, name) for name in TOPOLOGY})
+    given = ["--spec", arguments.spec, *(f"--{name}={getattr(arguments, name)}" for name in TOPOLOGY)]
+    return extract(run, topology, given)
 
 
-def _reduce(run: SelectionRun) -> dict[str, Any]:
+def _reduce(run: SelectionRun, _: argparse.Namespace) -> dict[str, Any]:
     from prism_job.reduce.run import reduce
 
     return reduce(run)
@@ -63,7 +66,20 @@ def _report(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"report": published.folder.uri("report.html")}
 
 
-STAGES: dict[str, Callable[[SelectionRun], dict[str, Any]]] = {"plan": _plan, "extract": _extract, "reduce": _reduce}
+STAGES: dict[str, Callable[[SelectionRun, argparse.Namespace], dict[str, Any]]] = {
+    "plan": _plan,
+    "extract": _extract,
+    "reduce": _reduce,
+}
+TOPOLOGY = {
+    "ranks": (0, "processes of this node; 0: one a GPU, or one"),
+    "nodes": (1, "nodes of this world"),
+    "node": (0, "which of them this is"),
+    "master": ("127.0.0.1:29500", "host:port of node 0, where the ranks of several nodes meet"),
+    "groups": (1, "worlds that share the store and nothing else"),
+    "group": (0, "which of them this is"),
+}
+"""Options of `extract`: name -> default and help. The launcher sets them from spec.cluster."""
 VERBS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "evaluate": _evaluate,
     "export": _export,
@@ -79,13 +95,16 @@ def main(arguments: list[str] | None = None) -> int:
         verbs.add_parser(name).add_argument("--spec", required=True, help="path of selection.yaml")
     for name in VERBS:
         verbs.add_parser(name).add_argument("manifest", help="address of a manifest.json")
+    for name, (default, text) in TOPOLOGY.items():
+        verbs.choices["extract"].add_argument(f"--{name}", type=type(default), default=default, help=text)
     verbs.choices["evaluate"].add_argument("--label", default="label", help="column that says good or bad")
     verbs.choices["evaluate"].add_argument("--positive", help="its value that means good")
     verbs.choices["export"].add_argument("destination", help="path or s3:// address of the file to write")
     chosen = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        words = VERBS[chosen.verb](chosen) if chosen.verb in VERBS else STAGES[chosen.verb](_read_spec(chosen.spec))
+        is_stage = chosen.verb in STAGES
+        words = STAGES[chosen.verb](_read_spec(chosen.spec), chosen) if is_stage else VERBS[chosen.verb](chosen)
     except (PrismError, Stopped) as error:
         words = {"error": error.what, "where": error.where, "fix": error.fix, "exitCode": error.exit_code}
         last_words({"verb": chosen.verb, **words})

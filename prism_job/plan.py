@@ -118,7 +118,6 @@ def make_plan(run: SelectionRun) -> Plan:
         DataError: a bad target, or more bad candidates than `maxBadFraction`.
     """
     spec = run.spec
-    _refuse_unsupported(spec)
     _refuse_feedback(spec)
     # Asked before anything is read: a bucket that is not there is better known now than after hours.
     next(open_store(spec.output).list(f"{run.metadata.name}/"), None)
@@ -240,16 +239,6 @@ def check_bad_fraction(bad: list[Quarantined], num_good: int, spec: RunSpec) -> 
         where=", ".join(f"{entry.source} line {entry.line}" for entry in bad[:3]),
         fix="mend those rows, or raise candidates.maxBadFraction if they may be left out",
     )
-
-
-def _refuse_unsupported(spec: RunSpec) -> None:
-    deepspeed = spec.extraction.deepspeed
-    if deepspeed.stage != 0 or deepspeed.offload != "none":
-        raise RequestError(
-            "this version extracts in one process and cannot shard or offload the weights",
-            where="spec.extraction.deepspeed",
-            fix="set stage: 0 and offload: none, with a model that fits one device",
-        )
 
 
 def _refuse_feedback(spec: RunSpec) -> None:

@@ -19,8 +19,12 @@ MAX_LAST_WORDS_BYTES = 4096
 
 
 def event(name: str, **fields: Any) -> None:
-    """Print one event. `fields` must be plain values."""
-    print(json.dumps({"event": name, "time": round(time.time(), 3), **fields}, default=str), flush=True)
+    """Print one event. `fields` must be plain values. Where several ranks write, each says which it is."""
+    place = {"rank": int(os.environ["RANK"])} if "RANK" in os.environ else {}
+    line = json.dumps({"event": name, "time": round(time.time(), 3), **place, **fields}, default=str)
+    # One write: ranks share their stdout, and lines written in parts would mix.
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def last_words(words: Mapping[str, Any]) -> None:

@@ -97,13 +97,6 @@ def test_a_folder_that_cannot_be_listed_is_not_skipped(job: Job, monkeypatch: py
     job.fails("plan", WRONG_REQUEST, "Permission denied", "pool")
 
 
-def test_what_this_version_cannot_do_is_refused_before_anything_is_read(job: Job) -> None:
-    job.spec["candidates"]["uris"] = [str(job.folder / "nowhere")]
-    for deepspeed in ({"stage": 3}, {"offload": "cpu"}):
-        job.spec["extraction"]["deepspeed"] = deepspeed
-        job.fails("plan", WRONG_REQUEST, "cannot shard or offload", "stage: 0")
-
-
 def test_tools_may_be_json_text_and_count_alike(job: Job) -> None:
     tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
     write_jsonl(
@@ -224,6 +217,7 @@ def test_a_budget_over_all_is_refused(job: Job) -> None:
         ("metadata: &m {name: *m}", "metadata.name"),
         (f"spec: {{store: {'x' * 300}}}", "longer than the 255 bytes"),
         ("spec: {store: ~/store}", "'~' is not expanded"),
+        ("spec: {extraction: {deepspeed: {offload: cpu}}}", "offload: cpu needs stage: 3"),
         ("spec: {candidates: {uris: ['hf://a/b']}}", "hf://' is not supported"),
     ],
 )

@@ -1,0 +1,55 @@
+"""Ends a rank that hangs, or whose spawner is gone. Not: what a step does, or how long one should take."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+from prism_job.progress import last_words
+
+LOOK_SECONDS = 0.5
+
+
+class Watchdog:
+    """A thread that looks at when the last step began. Use as a context manager around the steps.
+
+    A rank that waits for a peer which is gone cannot be interrupted by an exception: the thread says which rank and step
+    it is and ends the process with exit code 75. Finished units are kept.
+    """
+
+    def __init__(self, rank: int, limit_seconds: float) -> None:
+        self.rank, self.limit_seconds = rank, limit_seconds
+        self.doing, self.since = "starting", time.monotonic()
+        self.over = threading.Event()
+        # A rank outlives nobody: where its parent changes, its spawner was killed hard and the world is to end.
+        self.parent = os.getppid() if "RANK" in os.environ else None
+
+    def __enter__(self) -> Watchdog:
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+
+    def step(self, doing: str) -> None:
+        self.doing, self.since = doing, time.monotonic()
+
+    def _watch(self) -> None:
+        while not self.over.wait(LOOK_SECONDS):
+            if self.parent is not None and os.getppid() != self.parent:
+                self._end("its spawner is gone")
+            if time.monotonic() - self.since > self.limit_seconds:
+                self._end(f"no progress for {self.limit_seconds:g} s")
+
+    def _end(self, what: str) -> None:
+        last_words(
+            {
+                "verb": "extract",
+                "error": f"rank {self.rank}: {what}, in {self.doing}",
+                "where": f"rank {self.rank}, {self.doing}",
+                "fix": "run again: finished units are kept; if a step needs longer, raise extraction.stepTimeoutSeconds",
+                "exitCode": 75,
+            }
+        )
+        os._exit(75)
