@@ -78,6 +78,9 @@ def spawn_ranks(arguments: list[str], topology: Topology) -> dict[str, Any]:
         return _added_up(words)
 
 
+_STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)
+
+
 def _wait(context: PContext) -> RunProcsResult:
     while True:
         result = context.wait(timeout=3600, period=LOOK_SECONDS)
@@ -86,9 +89,13 @@ def _wait(context: PContext) -> RunProcsResult:
 
 
 def _first_failure(result: RunProcsResult, words: dict[int, Path]) -> RankFailed:
-    # A rank whose peer is gone fails a moment later, without words of its own: whoever said why comes first.
+    # Ranks that were stopped because another failed come last; a rank whose peer is gone fails a moment later without
+    # words of its own, so whoever said why comes first.
     said_by = {rank: _read(words[rank]) for rank in result.failures}
-    first = min(result.failures.values(), key=lambda one: ("error" not in said_by[one.local_rank], one.timestamp))
+    first = min(
+        result.failures.values(),
+        key=lambda one: (one.exitcode in _STOPPED, "error" not in said_by[one.local_rank], one.timestamp),
+    )
     code = first.exitcode if first.exitcode > 0 else 128 - first.exitcode
     said = said_by[first.local_rank]
     return RankFailed(

@@ -9,6 +9,8 @@ import time
 from prism_job.progress import last_words
 
 LOOK_SECONDS = 0.5
+GOODBYE_SECONDS = 5
+"""What the last words may take."""
 
 
 class Watchdog:
@@ -43,6 +45,10 @@ class Watchdog:
                 self._end(f"no progress for {self.limit_seconds:g} s")
 
     def _end(self, what: str) -> None:
+        # Whoever reads our words may hang as well: a full pipe must not keep this process.
+        end = threading.Timer(GOODBYE_SECONDS, os._exit, (75,))
+        end.daemon = True
+        end.start()
         last_words(
             {
                 "verb": "extract",
