@@ -47,10 +47,11 @@ def extract(run: SelectionRun, topology: Topology, arguments: list[str]) -> dict
         topology = replace(topology, ranks=topology.ranks or max(1, torch.cuda.device_count()))
         if topology.ranks * topology.nodes > 1:
             return spawn_ranks(arguments, topology)
-    return _work(run.spec, plan, topology)
+    with Watchdog(run.spec.extraction.step_timeout_seconds) as watchdog:
+        return _work(run.spec, plan, topology, watchdog)
 
 
-def _work(spec: RunSpec, plan: Plan, topology: Topology) -> dict[str, Any]:
+def _work(spec: RunSpec, plan: Plan, topology: Topology, watchdog: Watchdog) -> dict[str, Any]:
     deepspeed, limit_seconds = spec.extraction.deepspeed, spec.extraction.step_timeout_seconds
     world = World.join(topology, deepspeed, limit_seconds)
     event("loading", model=spec.model.uri, device=str(world.device))
@@ -60,8 +61,8 @@ def _work(spec: RunSpec, plan: Plan, topology: Topology) -> dict[str, Any]:
     layers = captured_layers(model, spec.extraction.layers)
     _refuse_unfitting(spec, model.config, layers)
     engine = shard_weights(model, settings) if settings else None  # held: its hooks gather the weights
-    worker = _Worker.start(spec, plan, world, tokenizer, model if engine is None else engine.module, layers)
-    with worker.stop, worker.watchdog, worker.uploads:
+    worker = _Worker.start(spec, plan, world, tokenizer, model if engine is None else engine.module, layers, watchdog)
+    with worker.stop, worker.uploads:
         worker.drive(worker.all_passes())
     worker.meter.say()
     return {"units": worker.uploads.num_written, "examples": worker.meter.done, "tokens": worker.meter.tokens}
@@ -115,7 +116,13 @@ class _Worker:
 
     @staticmethod
     def start(
-        spec: RunSpec, plan: Plan, world: World, tokenizer: PreTrainedTokenizerBase, model: Any, layers: Layers
+        spec: RunSpec,
+        plan: Plan,
+        world: World,
+        tokenizer: PreTrainedTokenizerBase,
+        model: Any,
+        layers: Layers,
+        watchdog: Watchdog,
     ) -> _Worker:
         projected, codec = spec.extraction.projection, spec.extraction.codec
         fold_dims = codec.dims if codec.kind == "sign" else None
@@ -125,7 +132,6 @@ class _Worker:
         num_rows = sum(unit.num_rows for unit in plan.candidates if unit.id in missing)
         num_pairs = sum(unit.num_rows for unit in plan.targets if unit.id in plan.missing_targets)
         store = open_store(spec.store)
-        watchdog = Watchdog(world.rank, spec.extraction.step_timeout_seconds)
         return _Worker(
             spec,
             plan,

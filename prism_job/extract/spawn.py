@@ -19,6 +19,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext
 from torch.distributed.elastic.multiprocessing.api import RunProcsResult
 
 from prism_job.errors import RankFailed, Stopped
+from prism_job.extract.watchdog import SPAWNER
 from prism_job.extract.world import Topology
 
 LEAVE_SECONDS = 20
@@ -40,6 +41,7 @@ def spawn_ranks(arguments: list[str], topology: Topology) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="prism-ranks-") as folder:
         words = {rank: Path(folder) / f"{rank}.json" for rank in range(topology.ranks)}
         shared = {
+            SPAWNER: str(os.getpid()),
             "WORLD_SIZE": str(topology.ranks * topology.nodes),
             "MASTER_ADDR": host,
             "MASTER_PORT": port,

@@ -9,23 +9,27 @@ import time
 from prism_job.progress import last_words
 
 LOOK_SECONDS = 0.5
+SPAWNER = "PRISM_SPAWNER_PID"
+"""Environment of a rank: the process that answers for it."""
+
 GOODBYE_SECONDS = 5
 """What the last words may take."""
 
 
 class Watchdog:
-    """A thread that looks at when the last step began. Use as a context manager around the steps.
+    """A thread that looks at when the last step began. Use as a context manager around all of a rank's work.
 
     A rank that waits for a peer which is gone cannot be interrupted by an exception: the thread says which rank and step
     it is and ends the process with exit code 75. Finished units are kept.
     """
 
-    def __init__(self, rank: int, limit_seconds: float) -> None:
-        self.rank, self.limit_seconds = rank, limit_seconds
-        self.doing, self.since = "starting", time.monotonic()
+    def __init__(self, limit_seconds: float) -> None:
+        self.rank, self.limit_seconds = int(os.environ.get("RANK", 0)), limit_seconds
+        self.doing = "loading"
+        self.since: float | None = None  # loading a large model has no limit
         self.over = threading.Event()
-        # A rank outlives nobody: where its parent changes, its spawner was killed hard and the world is to end.
-        self.parent = os.getppid() if "RANK" in os.environ else None
+        # Told by the spawner rather than asked for here: it may be gone before this process has imported torch.
+        self.spawner = int(os.environ.get(SPAWNER, 0))
 
     def __enter__(self) -> Watchdog:
         threading.Thread(target=self._watch, daemon=True).start()
@@ -39,9 +43,9 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self.over.wait(LOOK_SECONDS):
-            if self.parent is not None and os.getppid() != self.parent:
+            if self.spawner and os.getppid() != self.spawner:
                 self._end("its spawner is gone")
-            if time.monotonic() - self.since > self.limit_seconds:
+            if self.since is not None and time.monotonic() - self.since > self.limit_seconds:
                 self._end(f"no progress for {self.limit_seconds:g} s")
 
     def _end(self, what: str) -> None:
