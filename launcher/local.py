@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -236,6 +236,7 @@ def _listen(process: subprocess.Popen[str], display: Display, signals: Signals) 
         threading.Thread(target=_pump, args=(stream, lines), daemon=True).start()
     num_open, told = len(streams), False
     words: Words = {}
+    by_rank: dict[int, Words] = {}
     tail: deque[str] = deque(maxlen=MAX_TAIL_LINES)
     while num_open:
         try:
@@ -250,11 +251,20 @@ def _listen(process: subprocess.Popen[str], display: Display, signals: Signals) 
                 tail.append(line.rstrip("\n"))
             elif event["event"] in ("done", "failed"):
                 words = event
+            elif event["event"] == "progress":
+                by_rank[event.get("rank", 0)] = event
+                display.show(_together(event, by_rank.values()))
             else:
                 display.show(event)
         told = _pass_on(signals, process, display, told)
     process.wait()
     return words, list(tail)
+
+
+def _together(event: Words, of_ranks: Iterable[Words]) -> Words:
+    """The progress of a stage: each rank counts its own examples and tokens of one total."""
+    of_ranks = list(of_ranks)
+    return {**event, **{name: sum(one[name] for one in of_ranks) for name in ("done", "tokens")}}
 
 
 def _pass_on(signals: Signals, process: subprocess.Popen[str], display: Display, told: bool) -> bool:

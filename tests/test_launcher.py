@@ -457,6 +457,15 @@ def test_progress_in_words(event: dict[str, Any], expected: str) -> None:
     assert display.progress_words(event) == expected
 
 
+def test_the_progress_of_ranks_is_added_up() -> None:
+    ranks = [
+        {"stage": "extract", "rank": rank, "done": 3 + rank, "total": 9, "tokens": 10, "seconds": 2.0}
+        for rank in (0, 1)
+    ]
+    together = local._together(ranks[1], ranks)
+    assert (together["done"], together["total"], together["tokens"]) == (7, 9, 20)
+
+
 def test_plain_progress_lines_are_seconds_apart(capsys: pytest.CaptureFixture[str]) -> None:
     lines = display.Lines()
     lines.start("extract")
