@@ -15,6 +15,7 @@ from typing import Any
 from prism_job.errors import PrismError, RequestError, Stopped
 from prism_job.progress import event, last_words
 from prism_job.spec import SelectionRun, parse_spec
+from prism_job.storage.weather import num_retries
 
 
 def _plan(run: SelectionRun) -> dict[str, Any]:
@@ -84,11 +85,15 @@ def main(arguments: list[str] | None = None) -> int:
     verbs.choices["export"].add_argument("destination", help="path or s3:// address of the file to write")
     chosen = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _on_sigterm)
+    before = num_retries()
     try:
-        words = VERBS[chosen.verb](chosen) if chosen.verb in VERBS else STAGES[chosen.verb](_read_spec(chosen.spec))
+        if chosen.verb in VERBS:
+            words = VERBS[chosen.verb](chosen)
+        else:
+            words = {**STAGES[chosen.verb](_read_spec(chosen.spec)), "retries": num_retries() - before}
     except (PrismError, Stopped) as error:
         words = {"error": error.what, "where": error.where, "fix": error.fix, "exitCode": error.exit_code}
-        last_words({"verb": chosen.verb, **words})
+        last_words({"verb": chosen.verb, **words, "retries": num_retries() - before})
         return error.exit_code
     except MemoryError:
         fix = "free memory, lower extraction.tokensPerBatch, or look for one huge row; finished units are kept"
