@@ -15,6 +15,7 @@ from typing import Any
 from prism_job.errors import PrismError, RequestError, Stopped
 from prism_job.progress import event, last_words
 from prism_job.spec import SelectionRun, parse_spec
+from prism_job.storage.weather import num_retries
 
 
 def _plan(run: SelectionRun, _: argparse.Namespace) -> dict[str, Any]:
@@ -102,12 +103,16 @@ def main(arguments: list[str] | None = None) -> int:
     verbs.choices["export"].add_argument("destination", help="path or s3:// address of the file to write")
     chosen = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _on_sigterm)
+    before = num_retries()
     try:
-        is_stage = chosen.verb in STAGES
-        words = STAGES[chosen.verb](_read_spec(chosen.spec), chosen) if is_stage else VERBS[chosen.verb](chosen)
+        if chosen.verb in STAGES:
+            words = STAGES[chosen.verb](_read_spec(chosen.spec), chosen)
+            words["retries"] = words.get("retries", 0) + num_retries() - before  # a spawner's words hold its ranks'
+        else:
+            words = VERBS[chosen.verb](chosen)
     except (PrismError, Stopped) as error:
         words = {"error": error.what, "where": error.where, "fix": error.fix, "exitCode": error.exit_code}
-        last_words({"verb": chosen.verb, **words})
+        last_words({"verb": chosen.verb, **words, "retries": num_retries() - before})
         return error.exit_code
     except MemoryError:
         fix = "free memory, lower extraction.tokensPerBatch, or look for one huge row; finished units are kept"

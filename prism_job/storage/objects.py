@@ -12,16 +12,23 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 from prism_job.errors import DataError, PrismError, RequestError, TryAgain
+from prism_job.storage import checksums, transfers
+from prism_job.storage.weather import patiently
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, HeadObjectOutputTypeDef
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -182,7 +189,11 @@ def _local_errors(where: str, *, writing: bool = False) -> Iterator[None]:
 
 
 class S3Prefix:
-    """A prefix of a bucket. One client a process; retries, timeouts and checksums are set on purpose."""
+    """A prefix of a bucket. One client a process; timeouts and checksums are set on purpose, each request asked patiently.
+
+    Verified: what is put, by the server, from a CRC32 sent along (one a part for files in parts); what is got whole, while it
+    is read, where the object has a CRC32, SHA-1 or SHA-256 of the whole; what is downloaded, as `storage/checksums.py` says.
+    """
 
     def __init__(self, uri: str) -> None:
         self.bucket, _, prefix = uri.removeprefix("s3://").partition("/")
@@ -192,14 +203,59 @@ class S3Prefix:
     def uri(self, key: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{key}"
 
-    def get(self, key: str) -> bytes:
-        with _s3_errors(self.uri(key)):
-            response = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key, ChecksumMode="ENABLED")
-            return response["Body"].read()
+    def _ask(self, key: str, ask: Callable[[], Answer], given_up: threading.Event | None = None) -> Answer:
+        def once() -> Answer:
+            with _s3_errors(self.uri(key)):
+                return ask()
 
-    def download(self, key: str, path: Path) -> None:
-        with _s3_errors(self.uri(key)), _local_errors(str(path)):
-            self.client.download_file(self.bucket, self.prefix + key, str(path))
+        return patiently(once, given_up)
+
+    def get(self, key: str) -> bytes:
+        def read() -> bytes:
+            response = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key, ChecksumMode="ENABLED")
+            # Not `with response["Body"] as body`: that hands out the raw stream, whose reads nobody checks.
+            with contextlib.closing(response["Body"]) as body:
+                return body.read()
+
+        return self._ask(key, read)
+
+    def download(self, key: str, path: Path, tag: str | None = None) -> None:
+        """As the protocol says; with `tag`, only the content that a listing showed under that tag."""
+        head = self._ask(key, functools.partial(self._head, key))
+        tag, size = tag or head["ETag"].strip('"'), head["ContentLength"]
+        wanted = checksums.stated(head, self.bucket)
+
+        def check(part: Path) -> None:
+            if wanted and not checksums.fits(part, wanted, part_bytes):
+                fix = "run again: it is brought anew; if it stays so, look at the object and at proxies on the way"
+                what = f"what came does not have the {wanted.algorithm} that S3 states"
+                raise TryAgain(what, where=self.uri(key), fix=fix)
+
+        def part_bytes(number: int) -> int:
+            return int(self._ask(key, functools.partial(self._head, key, PartNumber=number))["ContentLength"])
+
+        with _local_errors(str(path)):
+            transfers.fetch(path, size, tag, functools.partial(self._get_piece, key, tag, size), check)
+
+    def _head(self, key: str, **more: Any) -> HeadObjectOutputTypeDef:
+        return self.client.head_object(Bucket=self.bucket, Key=self.prefix + key, ChecksumMode="ENABLED", **more)
+
+    def _get_piece(self, key: str, tag: str, size: int, start: int, length: int, given_up: threading.Event) -> bytes:
+        # Asked for without a range where it is the whole: only then does the answer carry a checksum that boto3 verifies.
+        span: dict[str, Any] = {"Range": f"bytes={start}-{start + length - 1}"} if length < size else {}
+
+        def read() -> bytes:
+            response = self.client.get_object(
+                Bucket=self.bucket, Key=self.prefix + key, IfMatch=f'"{tag}"', ChecksumMode="ENABLED", **span
+            )
+            with contextlib.closing(response["Body"]) as body:
+                if response["ContentLength"] != length:
+                    fix = "look at proxies on the way: they must pass ranges on"
+                    what = f"S3 offered {response['ContentLength']} bytes where {length} were asked for"
+                    raise TryAgain(what, where=self.uri(key), fix=fix)
+                return body.read()
+
+        return self._ask(key, read, given_up)
 
     @contextlib.contextmanager
     def as_file(self, key: str) -> Iterator[Path]:
@@ -210,26 +266,74 @@ class S3Prefix:
                 yield path
 
     def put(self, key: str, content: bytes) -> None:
-        with _s3_errors(self.uri(key)):
+        def write() -> None:
             self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=content, ChecksumAlgorithm="CRC32")
 
+        self._ask(key, write)
+
     def put_file(self, key: str, path: Path) -> None:
-        with _s3_errors(self.uri(key)):
-            self.client.upload_file(str(path), self.bucket, self.prefix + key, ExtraArgs={"ChecksumAlgorithm": "CRC32"})
+        with _local_errors(str(path)):
+            if path.stat().st_size <= transfers.PIECE_BYTES:
+                self.put(key, path.read_bytes())
+            else:
+                self._put_parts(key, path)
+
+    def _put_parts(self, key: str, path: Path) -> None:
+        token = uuid.uuid4().hex  # by which an upload is known once it has become the object
+        place: dict[str, Any] = {"Bucket": self.bucket, "Key": self.prefix + key}
+        begin = functools.partial(
+            self.client.create_multipart_upload, **place, ChecksumAlgorithm="CRC32", Metadata={"prism-upload": token}
+        )
+        place["UploadId"] = self._ask(key, begin)["UploadId"]
+
+        def put_piece(number: int, content: bytes, given_up: threading.Event) -> CompletedPartTypeDef:
+            put = functools.partial(
+                self.client.upload_part, **place, PartNumber=number + 1, Body=content, ChecksumAlgorithm="CRC32"
+            )
+            answer = self._ask(key, put, given_up)
+            part: CompletedPartTypeDef = {"PartNumber": number + 1, "ETag": answer["ETag"]}
+            if "ChecksumCRC32" in answer:
+                part["ChecksumCRC32"] = answer["ChecksumCRC32"]
+            return part
+
+        def complete(parts: Sequence[CompletedPartTypeDef]) -> None:
+            from botocore.exceptions import ClientError
+
+            try:
+                self.client.complete_multipart_upload(**place, MultipartUpload={"Parts": parts})
+            except ClientError as error:
+                # The answer to an earlier try may have been lost after it was carried out: then the object is there.
+                gone = error.response["Error"]["Code"] in ("NoSuchUpload", "404")
+                if not gone or self._head(key)["Metadata"].get("prism-upload") != token:
+                    raise
+
+        try:
+            parts = transfers.send(path, put_piece)
+            self._ask(key, functools.partial(complete, parts))
+        except BaseException:
+            # Asked once: parts that stay behind are no object, and a lifecycle rule of the bucket ends such uploads.
+            with contextlib.suppress(Exception):
+                self.client.abort_multipart_upload(**place)
+            raise
 
     def list(self, prefix: str = "") -> Iterator[Listed]:
-        with _s3_errors(self.uri(prefix)):
-            pages = self.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=self.prefix + prefix
+        more: dict[str, Any] = {}
+        while True:
+            # Page by page, so that the page that failed is asked for again, not the listing.
+            ask = functools.partial(
+                self.client.list_objects_v2, Bucket=self.bucket, Prefix=self.prefix + prefix, **more
             )
-            for page in pages:
-                for entry in page.get("Contents", []):
-                    yield Listed(entry["Key"][len(self.prefix) :], entry["Size"], entry["ETag"].strip('"'))
+            page = self._ask(prefix, ask)
+            for entry in page.get("Contents", []):
+                yield Listed(entry["Key"][len(self.prefix) :], entry["Size"], entry["ETag"].strip('"'))
+            if not page.get("NextContinuationToken"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def exists(self, key: str) -> bool:
-        from botocore.exceptions import ClientError
+        def look() -> bool:
+            from botocore.exceptions import ClientError
 
-        with _s3_errors(self.uri(key)):
             try:
                 self.client.head_object(Bucket=self.bucket, Key=self.prefix + key)
             except ClientError as error:
@@ -238,26 +342,46 @@ class S3Prefix:
                 raise
             return True
 
+        return self._ask(key, look)
+
 
 @functools.cache
 def _client() -> S3Client:
     import boto3.session
     from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
 
-    # Eight tries with botocore's jittered exponential backoff span about 45 s of SlowDown, but only 2 s of refused
-    # connections (measured, botocore 1.44.5); a dead peer is given up after 10 s of connecting or 60 s of silence.
+    # One try: all retries are weather.py's. A dead peer is given up after 10 s of connecting or 30 s of silence.
     # Checksums both ways, also where the server would not ask for them.
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": 8},
+        retries={"mode": "standard", "total_max_attempts": 1},
         connect_timeout=10,
-        read_timeout=60,
+        read_timeout=30,
         tcp_keepalive=True,
         max_pool_connections=16,
         request_checksum_calculation="when_supported",
         response_checksum_validation="when_supported",
     )
-    return boto3.session.Session().client("s3", config=config)
+    try:
+        return boto3.session.Session().client("s3", config=config)
+    except (ValueError, BotoCoreError) as error:  # an endpoint that is no address, a profile that is not there
+        fix = "look at AWS_ENDPOINT_URL, AWS_PROFILE and AWS_REGION"
+        raise RequestError(f"S3 cannot be reached with these settings: {error}", where="AWS_*", fix=fix) from error
 
+
+_WEATHER = {
+    *(
+        "RequestTimeout",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "RequestLimitExceeded",
+        "BandwidthLimitExceeded",
+    ),
+    *("BadDigest", "IncompleteBody", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"),
+    "NoSuchUpload",
+}
+"""Answers that S3 gives with a status of 400, 403 or 404, though the same verb may pass the next time."""
 
 _DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "AllAccessDisabled"}
 
@@ -265,7 +389,8 @@ _DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch",
 @contextlib.contextmanager
 def _s3_errors(where: str) -> Iterator[None]:
     import botocore.exceptions as boto
-    from boto3.exceptions import Boto3Error
+    import urllib3.exceptions
+    from botocore.parsers import ResponseParserError
 
     try:
         yield
@@ -280,12 +405,9 @@ def _s3_errors(where: str) -> Iterator[None]:
     except (boto.IncompleteReadError, boto.ResponseStreamingError, boto.FlexibleChecksumError) as error:
         fix = "run again: finished units are kept; if it stays so, look at the object and at proxies on the way"
         raise TryAgain(f"S3's answer broke off or was changed on the way: {error}", where=where, fix=fix) from error
-    except (boto.BotoCoreError, Boto3Error) as error:
-        hidden = error.__context__  # an upload's error hides the server's answer
-        if isinstance(hidden, boto.ClientError):
-            raise _translate(hidden.response, where) from error
+    except (boto.BotoCoreError, urllib3.exceptions.HTTPError, ResponseParserError) as error:
         fix = "check AWS_ENDPOINT_URL and the network, then run again: finished units are kept"
-        raise TryAgain(f"S3 did not answer after 8 tries: {error}", where=where, fix=fix) from error
+        raise TryAgain(f"S3 does not answer: {error}", where=where, fix=fix) from error
 
 
 def _translate(response: Any, where: str) -> PrismError:
@@ -298,8 +420,11 @@ def _translate(response: Any, where: str) -> PrismError:
     if code in _DENIED:
         fix = "give these credentials s3:GetObject, s3:PutObject and s3:ListBucket there"
         return RequestError(f"S3 denies access ({code}): {message}", where=where, fix=fix)
+    if code in ("PreconditionFailed", "412"):
+        fix = "run again from the plan once nothing writes there"
+        return DataError("the object changed while it was read", where=where, fix=fix)
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
-    if 300 <= status < 500 and status not in (408, 409, 429):
+    if code not in _WEATHER and 300 <= status < 500 and status not in (408, 409, 429):
         fix = "check bucket, region and endpoint (AWS_REGION, AWS_ENDPOINT_URL): asking again would be answered alike"
         return RequestError(f"S3 refuses the request ({code}): {message}", where=where, fix=fix)
     return TryAgain(f"S3 answered {code}: {message}", where=where, fix="run again later: finished units are kept")
