@@ -21,6 +21,7 @@ from prism_job.reduce.report import (
 
 HOSTILE = "<script src=\"http://evil/x.js\">alert('1')</script><img src=x onerror=alert(1)> & \ud800 \x00 \u202e </pre></style>"
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+NONE = np.zeros(0, np.int64)
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 ALLOWED = {
     "html",
@@ -117,7 +118,8 @@ def report_of(scores: list[float] | np.ndarray, **changes: object) -> Report:
         contribution=np.array([0.1, 0.4, 0.7, -0.2]),
         pairs=pairs_of([0.1, 0.4, 0.7, -0.2]),
         sources=["s3://pool/a.jsonl", "s3://pool/b.jsonl"],
-        source_of=np.zeros(len(values), np.int32),
+        usable_by_source=np.array([len(values), 0]),
+        selected_by_source=np.array([int(chosen.sum()), 0]),
         highest=[shown(number) for number in range(3)],
         lowest=[shown(number) for number in range(10, 13)],
         quarantine=[("s3://pool/a.jsonl", 3, "not JSON")],
@@ -280,7 +282,13 @@ def test_a_long_quarantine_is_cut_counted_and_complete_by_reason() -> None:
         {"quarantine": [], "ignored": []},
         {"highest": [], "lowest": []},
         {"settings": {}},
-        {"sources": [], "source_of": np.zeros(0, np.int32), "scores": np.zeros(0), "selected": np.zeros(0, np.bool_)},
+        {
+            "sources": [],
+            "usable_by_source": NONE,
+            "selected_by_source": NONE,
+            "scores": np.zeros(0),
+            "selected": np.zeros(0, np.bool_),
+        },
         {"preference": np.array([]), "contribution": np.array([1.0]), "pairs": pairs_of([1.0])},
         {"preference": np.array([0.0, 1.0])},
     ],

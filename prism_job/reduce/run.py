@@ -1,6 +1,6 @@
 """The reduce stage: weigh the targets, merge factors, apply curvature, fold, score, select, publish.
 
-Streams the shards; of a candidate it keeps its score and the few numbers beside it (about 60 bytes), never its row.
+Streams the shards; of a candidate it holds score and length in memory, a few numbers more in scratch files, never its row.
 
 Shapes: N candidates in plan order, L layers, P projected dims a side, D stored dims.
 """
@@ -42,7 +42,7 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
     direction_D, curvature_facts = fold_direction(run.spec, plan, store, targets)
     scored = score_candidates(run.spec, plan, store, direction_D)
     check_bad_fraction([*plan.quarantine, *scored.quarantined], int(scored.usable_N.sum()), run.spec)
-    chosen = select(scored.scores_N, scored.ids_N, scored.tokens_N, scored.usable_N, run.spec.selection)
+    chosen = select(scored.scores_N, scored.ids, scored.tokens_N, scored.usable_N, run.spec.selection)
     if not len(chosen.order):
         what = (
             f"nothing would be selected: the budget takes {chosen.num_taken} of {int(scored.usable_N.sum())} examples"
