@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from prism_job.reduce.manifest import summary
 from prism_job.reduce.report import (
     DOMINANT_SHARE,
     MAX_PAIR_TEXT,
@@ -113,6 +114,7 @@ def report_of(scores: list[float] | np.ndarray, **changes: object) -> Report:
         threshold=half,
         action="keep highest",
         scores=values,
+        summary=summary(values.copy()),
         selected=chosen,
         preference=np.array([0.1, 0.5, 0.5, 1.0]),
         contribution=np.array([0.1, 0.4, 0.7, -0.2]),
@@ -287,6 +289,7 @@ def test_a_long_quarantine_is_cut_counted_and_complete_by_reason() -> None:
             "usable_by_source": NONE,
             "selected_by_source": NONE,
             "scores": np.zeros(0),
+            "summary": {},
             "selected": np.zeros(0, np.bool_),
         },
         {"preference": np.array([]), "contribution": np.array([1.0]), "pairs": pairs_of([1.0])},

@@ -213,12 +213,13 @@ def load(manifest_uri: str) -> Published:
 
 
 def summary(values: NDArray[np.float64]) -> dict[str, float]:
-    """Five-number summary and mean, for people."""
+    """Five-number summary and mean, for people. Leaves the values in another order, which saves a copy of them."""
     if not len(values):
         return {}
-    points = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
+    mean = float(values.mean())
+    points = np.quantile(values, [0, 0.25, 0.5, 0.75, 1], overwrite_input=True)
     names = ("min", "lower_quartile", "median", "upper_quartile", "max")
-    return {**{name: float(point) for name, point in zip(names, points, strict=True)}, "mean": float(values.mean())}
+    return {**{name: float(point) for name, point in zip(names, points, strict=True)}, "mean": mean}
 
 
 def _sha256(content: bytes) -> str:

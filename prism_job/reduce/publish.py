@@ -193,7 +193,7 @@ def _publish(
         counts=counts,
         threshold=chosen.threshold,
         scores=manifest.summary(scored.scores_N[usable]),
-        preference=manifest.summary(known),
+        preference=manifest.summary(known.copy()),
         curvature=curvature_facts,
         code_version=__version__,
     )
@@ -213,6 +213,7 @@ def _publish(
         threshold=chosen.threshold,
         action=f"drop {run.spec.selection.drop}" if run.spec.selection.drop else f"keep {run.spec.selection.keep}",
         scores=scored.scores_N[usable],
+        summary=document.scores,
         selected=chosen.selected_N[usable],
         preference=known,
         contribution=targets.contribution_Q,

@@ -58,7 +58,7 @@ class Report:
         counts: candidates, quarantined, duplicates, taken_by_budget, selected, selected_tokens, tokens, target_pairs.
         threshold: score of the last row that the budget took; None where it took none.
         action: the verb and the end, such as "drop lowest".
-        scores: finite float64 [N]; `selected` bool [N] stands beside it.
+        scores: finite float64 [N]; `selected` bool [N] stands beside it; `summary`: what `manifest.summary` makes of them.
         usable_by_source, selected_by_source: how many of the N, and of those selected, each source holds, int [S].
         preference: π of the pairs that have one, float64 [at most Q].
         contribution: each pair's share of the direction, float64 [Q]; sums to 1, or all zero where there is no direction.
@@ -74,6 +74,7 @@ class Report:
     threshold: float | None
     action: str
     scores: Float64
+    summary: dict[str, float]
     selected: NDArray[np.bool_]
     preference: Float64
     contribution: Float64
@@ -149,7 +150,7 @@ def _scores(report: Report) -> str:
     scores_N, chosen_N, cut = report.scores, report.selected, report.threshold
     if not len(scores_N):
         return '<p class="none">No usable candidate, so no scores.</p>'
-    low, high = view(scores_N, cut)
+    low, high = view(report.summary, cut)
     edges = np.linspace(low, high, int(np.clip(2 * len(scores_N) ** 0.5, 10, 48)) // 2 * 2)
     # Counts of the rows under the view, of each bar, and over the view: all of them, and those selected.
     everyone = _binned(scores_N, edges)
@@ -180,9 +181,13 @@ def _scores(report: Report) -> str:
         notes.append(("end", f"{above:,} higher ▸"))
     lines = [] if cut is None else [(place(cut), f"cut {number(cut)}")]
     ticks = [(place(tick), label) for tick, label in ticks_between(low, high)]
-    low_all, middle, high_all = (number(value) for value in np.quantile(scores_N, [0, 0.5, 1]))
+    low_all, middle, high_all = (number(report.summary[name]) for name in ("min", "median", "max"))
     said = [f"Lowest {low_all}, median {middle}, highest {high_all}."]
-    said += [f"All {len(scores_N):,} scores are equal."] if len(scores_N) > 1 and np.ptp(scores_N) == 0 else []
+    said += (
+        [f"All {len(scores_N):,} scores are equal."]
+        if len(scores_N) > 1 and report.summary["min"] == report.summary["max"]
+        else []
+    )
     said += ["The budget took no row, so there is no cut."] if cut is None else []
     said += ["Scores far out are gathered in the bars at the edge."] if notes else []
     said += ["So is the cut."] if cut is not None and not low <= cut <= high else []
