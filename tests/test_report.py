@@ -114,6 +114,7 @@ def report_of(scores: list[float] | np.ndarray, **changes: object) -> Report:
         threshold=half,
         action="keep highest",
         scores=values,
+        usable=np.ones(len(values), np.bool_),
         summary=summary(values.copy()),
         selected=chosen,
         preference=np.array([0.1, 0.5, 0.5, 1.0]),
@@ -214,6 +215,14 @@ def test_bars_count_every_example_once(scores: np.ndarray) -> None:
     assert all(0 <= float(of["x"].rstrip("%")) <= 100 for tag, of in page.elements if tag == "rect")
 
 
+def test_rows_that_are_not_usable_are_in_no_bar_and_no_count() -> None:
+    scores = np.arange(100.0)
+    usable = scores >= 30  # the score of a row that is not usable means nothing
+    page = Page(render(replace(report_of(scores), usable=usable, summary=summary(scores[usable]))))
+    assert (page.counted("sel"), page.counted("rest")) == (50, 20)
+    assert "70 usable" in page.words()
+
+
 def test_bars_at_the_edge_say_how_many_lie_beyond() -> None:
     scores = np.concatenate([np.linspace(-1, 1, 200), [-500.0] * 3, [900.0] * 2])
     words = Page(render(report_of(scores))).words()
@@ -291,6 +300,7 @@ def test_a_long_quarantine_is_cut_counted_and_complete_by_reason() -> None:
             "scores": np.zeros(0),
             "summary": {},
             "selected": np.zeros(0, np.bool_),
+            "usable": np.zeros(0, np.bool_),
         },
         {"preference": np.array([]), "contribution": np.array([1.0]), "pairs": pairs_of([1.0])},
         {"preference": np.array([0.0, 1.0])},

@@ -330,9 +330,10 @@ def selected_by_hand(
 
 def as_arrays(scores: list[float], ids: list[bytes], tokens: list[int], usable: list[bool]) -> tuple[Any, ...]:
     ids_N = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 16).copy().view("V16").reshape(-1)
-    column = Column("V16")
-    column.append(ids_N)
-    return np.array(scores, np.float64), column, np.array(tokens, np.int32), np.array(usable, np.bool_)
+    columns = Column("V16"), Column("i4")
+    columns[0].append(ids_N)
+    columns[1].append(np.array(tokens, np.int32))
+    return np.array(scores, np.float64), *columns, np.array(usable, np.bool_)
 
 
 IDS = [

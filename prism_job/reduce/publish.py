@@ -90,20 +90,20 @@ def _selected_parts(origins: _Origins, scored: Scored, chosen: Selected) -> Iter
             "example_id": _id_column(scored.ids.at(places)),
             **origins.columns(places),
             "score": scored.scores_N[places],
-            "num_tokens": scored.tokens_N[places],
+            "num_tokens": scored.tokens.at(places),
         }
 
 
 def _score_parts(origins: _Origins, scored: Scored, chosen: Selected) -> Iterator[dict[str, Any]]:
     for part in parts(len(scored.scores_N)):
-        unusable = scored.tokens_N[part] == 0
+        unusable = ~scored.usable_N[part]
         yield {
             "example_id": _id_column(scored.ids.part(part)),
             **origins.columns(np.arange(part.start, part.stop)),
             "score": pa.array(scored.scores_N[part], mask=unusable),
             "nll": pa.array(scored.nll.part(part), mask=unusable),
             "norm": pa.array(scored.norm.part(part), mask=unusable),
-            "num_tokens": scored.tokens_N[part],
+            "num_tokens": scored.tokens.part(part),
             "selected": chosen.selected_N[part],
             "duplicate": chosen.duplicate_N[part],
         }
@@ -150,6 +150,8 @@ def _publish(
     scratch: Path,
 ) -> dict[str, Any]:
     origins = _Origins(plan)
+    # Before the tables: here is room for a copy of the scores.
+    score_summary = manifest.summary(scored.scores_N[scored.usable_N])
     quarantine = [*plan.quarantine, *scored.quarantined]
     order = chosen.order
     replaying = _replaying(run, plan)
@@ -177,8 +179,11 @@ def _publish(
         duplicates=int(chosen.duplicate_N.sum()),
         taken_by_budget=chosen.num_taken,
         selected=len(order),
-        selected_tokens=int(scored.tokens_N.sum(dtype=np.int64, where=chosen.selected_N)),
-        tokens=int(scored.tokens_N.sum(dtype=np.int64)),
+        selected_tokens=sum(
+            int(scored.tokens.part(part).sum(dtype=np.int64, where=chosen.selected_N[part]))
+            for part in parts(len(usable))
+        ),
+        tokens=sum(int(scored.tokens.part(part).sum(dtype=np.int64)) for part in parts(len(usable))),
         target_pairs=len(targets.ids),
         units=len(plan.candidates),
     )
@@ -192,7 +197,7 @@ def _publish(
         work=plan.work_digest(),
         counts=counts,
         threshold=chosen.threshold,
-        scores=manifest.summary(scored.scores_N[usable]),
+        scores=score_summary,
         preference=manifest.summary(known.copy()),
         curvature=curvature_facts,
         code_version=__version__,
@@ -212,9 +217,10 @@ def _publish(
         counts=counts.model_dump(),
         threshold=chosen.threshold,
         action=f"drop {run.spec.selection.drop}" if run.spec.selection.drop else f"keep {run.spec.selection.keep}",
-        scores=scored.scores_N[usable],
+        scores=scored.scores_N,
+        usable=usable,
         summary=document.scores,
-        selected=chosen.selected_N[usable],
+        selected=chosen.selected_N,
         preference=known,
         contribution=targets.contribution_Q,
         pairs=_shown_pairs(plan, store, targets),

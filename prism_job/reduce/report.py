@@ -3,7 +3,7 @@
 Owns the words and the look. Knows only the `Report` it is handed: no store, no clock, no network, so the same report gives
 the same bytes. Candidates are untrusted text: every string from data passes through `markup.safe` on its way into the page.
 
-Shapes: N usable candidates in plan order, Q target pairs, B bars, S sources.
+Shapes: N candidates in plan order, Q target pairs, B bars, S sources.
 """
 
 from __future__ import annotations
@@ -52,14 +52,15 @@ class ShownPair:
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page shows. N usable candidates in plan order, Q target pairs.
+    """All that the page shows. N candidates in plan order, Q target pairs.
 
     Attributes:
         counts: candidates, quarantined, duplicates, taken_by_budget, selected, selected_tokens, tokens, target_pairs.
         threshold: score of the last row that the budget took; None where it took none.
         action: the verb and the end, such as "drop lowest".
-        scores: finite float64 [N]; `selected` bool [N] stands beside it; `summary`: what `manifest.summary` makes of them.
-        usable_by_source, selected_by_source: how many of the N, and of those selected, each source holds, int [S].
+        scores: finite float64 [N], of which the `usable` bool [N] count, and the `selected` bool [N] are chosen.
+        summary: what `manifest.summary` makes of the usable scores.
+        usable_by_source, selected_by_source: how many of the usable, and of those selected, each source holds, int [S].
         preference: π of the pairs that have one, float64 [at most Q].
         contribution: each pair's share of the direction, float64 [Q]; sums to 1, or all zero where there is no direction.
         pairs: the pairs of the largest shares, largest first.
@@ -74,6 +75,7 @@ class Report:
     threshold: float | None
     action: str
     scores: Float64
+    usable: NDArray[np.bool_]
     summary: dict[str, float]
     selected: NDArray[np.bool_]
     preference: Float64
@@ -86,6 +88,10 @@ class Report:
     lowest: list[ShownExample]
     quarantine: list[tuple[str, int, str]]
     ignored: list[str]
+
+    @property
+    def num_usable(self) -> int:
+        return int(self.usable.sum())
 
 
 def render(report: Report) -> str:
@@ -115,13 +121,13 @@ def render(report: Report) -> str:
 def _header(report: Report) -> str:
     counts = report.counts
     verb, _, end = report.action.partition(" ")
-    ranked = len(report.scores) - counts["duplicates"]
+    ranked = report.num_usable - counts["duplicates"]
     said = f"{ {'drop': 'Dropped', 'keep': 'Kept'}.get(verb, verb) } the {counts['taken_by_budget']:,} {end}-scoring"
     rest = f", which leaves <b>{counts['selected']:,} selected</b>" if verb == "drop" else ""
     mean = f"mean π {report.preference.mean():.2f}" if len(report.preference) else "no π"
     everyone = counts["candidates"]
     tiles = [
-        ("Candidates", everyone, f"{len(report.scores):,} usable"),
+        ("Candidates", everyone, f"{report.num_usable:,} usable"),
         ("Selected", counts["selected"], f"{percent(counts['selected'], everyone)} of all"),
         (
             "Tokens selected",
@@ -148,12 +154,13 @@ def _header(report: Report) -> str:
 
 def _scores(report: Report) -> str:
     scores_N, chosen_N, cut = report.scores, report.selected, report.threshold
-    if not len(scores_N):
+    num_usable = report.num_usable
+    if not num_usable:
         return '<p class="none">No usable candidate, so no scores.</p>'
     low, high = view(report.summary, cut)
-    edges = np.linspace(low, high, int(np.clip(2 * len(scores_N) ** 0.5, 10, 48)) // 2 * 2)
+    edges = np.linspace(low, high, int(np.clip(2 * num_usable**0.5, 10, 48)) // 2 * 2)
     # Counts of the rows under the view, of each bar, and over the view: all of them, and those selected.
-    everyone = _binned(scores_N, edges)
+    everyone = _binned(scores_N, edges, report.usable)
     picked = _binned(scores_N, edges, chosen_N)
     below, above = everyone[0], everyone[-1]
     first, last = (6.0 if below else 0.0), (94.0 if above else 100.0)
@@ -184,8 +191,8 @@ def _scores(report: Report) -> str:
     low_all, middle, high_all = (number(report.summary[name]) for name in ("min", "median", "max"))
     said = [f"Lowest {low_all}, median {middle}, highest {high_all}."]
     said += (
-        [f"All {len(scores_N):,} scores are equal."]
-        if len(scores_N) > 1 and report.summary["min"] == report.summary["max"]
+        [f"All {num_usable:,} scores are equal."]
+        if num_usable > 1 and report.summary["min"] == report.summary["max"]
         else []
     )
     said += ["The budget took no row, so there is no cut."] if cut is None else []
@@ -200,11 +207,11 @@ def _scores(report: Report) -> str:
     )
 
 
-def _binned(scores_N: Float64, edges: Float64, among_N: NDArray[np.bool_] | None = None) -> list[int]:
+def _binned(scores_N: Float64, edges: Float64, among_N: NDArray[np.bool_]) -> list[int]:
     """Rows under the first edge, from each edge to the next (the last bin holds its upper edge), over the last edge."""
     counts_B = np.zeros(len(edges) + 1, np.int64)
     for part in parts(len(scores_N)):
-        values = scores_N[part] if among_N is None else scores_N[part][among_N[part]]
+        values = scores_N[part][among_N[part]]
         bin_N = np.searchsorted(edges, values, side="right")
         bin_N[values == edges[-1]] -= 1
         counts_B += np.bincount(bin_N, minlength=len(counts_B))
@@ -269,7 +276,8 @@ def _contributions(share_Q: Float64, pairs: list[ShownPair]) -> str:
 
 def _sources(report: Report) -> str:
     usable_S, chosen_S = report.usable_by_source, report.selected_by_source
-    overall = report.selected.mean() if len(report.selected) else 0.0
+    num_selected = int(report.selected.sum())
+    overall = num_selected / max(report.num_usable, 1)
     order = np.lexsort((-usable_S, -chosen_S))
     rows = "".join(
         f"<tr><td>{path(report.sources[place])}</td><td>{usable_S[place]:,}</td><td>{chosen_S[place]:,}</td>"
@@ -281,7 +289,7 @@ def _sources(report: Report) -> str:
         '<table class="sources"><thead><tr><th>Source</th><th>Candidates</th><th>Selected</th><th>Share selected</th>'
         f"</tr></thead><tbody>{rows}</tbody></table>{more(len(order), 'sources')}"
         f'<p class="note">Candidates that were scored. The tick marks the share over all sources, '
-        f"{percent(int(report.selected.sum()), len(report.selected))}.</p>"
+        f"{percent(num_selected, report.num_usable)}.</p>"
     )
 
 

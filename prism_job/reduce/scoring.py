@@ -77,19 +77,18 @@ def finish(raw_N: Float64, tokens_N: NDArray[np.int32], norm_N: NDArray[np.float
 
 @dataclass
 class Scored:
-    """What is kept of the candidates: in memory what selection needs whole (12 bytes a row), the rest in columns."""
+    """What is kept of the candidates: in memory what ranking needs whole (9 bytes a row), the rest in columns.
+
+    `usable_N`: False for rows without a response token; extraction quarantined them.
+    """
 
     scores_N: Float64
-    tokens_N: NDArray[np.int32]
+    usable_N: NDArray[np.bool_]
     ids: Column
+    tokens: Column
     nll: Column
     norm: Column
     quarantined: list[Quarantined]
-
-    @property
-    def usable_N(self) -> NDArray[np.bool_]:
-        """False for rows without a response token: extraction quarantined them."""
-        return self.tokens_N > 0
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,9 @@ def score_candidates(spec: RunSpec, plan: Plan, store: Store, direction_D: Float
         return _Unit(scores_N, small, shard.notes["quarantined"])
 
     total = plan.num_examples
-    scored = Scored(np.zeros(total), np.zeros(total, np.int32), Column("V16"), Column("f8"), Column("f4"), [])
+    scored = Scored(
+        np.zeros(total), np.zeros(total, np.bool_), Column("V16"), Column("i4"), Column("f8"), Column("f4"), []
+    )
     meter = Meter("reduce", total)
     row_bytes = len(direction_D) // 8 if kind == "sign" else 2 * len(direction_D)
     depth = shards.read_depth(max(unit.num_rows for unit in plan.candidates) * row_bytes)
@@ -124,8 +125,9 @@ def score_candidates(spec: RunSpec, plan: Plan, store: Store, direction_D: Float
     for unit, part in zip(plan.candidates, found, strict=True):
         rows = slice(start, start + unit.num_rows)
         scored.scores_N[rows] = part.scores
-        scored.tokens_N[rows] = part.small["tokens"]
-        for name, column in (("ids", scored.ids), ("nll", scored.nll), ("norm", scored.norm)):
+        scored.usable_N[rows] = part.small["tokens"] > 0
+        columns = {"ids": scored.ids, "tokens": scored.tokens, "nll": scored.nll, "norm": scored.norm}
+        for name, column in columns.items():
             column.append(part.small[name])
         lines = list(unit.line_numbers()) if part.quarantined else []
         scored.quarantined += [

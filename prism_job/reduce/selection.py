@@ -47,14 +47,14 @@ class Selected:
 def select(
     scores_N: NDArray[np.float64],
     ids: Column,
-    tokens_N: NDArray[np.int32],
+    tokens: Column,
     usable_N: Bools,
     spec: SelectionSpec,
 ) -> Selected:
     """Rank usable rows and let the budget take from one end. Holds at most 16 bytes a row beside what it is given.
 
     Args:
-        ids: 16 raw bytes a row (dtype V16), compared as bytes.
+        ids: 16 raw bytes a row (dtype V16), compared as bytes. tokens: int32, of the response.
         usable_N: False for rows quarantined in extraction; they are neither ranked nor selected.
     """
     duplicate_N = _duplicates(ids, usable_N) if spec.dedupe == "exact" else np.zeros(len(scores_N), np.bool_)
@@ -62,7 +62,7 @@ def select(
     rising = _rising(scores_N, pool_N)
     highest_first = _ties_by_id(rising[::-1], scores_N, ids)
     ranked = highest_first if "highest" in (spec.keep, spec.drop) else _ties_by_id(rising, scores_N, ids)
-    num_taken = _within_budget(ranked, tokens_N, spec)
+    num_taken = _within_budget(ranked, tokens, spec)
     taken_N = np.zeros(len(scores_N), np.bool_)
     taken_N[ranked[:num_taken]] = True
     selected_N = pool_N & (taken_N if spec.keep else ~taken_N)
@@ -107,7 +107,7 @@ def _ties_by_id(ranked: Places, scores_N: NDArray[np.float64], ids: Column) -> P
     return ranked
 
 
-def _within_budget(ranked: Places, tokens_N: NDArray[np.int32], spec: SelectionSpec) -> int:
+def _within_budget(ranked: Places, tokens: Column, spec: SelectionSpec) -> int:
     budget = spec.budget
     if budget.count is not None:
         if budget.count > len(ranked):
@@ -120,6 +120,7 @@ def _within_budget(ranked: Places, tokens_N: NDArray[np.int32], spec: SelectionS
     if budget.fraction is not None:
         return round(budget.fraction * len(ranked))
     assert budget.tokens is not None
+    tokens_N = tokens.part(slice(0, len(tokens)))
     spent, num_taken = 0, 0
     for part in parts(len(ranked)):
         spent_R = spent + np.cumsum(tokens_N[ranked[part]], dtype=np.int64)
