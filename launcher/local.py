@@ -6,6 +6,7 @@ hard, the stage meets a broken pipe at its next line and ends too.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -18,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -168,6 +169,16 @@ def run_stages(text: str, where: str, display: Display, *, job: Sequence[str] = 
         "unchanged": reduced.get("unchanged", False),
         "seconds": round(time.monotonic() - started, 3),
     }
+
+
+@contextlib.contextmanager
+def checked_copy(text: str, where: str) -> Iterator[str]:
+    """The path of a copy of the document, so that the text checked is the text a verb reads. Raises SpecError."""
+    prism_job.spec.parse_spec(text, where)
+    with tempfile.TemporaryDirectory(prefix="prism-") as folder:
+        document = Path(folder) / "selection.yaml"
+        document.write_text(text, encoding="utf-8")
+        yield str(document)
 
 
 def refuse_missing_packages(job: Sequence[str] = JOB) -> None:

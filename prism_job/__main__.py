@@ -67,6 +67,21 @@ def _report(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"report": published.folder.uri("report.html")}
 
 
+def _estimate(arguments: argparse.Namespace) -> dict[str, Any]:
+    from prism_job.extract.estimate import estimate
+
+    return estimate(_read_spec(arguments.spec), arguments.gpu, arguments.utilisation, arguments.sample)
+
+
+def _store(arguments: argparse.Namespace) -> dict[str, Any]:
+    from prism_job import inventory
+
+    if arguments.action == "prune":
+        return inventory.prune(arguments.store, arguments.keep, arguments.older_than, really=arguments.yes)
+    look = inventory.list_contents if arguments.action == "list" else inventory.disk_use
+    return look(arguments.store, arguments.keep)
+
+
 STAGES: dict[str, Callable[[SelectionRun, argparse.Namespace], dict[str, Any]]] = {
     "plan": _plan,
     "extract": _extract,
@@ -85,7 +100,10 @@ VERBS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "evaluate": _evaluate,
     "export": _export,
     "report": _report,
+    "estimate": _estimate,
+    "store": _store,
 }
+OF_A_MANIFEST = ("evaluate", "export", "report")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,13 +112,24 @@ def main(arguments: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     for name in STAGES:
         verbs.add_parser(name).add_argument("--spec", required=True, help="path of selection.yaml")
-    for name in VERBS:
+    for name in OF_A_MANIFEST:
         verbs.add_parser(name).add_argument("manifest", help="address of a manifest.json")
     for name, (default, text) in TOPOLOGY.items():
         verbs.choices["extract"].add_argument(f"--{name}", type=type(default), default=default, help=text)
     verbs.choices["evaluate"].add_argument("--label", default="label", help="column that says good or bad")
     verbs.choices["evaluate"].add_argument("--positive", help="its value that means good")
     verbs.choices["export"].add_argument("destination", help="path or s3:// address of the file to write")
+    estimating = verbs.add_parser("estimate")
+    estimating.add_argument("--spec", required=True, help="path of selection.yaml")
+    estimating.add_argument("--gpu", default="H100", help="type of card")
+    estimating.add_argument("--utilisation", type=float, default=0.35, help="share of its peak that is reached")
+    estimating.add_argument("--sample", type=int, default=1, help="tokenise one row in so many")
+    storing = verbs.add_parser("store")
+    storing.add_argument("action", choices=("list", "du", "prune"))
+    storing.add_argument("store", help="path or s3:// address of the store")
+    storing.add_argument("--keep", action="append", default=[], help="output whose manifests are kept; repeatable")
+    storing.add_argument("--older-than", type=float, default=24.0, help="hours; younger objects are never removed")
+    storing.add_argument("--yes", action="store_true", help="remove; else only say what would be removed")
     chosen = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _on_sigterm)
     before = num_retries()

@@ -1,4 +1,4 @@
-"""Objects under a prefix: an S3 bucket (boto3) or a local folder, with the same four verbs. Not: what the bytes mean.
+"""Objects under a prefix: an S3 bucket (boto3) or a local folder, with the same five verbs. Not: what the bytes mean.
 
 Both make a put atomic: a reader sees the whole object or none. Their errors are translated here and nowhere else.
 """
@@ -33,15 +33,20 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Listed:
-    """One object of a listing: its key below the prefix, its size, and what changes when its content does."""
+    """One object of a listing: its key below the prefix, its size, and what changes when its content does.
+
+    Attributes:
+        modified: when it was put, in seconds since 1970 by the clock of whoever keeps it.
+    """
 
     key: str
     size_bytes: int
     tag: str
+    modified: float
 
 
 class Store(Protocol):
-    """The four verbs, and how an object is called in messages."""
+    """The five verbs, and how an object is called in messages."""
 
     def uri(self, key: str) -> str: ...
 
@@ -65,6 +70,9 @@ class Store(Protocol):
 
     def exists(self, key: str) -> bool: ...
 
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove these objects; one that is gone already is no error."""
+
 
 def open_store(uri: str) -> Store:
     """The store at a path or at `s3://bucket/prefix`. Nothing is asked of it yet."""
@@ -76,6 +84,9 @@ def split_uri(uri: str) -> tuple[str, str]:
     parent, _, name = uri.rstrip("/").rpartition("/")
     return parent or ("/" if uri.startswith("/") else "."), name
 
+
+MAX_DELETED_AT_ONCE = 1000
+"""Keys that S3 takes in one request to delete."""
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -152,10 +163,16 @@ class LocalFolder:
         for key in sorted(found):
             with _local_errors(self.uri(key)):
                 stat = (self.root / key).stat()
-            yield Listed(key, stat.st_size, str(stat.st_mtime_ns))
+            yield Listed(key, stat.st_size, str(stat.st_mtime_ns), stat.st_mtime)
 
     def exists(self, key: str) -> bool:
         return (self.root / key).exists()
+
+    def delete(self, keys: Sequence[str]) -> None:
+        # Folders stay: a put that has just made sure of its folder must find it.
+        for key in keys:
+            with _local_errors(self.uri(key)):
+                (self.root / key).unlink(missing_ok=True)
 
 
 def _not_in_silence(error: OSError) -> None:
@@ -325,7 +342,12 @@ class S3Prefix:
             )
             page = self._ask(prefix, ask)
             for entry in page.get("Contents", []):
-                yield Listed(entry["Key"][len(self.prefix) :], entry["Size"], entry["ETag"].strip('"'))
+                yield Listed(
+                    entry["Key"][len(self.prefix) :],
+                    entry["Size"],
+                    entry["ETag"].strip('"'),
+                    entry["LastModified"].timestamp(),
+                )
             if not page.get("NextContinuationToken"):
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}
@@ -343,6 +365,16 @@ class S3Prefix:
             return True
 
         return self._ask(key, look)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), MAX_DELETED_AT_ONCE):
+            batch = keys[start : start + MAX_DELETED_AT_ONCE]
+            named: Any = {"Objects": [{"Key": self.prefix + key} for key in batch], "Quiet": True}
+            ask = functools.partial(self.client.delete_objects, Bucket=self.bucket, Delete=named)
+            response = self._ask("", ask)
+            # The request as a whole succeeds; what became of each object stands in the answer.
+            for refused in response.get("Errors", []):
+                raise _translate({"Error": refused}, f"s3://{self.bucket}/{refused.get('Key', self.prefix)}")
 
 
 @functools.cache
@@ -418,7 +450,7 @@ def _translate(response: Any, where: str) -> PrismError:
     if code in ("NoSuchKey", "404"):
         return DataError("no such object", where=where, fix="check the key; was it deleted while the run went on?")
     if code in _DENIED:
-        fix = "give these credentials s3:GetObject, s3:PutObject and s3:ListBucket there"
+        fix = "give these credentials s3:GetObject, s3:PutObject and s3:ListBucket there (s3:DeleteObject to prune)"
         return RequestError(f"S3 denies access ({code}): {message}", where=where, fix=fix)
     if code in ("PreconditionFailed", "412"):
         fix = "run again from the plan once nothing writes there"

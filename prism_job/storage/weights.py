@@ -91,6 +91,43 @@ def _tags(files: list[Listed]) -> dict[str, str]:
     return {file.key: f"{file.size_bytes}-{file.tag}" for file in files}
 
 
+def bring_papers(uri: str, revision: str = "main") -> Path:
+    """A local path of what is known of a model without its weights: config, tokenizer, templates. Weights may be absent.
+
+    A GGUF file is brought whole: its papers stand within it.
+
+    Raises:
+        RequestError: nothing there.
+        TryAgain: the hub does not answer.
+    """
+    papers = [pattern for pattern in WANTED if pattern not in ("*.safetensors", "*.gguf")]
+    if _is_hub(uri):
+        from huggingface_hub import snapshot_download
+
+        with _HubErrors(uri):
+            return Path(snapshot_download(uri, revision=revision, allow_patterns=papers))
+    if uri.endswith(".gguf"):
+        return bring(uri)
+    if not uri.startswith("s3://"):
+        if not Path(uri).is_dir():
+            fix = "give a hub id (org/name), a folder, an s3:// prefix or a .gguf file"
+            raise RequestError("no such model", where=uri, fix=fix)
+        return Path(uri)
+    store = open_store(uri)
+    wanted = [
+        listed
+        for listed in store.list()
+        if "/" not in listed.key.removeprefix(TEMPLATES) and any(fnmatch.fnmatch(listed.key, one) for one in papers)
+    ]
+    target = cache_folder() / digest([uri, *(f"{listed.key} {listed.tag}" for listed in wanted)])
+    for listed in wanted:
+        (target / listed.key).parent.mkdir(parents=True, exist_ok=True)
+        beside = target / f"{listed.key}.{os.getpid()}.part"
+        store.download(listed.key, beside)
+        beside.rename(target / listed.key)
+    return target
+
+
 def cache_folder() -> Path:
     """Where models from S3 are kept: $PRISM_CACHE, or ~/.cache/prism."""
     return Path(os.environ.get("PRISM_CACHE") or Path.home() / ".cache" / "prism") / "models"
@@ -105,7 +142,9 @@ def _files(uri: str, is_adapter: bool) -> tuple[Store, list[Listed]]:
         parent, name = split_uri(uri)
         store = open_store(parent)
         if isinstance(store, LocalFolder):
-            files = [Listed(name, Path(uri).stat().st_size, "")] if Path(uri).exists() else []
+            files = (
+                [Listed(name, Path(uri).stat().st_size, "", Path(uri).stat().st_mtime)] if Path(uri).exists() else []
+            )
         else:
             files = [file for file in store.list(name) if file.key == name]
         if not files:
