@@ -21,11 +21,8 @@ from prism_job.extract.gradients import GradientCapture
 from prism_job.extract.model import captured_layers, load_model
 from prism_job.extract.workload import Load, Workload
 from prism_job.spec import RunSpec, parse_spec
-from tests import test_s3
 from tests.conftest import Job, candidate, pair, write_jsonl
 from tests.models import build_tokenizer, save_tiny_adapter, save_tiny_model
-
-s3 = test_s3.s3
 
 LLAMA_3_70B = {
     # As published with meta-llama/Meta-Llama-3-70B, what decides shapes.

@@ -15,10 +15,7 @@ from launcher import tables
 from prism_job.errors import RequestError
 from prism_job.inventory import prune
 from prism_job.storage.objects import MAX_DELETED_AT_ONCE, open_store
-from tests import test_s3
 from tests.conftest import Job, Row, candidate, pair, write_jsonl
-
-s3 = test_s3.s3
 
 AT_ONCE = ("--older-than", "0")
 
