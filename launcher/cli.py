@@ -293,7 +293,10 @@ def _fail(
 
 def _print(facts: dict[str, Any], output: Output, *, table: str) -> None:
     if output is Output.json:
-        print(json.dumps(facts, ensure_ascii=False))
+        try:
+            print(json.dumps(facts, ensure_ascii=False))
+        except UnicodeEncodeError:  # half of a surrogate pair, from a column's name say: written out
+            print(json.dumps(facts))
     elif output is Output.yaml:
         import yaml
 

@@ -143,10 +143,10 @@ def job(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def point_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on the job's S3 is the server at that address."""
-    from prism_job.storage import objects
+    from prism_job.storage import s3 as s3_client
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    objects._client.cache_clear()
+    s3_client._client.cache_clear()
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import boto3.session
     from moto.server import ThreadedMotoServer
 
-    from prism_job.storage import objects
+    from prism_job.storage import s3 as s3_client
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -172,7 +172,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     client.create_bucket(Bucket="prism")
     yield client
     server.stop()
-    objects._client.cache_clear()
+    s3_client._client.cache_clear()
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 
 from prism_job.errors import SpecError
+from prism_job.progress import last_words
 from prism_job.spec import parse_spec
 from tests.conftest import Job, candidate, pair, turn, write_jsonl
 from tests.models import save_tiny_adapter, save_tiny_model
@@ -64,6 +65,31 @@ def test_a_json_object_over_several_lines_is_named_as_such(job: Job) -> None:
     path.write_text(json.dumps(candidate(1), indent=2))
     job.spec["candidates"]["uris"] = [str(path)]
     job.fails("plan", DAMAGED_DATA, "pretty.json", "one object over several lines")
+
+
+def test_a_name_that_no_file_system_takes_is_refused_by_every_verb(job: Job) -> None:
+    name = "x" * 300
+    for verb in (("evaluate", f"/{name}/manifest.json"), ("export", str(job.run()), f"{job.folder}/{name}.jsonl")):
+        code, words = job.call(*verb)
+        assert code == WRONG_REQUEST, words
+        assert "File name too long" in words["error"]
+
+
+def test_a_byte_order_mark_before_json_is_read_over(job: Job) -> None:
+    rows = json.dumps([candidate(number) for number in range(10)])
+    (job.folder / "pool" / "a.jsonl").rename(job.folder / "a.jsonl")
+    (job.folder / "pool" / "a.json").write_bytes(b"\xef\xbb\xbf" + rows.encode())
+    assert job.plan()["examples"] == 10
+
+
+def test_last_words_fit_the_termination_message_in_any_script(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = job.folder / "last-words"
+    monkeypatch.setenv("PRISM_TERMINATION_LOG", str(path))
+    last_words({"verb": "plan", "error": "七" * 3000, "where": "八" * 3000, "fix": "九" * 3000, "exitCode": 64})
+    assert path.stat().st_size <= 4096
+    said = json.loads(path.read_text())
+    assert said["exitCode"] == 64
+    assert said["error"].startswith("七七七")
 
 
 def test_a_line_without_end_costs_bounded_memory(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

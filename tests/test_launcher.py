@@ -446,6 +446,23 @@ def test_evaluate_prints_a_ranking_a_row_with_its_intervals(rig: Rig) -> None:
     assert rig.note("evaluate")["arguments"] == ["/out/manifest.json", "--label", "good", "--positive", "yes"]
 
 
+def test_a_budget_of_nothing_has_no_precision_to_show() -> None:
+    from launcher.display import metrics_table
+
+    nothing = {name: None if "precision" in name else value for name, value in METRICS.items()}
+    assert metrics_table(nothing).splitlines()[-1].split() == [
+        "own",
+        "loss,",
+        "sum",
+        "0.700",
+        "0.600",
+        "to",
+        "0.750",
+        "–",
+        "–",
+    ]
+
+
 def test_evaluate_prints_json_without_the_envelope(rig: Rig) -> None:
     _, stdout, _ = rig.call("evaluate", "/out/manifest.json", "-o", "json")
     assert json.loads(stdout) == METRICS

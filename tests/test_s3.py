@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from prism_job.errors import DataError, PrismError, RequestError, TryAgain
-from prism_job.storage import objects, weather
+from prism_job.storage import s3 as s3_client
+from prism_job.storage import weather
 from prism_job.storage.objects import open_store
 from tests.conftest import Job, candidate, point_at, write_jsonl
 
@@ -86,7 +87,7 @@ def test_an_empty_prefix_is_named(job: Job, s3: Any) -> None:
 
 
 def test_missing_credentials_are_said(job: Job, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    objects._client.cache_clear()
+    s3_client._client.cache_clear()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -14,7 +14,8 @@ import pytest
 from launcher import tables
 from prism_job.errors import RequestError
 from prism_job.inventory import prune
-from prism_job.storage.objects import MAX_DELETED_AT_ONCE, open_store
+from prism_job.storage.objects import open_store
+from prism_job.storage.s3 import MAX_DELETED_AT_ONCE
 from tests.conftest import Job, Row, candidate, pair, write_jsonl
 
 AT_ONCE = ("--older-than", "0")

@@ -14,7 +14,7 @@ import pytest
 
 from prism_job.errors import DataError, RequestError, TryAgain
 from prism_job.storage import weights
-from prism_job.storage.objects import S3Prefix
+from prism_job.storage.s3 import S3Prefix
 from tests.conftest import point_at
 from tests.weather import Weather
 

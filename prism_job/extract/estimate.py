@@ -22,7 +22,7 @@ from prism_job.extract.workload import Workload, measure
 from prism_job.plan import Unit
 from prism_job.spec import RunSpec, SelectionRun, digest
 from prism_job.storage import codec, shards
-from prism_job.storage.objects import LocalFolder
+from prism_job.storage.folder import LocalFolder
 
 
 def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sample: int = 1) -> dict[str, Any]:

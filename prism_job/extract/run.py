@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from prism_job.extract.gradients import GradientCapture, Rows, refuse_non_finite
 from prism_job.extract.model import Layers, captured_layers, load_model, load_tokenizer
 from prism_job.extract.spawn import spawn_ranks
 from prism_job.extract.unit import Arrays, CandidateUnit, Computed, Pass, Passes, TargetUnit
+from prism_job.extract.uploads import Uploads
 from prism_job.extract.watchdog import Watchdog
 from prism_job.extract.world import Topology, World, shard_weights, zero3_settings
 from prism_job.plan import Plan, Quarantined, Unit, check_bad_fraction, extractor_parts, read_plan
@@ -110,7 +110,7 @@ class _Worker:
     meter: Meter
     stop: _StopSignal
     watchdog: Watchdog
-    uploads: _Uploads
+    uploads: Uploads
     bad: list[Quarantined] = field(default_factory=list)
     tokens_that_fit: int = 2**62
 
@@ -143,7 +143,7 @@ class _Worker:
             Meter("extract", num_rows + num_pairs),
             _StopSignal(),
             watchdog,
-            _Uploads(store, plan.extractor),
+            Uploads(store, plan.extractor),
         )
 
     def drive(self, passes: Passes) -> None:
@@ -281,41 +281,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _zero_rows(capture: GradientCapture) -> Rows:
     zero = torch.zeros(1, device=capture.device)
     return Rows(torch.zeros(1, capture.width, device=capture.device), zero, zero.int(), zero)
-
-
-class _Uploads:
-    """Puts shards on another thread while the next unit is computed. One unit waits at most: memory stays bounded."""
-
-    def __init__(self, store: Store, extractor: str) -> None:
-        self.store, self.extractor = store, extractor
-        self.thread = ThreadPoolExecutor(1, "upload")
-        self.waiting: Future[None] | None = None
-        self.num_written = 0
-
-    def __enter__(self) -> _Uploads:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            if kind is None:
-                self._wait()
-        finally:
-            self.thread.shutdown(wait=True)
-
-    def put(self, unit: Unit, shards_of_unit: list[tuple[shards.Kind, Arrays, dict[str, Any]]]) -> None:
-        self._wait()
-        self.waiting = self.thread.submit(self._write, unit, shards_of_unit)
-
-    def _wait(self) -> None:
-        waiting, self.waiting = self.waiting, None
-        if waiting is not None:
-            waiting.result()
-
-    def _write(self, unit: Unit, shards_of_unit: list[tuple[shards.Kind, Arrays, dict[str, Any]]]) -> None:
-        for kind, arrays, notes in shards_of_unit:
-            num_bytes = shards.write_shard(self.store, self.extractor, kind, unit.id, arrays, notes)
-            event("shard", kind=kind, unit=unit.id, rows=unit.num_rows, bytes=num_bytes)
-        self.num_written += 1
 
 
 class _StopSignal:

@@ -21,7 +21,7 @@ from prism_job.extract import data
 from prism_job.plan import PAIRS_PER_UNIT, Unit, check_bad_fraction, check_targets, cut_units, factor_units
 from prism_job.spec import RunSpec
 from prism_job.storage import rows
-from prism_job.storage.objects import LocalFolder
+from prism_job.storage.folder import LocalFolder
 from prism_job.storage.rows import Row
 
 UNREAD = -1

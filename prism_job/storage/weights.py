@@ -15,7 +15,9 @@ from pathlib import Path
 
 from prism_job.errors import DataError, RequestError, TryAgain
 from prism_job.spec import digest
-from prism_job.storage.objects import Listed, LocalFolder, S3Prefix, Store, open_store, split_uri
+from prism_job.storage.folder import LocalFolder
+from prism_job.storage.objects import Listed, Store, open_store, split_uri
+from prism_job.storage.s3 import S3Prefix
 
 WANTED = ("*.safetensors", "*.gguf", "*.json", "*.jinja", "*.model", "*.txt")
 """Files that can change a number. Everything else (pickles, code, read-me's) is neither read nor hashed."""
