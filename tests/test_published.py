@@ -20,7 +20,8 @@ from prism_job.errors import TryAgain
 from prism_job.plan import read_plan
 from prism_job.spec import parse_spec
 from prism_job.storage import shards
-from prism_job.storage.objects import LocalFolder, open_store
+from prism_job.storage.folder import LocalFolder
+from prism_job.storage.objects import open_store
 from tests.conftest import Job, Row, candidate, pair, turn, write_jsonl
 from tests.test_end_to_end import FLOAT32, direction, job_over_all_conventions, oracle, wanted_scores
 
