@@ -15,7 +15,6 @@ import safetensors.torch
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations import HfDeepSpeedConfig
 from transformers.pytorch_utils import Conv1D
 
 from prism_job.errors import DataError, RequestError
@@ -68,8 +67,7 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
         what = "an adapter" if spec.adapter else "a GGUF file"
         fix = "merge or convert it to a folder of safetensors, or set extraction.deepspeed.stage: 0"
         raise RequestError(f"{what} cannot be loaded in shares (stage 3)", where=spec.adapter or spec.uri, fix=fix)
-    # transformers loads in shares while this object lives.
-    in_shares = HfDeepSpeedConfig(zero3) if zero3 is not None else None
+    in_shares = _loading_in_shares(zero3) if zero3 is not None else None
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -107,6 +105,13 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
             fix = "take an earlier checkpoint: no gradient of this one means anything"
             raise DataError(f"weight {name} holds NaN or infinite values", where=spec.uri, fix=fix)
     return cast(PreTrainedModel, model)
+
+
+def _loading_in_shares(zero3: dict[str, Any]) -> Any:
+    """transformers loads in shares while what is returned lives."""
+    from transformers.integrations import HfDeepSpeedConfig  # brings deepspeed: seconds that stage 0 need not spend
+
+    return HfDeepSpeedConfig(zero3)
 
 
 def _with_adapter(model: PreTrainedModel, uri: str) -> Any:
