@@ -17,7 +17,7 @@ from prism_job.errors import TryAgain
 from prism_job.plan import FACTOR_UNIT_SHARE, factor_units, make_plan, read_plan
 from prism_job.spec import digest, parse_spec
 from prism_job.storage import codec, shards
-from prism_job.storage.objects import LocalFolder, open_store
+from prism_job.storage.objects import Store, open_store
 from tests.conftest import Job, candidate, pair, write_jsonl
 from tests.models import save_tiny_adapter, save_tiny_model
 
@@ -457,10 +457,11 @@ def test_a_second_extraction_of_one_plan_writes_nothing(job: Job) -> None:
 def test_no_unit_has_rows_before_the_factors_that_go_with_them(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever extraction is cut off, whoever sees a unit's rows may trust that its factors are there too."""
     job.plan()
-    plain = LocalFolder.put
+    folder = type(open_store(job.spec["store"]))
+    plain = folder.put
     left = 0
 
-    def failing(store: LocalFolder, key: str, content: bytes) -> None:
+    def failing(store: Store, key: str, content: bytes) -> None:
         nonlocal left
         if key.endswith(".safetensors"):
             left -= 1
@@ -474,7 +475,7 @@ def test_no_unit_has_rows_before_the_factors_that_go_with_them(job: Job, monkeyp
         shutil.rmtree(job.folder / "store" / read_plan(parse(job)).extractor, ignore_errors=True)
         left = allowed
         with monkeypatch.context() as patch:
-            patch.setattr(LocalFolder, "put", failing)
+            patch.setattr(folder, "put", failing)
             code, words = job.stage("extract")
         assert code == 75, words
         present = shards.units_present(open_store(job.spec["store"]), read_plan(parse(job)).extractor)
