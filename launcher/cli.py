@@ -27,6 +27,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
 )
+store_app = typer.Typer(
+    help="Look at a gradient store, and remove what no kept selection needs.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+app.add_typer(store_app, name="store")
 
 
 class Output(enum.StrEnum):
@@ -40,6 +46,12 @@ class Output(enum.StrEnum):
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Form of what is printed on stdout.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Let the job's own stderr through.")]
 ManifestArgument = Annotated[str, typer.Argument(metavar="MANIFEST", help="Path or s3:// address of manifest.json.")]
+
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Path or s3:// address: spec.store.")]
+KeepOption = Annotated[
+    list[str] | None,
+    typer.Option("--keep", metavar="OUTPUT", help="Keep what manifests below this spec.output need; repeatable."),
+]
 
 
 def main(arguments: Sequence[str] | None = None, *, job: Sequence[str] | None = None) -> None:
@@ -141,6 +153,88 @@ def export(
     _print(facts, output, table=facts["written"])
 
 
+@app.command()
+def estimate(
+    context: typer.Context,
+    file: Annotated[
+        typer.FileText, typer.Argument(metavar="FILE", encoding="utf-8", help="selection.yaml; - reads stdin.")
+    ],
+    gpu: Annotated[str, typer.Option(metavar="TYPE", help="A100-80GB, H100, H200, L4 or L40S.")] = "H100",
+    utilisation: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of the card's published peak that is reached.")
+    ] = 0.35,
+    sample: Annotated[
+        int, typer.Option(metavar="N", help="Tokenise one row in N and scale; 1 counts all of them.")
+    ] = 1,
+    output: OutputOption = Output.table,
+    verbose: VerboseOption = False,
+) -> None:
+    """Say what a run will cost, from the document, the model's config and the data. Needs no weights."""
+    with _exit_codes(output):
+        from launcher import local
+
+        with local.checked_copy(_read(file), file.name) as document:
+            options = ["--gpu", gpu, "--utilisation", str(utilisation), "--sample", str(sample)]
+            facts = _ask("estimate", ["--spec", document, *options], context, output, verbose)
+    from launcher.tables import estimate_table
+
+    _print(facts, output, table=estimate_table(facts))
+
+
+@store_app.command("list")
+def store_list(
+    context: typer.Context,
+    store: StoreArgument,
+    keep: KeepOption = None,
+    output: OutputOption = Output.table,
+    verbose: VerboseOption = False,
+) -> None:
+    """Units and rows by extractor digest, and how many kept selections need them."""
+    facts = _ask("store", ["list", store, *_keeps(keep)], context, output, verbose)
+    from launcher.tables import store_table
+
+    _print(facts, output, table=store_table(facts))
+
+
+@store_app.command("du")
+def store_du(
+    context: typer.Context,
+    store: StoreArgument,
+    keep: KeepOption = None,
+    output: OutputOption = Output.table,
+    verbose: VerboseOption = False,
+) -> None:
+    """Bytes by extractor digest and part."""
+    facts = _ask("store", ["du", store, *_keeps(keep)], context, output, verbose)
+    from launcher.tables import bytes_table
+
+    _print(facts, output, table=bytes_table(facts))
+
+
+@store_app.command("prune")
+def store_prune(
+    context: typer.Context,
+    store: StoreArgument,
+    keep: KeepOption = None,
+    older_than: Annotated[
+        float, typer.Option(metavar="HOURS", help="Younger objects are never removed: a run may be going on.")
+    ] = 24.0,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove. Without it, only say what would be removed.")] = False,
+    output: OutputOption = Output.table,
+    verbose: VerboseOption = False,
+) -> None:
+    """Remove what no kept selection needs. A dry run unless --yes is given."""
+    options = ["--older-than", str(older_than), *(["--yes"] if yes else [])]
+    facts = _ask("store", ["prune", store, *_keeps(keep), *options], context, output, verbose)
+    from launcher.tables import prune_table
+
+    _print(facts, output, table=prune_table(facts))
+
+
+def _keeps(keep: list[str] | None) -> list[str]:
+    return [word for uri in keep or () for word in ("--keep", uri)]
+
+
 def _ask(verb: str, arguments: list[str], context: typer.Context, output: Output, verbose: bool) -> dict[str, Any]:
     """Run a verb of the job that has no bars; its facts without the envelope."""
     with _exit_codes(output):
@@ -199,7 +293,10 @@ def _fail(
 
 def _print(facts: dict[str, Any], output: Output, *, table: str) -> None:
     if output is Output.json:
-        print(json.dumps(facts, ensure_ascii=False))
+        try:
+            print(json.dumps(facts, ensure_ascii=False))
+        except UnicodeEncodeError:  # half of a surrogate pair, from a column's name say: written out
+            print(json.dumps(facts))
     elif output is Output.yaml:
         import yaml
 

@@ -184,10 +184,9 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     for name, prefix in RANKINGS.items():
         cells = []
         for measure in ("auroc", "precision_at_budget"):
-            low, high = metrics[f"{prefix}{measure}_low"], metrics[f"{prefix}{measure}_high"]
-            cells.append((metrics[f"{prefix}{measure}"], f"{low:.3f} to {high:.3f}"))
-        (auroc, auroc_interval), (share, share_interval) = cells
-        lines.append(f"{name:<24}{auroc:>6.3f}  {auroc_interval:<16}{share:>20.3f}  {share_interval}")
+            value, low, high = (metrics[f"{prefix}{measure}{end}"] for end in ("", "_low", "_high"))
+            cells += ["–", "–"] if value is None else [f"{value:.3f}", f"{low:.3f} to {high:.3f}"]
+        lines.append(f"{name:<24}{cells[0]:>6}  {cells[1]:<16}{cells[2]:>20}  {cells[3]}")
     return "\n".join(lines)
 
 

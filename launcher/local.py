@@ -6,6 +6,7 @@ hard, the stage meets a broken pipe at its next line and ends too.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -18,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -170,6 +171,16 @@ def run_stages(text: str, where: str, display: Display, *, job: Sequence[str] = 
     }
 
 
+@contextlib.contextmanager
+def checked_copy(text: str, where: str) -> Iterator[str]:
+    """The path of a copy of the document, so that the text checked is the text a verb reads. Raises SpecError."""
+    prism_job.spec.parse_spec(text, where)
+    with tempfile.TemporaryDirectory(prefix="prism-") as folder:
+        document = Path(folder) / "selection.yaml"
+        document.write_text(text, encoding="utf-8")
+        yield str(document)
+
+
 def refuse_missing_packages(job: Sequence[str] = JOB) -> None:
     """Raises NotInstalledError where our own job could not start; imports nothing."""
     for package in JOB_PACKAGES if job is JOB else ():
@@ -236,6 +247,7 @@ def _listen(process: subprocess.Popen[str], display: Display, signals: Signals) 
         threading.Thread(target=_pump, args=(stream, lines), daemon=True).start()
     num_open, told = len(streams), False
     words: Words = {}
+    by_rank: dict[int, Words] = {}
     tail: deque[str] = deque(maxlen=MAX_TAIL_LINES)
     while num_open:
         try:
@@ -250,11 +262,20 @@ def _listen(process: subprocess.Popen[str], display: Display, signals: Signals) 
                 tail.append(line.rstrip("\n"))
             elif event["event"] in ("done", "failed"):
                 words = event
+            elif event["event"] == "progress":
+                by_rank[event.get("rank", 0)] = event
+                display.show(_together(event, by_rank.values()))
             else:
                 display.show(event)
         told = _pass_on(signals, process, display, told)
     process.wait()
     return words, list(tail)
+
+
+def _together(event: Words, of_ranks: Iterable[Words]) -> Words:
+    """The progress of a stage: each rank counts its own examples and tokens of one total."""
+    of_ranks = list(of_ranks)
+    return {**event, **{name: sum(one[name] for one in of_ranks) for name in ("done", "tokens")}}
 
 
 def _pass_on(signals: Signals, process: subprocess.Popen[str], display: Display, told: bool) -> bool:

@@ -15,9 +15,10 @@ from typing import Any
 from prism_job.errors import PrismError, RequestError, Stopped
 from prism_job.progress import event, last_words
 from prism_job.spec import SelectionRun, parse_spec
+from prism_job.storage.weather import num_retries
 
 
-def _plan(run: SelectionRun) -> dict[str, Any]:
+def _plan(run: SelectionRun, _: argparse.Namespace) -> dict[str, Any]:
     from prism_job.plan import make_plan
 
     plan = make_plan(run)
@@ -31,13 +32,16 @@ def _plan(run: SelectionRun) -> dict[str, Any]:
     }
 
 
-def _extract(run: SelectionRun) -> dict[str, Any]:
+def _extract(run: SelectionRun, arguments: argparse.Namespace) -> dict[str, Any]:
     from prism_job.extract.run import extract
+    from prism_job.extract.world import Topology
 
-    return extract(run)
+    topology = Topology(**{name: getattr(arguments, name) for name in TOPOLOGY})
+    given = ["--spec", arguments.spec, *(f"--{name}={getattr(arguments, name)}" for name in TOPOLOGY)]
+    return extract(run, topology, given)
 
 
-def _reduce(run: SelectionRun) -> dict[str, Any]:
+def _reduce(run: SelectionRun, _: argparse.Namespace) -> dict[str, Any]:
     from prism_job.reduce.run import reduce
 
     return reduce(run)
@@ -63,12 +67,43 @@ def _report(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"report": published.folder.uri("report.html")}
 
 
-STAGES: dict[str, Callable[[SelectionRun], dict[str, Any]]] = {"plan": _plan, "extract": _extract, "reduce": _reduce}
+def _estimate(arguments: argparse.Namespace) -> dict[str, Any]:
+    from prism_job.extract.estimate import estimate
+
+    return estimate(_read_spec(arguments.spec), arguments.gpu, arguments.utilisation, arguments.sample)
+
+
+def _store(arguments: argparse.Namespace) -> dict[str, Any]:
+    from prism_job import inventory
+
+    if arguments.action == "prune":
+        return inventory.prune(arguments.store, arguments.keep, arguments.older_than, really=arguments.yes)
+    look = inventory.list_contents if arguments.action == "list" else inventory.disk_use
+    return look(arguments.store, arguments.keep)
+
+
+STAGES: dict[str, Callable[[SelectionRun, argparse.Namespace], dict[str, Any]]] = {
+    "plan": _plan,
+    "extract": _extract,
+    "reduce": _reduce,
+}
+TOPOLOGY = {
+    "ranks": (0, "processes of this node; 0: one a GPU, or one"),
+    "nodes": (1, "nodes of this world"),
+    "node": (0, "which of them this is"),
+    "master": ("127.0.0.1:29500", "host:port of node 0, where the ranks of several nodes meet"),
+    "groups": (1, "worlds that share the store and nothing else"),
+    "group": (0, "which of them this is"),
+}
+"""Options of `extract`: name -> default and help. The launcher sets them from spec.cluster."""
 VERBS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "evaluate": _evaluate,
     "export": _export,
     "report": _report,
+    "estimate": _estimate,
+    "store": _store,
 }
+OF_A_MANIFEST = ("evaluate", "export", "report")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,18 +112,36 @@ def main(arguments: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     for name in STAGES:
         verbs.add_parser(name).add_argument("--spec", required=True, help="path of selection.yaml")
-    for name in VERBS:
+    for name in OF_A_MANIFEST:
         verbs.add_parser(name).add_argument("manifest", help="address of a manifest.json")
+    for name, (default, text) in TOPOLOGY.items():
+        verbs.choices["extract"].add_argument(f"--{name}", type=type(default), default=default, help=text)
     verbs.choices["evaluate"].add_argument("--label", default="label", help="column that says good or bad")
     verbs.choices["evaluate"].add_argument("--positive", help="its value that means good")
     verbs.choices["export"].add_argument("destination", help="path or s3:// address of the file to write")
+    estimating = verbs.add_parser("estimate")
+    estimating.add_argument("--spec", required=True, help="path of selection.yaml")
+    estimating.add_argument("--gpu", default="H100", help="type of card")
+    estimating.add_argument("--utilisation", type=float, default=0.35, help="share of its peak that is reached")
+    estimating.add_argument("--sample", type=int, default=1, help="tokenise one row in so many")
+    storing = verbs.add_parser("store")
+    storing.add_argument("action", choices=("list", "du", "prune"))
+    storing.add_argument("store", help="path or s3:// address of the store")
+    storing.add_argument("--keep", action="append", default=[], help="output whose manifests are kept; repeatable")
+    storing.add_argument("--older-than", type=float, default=24.0, help="hours; younger objects are never removed")
+    storing.add_argument("--yes", action="store_true", help="remove; else only say what would be removed")
     chosen = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _on_sigterm)
+    before = num_retries()
     try:
-        words = VERBS[chosen.verb](chosen) if chosen.verb in VERBS else STAGES[chosen.verb](_read_spec(chosen.spec))
+        if chosen.verb in STAGES:
+            words = STAGES[chosen.verb](_read_spec(chosen.spec), chosen)
+            words["retries"] = words.get("retries", 0) + num_retries() - before  # a spawner's words hold its ranks'
+        else:
+            words = VERBS[chosen.verb](chosen)
     except (PrismError, Stopped) as error:
         words = {"error": error.what, "where": error.where, "fix": error.fix, "exitCode": error.exit_code}
-        last_words({"verb": chosen.verb, **words})
+        last_words({"verb": chosen.verb, **words, "retries": num_retries() - before})
         return error.exit_code
     except MemoryError:
         fix = "free memory, lower extraction.tokensPerBatch, or look for one huge row; finished units are kept"

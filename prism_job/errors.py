@@ -40,6 +40,14 @@ class TryAgain(PrismError):
     exit_code = 75
 
 
+class RankFailed(PrismError):
+    """A rank ended badly: its own exit code and words are handed on."""
+
+    def __init__(self, what: str, *, where: str, fix: str, exit_code: int) -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.exit_code = exit_code
+
+
 class Stopped(_Said):
     """SIGTERM arrived. Exit code 143, as the shell has it.
 

@@ -118,7 +118,6 @@ def make_plan(run: SelectionRun) -> Plan:
         DataError: a bad target, or more bad candidates than `maxBadFraction`.
     """
     spec = run.spec
-    _refuse_unsupported(spec)
     _refuse_feedback(spec)
     # Asked before anything is read: a bucket that is not there is better known now than after hours.
     next(open_store(spec.output).list(f"{run.metadata.name}/"), None)
@@ -129,15 +128,17 @@ def make_plan(run: SelectionRun) -> Plan:
 
     target_sources, _ = rows.list_sources(spec.targets.uris)
     needs_rejected = spec.scoring.weighting == "preference"
-    targets, bad_targets = _cut(
+    targets, bad_targets = cut_units(
         target_sources, lambda row: examples.target_content(row, needs_rejected), PAIRS_PER_UNIT, store, known
     )
-    _check_targets(targets, bad_targets, spec)
+    check_targets(targets, bad_targets, spec)
 
     sources, ignored = rows.list_sources(spec.candidates.uris)
     for uri in ignored:
         event("ignored", uri=uri, reason="not a kind of data file that PRISM reads")
-    candidates, quarantine = _cut(sources, examples.candidate_content, spec.extraction.examples_per_shard, store, known)
+    candidates, quarantine = cut_units(
+        sources, examples.candidate_content, spec.extraction.examples_per_shard, store, known
+    )
     check_bad_fraction(quarantine, sum(unit.num_rows for unit in candidates), spec)
 
     factors = factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []
@@ -242,16 +243,6 @@ def check_bad_fraction(bad: list[Quarantined], num_good: int, spec: RunSpec) -> 
     )
 
 
-def _refuse_unsupported(spec: RunSpec) -> None:
-    deepspeed = spec.extraction.deepspeed
-    if deepspeed.stage != 0 or deepspeed.offload != "none":
-        raise RequestError(
-            "this version extracts in one process and cannot shard or offload the weights",
-            where="spec.extraction.deepspeed",
-            fix="set stage: 0 and offload: none, with a model that fits one device",
-        )
-
-
 def _refuse_feedback(spec: RunSpec) -> None:
     """The store holds rows and the output json: inside a data folder the next plan would read them as examples."""
     for name, own in (("spec.store", spec.store), ("spec.output", spec.output)):
@@ -262,7 +253,8 @@ def _refuse_feedback(spec: RunSpec) -> None:
                 raise RequestError(f"{name} {own} lies inside the data at {uri}", where=name, fix=fix)
 
 
-def _check_targets(units: list[Unit], bad: list[Quarantined], spec: RunSpec) -> None:
+def check_targets(units: list[Unit], bad: list[Quarantined], spec: RunSpec) -> None:
+    """Raises DataError where a target is bad, RequestError where there is none."""
     if bad:
         raise DataError(
             f"{len(bad)} unusable target(s), the first: {bad[0].reason}",
@@ -274,9 +266,10 @@ def _check_targets(units: list[Unit], bad: list[Quarantined], spec: RunSpec) -> 
         raise RequestError("there are no targets: no rows in any file", where=where, fix="check targets.uris")
 
 
-def _cut(
+def cut_units(
     sources: list[Source], parse: Callable[[Row], Content], size: int, store: Store, known: set[str]
 ) -> tuple[list[Unit], list[Quarantined]]:
+    """Read the sources, cut their good rows into units of `size`, stage those that are not `known`; and the bad rows."""
     units: list[Unit] = []
     bad: list[Quarantined] = []
     meter = Meter("plan", len(sources))

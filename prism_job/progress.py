@@ -19,8 +19,12 @@ MAX_LAST_WORDS_BYTES = 4096
 
 
 def event(name: str, **fields: Any) -> None:
-    """Print one event. `fields` must be plain values."""
-    print(json.dumps({"event": name, "time": round(time.time(), 3), **fields}, default=str), flush=True)
+    """Print one event. `fields` must be plain values. Where several ranks write, each says which it is."""
+    place = {"rank": int(os.environ["RANK"])} if "RANK" in os.environ else {}
+    line = json.dumps({"event": name, "time": round(time.time(), 3), **place, **fields}, default=str)
+    # One write: ranks share their stdout, and lines written in parts would mix.
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def last_words(words: Mapping[str, Any]) -> None:
@@ -30,11 +34,22 @@ def last_words(words: Mapping[str, Any]) -> None:
     if path.exists() or "PRISM_TERMINATION_LOG" in os.environ:
         text = json.dumps(words, default=str)
         if len(text.encode()) > MAX_LAST_WORDS_BYTES:
-            text = json.dumps({key: str(value)[:800] for key, value in words.items()})[:MAX_LAST_WORDS_BYTES]
+            text = _shortened(words)
         try:
             path.write_text(text)
         except OSError as error:
             print(f"cannot write the termination message to {path}: {error}", file=sys.stderr)
+
+
+def _shortened(words: Mapping[str, Any]) -> str:
+    """The words as JSON that fits, every text cut to the same length; a script of three bytes a letter is cut shorter."""
+    for length in (1200, 800, 400, 200, 100, 50):
+        text = json.dumps(
+            {key: str(value)[:length] if isinstance(value, str) else value for key, value in words.items()}
+        )
+        if len(text) <= MAX_LAST_WORDS_BYTES:
+            return text
+    return json.dumps({"error": "the last words are too long; see the events"})
 
 
 class Meter:

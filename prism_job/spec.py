@@ -133,14 +133,21 @@ class CodecSpec(Section):
 
 
 class DeepSpeedSpec(Section):
-    """How the weights are spread over the ranks of a world. This version has one rank and refuses all but the defaults."""
+    """How the weights are spread over the ranks of a world."""
 
     stage: Literal[0, 3] = Field(
-        0, description="0: each rank holds the model. 3: ZeRO-3, each rank holds a share (refused by this version)."
+        0, description="0: each rank holds the model. 3: ZeRO-3, each rank of a world holds a share."
     )
     offload: Literal["none", "cpu", "nvme"] = Field(
-        "none", description="Where ZeRO-3 keeps weights not in use (none alone in this version)."
+        "none",
+        description="Where ZeRO-3 keeps weights not in use: on the device, in the node's memory, or on its disk.",
     )
+
+    @model_validator(mode="after")
+    def _offload_needs_shares(self) -> DeepSpeedSpec:
+        if self.offload != "none" and self.stage != 3:
+            raise ValueError(f"offload: {self.offload} needs stage: 3")
+        return self
 
 
 class ExtractionSpec(Section):
@@ -162,6 +169,9 @@ class ExtractionSpec(Section):
     projection: ProjectionSpec = Field(ProjectionSpec(), description="The random projection.")
     codec: CodecSpec = Field(CodecSpec(), description="The form of a stored row.")
     deepspeed: DeepSpeedSpec = Field(DeepSpeedSpec(), description="Sharding of the weights.")
+    step_timeout_seconds: float = Field(
+        600, gt=0, description="A micro-batch that takes longer is taken for a hang: its rank ends with exit code 75."
+    )
 
 
 class CurvatureSpec(Section):

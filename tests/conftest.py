@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import os
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +139,45 @@ class Job:
 @pytest.fixture
 def job(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> Job:
     return Job(tmp_path, tiny_model, capsys)
+
+
+def point_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on the job's S3 is the server at that address."""
+    from prism_job.storage import s3 as s3_client
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    s3_client._client.cache_clear()
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """moto's server with the buckets `corpora` and `prism`, and a client of it."""
+    import boto3.session
+    from moto.server import ThreadedMotoServer
+
+    from prism_job.storage import s3 as s3_client
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    # moto keeps its buckets in the process, and the job its client: both begin anew with each test.
+    urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/reset", data=b"").close()
+    point_at(f"http://127.0.0.1:{port}", monkeypatch)
+    client = boto3.session.Session().client("s3")
+    client.create_bucket(Bucket="corpora")
+    client.create_bucket(Bucket="prism")
+    yield client
+    server.stop()
+    s3_client._client.cache_clear()
+
+
+@pytest.fixture
+def no_pauses(s3: Any, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """As many tries as ever, without the waits between them."""
+    monkeypatch.setattr("prism_job.storage.weather.FIRST_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("prism_job.storage.weather.LONGEST_WAIT_SECONDS", 0.0)
+    return monkeypatch

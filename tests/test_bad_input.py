@@ -19,7 +19,9 @@ import safetensors.torch
 import torch
 
 from prism_job.errors import SpecError
+from prism_job.examples import example_id, target_content
 from prism_job.extract.gradients import GradientCapture
+from prism_job.progress import last_words
 from prism_job.spec import parse_spec
 from tests.conftest import Job, candidate, pair, turn, write_jsonl
 from tests.models import save_tiny_adapter, save_tiny_model
@@ -68,6 +70,31 @@ def test_a_json_object_over_several_lines_is_named_as_such(job: Job) -> None:
     job.fails("plan", DAMAGED_DATA, "pretty.json", "one object over several lines")
 
 
+def test_a_name_that_no_file_system_takes_is_refused_by_every_verb(job: Job) -> None:
+    name = "x" * 300
+    for verb in (("evaluate", f"/{name}/manifest.json"), ("export", str(job.run()), f"{job.folder}/{name}.jsonl")):
+        code, words = job.call(*verb)
+        assert code == WRONG_REQUEST, words
+        assert "File name too long" in words["error"]
+
+
+def test_a_byte_order_mark_before_json_is_read_over(job: Job) -> None:
+    rows = json.dumps([candidate(number) for number in range(10)])
+    (job.folder / "pool" / "a.jsonl").rename(job.folder / "a.jsonl")
+    (job.folder / "pool" / "a.json").write_bytes(b"\xef\xbb\xbf" + rows.encode())
+    assert job.plan()["examples"] == 10
+
+
+def test_last_words_fit_the_termination_message_in_any_script(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = job.folder / "last-words"
+    monkeypatch.setenv("PRISM_TERMINATION_LOG", str(path))
+    last_words({"verb": "plan", "error": "七" * 3000, "where": "八" * 3000, "fix": "九" * 3000, "exitCode": 64})
+    assert path.stat().st_size <= 4096
+    said = json.loads(path.read_text())
+    assert said["exitCode"] == 64
+    assert said["error"].startswith("七七七")
+
+
 def test_a_line_without_end_costs_bounded_memory(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prism_job.storage.rows.MAX_LINE_BYTES", 2**20)
     rows = [json.dumps(candidate(number)) for number in range(3)]
@@ -97,13 +124,6 @@ def test_a_folder_that_cannot_be_listed_is_not_skipped(job: Job, monkeypatch: py
 
     monkeypatch.setattr(os, "scandir", refusing)
     job.fails("plan", WRONG_REQUEST, "Permission denied", "pool")
-
-
-def test_what_this_version_cannot_do_is_refused_before_anything_is_read(job: Job) -> None:
-    job.spec["candidates"]["uris"] = [str(job.folder / "nowhere")]
-    for deepspeed in ({"stage": 3}, {"offload": "cpu"}):
-        job.spec["extraction"]["deepspeed"] = deepspeed
-        job.fails("plan", WRONG_REQUEST, "cannot shard or offload", "stage: 0")
 
 
 def test_tools_may_be_json_text_and_count_alike(job: Job) -> None:
@@ -226,6 +246,7 @@ def test_a_budget_over_all_is_refused(job: Job) -> None:
         ("metadata: &m {name: *m}", "metadata.name"),
         (f"spec: {{store: {'x' * 300}}}", "longer than the 255 bytes"),
         ("spec: {store: ~/store}", "'~' is not expanded"),
+        ("spec: {extraction: {deepspeed: {offload: cpu}}}", "offload: cpu needs stage: 3"),
         ("spec: {candidates: {uris: ['hf://a/b']}}", "hf://' is not supported"),
     ],
 )
@@ -513,7 +534,9 @@ def test_a_gradient_that_is_not_finite_is_refused_and_not_stored(
     monkeypatch.setattr(GradientCapture, "rows", spoiled)
     code, words = job.stage("extract")
     assert code == DAMAGED_DATA, words
-    assert "unit" in words["where"]
+    assert "not finite" in words["error"]
+    ids = [example_id(target_content(pair(number), needs_rejected=True)) for number in range(3)]
+    assert any(known in words["error"] for known in ids), "the first that was computed is named"
     assert not list((job.folder / "store").rglob("*.safetensors"))
 
 

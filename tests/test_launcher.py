@@ -23,14 +23,53 @@ from prism_job.spec import parse_spec
 
 ROOT = Path(__file__).parents[1]
 
+VERBS = ("run", "evaluate", "report", "export", "estimate", "store")
+
 METRICS = {"label": "label", "num_examples": 40, "num_positive": 20, "action": "drop lowest", "taken_by_budget": 10}
 for number, ranking in enumerate(("", "loss_", "loss_sum_")):
     for measure in ("auroc", "precision_at_budget"):
         name = f"{ranking}{measure}"
         METRICS |= {name: 0.9 - number / 10, f"{name}_low": 0.8 - number / 10, f"{name}_high": 0.95 - number / 10}
 
+ESTIMATE = {
+    "model": "m",
+    "dtype": "bfloat16",
+    "parameters": 9,
+    "parameters_covered": 8,
+    "layers_captured": 2,
+    "sample": 1,
+    "num_examples": 40,
+    "num_pairs": 8,
+    "units": 3,
+    "bad_rows": 0,
+    "tokens": 18325,
+    "tokens_padded": 19000,
+    "flops": {"forward": 4e12, "backward": 4e12, "projection": 1e12, "total": 9e12},
+    "tokens_are_exact": True,
+    "store_bytes": 7,
+    "store": {"rows": 7},
+    "gpu": "H200",
+    "utilisation": 0.4,
+    "gpu_hours": 2.0,
+    "topology": None,
+    "memory": [],
+}
+STORE = {
+    "store": "/store",
+    "extractors": [],
+    "bytes": 0,
+    "needed_bytes": None,
+    "other_objects": 0,
+    "removed": False,
+    "objects": 0,
+    "kept_unfinished": [],
+    "kept_objects": 1,
+    "kept_selections": 1,
+    "too_young_objects": 0,
+}
+
 FAKE_JOB = (
-    f"METRICS = {METRICS!r}"
+    f"METRICS, ESTIMATE, STORE = {METRICS!r}, {ESTIMATE!r}, {STORE!r}"
     + """
 import json, os, pathlib, signal, subprocess, sys, time
 verb, arguments = sys.argv[1], sys.argv[2:]
@@ -44,6 +83,8 @@ words = {
     "evaluate": METRICS,
     "report": {"report": "/out/report.html"},
     "export": {"written": "/out/subset.jsonl", "rows": 20},
+    "estimate": ESTIMATE,
+    "store": STORE,
 }[verb]
 words.update(plan.get(verb, {}))
 def say(event, **fields):
@@ -179,7 +220,9 @@ def test_the_spec_imports_no_torch() -> None:
     assert loaded.isdisjoint({"torch", "numpy", "pyarrow", "boto3", "launcher"})
 
 
-@pytest.mark.parametrize("arguments", [[], ["run"], ["evaluate"], ["report"], ["export"]])
+@pytest.mark.parametrize(
+    "arguments", [[], *([verb] for verb in VERBS), ["store", "list"], ["store", "du"], ["store", "prune"]]
+)
 def test_every_verb_explains_itself(rig: Rig, arguments: list[str]) -> None:
     code, stdout, stderr = rig.call(*arguments, "--help")
     assert (code, stderr) == (0, "")
@@ -403,6 +446,23 @@ def test_evaluate_prints_a_ranking_a_row_with_its_intervals(rig: Rig) -> None:
     assert rig.note("evaluate")["arguments"] == ["/out/manifest.json", "--label", "good", "--positive", "yes"]
 
 
+def test_a_budget_of_nothing_has_no_precision_to_show() -> None:
+    from launcher.display import metrics_table
+
+    nothing = {name: None if "precision" in name else value for name, value in METRICS.items()}
+    assert metrics_table(nothing).splitlines()[-1].split() == [
+        "own",
+        "loss,",
+        "sum",
+        "0.700",
+        "0.600",
+        "to",
+        "0.750",
+        "–",
+        "–",
+    ]
+
+
 def test_evaluate_prints_json_without_the_envelope(rig: Rig) -> None:
     _, stdout, _ = rig.call("evaluate", "/out/manifest.json", "-o", "json")
     assert json.loads(stdout) == METRICS
@@ -416,6 +476,37 @@ def test_report_and_export_print_an_address(rig: Rig) -> None:
     assert rig.call("report", "/out/manifest.json") == (0, "/out/report.html\n", "")
     assert rig.call("export", "/out/manifest.json", "subset.jsonl") == (0, "/out/subset.jsonl\n", "")
     assert rig.note("export")["arguments"] == ["/out/manifest.json", "subset.jsonl"]
+
+
+def test_estimate_hands_over_a_copy_of_the_document_and_the_options(rig: Rig) -> None:
+    code, stdout, stderr = rig.call(
+        "estimate", str(rig.document), "--gpu", "H200", "--utilisation", "0.4", "-o", "json"
+    )
+    assert (code, json.loads(stdout), stderr) == (0, ESTIMATE, "")
+    option, copy, *rest = rig.note("estimate")["arguments"]
+    assert option == "--spec"
+    assert copy != str(rig.document)
+    assert rest == ["--gpu", "H200", "--utilisation", "0.4", "--sample", "1"]
+    rig.document.write_text("spec: 1")
+    assert rig.call("estimate", str(rig.document))[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "handed"),
+    [
+        (["list", "/store", "--keep", "/a", "--keep", "/b"], ["list", "/store", "--keep", "/a", "--keep", "/b"]),
+        (["du", "/store"], ["du", "/store"]),
+        (["prune", "/store", "--keep", "/a"], ["prune", "/store", "--keep", "/a", "--older-than", "24.0"]),
+        (
+            ["prune", "/store", "--yes", "--older-than", "2"],
+            ["prune", "/store", "--older-than", "2.0", "--yes"],
+        ),
+    ],
+)
+def test_store_verbs_hand_over_what_they_are_given(rig: Rig, given: list[str], handed: list[str]) -> None:
+    code, stdout, stderr = rig.call("store", *given, "-o", "json")
+    assert (code, json.loads(stdout), stderr) == (0, STORE, "")
+    assert rig.note("store")["arguments"] == handed
 
 
 def test_a_verb_fails_like_a_stage(rig: Rig) -> None:
@@ -455,6 +546,15 @@ def test_a_folder_of_the_user_shadows_no_library(tmp_path: Path) -> None:
 )
 def test_progress_in_words(event: dict[str, Any], expected: str) -> None:
     assert display.progress_words(event) == expected
+
+
+def test_the_progress_of_ranks_is_added_up() -> None:
+    ranks = [
+        {"stage": "extract", "rank": rank, "done": 3 + rank, "total": 9, "tokens": 10, "seconds": 2.0}
+        for rank in (0, 1)
+    ]
+    together = local._together(ranks[1], ranks)
+    assert (together["done"], together["total"], together["tokens"]) == (7, 9, 20)
 
 
 def test_plain_progress_lines_are_seconds_apart(capsys: pytest.CaptureFixture[str]) -> None:

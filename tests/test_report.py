@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from prism_job.reduce.manifest import summary
 from prism_job.reduce.report import (
     DOMINANT_SHARE,
     MAX_PAIR_TEXT,
@@ -21,6 +22,7 @@ from prism_job.reduce.report import (
 
 HOSTILE = "<script src=\"http://evil/x.js\">alert('1')</script><img src=x onerror=alert(1)> & \ud800 \x00 \u202e </pre></style>"
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+NONE = np.zeros(0, np.int64)
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 ALLOWED = {
     "html",
@@ -112,12 +114,15 @@ def report_of(scores: list[float] | np.ndarray, **changes: object) -> Report:
         threshold=half,
         action="keep highest",
         scores=values,
+        usable=np.ones(len(values), np.bool_),
+        summary=summary(values.copy()),
         selected=chosen,
         preference=np.array([0.1, 0.5, 0.5, 1.0]),
         contribution=np.array([0.1, 0.4, 0.7, -0.2]),
         pairs=pairs_of([0.1, 0.4, 0.7, -0.2]),
         sources=["s3://pool/a.jsonl", "s3://pool/b.jsonl"],
-        source_of=np.zeros(len(values), np.int32),
+        usable_by_source=np.array([len(values), 0]),
+        selected_by_source=np.array([int(chosen.sum()), 0]),
         highest=[shown(number) for number in range(3)],
         lowest=[shown(number) for number in range(10, 13)],
         quarantine=[("s3://pool/a.jsonl", 3, "not JSON")],
@@ -210,6 +215,14 @@ def test_bars_count_every_example_once(scores: np.ndarray) -> None:
     assert all(0 <= float(of["x"].rstrip("%")) <= 100 for tag, of in page.elements if tag == "rect")
 
 
+def test_rows_that_are_not_usable_are_in_no_bar_and_no_count() -> None:
+    scores = np.arange(100.0)
+    usable = scores >= 30  # the score of a row that is not usable means nothing
+    page = Page(render(replace(report_of(scores), usable=usable, summary=summary(scores[usable]))))
+    assert (page.counted("sel"), page.counted("rest")) == (50, 20)
+    assert "70 usable" in page.words()
+
+
 def test_bars_at_the_edge_say_how_many_lie_beyond() -> None:
     scores = np.concatenate([np.linspace(-1, 1, 200), [-500.0] * 3, [900.0] * 2])
     words = Page(render(report_of(scores))).words()
@@ -280,7 +293,15 @@ def test_a_long_quarantine_is_cut_counted_and_complete_by_reason() -> None:
         {"quarantine": [], "ignored": []},
         {"highest": [], "lowest": []},
         {"settings": {}},
-        {"sources": [], "source_of": np.zeros(0, np.int32), "scores": np.zeros(0), "selected": np.zeros(0, np.bool_)},
+        {
+            "sources": [],
+            "usable_by_source": NONE,
+            "selected_by_source": NONE,
+            "scores": np.zeros(0),
+            "summary": {},
+            "selected": np.zeros(0, np.bool_),
+            "usable": np.zeros(0, np.bool_),
+        },
         {"preference": np.array([]), "contribution": np.array([1.0]), "pairs": pairs_of([1.0])},
         {"preference": np.array([0.0, 1.0])},
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import hashlib
 import http.server
@@ -10,41 +11,18 @@ import io
 import json
 import os
 import threading
-import urllib.request
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import boto3.session
 import pytest
-from moto.server import ThreadedMotoServer
 
-from prism_job.errors import PrismError, RequestError, TryAgain
-from prism_job.storage import objects, weights
+from prism_job.errors import DataError, PrismError, RequestError, TryAgain
+from prism_job.storage import s3 as s3_client
+from prism_job.storage import weather, weights
 from prism_job.storage.objects import open_store
-from tests.conftest import Job, candidate, write_jsonl
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    # moto keeps its buckets in the process, and the job its client: both begin anew with each test.
-    urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/reset", data=b"").close()
-    objects._client.cache_clear()
-    client = boto3.session.Session().client("s3")
-    client.create_bucket(Bucket="corpora")
-    client.create_bucket(Bucket="prism")
-    yield client
-    server.stop()
-    objects._client.cache_clear()
+from tests.conftest import Job, candidate, point_at, write_jsonl
 
 
 def on_s3(job: Job, client: Any) -> Job:
@@ -110,7 +88,7 @@ def test_an_empty_prefix_is_named(job: Job, s3: Any) -> None:
 
 
 def test_missing_credentials_are_said(job: Job, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    objects._client.cache_clear()
+    s3_client._client.cache_clear()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -119,13 +97,18 @@ def test_missing_credentials_are_said(job: Job, s3: Any, monkeypatch: pytest.Mon
     on_s3_.fails("plan", 64, "credentials", "AWS_ACCESS_KEY_ID")
 
 
-def test_a_server_that_does_not_answer_is_weather(job: Job, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_is_weather(job: Job, no_pauses: pytest.MonkeyPatch) -> None:
     # Port 9 of this machine: nobody listens, every try is refused at once; only the pauses between tries are cut.
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    objects._client.cache_clear()
-    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
+    point_at("http://127.0.0.1:9", no_pauses)
     job.spec["candidates"]["uris"] = ["s3://corpora/pool/"]
-    job.fails("plan", 75, "s3://corpora", "AWS_ENDPOINT_URL")
+    job.fails("plan", 75, "s3://corpora", "AWS_ENDPOINT_URL", f"{weather.TRIES} tries")
+    assert job.events[-1]["retries"] == weather.TRIES - 1
+
+
+def test_an_endpoint_that_is_no_address_is_named(job: Job, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    point_at("nowhere", monkeypatch)
+    job.spec["candidates"]["uris"] = ["s3://corpora/pool/"]
+    job.fails("plan", 64, "nowhere", "AWS_ENDPOINT_URL")
 
 
 class RoughServer:
@@ -165,37 +148,62 @@ SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request ra
 
 
 @pytest.fixture
-def no_pauses(s3: Any, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
-    objects._client.cache_clear()
-    return monkeypatch
+def rough(no_pauses: pytest.MonkeyPatch) -> Iterator[Callable[..., RoughServer]]:
+    """Starts a RoughServer and points the job at it."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*answers: tuple[int, bytes, int]) -> RoughServer:
+            server = stack.enter_context(RoughServer(*answers))
+            point_at(f"http://127.0.0.1:{server.server.server_port}", no_pauses)
+            return server
+
+        yield start
 
 
-def test_slow_down_is_tried_again(no_pauses: pytest.MonkeyPatch) -> None:
-    slow = (503, SLOW_DOWN, len(SLOW_DOWN))
-    with RoughServer(slow, slow, (200, ROW, len(ROW))) as rough:
-        no_pauses.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{rough.server.server_port}")
-        assert open_store("s3://bucket/x").get("row") == ROW
-        assert len(rough.asked) == 3
-    with RoughServer(slow) as rough:
-        objects._client.cache_clear()
-        no_pauses.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{rough.server.server_port}")
-        with pytest.raises(TryAgain, match="SlowDown"):
-            open_store("s3://bucket/x").get("row")
-        assert len(rough.asked) == 8
+SLOW = (503, SLOW_DOWN, len(SLOW_DOWN))
+CUT_SHORT = (200, ROW[:5], len(ROW))
+CHANGED = (200, ROW.upper(), len(ROW))
+WHOLE = (200, ROW, len(ROW))
+Rough = Callable[..., RoughServer]
+
+
+@pytest.mark.parametrize("bad", [SLOW, CUT_SHORT, CHANGED], ids=["SlowDown", "cut short", "changed on the way"])
+def test_a_bad_answer_is_asked_for_again_and_counted(rough: Rough, bad: tuple[int, bytes, int]) -> None:
+    server, before = rough(bad, bad, WHOLE), weather.num_retries()
+    assert open_store("s3://bucket/x").get("row") == ROW
+    assert len(server.asked) == 3
+    assert weather.num_retries() - before == 2
 
 
 @pytest.mark.parametrize(
-    "answer", [(200, ROW[:5], len(ROW)), (200, ROW.upper(), len(ROW))], ids=["cut short", "changed on the way"]
+    ("bad", "says"),
+    [(SLOW, "SlowDown"), (CUT_SHORT, "broke off or was changed"), (CHANGED, "broke off or was changed")],
+    ids=["SlowDown", "cut short", "changed on the way"],
 )
-def test_an_answer_that_is_not_what_was_sent_is_weather(
-    no_pauses: pytest.MonkeyPatch, answer: tuple[int, bytes, int]
+def test_bad_weather_that_stays_ends_after_a_bounded_number_of_tries(
+    rough: Rough, bad: tuple[int, bytes, int], says: str
 ) -> None:
-    with RoughServer(answer) as rough:
-        no_pauses.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{rough.server.server_port}")
-        with pytest.raises(TryAgain, match="broke off or was changed") as weather:
-            open_store("s3://bucket/x").get("row")
-    assert weather.value.where == "s3://bucket/x/row"
+    server = rough(bad)
+    with pytest.raises(TryAgain, match=says) as ended:
+        open_store("s3://bucket/x").get("row")
+    assert ended.value.where == "s3://bucket/x/row"
+    assert len(server.asked) == weather.TRIES
+    assert f"({weather.TRIES} tries in 0 s)" in ended.value.what
+
+
+def test_the_waits_span_about_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("tenacity.nap.sleep_using_event.__call__", lambda _, seconds: waits.append(seconds))
+
+    def ask() -> None:
+        raise TryAgain("no", where="here", fix="wait")
+
+    for _ in range(20):
+        waits.clear()
+        with pytest.raises(TryAgain):
+            weather.patiently(ask)
+        assert len(waits) == weather.TRIES - 1
+        assert 39 < sum(waits) < 80
 
 
 def test_a_missing_output_bucket_is_named_before_anything_is_read_and_at_export(job: Job, s3: Any) -> None:
@@ -213,17 +221,21 @@ def test_a_missing_output_bucket_is_named_before_anything_is_read_and_at_export(
         (403, "AccessDenied", RequestError, "denies access"),
         (301, "PermanentRedirect", RequestError, "check bucket, region and endpoint"),
         (400, "AuthorizationHeaderMalformed", RequestError, "refuses the request"),
+        (404, "NoSuchKey", DataError, "no such object"),
+        (412, "PreconditionFailed", DataError, "changed while it was read"),
+        (400, "RequestTimeout", TryAgain, "run again later"),
         (500, "InternalError", TryAgain, "run again later"),
     ],
 )
 def test_an_answer_of_the_server_is_of_its_family(
-    no_pauses: pytest.MonkeyPatch, status: int, code: str, family: type[PrismError], says: str
+    rough: Rough, status: int, code: str, family: type[PrismError], says: str
 ) -> None:
     body = f"<Error><Code>{code}</Code><Message>No.</Message></Error>".encode()
-    with RoughServer((status, body, len(body))) as rough:
-        no_pauses.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{rough.server.server_port}")
-        with pytest.raises(family, match=code) as refusal:
-            open_store("s3://bucket/x").get("row")
+    server = rough((status, body, len(body)))
+    with pytest.raises(family) as refusal:
+        open_store("s3://bucket/x").get("row")
+    # What is permanent is never asked twice.
+    assert len(server.asked) == (weather.TRIES if family is TryAgain else 1)
     assert says in str(refusal.value)
     assert refusal.value.where == "s3://bucket/x/row"
 
@@ -272,13 +284,11 @@ def test_a_listing_of_many_pages_is_whole(s3: Any, monkeypatch: pytest.MonkeyPat
     assert [listed.key for listed in open_store("s3://prism").list("many/")] == names
 
 
-def test_a_denied_look_is_not_taken_for_an_absence(no_pauses: pytest.MonkeyPatch) -> None:
-    with RoughServer((403, b"", 0)) as rough:
-        handler: Any = rough.server.RequestHandlerClass
-        handler.do_HEAD = handler.do_GET
-        no_pauses.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{rough.server.server_port}")
-        with pytest.raises(RequestError, match="denies access") as refusal:
-            open_store("s3://bucket/x").exists("row")
+def test_a_denied_look_is_not_taken_for_an_absence(rough: Callable[..., RoughServer]) -> None:
+    handler: Any = rough((403, b"", 0)).server.RequestHandlerClass
+    handler.do_HEAD = handler.do_GET
+    with pytest.raises(RequestError, match="denies access") as refusal:
+        open_store("s3://bucket/x").exists("row")
     assert refusal.value.where == "s3://bucket/x/row"
 
 

@@ -27,6 +27,7 @@ from prism_job.extract.data import Encoded, collate, encode_response
 from prism_job.extract.gradients import GradientCapture
 from prism_job.extract.model import captured_layers
 from prism_job.reduce import scoring
+from prism_job.reduce.column import Column
 from prism_job.reduce.curvature import Factors, damping_value, solve, unpack
 from prism_job.reduce.preference import contributions, preference, target_weights
 from prism_job.reduce.scoring import Float16Scorer, SignScorer, finish, scorer
@@ -329,7 +330,10 @@ def selected_by_hand(
 
 def as_arrays(scores: list[float], ids: list[bytes], tokens: list[int], usable: list[bool]) -> tuple[Any, ...]:
     ids_N = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 16).copy().view("V16").reshape(-1)
-    return np.array(scores, np.float64), ids_N, np.array(tokens, np.int32), np.array(usable, np.bool_)
+    columns = Column("V16"), Column("i4")
+    columns[0].append(ids_N)
+    columns[1].append(np.array(tokens, np.int32))
+    return np.array(scores, np.float64), *columns, np.array(usable, np.bool_)
 
 
 IDS = [

@@ -334,6 +334,13 @@ def test_evaluation_agrees_with_a_count_over_all_pairs(job: Job) -> None:
     assert words["precision_at_budget"] == pytest.approx(sum(kept) / len(kept))
 
 
+def test_a_budget_that_rounds_to_nothing_has_no_precision(job: Job) -> None:
+    job.spec["selection"] = {"drop": "lowest", "budget": {"fraction": 0.01}}
+    code, words = job.call("evaluate", str(job.run()))
+    assert (code, words["taken_by_budget"], words["precision_at_budget"]) == (0, 0, None)
+    assert words["auroc"] is not None
+
+
 def test_labels_of_rows_that_are_not_ranked_are_not_asked_for(job: Job) -> None:
     rows = [candidate(number) for number in range(6)]
     write_jsonl(job.folder / "pool" / "a.jsonl", [*rows, {"messages": rows[0]["messages"]}])

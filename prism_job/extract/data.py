@@ -94,9 +94,15 @@ def _encode_chat(
             fix="put chat_template.jinja beside the model, take an instruct model, or use prompt/completion strings",
         )
 
+    try:
+        template = tokenizer.get_chat_template(tools=tools)
+    except ValueError as error:  # several templates, and none of them the default
+        fix = "name one of them default (chat_template.jinja), or use prompt/completion strings"
+        raise RequestError(f"no chat template to take: {error}", where=str(tokenizer.name_or_path), fix=fix) from error
+
     def render(part: list[dict[str, Any]], **flags: bool) -> str:
         try:
-            _fix_date(tokenizer.get_chat_template(tools=tools))
+            _fix_date(template)
             return cast(str, tokenizer.apply_chat_template(part, tools=tools, tokenize=False, **flags))
         except (TemplateSyntaxError, TemplateNotFound, SecurityError) as error:  # no row can help that
             fix = "mend the template (chat_template.jinja, or in tokenizer_config.json)"

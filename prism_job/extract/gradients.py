@@ -98,6 +98,7 @@ class GradientCapture:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.now = None
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
@@ -111,7 +112,9 @@ class GradientCapture:
         """
         tokens_B = batch.supervised_BT.sum(1)
         zeros = torch.zeros(batch.size, self.width, device=self.device, dtype=self.dtype)
-        self.now = _Pass(batch, zeros, torch.zeros(batch.size, device=self.device, dtype=self.dtype), factors)
+        # Factors of their own, added at the end: a pass that fails leaves no half of itself in the sums.
+        sums = self.new_factors() if factors is not None else None
+        self.now = _Pass(batch, zeros, torch.zeros(batch.size, device=self.device, dtype=self.dtype), sums)
         with self._only_supervised_logits():
             logits_KV = self.model(
                 input_ids=batch.ids_BT,
@@ -128,7 +131,9 @@ class GradientCapture:
         if missed:
             what = f"no gradient reached {len(missed)} captured layers, the first {missed[0]}"
             raise RequestError(what, where=missed[0], fix="leave these layers out with extraction.layers")
-        if factors is not None:
+        if factors is not None and done.factors is not None:
+            factors.inputs_LPP += done.factors.inputs_LPP
+            factors.outputs_LPP += done.factors.outputs_LPP
             factors.num_tokens += int(batch.real_BT.sum())
         nll_B = torch.zeros_like(done.norm2_B).index_add_(0, owner_K, nll_K.detach())
         norm_B = done.norm2_B.sqrt()

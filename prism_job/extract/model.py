@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import HfDeepSpeedConfig
 from transformers.pytorch_utils import Conv1D
 
 from prism_job.errors import DataError, RequestError
@@ -50,8 +51,11 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def load_model(spec: ModelSpec, device: torch.device) -> PreTrainedModel:
+def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | None = None) -> PreTrainedModel:
     """The model in evaluation mode, all weights frozen and finite.
+
+    Args:
+        zero3: DeepSpeed's settings where the ranks hold the weights in shares. Only rank 0 reads the files, memory-mapped.
 
     Raises:
         RequestError: not a causal language model that transformers knows without remote code.
@@ -60,6 +64,12 @@ def load_model(spec: ModelSpec, device: torch.device) -> PreTrainedModel:
     path = weights.bring(spec.uri, spec.revision)
     arguments: dict[str, Any] = {"gguf_file": path.name} if path.suffix == ".gguf" else {"use_safetensors": True}
     folder = path.parent if path.suffix == ".gguf" else path
+    if zero3 is not None and (spec.adapter or path.suffix == ".gguf"):
+        what = "an adapter" if spec.adapter else "a GGUF file"
+        fix = "merge or convert it to a folder of safetensors, or set extraction.deepspeed.stage: 0"
+        raise RequestError(f"{what} cannot be loaded in shares (stage 3)", where=spec.adapter or spec.uri, fix=fix)
+    # transformers loads in shares while this object lives.
+    in_shares = HfDeepSpeedConfig(zero3) if zero3 is not None else None
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -75,6 +85,8 @@ def load_model(spec: ModelSpec, device: torch.device) -> PreTrainedModel:
     except Exception as error:  # as above: shapes that do not fit, a bad config.json
         fix = "check that the folder holds config.json and safetensors of a causal language model"
         raise RequestError(f"the model cannot be loaded: {_short(error)}", where=spec.uri, fix=fix) from error
+    finally:
+        del in_shares
     lacking = sorted([*loading["missing_keys"], *(str(key) for key in loading["mismatched_keys"])])
     if lacking:
         raise DataError(
@@ -88,10 +100,10 @@ def load_model(spec: ModelSpec, device: torch.device) -> PreTrainedModel:
             if ".lora_" in name:  # peft loads adapters in float32
                 parameter.data = parameter.data.to(getattr(torch, spec.dtype))
     # Never .to(dtype) for the whole: it would round the buffers that transformers keeps in float32, RoPE's frequencies say.
-    model = model.to(device).eval().requires_grad_(False)
+    model = (model if zero3 is not None else model.to(device)).eval().requires_grad_(False)
     model.config.use_cache = False
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if not bool(torch.isfinite(getattr(parameter, "ds_tensor", parameter)).all()):  # a rank looks at its own share
             fix = "take an earlier checkpoint: no gradient of this one means anything"
             raise DataError(f"weight {name} holds NaN or infinite values", where=spec.uri, fix=fix)
     return cast(PreTrainedModel, model)

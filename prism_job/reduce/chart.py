@@ -1,16 +1,12 @@
-"""Histograms as inline SVG: columns, ticks, vertical lines. Not: what they show. Labels must be safe HTML already.
-
-Shapes: N values.
-"""
+"""Histograms as inline SVG: columns, ticks, vertical lines. Not: what they show. Labels must be safe HTML already."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float64 = NDArray[np.float64]
 PLOT_PX, HEADROOM_PX = 180, 26
 """Height of the bars' area, and of the room above it where vertical lines are labelled."""
 
@@ -66,9 +62,9 @@ def chart(
     return f'<svg class="chart {name}" width="100%" height="{height}" role="img" aria-label="{said}">{"".join(drawn)}</svg>'
 
 
-def view(scores_N: Float64, cut: float | None) -> tuple[float, float]:
+def view(summary: Mapping[str, float], cut: float | None) -> tuple[float, float]:
     """Score range drawn: all, or Tukey's outer fences (3 IQR) where tails are heavy; wider if under 10 IQR shows the cut."""
-    low, lower, upper, high = (float(value) for value in np.quantile(scores_N, [0, 0.25, 0.75, 1]))
+    low, lower, upper, high = (summary[name] for name in ("min", "lower_quartile", "upper_quartile", "max"))
     box = upper - lower
     if box > 0:
         wanted = 0.0 if cut is None else 1.2 * max(lower - cut, cut - upper)

@@ -70,10 +70,12 @@ def evaluate(manifest_uri: str, label: str, positive: str | None) -> dict[str, A
         "selection_id": published.manifest.selection_id,
     }
     for prefix, ranking_N in rankings.items():
-        measures = {
-            f"{prefix}auroc": auroc(ranking_N, good_N),
-            f"{prefix}precision_at_budget": _precision(ranking_N, good_N, num_taken, selection.keep is not None),
-        }
+        precision = f"{prefix}precision_at_budget"
+        measures = {f"{prefix}auroc": auroc(ranking_N, good_N)}
+        if num_taken:
+            measures[precision] = _precision(ranking_N, good_N, num_taken, selection.keep is not None)
+        else:  # a budget that rounds to nothing has no precision
+            facts |= {precision: None, f"{precision}_low": None, f"{precision}_high": None}
         facts |= _with_intervals(measures, len(good_N))
     return facts
 
@@ -104,7 +106,7 @@ def _precision(ranking_N: Float64, good_N: Bools, num_taken: int, keeps: bool) -
     def measure(weights_N: Float64) -> float:
         before = np.cumsum(weights_N[order]) - weights_N[order]
         taken = np.clip(num_taken - before, 0, weights_N[order])
-        return float((taken * right_N).sum() / taken.sum()) if num_taken else float("nan")
+        return float((taken * right_N).sum() / taken.sum())
 
     return measure
 

@@ -17,6 +17,7 @@ from prism_job.errors import RequestError
 from prism_job.plan import Plan
 from prism_job.reduce import manifest
 from prism_job.storage import staged
+from prism_job.storage.folder import local_errors
 from prism_job.storage.objects import Store, open_store, split_uri
 from prism_job.storage.rows import Row
 
@@ -40,7 +41,8 @@ def export(manifest_uri: str, destination: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="prism-") as folder:
         path = Path(folder) / name
         store = open_store(selection.manifest.spec.spec.store)
-        num_rows = writer(path, destination, _selected_rows(selection.plan(), store, selected_N))
+        with local_errors(str(path), writing=True):
+            num_rows = writer(path, destination, _selected_rows(selection.plan(), store, selected_N))
         target.put_file(name, path)
     return {"written": target.uri(name), "rows": num_rows}
 

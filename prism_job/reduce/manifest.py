@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from prism_job.errors import DataError, RequestError
+from prism_job.errors import DataError, RequestError, TryAgain
 from prism_job.plan import Plan
 from prism_job.spec import SelectionRun, digest
 from prism_job.storage.objects import Store, open_store, split_uri
@@ -113,18 +115,34 @@ def folder_key(run: SelectionRun, chosen_id: str) -> str:
     return f"{run.metadata.name}/{chosen_id}"
 
 
-def table_bytes(columns: Mapping[str, Any]) -> bytes:
-    """A parquet file of these columns; the same columns give the same bytes."""
-    sink = io.BytesIO()
-    pq.write_table(pa.table(dict(columns)), sink, compression="zstd", row_group_size=2**20)
-    return sink.getvalue()
+def write_table(path: Path, parts: Iterable[Mapping[str, Any]]) -> Path:
+    """A parquet file of these columns, a row group a part; the same parts give the same bytes. Returns the path.
+
+    Raises:
+        TryAgain: no room for it.
+    """
+    waiting = (pa.table(dict(columns)) for columns in parts)
+    first = next(waiting)
+    try:
+        with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+            for table in chain([first], waiting):
+                writer.write_table(table)
+    except OSError as error:
+        fix = "free about 100 bytes a candidate there, or point TMPDIR to a larger disk"
+        raise TryAgain(f"cannot be written: {error}", where=str(path), fix=fix) from error
+    return path
 
 
-def publish(output: Store, folder: str, files: Mapping[FileName, bytes], manifest: Manifest) -> dict[str, Any]:
-    """Put the files, then the manifest with their checksums. Returns the outcome."""
+def publish(output: Store, folder: str, files: Mapping[FileName, bytes | Path], manifest: Manifest) -> dict[str, Any]:
+    """Put the files (bytes, or where they lie), then the manifest with their checksums. Returns the outcome."""
+    stated: dict[FileName, Vouched] = {}
     for name, content in files.items():
-        output.put(f"{folder}/{name}", content)
-    stated = {name: Vouched(sha256=_sha256(content), bytes=len(content)) for name, content in files.items()}
+        if isinstance(content, bytes):
+            output.put(f"{folder}/{name}", content)
+            stated[name] = Vouched(sha256=_sha256(content), bytes=len(content))
+        else:
+            output.put_file(f"{folder}/{name}", content)
+            stated[name] = Vouched(sha256=_sha256_of_file(content), bytes=content.stat().st_size)
     vouching = manifest.model_copy(update={"files": stated})
     document = {**vouching.model_dump(mode="json", exclude={"spec"}), "spec": manifest.spec.to_document()}
     key = f"{folder}/manifest.json"
@@ -143,14 +161,17 @@ class Published:
     def read(self, name: FileName) -> bytes:
         """A file beside the manifest. Raises DataError where it is missing or not the one vouched for."""
         content = self.folder.get(name)
+        self._refuse_other(name, _sha256(content))
+        return content
+
+    def _refuse_other(self, name: FileName, sha256: str) -> None:
         stated = self.manifest.files.get(name)
-        if stated is None or _sha256(content) != stated.sha256:
+        if stated is None or sha256 != stated.sha256:
             raise DataError(
                 f"{name} is not what the manifest beside it vouches for",
                 where=self.folder.uri(name),
                 fix="a published selection is never overwritten: remove that folder, or choose another spec.output",
             )
-        return content
 
     def table(self, name: FileName) -> pa.Table:
         return pq.read_table(io.BytesIO(self.read(name)))
@@ -159,9 +180,10 @@ class Published:
         return Plan.model_validate_json(self.read("plan.json"))
 
     def check(self) -> Published:
-        """Itself, after reading every file that the manifest names."""
+        """Itself, after reading every file that the manifest names; none of them is held in memory."""
         for name in self.manifest.files:
-            self.read(name)
+            with self.folder.as_file(name) as path:
+                self._refuse_other(name, _sha256_of_file(path))
         return self
 
 
@@ -191,13 +213,19 @@ def load(manifest_uri: str) -> Published:
 
 
 def summary(values: NDArray[np.float64]) -> dict[str, float]:
-    """Five-number summary and mean, for people."""
+    """Five-number summary and mean, for people. Leaves the values in another order, which saves a copy of them."""
     if not len(values):
         return {}
-    points = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
+    mean = float(values.mean())
+    points = np.quantile(values, [0, 0.25, 0.5, 0.75, 1], overwrite_input=True)
     names = ("min", "lower_quartile", "median", "upper_quartile", "max")
-    return {**{name: float(point) for name, point in zip(names, points, strict=True)}, "mean": float(values.mean())}
+    return {**{name: float(point) for name, point in zip(names, points, strict=True)}, "mean": mean}
 
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,6 +6,8 @@ Shapes: N candidates in plan order.
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from prism_job import __version__, examples
 from prism_job.plan import Plan, Unit
 from prism_job.reduce import manifest
+from prism_job.reduce.column import parts
 from prism_job.reduce.preference import Targets
 from prism_job.reduce.report import Report, ShownExample, ShownPair, render
 from prism_job.reduce.scoring import Scored
@@ -26,8 +29,6 @@ from prism_job.storage import shards, staged
 from prism_job.storage.objects import Store
 from prism_job.storage.rows import Row
 
-NUM_SHOWN = 10
-"""Examples shown at each end of the ranking in the report."""
 NUM_PAIRS = 3
 """Target pairs shown in the report, those of the largest share in the direction."""
 
@@ -59,14 +60,62 @@ def _replaying(run: SelectionRun, plan: Plan) -> SelectionRun:
     return run.model_copy(update={"spec": spec.model_copy(update=changed)})
 
 
-def _places(plan: Plan) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    sources = np.concatenate([np.full(unit.num_rows, unit.source, np.int32) for unit in plan.candidates])
-    lines = np.concatenate([np.fromiter(unit.line_numbers(), np.int64, unit.num_rows) for unit in plan.candidates])
-    return sources, lines
+class _Origins:
+    """Source and line of each row in plan order, from the runs of lines in the plan: R runs, mostly one a unit."""
+
+    def __init__(self, plan: Plan) -> None:
+        runs = [(unit.source, first, count) for unit in plan.candidates for first, count in unit.lines]
+        sources, first_lines, counts = np.array(runs, np.int64).T
+        self.names = pa.array(plan.sources)
+        self.source_R, self.line_R = sources.astype(np.int32), first_lines
+        self.start_R = np.cumsum(counts) - counts
+
+    def of(self, places: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        run = np.searchsorted(self.start_R, places, side="right") - 1
+        return self.source_R[run], self.line_R[run] + (places - self.start_R[run])
+
+    def columns(self, places: NDArray[Any]) -> dict[str, Any]:
+        sources, lines = self.of(places)
+        return {"source": pa.DictionaryArray.from_arrays(pa.array(sources), self.names), "line": lines}
 
 
-def _id_column(ids_N: NDArray[np.void]) -> Any:
+def _id_column(ids_N: NDArray[Any]) -> Any:
     return pa.array(shards.hex_array(ids_N)).cast(pa.string())
+
+
+def _selected_parts(origins: _Origins, scored: Scored, chosen: Selected) -> Iterator[dict[str, Any]]:
+    for part in parts(len(chosen.order)):
+        places = chosen.order[part]
+        yield {
+            "example_id": _id_column(scored.ids.at(places)),
+            **origins.columns(places),
+            "score": scored.scores_N[places],
+            "num_tokens": scored.tokens.at(places),
+        }
+
+
+def _score_parts(origins: _Origins, scored: Scored, chosen: Selected) -> Iterator[dict[str, Any]]:
+    for part in parts(len(scored.scores_N)):
+        unusable = ~scored.usable_N[part]
+        yield {
+            "example_id": _id_column(scored.ids.part(part)),
+            **origins.columns(np.arange(part.start, part.stop)),
+            "score": pa.array(scored.scores_N[part], mask=unusable),
+            "nll": pa.array(scored.nll.part(part), mask=unusable),
+            "norm": pa.array(scored.norm.part(part), mask=unusable),
+            "num_tokens": scored.tokens.part(part),
+            "selected": chosen.selected_N[part],
+            "duplicate": chosen.duplicate_N[part],
+        }
+
+
+def _by_source(origins: _Origins, among_N: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many of these rows each source holds."""
+    counts_S = np.zeros(len(origins.names), np.int64)
+    for part in parts(len(among_N)):
+        sources, _ = origins.of(part.start + np.flatnonzero(among_N[part]))
+        counts_S += np.bincount(sources, minlength=len(counts_S))
+    return counts_S
 
 
 def publish(
@@ -80,48 +129,45 @@ def publish(
     chosen: Selected,
     curvature_facts: dict[str, Any],
 ) -> dict[str, Any]:
-    sources_N, lines_N = _places(plan)
-    names = pa.array(plan.sources)
+    """Write and put all files of the selection, the manifest last. Returns the outcome.
 
-    def source_column(positions: NDArray[np.int32]) -> Any:
-        return pa.DictionaryArray.from_arrays(pa.array(positions), names)
+    The two long tables go through a scratch folder (TMPDIR), a row group at a time.
+    """
+    with tempfile.TemporaryDirectory(prefix="prism-") as scratch:
+        return _publish(run, plan, store, output, folder, targets, scored, chosen, curvature_facts, Path(scratch))
 
+
+def _publish(
+    run: SelectionRun,
+    plan: Plan,
+    store: Store,
+    output: Store,
+    folder: str,
+    targets: Targets,
+    scored: Scored,
+    chosen: Selected,
+    curvature_facts: dict[str, Any],
+    scratch: Path,
+) -> dict[str, Any]:
+    origins = _Origins(plan)
+    # Before the tables: here is room for a copy of the scores.
+    score_summary = manifest.summary(scored.scores_N[scored.usable_N])
     quarantine = [*plan.quarantine, *scored.quarantined]
     order = chosen.order
     replaying = _replaying(run, plan)
-    files: dict[manifest.FileName, bytes] = {
-        "selected.parquet": manifest.table_bytes(
-            {
-                "example_id": _id_column(scored.ids_N[order]),
-                "source": source_column(sources_N[order]),
-                "line": lines_N[order],
-                "score": scored.scores_N[order],
-                "num_tokens": scored.tokens_N[order],
-            }
-        ),
-        "scores.parquet": manifest.table_bytes(
-            {
-                "example_id": _id_column(scored.ids_N),
-                "source": source_column(sources_N),
-                "line": lines_N,
-                "score": pa.array(scored.scores_N, mask=~scored.usable_N),
-                "nll": pa.array(scored.nll_N, mask=~scored.usable_N),
-                "norm": pa.array(scored.norm_N, mask=~scored.usable_N),
-                "num_tokens": scored.tokens_N,
-                "selected": chosen.selected_N,
-                "duplicate": chosen.duplicate_N,
-            }
-        ),
-        "targets.parquet": manifest.table_bytes(
-            {
-                "example_id": targets.ids,
-                "preference": pa.array(targets.preference_Q, from_pandas=True),
-                "weight": targets.weight_Q,
-                "contribution": targets.contribution_Q,
-                "chosen_mean_nll": targets.chosen_nll_Q,
-                "rejected_mean_nll": pa.array(targets.rejected_nll_Q, from_pandas=True),
-            }
-        ),
+    target_columns = {
+        "example_id": targets.ids,
+        "preference": pa.array(targets.preference_Q, from_pandas=True),
+        "weight": targets.weight_Q,
+        "contribution": targets.contribution_Q,
+        "chosen_mean_nll": targets.chosen_nll_Q,
+        "rejected_mean_nll": pa.array(targets.rejected_nll_Q, from_pandas=True),
+    }
+    selected_parts, score_parts = _selected_parts(origins, scored, chosen), _score_parts(origins, scored, chosen)
+    files: dict[manifest.FileName, bytes | Path] = {
+        "selected.parquet": manifest.write_table(scratch / "selected.parquet", selected_parts),
+        "scores.parquet": manifest.write_table(scratch / "scores.parquet", score_parts),
+        "targets.parquet": manifest.write_table(scratch / "targets.parquet", [target_columns]),
         "quarantine.jsonl": "".join(entry.model_dump_json() + "\n" for entry in quarantine).encode(),
         "plan.json": _settled(plan).model_dump_json(indent=1).encode(),
         "spec.yaml": yaml.safe_dump(replaying.to_document(), sort_keys=False, allow_unicode=True).encode(),
@@ -133,8 +179,11 @@ def publish(
         duplicates=int(chosen.duplicate_N.sum()),
         taken_by_budget=chosen.num_taken,
         selected=len(order),
-        selected_tokens=int(scored.tokens_N[order].sum(dtype=np.int64)),
-        tokens=int(scored.tokens_N.sum(dtype=np.int64)),
+        selected_tokens=sum(
+            int(scored.tokens.part(part).sum(dtype=np.int64, where=chosen.selected_N[part]))
+            for part in parts(len(usable))
+        ),
+        tokens=sum(int(scored.tokens.part(part).sum(dtype=np.int64)) for part in parts(len(usable))),
         target_pairs=len(targets.ids),
         units=len(plan.candidates),
     )
@@ -148,8 +197,8 @@ def publish(
         work=plan.work_digest(),
         counts=counts,
         threshold=chosen.threshold,
-        scores=manifest.summary(scored.scores_N[usable]),
-        preference=manifest.summary(known),
+        scores=score_summary,
+        preference=manifest.summary(known.copy()),
         curvature=curvature_facts,
         code_version=__version__,
     )
@@ -168,15 +217,18 @@ def publish(
         counts=counts.model_dump(),
         threshold=chosen.threshold,
         action=f"drop {run.spec.selection.drop}" if run.spec.selection.drop else f"keep {run.spec.selection.keep}",
-        scores=scored.scores_N[usable],
-        selected=chosen.selected_N[usable],
+        scores=scored.scores_N,
+        usable=usable,
+        summary=document.scores,
+        selected=chosen.selected_N,
         preference=known,
         contribution=targets.contribution_Q,
         pairs=_shown_pairs(plan, store, targets),
         sources=plan.sources,
-        source_of=sources_N[usable],
-        highest=_shown(plan, store, scored, chosen, sources_N, lines_N, highest=True),
-        lowest=_shown(plan, store, scored, chosen, sources_N, lines_N, highest=False),
+        usable_by_source=_by_source(origins, usable),
+        selected_by_source=_by_source(origins, chosen.selected_N),
+        highest=_shown(plan, store, scored, chosen, origins, chosen.highest),
+        lowest=_shown(plan, store, scored, chosen, origins, chosen.lowest),
         quarantine=[(entry.source, entry.line, entry.reason) for entry in quarantine],
         ignored=plan.ignored,
     )
@@ -185,26 +237,18 @@ def publish(
 
 
 def _shown(
-    plan: Plan,
-    store: Store,
-    scored: Scored,
-    chosen: Selected,
-    sources_N: NDArray[np.int32],
-    lines_N: NDArray[np.int64],
-    *,
-    highest: bool,
+    plan: Plan, store: Store, scored: Scored, chosen: Selected, origins: _Origins, places: list[int]
 ) -> list[ShownExample]:
-    ranked = np.flatnonzero(scored.usable_N & ~chosen.duplicate_N)
-    ranked = ranked[np.argsort(-scored.scores_N[ranked] if highest else scored.scores_N[ranked], kind="stable")]
+    sources, lines = origins.of(np.array(places, np.int64))
     return [
         ShownExample(
             score=float(scored.scores_N[place]),
-            source=plan.sources[int(sources_N[place])],
-            line=int(lines_N[place]),
+            source=plan.sources[source],
+            line=line,
             selected=bool(chosen.selected_N[place]),
             text=examples.shown_text(examples.candidate_content(_row_at(plan.candidates, place, store))),
         )
-        for place in ranked[:NUM_SHOWN].tolist()
+        for place, source, line in zip(places, sources.tolist(), lines.tolist(), strict=True)
     ]
 
 

@@ -3,7 +3,7 @@
 Owns the words and the look. Knows only the `Report` it is handed: no store, no clock, no network, so the same report gives
 the same bytes. Candidates are untrusted text: every string from data passes through `markup.safe` on its way into the page.
 
-Shapes: N usable candidates in plan order, Q target pairs, B bars, S sources.
+Shapes: N candidates in plan order, Q target pairs, B bars, S sources.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism_job.reduce.chart import Bar, chart, compact, number, ticks_between, view
+from prism_job.reduce.column import parts
 from prism_job.reduce.markup import MAX_ROWS, flat, meter, more, path, percent, safe, section, shortened
 
 Float64 = NDArray[np.float64]
@@ -51,13 +52,15 @@ class ShownPair:
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page shows. N usable candidates in plan order, Q target pairs.
+    """All that the page shows. N candidates in plan order, Q target pairs.
 
     Attributes:
         counts: candidates, quarantined, duplicates, taken_by_budget, selected, selected_tokens, tokens, target_pairs.
         threshold: score of the last row that the budget took; None where it took none.
         action: the verb and the end, such as "drop lowest".
-        scores: finite float64 [N]; `selected` bool [N] and `source_of` int32 [N] (places in `sources`) stand beside it.
+        scores: finite float64 [N], of which the `usable` bool [N] count, and the `selected` bool [N] are chosen.
+        summary: what `manifest.summary` makes of the usable scores.
+        usable_by_source, selected_by_source: how many of the usable, and of those selected, each source holds, int [S].
         preference: π of the pairs that have one, float64 [at most Q].
         contribution: each pair's share of the direction, float64 [Q]; sums to 1, or all zero where there is no direction.
         pairs: the pairs of the largest shares, largest first.
@@ -72,16 +75,23 @@ class Report:
     threshold: float | None
     action: str
     scores: Float64
+    usable: NDArray[np.bool_]
+    summary: dict[str, float]
     selected: NDArray[np.bool_]
     preference: Float64
     contribution: Float64
     pairs: list[ShownPair]
     sources: list[str]
-    source_of: NDArray[np.int32]
+    usable_by_source: NDArray[np.int64]
+    selected_by_source: NDArray[np.int64]
     highest: list[ShownExample]
     lowest: list[ShownExample]
     quarantine: list[tuple[str, int, str]]
     ignored: list[str]
+
+    @property
+    def num_usable(self) -> int:
+        return int(self.usable.sum())
 
 
 def render(report: Report) -> str:
@@ -111,13 +121,13 @@ def render(report: Report) -> str:
 def _header(report: Report) -> str:
     counts = report.counts
     verb, _, end = report.action.partition(" ")
-    ranked = len(report.scores) - counts["duplicates"]
+    ranked = report.num_usable - counts["duplicates"]
     said = f"{ {'drop': 'Dropped', 'keep': 'Kept'}.get(verb, verb) } the {counts['taken_by_budget']:,} {end}-scoring"
     rest = f", which leaves <b>{counts['selected']:,} selected</b>" if verb == "drop" else ""
     mean = f"mean π {report.preference.mean():.2f}" if len(report.preference) else "no π"
     everyone = counts["candidates"]
     tiles = [
-        ("Candidates", everyone, f"{len(report.scores):,} usable"),
+        ("Candidates", everyone, f"{report.num_usable:,} usable"),
         ("Selected", counts["selected"], f"{percent(counts['selected'], everyone)} of all"),
         (
             "Tokens selected",
@@ -144,46 +154,47 @@ def _header(report: Report) -> str:
 
 def _scores(report: Report) -> str:
     scores_N, chosen_N, cut = report.scores, report.selected, report.threshold
-    if not len(scores_N):
+    num_usable = report.num_usable
+    if not num_usable:
         return '<p class="none">No usable candidate, so no scores.</p>'
-    low, high = view(scores_N, cut)
-    edges = np.linspace(low, high, int(np.clip(2 * len(scores_N) ** 0.5, 10, 48)) // 2 * 2)
-    below_N, above_N = scores_N < low, scores_N > high
-    first, last = (6.0 if below_N.any() else 0.0), (94.0 if above_N.any() else 100.0)
+    low, high = view(report.summary, cut)
+    edges = np.linspace(low, high, int(np.clip(2 * num_usable**0.5, 10, 48)) // 2 * 2)
+    # Counts of the rows under the view, of each bar, and over the view: all of them, and those selected.
+    everyone = _binned(scores_N, edges, report.usable)
+    picked = _binned(scores_N, edges, chosen_N)
+    below, above = everyone[0], everyone[-1]
+    first, last = (6.0 if below else 0.0), (94.0 if above else 100.0)
 
     def place(score: float) -> float:
         """Percent of the plot's width; beyond the view: the middle of the overflow bar."""
         inside = first + (last - first) * (score - low) / (high - low)
         return 2.0 if score < low else 98.0 if score > high else inside
 
-    def bar(left: float, width: float, rows_N: NDArray[np.bool_], span: str) -> Bar:
-        picked = int((rows_N & chosen_N).sum())
-        other = int(rows_N.sum()) - picked
-        return Bar(left, width, (("sel", picked), ("rest", other)), f"{span}: {picked:,} selected, {other:,} not")
+    def bar(left: float, width: float, place: int, span: str) -> Bar:
+        chosen, other = picked[place], everyone[place] - picked[place]
+        return Bar(left, width, (("sel", chosen), ("rest", other)), f"{span}: {chosen:,} selected, {other:,} not")
 
     width = (last - first) / (len(edges) - 1)
-    bin_N = np.clip(np.searchsorted(edges, scores_N, side="right") - 1, 0, len(edges) - 2)
     bars = [
-        bar(
-            first + width * n,
-            width,
-            (bin_N == n) & ~below_N & ~above_N,
-            f"{number(edges[n])} to {number(edges[n + 1])}",
-        )
+        bar(first + width * n, width, n + 1, f"{number(edges[n])} to {number(edges[n + 1])}")
         for n in range(len(edges) - 1)
     ]
     notes = []
-    if below_N.any():
-        bars.append(bar(0, 4, below_N, f"under {number(low)}"))
-        notes.append(("start", f"◂ {int(below_N.sum()):,} lower"))
-    if above_N.any():
-        bars.append(bar(96, 4, above_N, f"over {number(high)}"))
-        notes.append(("end", f"{int(above_N.sum()):,} higher ▸"))
+    if below:
+        bars.append(bar(0, 4, 0, f"under {number(low)}"))
+        notes.append(("start", f"◂ {below:,} lower"))
+    if above:
+        bars.append(bar(96, 4, -1, f"over {number(high)}"))
+        notes.append(("end", f"{above:,} higher ▸"))
     lines = [] if cut is None else [(place(cut), f"cut {number(cut)}")]
     ticks = [(place(tick), label) for tick, label in ticks_between(low, high)]
-    low_all, middle, high_all = (number(value) for value in np.quantile(scores_N, [0, 0.5, 1]))
+    low_all, middle, high_all = (number(report.summary[name]) for name in ("min", "median", "max"))
     said = [f"Lowest {low_all}, median {middle}, highest {high_all}."]
-    said += [f"All {len(scores_N):,} scores are equal."] if len(scores_N) > 1 and np.ptp(scores_N) == 0 else []
+    said += (
+        [f"All {num_usable:,} scores are equal."]
+        if num_usable > 1 and report.summary["min"] == report.summary["max"]
+        else []
+    )
     said += ["The budget took no row, so there is no cut."] if cut is None else []
     said += ["Scores far out are gathered in the bars at the edge."] if notes else []
     said += ["So is the cut."] if cut is not None and not low <= cut <= high else []
@@ -194,6 +205,17 @@ def _scores(report: Report) -> str:
         '<p class="legend"><span class="sel"></span>selected <span class="rest"></span>not selected</p>'
         f'{chart("scores", bars, ticks, lines, notes)}<p class="note">{" ".join(said)}</p>'
     )
+
+
+def _binned(scores_N: Float64, edges: Float64, among_N: NDArray[np.bool_]) -> list[int]:
+    """Rows under the first edge, from each edge to the next (the last bin holds its upper edge), over the last edge."""
+    counts_B = np.zeros(len(edges) + 1, np.int64)
+    for part in parts(len(scores_N)):
+        values = scores_N[part][among_N[part]]
+        bin_N = np.searchsorted(edges, values, side="right")
+        bin_N[values == edges[-1]] -= 1
+        counts_B += np.bincount(bin_N, minlength=len(counts_B))
+    return counts_B.tolist()
 
 
 def _preferences(report: Report) -> str:
@@ -253,9 +275,9 @@ def _contributions(share_Q: Float64, pairs: list[ShownPair]) -> str:
 
 
 def _sources(report: Report) -> str:
-    usable_S = np.bincount(report.source_of, minlength=len(report.sources))
-    chosen_S = np.bincount(report.source_of[report.selected], minlength=len(report.sources))
-    overall = report.selected.mean() if len(report.selected) else 0.0
+    usable_S, chosen_S = report.usable_by_source, report.selected_by_source
+    num_selected = int(report.selected.sum())
+    overall = num_selected / max(report.num_usable, 1)
     order = np.lexsort((-usable_S, -chosen_S))
     rows = "".join(
         f"<tr><td>{path(report.sources[place])}</td><td>{usable_S[place]:,}</td><td>{chosen_S[place]:,}</td>"
@@ -267,7 +289,7 @@ def _sources(report: Report) -> str:
         '<table class="sources"><thead><tr><th>Source</th><th>Candidates</th><th>Selected</th><th>Share selected</th>'
         f"</tr></thead><tbody>{rows}</tbody></table>{more(len(order), 'sources')}"
         f'<p class="note">Candidates that were scored. The tick marks the share over all sources, '
-        f"{percent(int(report.selected.sum()), len(report.selected))}.</p>"
+        f"{percent(num_selected, report.num_usable)}.</p>"
     )
 
 

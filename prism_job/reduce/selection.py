@@ -11,10 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism_job.errors import RequestError
+from prism_job.reduce.column import Column, parts
 from prism_job.spec import SelectionSpec
-from prism_job.storage.shards import hex_array
 
 Bools = NDArray[np.bool_]
+Places = NDArray[np.uint32]
+"""Rows by their place in plan order. Four thousand million of them are enough."""
+
+NUM_ENDS = 10
+"""Rows named at each end of the ranking, for people."""
 
 
 @dataclass(frozen=True)
@@ -27,49 +32,82 @@ class Selected:
         order: positions of the selected rows, highest score first.
         threshold: score of the last row that the budget took; None where it took none.
         num_taken: rows the budget took, kept or dropped.
+        highest, lowest: positions of the first rows from either end of the ranking.
     """
 
     selected_N: Bools
     duplicate_N: Bools
-    order: NDArray[np.int64]
+    order: Places
     threshold: float | None
     num_taken: int
+    highest: list[int]
+    lowest: list[int]
 
 
 def select(
     scores_N: NDArray[np.float64],
-    ids_N: NDArray[np.void],
-    tokens_N: NDArray[np.int32],
+    ids: Column,
+    tokens: Column,
     usable_N: Bools,
     spec: SelectionSpec,
 ) -> Selected:
-    """Rank usable rows and let the budget take from one end.
+    """Rank usable rows and let the budget take from one end. Holds at most 16 bytes a row beside what it is given.
 
     Args:
-        ids_N: 16 raw bytes a row (dtype V16), compared as bytes.
+        ids: 16 raw bytes a row (dtype V16), compared as bytes. tokens: int32, of the response.
         usable_N: False for rows quarantined in extraction; they are neither ranked nor selected.
     """
-    duplicate_N = _duplicates(ids_N, usable_N) if spec.dedupe == "exact" else np.zeros(len(scores_N), np.bool_)
-    pool = np.flatnonzero(usable_N & ~duplicate_N)
-    by_id = pool[np.argsort(hex_array(ids_N[pool]), kind="stable")]
-    highest_first = by_id[np.argsort(-scores_N[by_id], kind="stable")]
-    end = spec.keep or spec.drop
-    ranked = highest_first if end == "highest" else by_id[np.argsort(scores_N[by_id], kind="stable")]
-    num_taken = _within_budget(ranked, tokens_N, spec)
+    duplicate_N = _duplicates(ids, usable_N) if spec.dedupe == "exact" else np.zeros(len(scores_N), np.bool_)
+    pool_N = usable_N & ~duplicate_N
+    rising = _rising(scores_N, pool_N)
+    highest_first = _ties_by_id(rising[::-1], scores_N, ids)
+    ranked = highest_first if "highest" in (spec.keep, spec.drop) else _ties_by_id(rising, scores_N, ids)
+    num_taken = _within_budget(ranked, tokens, spec)
     taken_N = np.zeros(len(scores_N), np.bool_)
     taken_N[ranked[:num_taken]] = True
-    selected_N = taken_N if spec.keep else ~taken_N
-    selected_N = selected_N & usable_N & ~duplicate_N
+    selected_N = pool_N & (taken_N if spec.keep else ~taken_N)
     return Selected(
         selected_N=selected_N,
         duplicate_N=duplicate_N,
         order=highest_first[selected_N[highest_first]],
         threshold=float(scores_N[ranked[num_taken - 1]]) if num_taken else None,
         num_taken=num_taken,
+        highest=highest_first[:NUM_ENDS].tolist(),
+        lowest=_ties_by_id(rising[: _num_in_ties(rising, scores_N)], scores_N, ids)[:NUM_ENDS].tolist(),
     )
 
 
-def _within_budget(ranked: NDArray[np.int64], tokens_N: NDArray[np.int32], spec: SelectionSpec) -> int:
+def _num_in_ties(rising: Places, scores_N: NDArray[np.float64]) -> int:
+    # The first NUM_ENDS, and those of the last one's score.
+    return next(
+        (place for place in range(NUM_ENDS, len(rising)) if scores_N[rising[place]] != scores_N[rising[NUM_ENDS - 1]]),
+        len(rising),
+    )
+
+
+def _rising(scores_N: NDArray[np.float64], pool_N: Bools) -> Places:
+    # Half of numpy's own index type, and no sort is asked to be stable: ids break the ties afterwards.
+    order = np.argsort(scores_N).astype(np.uint32)
+    return order[pool_N[order]]
+
+
+def _ties_by_id(ranked: Places, scores_N: NDArray[np.float64], ids: Column) -> Places:
+    """The same ranking, rows of equal scores by id, and those of equal ids by plan order."""
+    ranked = ranked.copy()
+    as_before = np.zeros(len(ranked) + 1, np.bool_)  # has the score of the row ranked before it
+    for part in parts(len(ranked) - 1):
+        values = scores_N[ranked[part.start : part.stop + 1]]
+        as_before[part.start + 1 : part.stop + 1] = values[1:] == values[:-1]
+    tied = np.flatnonzero(as_before[:-1] | as_before[1:])
+    if len(tied):
+        run_of = np.cumsum(~as_before[tied])
+        rows = ranked[tied]
+        high, low = _as_numbers(ids.at(rows))
+        ranked[tied] = rows[np.lexsort((rows, low, high, run_of))]
+    return ranked
+
+
+def _within_budget(ranked: Places, tokens: Column, spec: SelectionSpec) -> int:
     budget = spec.budget
     if budget.count is not None:
         if budget.count > len(ranked):
@@ -82,21 +120,55 @@ def _within_budget(ranked: NDArray[np.int64], tokens_N: NDArray[np.int32], spec:
     if budget.fraction is not None:
         return round(budget.fraction * len(ranked))
     assert budget.tokens is not None
-    total = int(tokens_N[ranked].sum(dtype=np.int64))
-    if budget.tokens > total:
+    tokens_N = tokens.part(slice(0, len(tokens)))
+    spent, num_taken = 0, 0
+    for part in parts(len(ranked)):
+        spent_R = spent + np.cumsum(tokens_N[ranked[part]], dtype=np.int64)
+        num_taken += int(np.searchsorted(spent_R, budget.tokens, side="right"))
+        spent = int(spent_R[-1])
+    if budget.tokens > spent:
         raise RequestError(
-            f"the budget is {budget.tokens} response tokens, and there are {total} to rank",
+            f"the budget is {budget.tokens} response tokens, and there are {spent} to rank",
             where="spec.selection.budget.tokens",
             fix="lower it, or use budget.fraction",
         )
-    return int(np.searchsorted(np.cumsum(tokens_N[ranked], dtype=np.int64), budget.tokens, side="right"))
+    return num_taken
 
 
-def _duplicates(ids_N: NDArray[np.void], usable_N: Bools) -> Bools:
-    usable = np.flatnonzero(usable_N)
-    duplicate_N = np.zeros(len(ids_N), np.bool_)
-    # np.unique sorts stably, so `first` is each content's first row in plan order.
-    _, first = np.unique(hex_array(ids_N[usable]), return_index=True)
-    duplicate_N[usable] = True
-    duplicate_N[usable[first]] = False
+def _duplicates(ids: Column, usable_N: Bools) -> Bools:
+    """Usable rows whose id an earlier usable row has."""
+    # First the ids' first halves alone, sorted in place: only rows that share one are looked at whole.
+    high_N = np.empty(int(usable_N.sum()), np.uint64)
+    filled = 0
+    for part in parts(len(usable_N)):
+        high, _ = _as_numbers(ids.part(part)[usable_N[part]])
+        high_N[filled : filled + len(high)] = high
+        filled += len(high)
+    high_N.sort()
+    shared = np.unique(high_N[1:][high_N[1:] == high_N[:-1]])
+    duplicate_N = np.zeros(len(usable_N), np.bool_)
+    if not len(shared):
+        return duplicate_N
+    del high_N
+    suspects = np.concatenate(
+        [
+            part.start + np.flatnonzero(usable_N[part] & _among(_as_numbers(ids.part(part))[0], shared))
+            for part in parts(len(usable_N))
+        ]
+    )
+    high, low = _as_numbers(ids.at(suspects))
+    order = np.lexsort((low, high))  # stable: rows of one id stay in plan order
+    again = (high[order][1:] == high[order][:-1]) & (low[order][1:] == low[order][:-1])
+    duplicate_N[suspects[order[1:][again]]] = True
     return duplicate_N
+
+
+def _among(values: NDArray[np.uint64], known_sorted: NDArray[np.uint64]) -> Bools:
+    near = np.minimum(np.searchsorted(known_sorted, values), len(known_sorted) - 1)
+    return known_sorted[near] == values
+
+
+def _as_numbers(ids_N: NDArray[np.generic]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """First and second half of each id as numbers that sort as the bytes do."""
+    halves = np.ascontiguousarray(ids_N).view(">u8").reshape(-1, 2).astype(np.uint64)
+    return halves[:, 0], halves[:, 1]

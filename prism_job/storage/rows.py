@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -151,7 +152,7 @@ def _json_row(content: bytes) -> Row | Unreadable:
 
 def _json(stream: IO[bytes]) -> Iterator[tuple[int, Row | Unreadable]]:
     # The field writes both a JSON array and JSON lines under this ending; the first character tells them apart.
-    start = stream.peek(64).lstrip()[:2] if isinstance(stream, io.BufferedReader) else b""
+    start = stream.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:2] if isinstance(stream, io.BufferedReader) else b""
     if start in (b"{\n", b"{\r"):
         raise ValueError("one object over several lines; PRISM reads an array of objects, or one object a line")
     if start[:1] != b"[":

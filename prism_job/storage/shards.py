@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from multiprocessing.pool import AsyncResult, ThreadPool
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 import xxhash
 from numpy.typing import NDArray
@@ -121,11 +122,9 @@ def read_shard(store: Store, extractor: str, kind: Kind, unit_id: str) -> Shard:
         fix = "run again: the plan finds what is missing and only that is extracted"
         raise DataError("missing shard", where=where, fix=fix) from error
     try:
-        length = int.from_bytes(content[:8], "little")
-        header = dict(json.loads(content[8 : 8 + length])["__metadata__"])
-        arrays: dict[str, NDArray[Any]] = safetensors.numpy.load(content)
+        header, arrays = _parse(content)
         claimed = header.pop("checksum")
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"damaged shard, cannot be parsed: {error}", where=where, fix=_REDO) from error
     if header.get("format") != FORMAT:
         fix = f"this version reads {FORMAT}; use another store, or delete the object"
@@ -139,6 +138,64 @@ def read_shard(store: Store, extractor: str, kind: Kind, unit_id: str) -> Shard:
     if "ids" in arrays and unit_id_of(hex_ids(arrays["ids"])) != unit_id:
         raise DataError("foreign shard: its row ids do not make its name", where=where, fix=_REDO)
     return Shard(unit_id, arrays, json.loads(header["notes"]))
+
+
+AHEAD_BYTES = 2**26
+"""Shards in hand at a time hold no more than this together (one always may): 64 MiB are seven of 1,024 sign rows."""
+MAX_AHEAD = 4
+"""Nor are there more of them: enough to hide the wait for S3 behind the scoring, without a crowd of connections."""
+
+Result = TypeVar("Result")
+
+
+def read_depth(shard_bytes: int) -> int:
+    """How many shards of that size are read ahead."""
+    return max(1, min(MAX_AHEAD, AHEAD_BYTES // max(1, shard_bytes)))
+
+
+def read_ahead(
+    store: Store, extractor: str, unit_ids: Sequence[str], use: Callable[[Shard], Result], depth: int
+) -> Iterator[Result]:
+    """What `use` makes of each candidate shard, in the order of the units, as the plain loop would give it.
+
+    Threads read, check and use up to `depth` shards at a time; file reads, checksums and numpy let each other run. No shard
+    outlives its `use`.
+
+    Raises:
+        DataError: that of the first damaged unit in order, as `read_shard` words it.
+    """
+
+    def work(unit_id: str) -> Result:
+        return use(read_shard(store, extractor, "candidates", unit_id))
+
+    # A pool whose threads do not outlive the process: a stop must not wait for a read that hangs.
+    with ThreadPool(depth) as pool:
+        waiting: deque[AsyncResult[Result]] = deque()
+        for unit_id in unit_ids:
+            waiting.append(pool.apply_async(work, (unit_id,)))
+            if len(waiting) == depth:
+                yield waiting.popleft().get()
+        while waiting:
+            yield waiting.popleft().get()
+
+
+_DTYPES = {"U8": "u1", "I32": "<i4", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
+"""Types that shards hold, by safetensors' name."""
+
+
+def _parse(content: bytes) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    # safetensors' own loader copies every array. These are views of the content; the checksum covers what they show.
+    length = int.from_bytes(content[:8], "little")
+    described = json.loads(content[8 : 8 + length])
+    header = dict(described.pop("__metadata__"))
+    payload = memoryview(content)[8 + length :]
+    if max(array["data_offsets"][1] for array in described.values()) != len(payload):
+        raise ValueError("cut short, or bytes behind its last array")
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, array in described.items():
+        first, end = array["data_offsets"]
+        arrays[name] = np.frombuffer(payload[first:end], _DTYPES[array["dtype"]]).reshape(array["shape"])
+    return header, arrays
 
 
 def _checksum(header: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -26,7 +26,7 @@ def stage_rows(store: Store, unit_rows: list[Row], known: set[str]) -> str:
     """Keep the rows, unless `known` names them already. Returns their name and adds it to `known`."""
     name = _digest(unit_rows)
     if name not in known:
-        store.put(_key(name), _pack(unit_rows))
+        store.put(rows_key(name), _pack(unit_rows))
         known.add(name)
     return name
 
@@ -37,9 +37,9 @@ def read_rows(store: Store, name: str) -> list[Row]:
     Raises:
         DataError: missing, damaged, or not the rows that the name stands for; names the object.
     """
-    where = store.uri(_key(name))
+    where = store.uri(rows_key(name))
     try:
-        with pa.CompressedInputStream(pa.BufferReader(store.get(_key(name))), "zstd") as stream:
+        with pa.CompressedInputStream(pa.BufferReader(store.get(rows_key(name))), "zstd") as stream:
             text = stream.read().decode("utf-8", "surrogatepass")
         unit_rows = [json.loads(line) for line in text.split("\n") if line]
     except (OSError, pa.ArrowException, ValueError) as error:
@@ -57,7 +57,8 @@ def _pack(unit_rows: list[Row]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _key(name: str) -> str:
+def rows_key(name: str) -> str:
+    """Where the rows of that name lie."""
     return f"rows/{name}.jsonl.zst"
 
 

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from prism_job.errors import DataError, RequestError, TryAgain
 from prism_job.spec import digest
-from prism_job.storage.objects import LocalFolder, Store, open_store, split_uri
+from prism_job.storage.folder import LocalFolder
+from prism_job.storage.objects import Listed, Store, open_store, split_uri
+from prism_job.storage.s3 import S3Prefix
 
 WANTED = ("*.safetensors", "*.gguf", "*.json", "*.jinja", "*.model", "*.txt")
 """Files that can change a number. Everything else (pickles, code, read-me's) is neither read nor hashed."""
@@ -33,30 +35,99 @@ def identify(uri: str, revision: str = "main", *, is_adapter: bool = False) -> d
     """
     if _is_hub(uri):
         return {"hub": uri, "commit": _hub_commit(uri, revision)}
-    store, keys = _files(uri, is_adapter)
+    store, files = _files(uri, is_adapter)
     if isinstance(store, LocalFolder):
-        return {key: _sha256(store.root / key) for key in keys}
-    tags = {listed.key: f"{listed.size_bytes}-{listed.tag}" for listed in store.list()}
-    return {key: tags[key] for key in keys}
+        return {file.key: _sha256(store.root / file.key) for file in files}
+    return _tags(files)
 
 
 def bring(uri: str, revision: str = "main", *, is_adapter: bool = False) -> Path:
-    """A local path of the model: its folder, or its .gguf file. Hub and s3:// models are copied to the cache once."""
+    """A local path of the model: its folder, or its .gguf file.
+
+    Hub and s3:// models are copied to the cache once a node: its ranks wait for the first of them and share the files. A copy
+    that was cut off goes on at the pieces it lacks; a file has its name only once it is whole and checked.
+
+    Raises:
+        TryAgain: bad weather; or what came is not what was stored.
+        DataError: the model changed while it was read.
+        RequestError: no such model, or a cache folder that cannot be written.
+    """
     if _is_hub(uri):
-        snapshot = _hub_snapshot(uri, _hub_commit(uri, revision))
+        snapshot = _hub_snapshot(uri, _hub_commit(uri, revision))  # locks, resumes and checks by itself
         _files(snapshot, is_adapter)
         return Path(snapshot)
-    store, keys = _files(uri, is_adapter)
-    if isinstance(store, LocalFolder):
+    store, files = _files(uri, is_adapter)
+    if not isinstance(store, S3Prefix):
         return Path(uri)
-    target = cache_folder() / digest(identify(uri, is_adapter=is_adapter))
-    for key in keys:
-        if not (target / key).exists():
-            (target / key).parent.mkdir(parents=True, exist_ok=True)
-            beside = target / f"{key}.{os.getpid()}.part"
-            store.download(key, beside)
-            beside.rename(target / key)
-    return target / keys[0] if uri.endswith(".gguf") else target
+    target = cache_folder() / digest(_tags(files))
+    if not all(_is_here(target, file) for file in files):
+        _bring_once(store, files, target)
+    return target / files[0].key if uri.endswith(".gguf") else target
+
+
+def _bring_once(store: S3Prefix, files: list[Listed], target: Path) -> None:
+    from filelock import FileLock
+
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        # flock: the kernel frees it with its holder's death, however that came.
+        lock = FileLock(target.with_name(f"{target.name}.lock")).acquire()
+    except OSError as error:
+        fix = "set PRISM_CACHE to a folder that can be written, with room for the model"
+        raise RequestError(
+            f"the model cache cannot be written: {error.strerror}", where=str(target), fix=fix
+        ) from error
+    with lock:
+        for file in files:
+            if not _is_here(target, file):
+                (target / file.key).parent.mkdir(parents=True, exist_ok=True)
+                store.download(file.key, target / file.key, file.tag)
+
+
+def _is_here(target: Path, file: Listed) -> bool:
+    path = target / file.key
+    return path.is_file() and path.stat().st_size == file.size_bytes
+
+
+def _tags(files: list[Listed]) -> dict[str, str]:
+    return {file.key: f"{file.size_bytes}-{file.tag}" for file in files}
+
+
+def bring_papers(uri: str, revision: str = "main") -> Path:
+    """A local path of what is known of a model without its weights: config, tokenizer, templates. Weights may be absent.
+
+    A GGUF file is brought whole: its papers stand within it.
+
+    Raises:
+        RequestError: nothing there.
+        TryAgain: the hub does not answer.
+    """
+    papers = [pattern for pattern in WANTED if pattern not in ("*.safetensors", "*.gguf")]
+    if _is_hub(uri):
+        from huggingface_hub import snapshot_download
+
+        with _HubErrors(uri):
+            return Path(snapshot_download(uri, revision=revision, allow_patterns=papers))
+    if uri.endswith(".gguf"):
+        return bring(uri)
+    if not uri.startswith("s3://"):
+        if not Path(uri).is_dir():
+            fix = "give a hub id (org/name), a folder, an s3:// prefix or a .gguf file"
+            raise RequestError("no such model", where=uri, fix=fix)
+        return Path(uri)
+    store = open_store(uri)
+    wanted = [
+        listed
+        for listed in store.list()
+        if "/" not in listed.key.removeprefix(TEMPLATES) and any(fnmatch.fnmatch(listed.key, one) for one in papers)
+    ]
+    target = cache_folder() / digest([uri, *(f"{listed.key} {listed.tag}" for listed in wanted)])
+    for listed in wanted:
+        (target / listed.key).parent.mkdir(parents=True, exist_ok=True)
+        beside = target / f"{listed.key}.{os.getpid()}.part"
+        store.download(listed.key, beside)
+        beside.rename(target / listed.key)
+    return target
 
 
 def cache_folder() -> Path:
@@ -68,26 +139,33 @@ def _is_hub(uri: str) -> bool:
     return not uri.startswith("s3://") and not Path(uri).exists() and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", uri))
 
 
-def _files(uri: str, is_adapter: bool) -> tuple[Store, list[str]]:
+def _files(uri: str, is_adapter: bool) -> tuple[Store, list[Listed]]:
     if uri.endswith(".gguf"):
         parent, name = split_uri(uri)
         store = open_store(parent)
-        if not store.exists(name):
+        if isinstance(store, LocalFolder):
+            files = (
+                [Listed(name, Path(uri).stat().st_size, "", Path(uri).stat().st_mtime)] if Path(uri).exists() else []
+            )
+        else:
+            files = [file for file in store.list(name) if file.key == name]
+        if not files:
             raise RequestError("no such GGUF file", where=uri, fix="check model.uri")
-        return store, [name]
+        return store, files
     if not uri.startswith("s3://") and not Path(uri).is_dir():
         fix = "give a hub id (org/name), a folder, an s3:// prefix or a .gguf file"
         raise RequestError("no such model", where=uri, fix=fix)
     store = open_store(uri)
-    everything = [listed.key for listed in store.list()]
+    everything = list(store.list())
     if not everything:
         fix = "check the address: give a hub id (org/name), a folder, an s3:// prefix or a .gguf file"
         raise RequestError("nothing there: no such prefix, or an empty folder", where=uri, fix=fix)
-    keys = [
-        key
-        for key in everything
-        if "/" not in key.removeprefix(TEMPLATES) and any(fnmatch.fnmatch(key, pattern) for pattern in WANTED)
+    files = [
+        file
+        for file in everything
+        if "/" not in file.key.removeprefix(TEMPLATES) and any(fnmatch.fnmatch(file.key, one) for one in WANTED)
     ]
+    keys = [file.key for file in files]
     if not is_adapter and "adapter_config.json" in keys:
         fix = "name the base model in model.uri and this folder in model.adapter"
         raise RequestError("this is an adapter, not a model", where=uri, fix=fix)
@@ -97,7 +175,7 @@ def _files(uri: str, is_adapter: bool) -> tuple[Store, list[str]]:
     for key in keys:
         if key.endswith(".safetensors.index.json"):
             _check_index(store, key, keys)
-    return store, keys
+    return store, files
 
 
 def _check_index(store: Store, key: str, keys: list[str]) -> None:

@@ -1,0 +1,228 @@
+"""What the reduce stage costs over a large store: peak memory, seconds, and its rate beside `cat` over the same shards.
+
+The store is synthetic and written with the project's own `write_shard` and `Plan`: rows of 65,536 signs (8,192 bytes and
+their scales), random scores, one row in a hundred a duplicate, some quarantined. Signs come from a few random blocks, so
+that gigabytes are made quickly; nothing that reduction does depends on that. `python -m prism_job reduce` then runs on it as
+a process of its own, pinned to one core (`--cores`), and so does `cat`, before and after; the second of them is compared.
+
+    python benchmarks/reduce.py --rows 100000 1000000 --folder /somewhere/with/11/GB --json reduce.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from prism_job.plan import Plan, Unit, factor_units, plan_key
+from prism_job.spec import SelectionRun, digest, parse_spec
+from prism_job.storage import shards, staged
+from prism_job.storage.objects import Store, open_store
+
+ROWS_PER_UNIT, DIMS, DIM = 1024, 65_536, 64
+STORE_BYTES_A_ROW = 8_900
+NUM_BLOCKS = 4
+"""Random payloads that all units share; ids, lengths and losses are each unit's own."""
+READ_ONLY = """
+import json, sys, time
+from prism_job.plan import read_plan
+from prism_job.spec import parse_spec
+from prism_job.storage import shards
+from prism_job.storage.objects import open_store
+run = parse_spec(open(sys.argv[1]).read(), sys.argv[1])
+plan, store, started = read_plan(run), open_store(run.spec.store), time.monotonic()
+ids = [unit.id for unit in plan.candidates]
+for _ in shards.read_ahead(store, plan.extractor, ids, lambda shard: None, shards.read_depth(int(sys.argv[2]))):
+    pass
+print(time.monotonic() - started)
+"""
+"""The reading side alone: every candidate shard through the reducer's own reader, checks and all, and no scores."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--layers", type=int, default=16, help="layers of the model; 16 is the least for 65,536 dims")
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="where the stores are made, and deleted (default: TMPDIR)")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    figures: dict[str, float] = {"layers": arguments.layers, "pairs": arguments.pairs, "cores": arguments.cores}
+    for num_rows in arguments.rows:
+        with tempfile.TemporaryDirectory(prefix="prism-reduce-", dir=arguments.folder) as folder:
+            if shutil.disk_usage(folder).free < 1.1 * STORE_BYTES_A_ROW * num_rows:
+                sys.exit(f"{num_rows} rows need {STORE_BYTES_A_ROW * num_rows / 1e9:.1f} GB in {folder}; use --folder")
+            measured = measure(Path(folder), num_rows, arguments.layers, arguments.pairs, arguments.cores)
+        print(
+            f"{num_rows:,} rows: " + ", ".join(f"{name} {value:,.3f}" for name, value in measured.items()), flush=True
+        )
+        figures |= {f"{name}[{num_rows}]": value for name, value in measured.items()}
+    first, last = (figures[f"peak_rss_bytes[{num_rows}]"] for num_rows in (arguments.rows[0], arguments.rows[-1]))
+    figures["peak_last_over_first"] = last / first
+    print(f"peak at {arguments.rows[-1]:,} rows over the peak at {arguments.rows[0]:,}: {last / first:.3f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+def measure(folder: Path, num_rows: int, num_layers: int, num_pairs: int, cores: int) -> dict[str, float]:
+    spec_path, shard_paths = make_store(folder, num_rows, num_layers, num_pairs)
+    store_bytes = sum(path.stat().st_size for path in shard_paths)
+    everywhere = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(everywhere)[-cores:])
+    try:
+        cat_seconds = [cat(shard_paths)]
+        read_bytes = str(max(path.stat().st_size for path in shard_paths))
+        read = [sys.executable, "-c", READ_ONLY, str(spec_path), read_bytes]
+        read_seconds = float(subprocess.run(read, check=True, capture_output=True, text=True).stdout)
+        cat_seconds.append(cat(shard_paths))
+        seconds, stream_seconds, usage = reduce(spec_path, folder / "events.jsonl")
+    finally:
+        os.sched_setaffinity(0, everywhere)
+    return {
+        "peak_rss_bytes": usage.ru_maxrss * 1024,
+        "seconds": seconds,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "stream_seconds": stream_seconds,
+        "store_bytes": store_bytes,
+        "cat_bytes_per_second": store_bytes / cat_seconds[1],
+        "read_bytes_per_second": store_bytes / read_seconds,
+        "stream_bytes_per_second": store_bytes / stream_seconds,
+        "read_over_cat": cat_seconds[1] / read_seconds,
+        "stream_over_cat": cat_seconds[1] / stream_seconds,
+    }
+
+
+def cat(paths: list[Path]) -> float:
+    started = time.monotonic()
+    for start in range(0, len(paths), 500):
+        subprocess.run(["cat", *map(str, paths[start : start + 500])], check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - started
+
+
+def reduce(spec_path: Path, log: Path) -> tuple[float, float, os.struct_rusage]:
+    """Seconds of the whole stage, of its pass over the candidates, and what the process used."""
+    started = time.monotonic()
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prism_job", "reduce", "--spec", str(spec_path)], stdout=output
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - started
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    if status:
+        sys.exit(f"the reduce stage failed: {events[-1]}")
+    return seconds, [event["seconds"] for event in events if event["event"] == "progress"][-1], usage
+
+
+def make_store(folder: Path, num_rows: int, num_layers: int, num_pairs: int) -> tuple[Path, list[Path]]:
+    document = {
+        "apiVersion": "prism.dev/v1alpha1",
+        "kind": "SelectionRun",
+        "metadata": {"name": "synthetic"},
+        "spec": {
+            "model": {"uri": "synthetic"},
+            "candidates": {"uris": ["pool"]},
+            "targets": {"uris": ["targets.jsonl"]},
+            "store": str(folder / "store"),
+            "output": str(folder / "output"),
+            "selection": {"keep": "highest", "budget": {"fraction": 0.5}},
+        },
+    }
+    spec_path = folder / "selection.yaml"
+    spec_path.write_text(yaml.safe_dump(document))
+    run = parse_spec(spec_path.read_text(), str(spec_path))
+    store, random = open_store(run.spec.store), np.random.default_rng(0)
+    extractor = digest("synthetic")
+    candidates = list(write_candidates(store, extractor, num_rows, random))
+    factors = factor_units(candidates)
+    for unit_id in factors:
+        uppers = [factor_sums(num_layers, random) for _ in range(2)]
+        arrays = {"inputs": uppers[0], "outputs": uppers[1]}
+        shards.write_shard(store, extractor, "factors", unit_id, arrays, {"num_tokens": 2 * DIM})
+    publish_plan(run, extractor, candidates, write_targets(store, extractor, num_layers, num_pairs, random), factors)
+    return spec_path, [Path(store.uri(shards.shard_key(extractor, "candidates", unit.id))) for unit in candidates]
+
+
+def write_candidates(store: Store, extractor: str, num_rows: int, random: np.random.Generator) -> Iterator[Unit]:
+    blocks = [random.integers(0, 256, (ROWS_PER_UNIT, DIMS // 8), np.uint8) for _ in range(NUM_BLOCKS)]
+    scales_NS = random.random((ROWS_PER_UNIT, DIMS // 256)).astype(np.float16)
+    known: set[str] = set()
+    for number, start in enumerate(range(0, num_rows, ROWS_PER_UNIT)):
+        size = min(ROWS_PER_UNIT, num_rows - start)
+        ids = random.integers(0, 256, (size, 16), np.uint8)
+        ids[::100] = np.arange(16, dtype=np.uint8)  # one content in a hundred is always the same
+        tokens = random.integers(1, 500, size).astype(np.int32)
+        tokens[7::2000] = 0
+        arrays = {
+            "ids": ids,
+            "nll": random.random(size) * 100,
+            "tokens": tokens,
+            "norm": random.random(size).astype(np.float32),
+            "signs": blocks[number % NUM_BLOCKS][:size],
+            "scales": scales_NS[:size],
+            "unit": random.random(size).astype(np.float32),
+        }
+        unit_id = shards.unit_id_of(shards.hex_ids(ids))
+        notes = {"quarantined": {str(place): "no response" for place in np.flatnonzero(tokens == 0).tolist()}}
+        shards.write_shard(store, extractor, "candidates", unit_id, arrays, notes)
+        rows = staged.stage_rows(store, [{"text": f"Row {place} of a unit."} for place in range(size)], known)
+        yield Unit(id=unit_id, rows=rows, num_rows=size, source=0, lines=[(start + 1, size)])
+
+
+def factor_sums(num_layers: int, random: np.random.Generator) -> np.ndarray:
+    sides_LTP = random.standard_normal((num_layers, 2 * DIM, DIM)).astype(np.float32)
+    return (sides_LTP.transpose(0, 2, 1) @ sides_LTP)[:, *np.triu_indices(DIM)]
+
+
+def write_targets(
+    store: Store, extractor: str, num_layers: int, num_pairs: int, random: np.random.Generator
+) -> list[Unit]:
+    ids = random.integers(0, 256, (num_pairs, 16), np.uint8)
+    arrays = {
+        "ids": ids,
+        "rows": random.standard_normal((num_pairs, num_layers * DIM**2)).astype(np.float32),
+        **{f"{side}_nll": random.random(num_pairs) * 100 for side in ("chosen", "rejected")},
+        **{f"{side}_tokens": np.full(num_pairs, 20, np.int32) for side in ("chosen", "rejected")},
+    }
+    unit_id = shards.unit_id_of(shards.hex_ids(ids))
+    notes = {"layers": [f"layers.{number}" for number in range(num_layers)], "dim": DIM}
+    shards.write_shard(store, extractor, "targets", unit_id, arrays, notes)
+    pairs = [{"prompt": f"{number}?", "chosen": "yes", "rejected": "no"} for number in range(num_pairs)]
+    rows = staged.stage_rows(store, pairs, set())
+    return [Unit(id=unit_id, rows=rows, num_rows=num_pairs, source=0, lines=[(1, num_pairs)])]
+
+
+def publish_plan(
+    run: SelectionRun, extractor: str, candidates: list[Unit], targets: list[Unit], factors: list[str]
+) -> None:
+    plan = Plan(
+        request=digest(run.spec.model_dump(mode="json")),
+        extractor=extractor,
+        extractor_parts={"model": {}},
+        sources=["pool/synthetic.jsonl"],
+        ignored=[],
+        candidates=candidates,
+        target_sources=["targets.jsonl"],
+        targets=targets,
+        factors=factors,
+        quarantine=[],
+        missing_candidates=[],
+        missing_targets=[],
+        missing_factors=[],
+    )
+    open_store(run.spec.output).put(plan_key(run), plan.model_dump_json(indent=1).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""One work unit -> the arrays of its shards, as generators of the passes they need. Not: which unit, by which rank, where to.
+
+A generator yields each pass that it wants and is sent what came of it. So whoever drives it (run.py) decides in one place
+about lockstep with other ranks, about memory and about stopping.
+
+Shapes: N rows of the unit, B examples of a pass, D stored dims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from prism_job import examples
+from prism_job.errors import DataError
+from prism_job.examples import BadRow
+from prism_job.extract import data
+from prism_job.extract.gradients import FactorSums, GradientCapture, Rows
+from prism_job.plan import Unit
+from prism_job.spec import RunSpec
+from prism_job.storage import codec, shards
+from prism_job.storage.rows import Row
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One micro-batch wanted.
+
+    Attributes:
+        names: example ids, for messages.
+        num_new: examples that this pass finishes; of a pair only the first side counts.
+    """
+
+    capture: GradientCapture
+    batch: list[data.Encoded]
+    names: list[str]
+    mean: bool
+    factors: FactorSums | None
+    num_new: int
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What came of a pass. Examples at `too_large` fit no memory: their rows are zero, their token counts 0."""
+
+    rows: Rows
+    too_large: list[int]
+
+
+Passes = Generator[Pass, Computed, None]
+
+
+@dataclass
+class CandidateUnit:
+    """The rows of a unit of candidates.
+
+    Attributes:
+        quarantined: place in the unit -> why the row cannot be used; it stays a zero row.
+    """
+
+    ids: list[str]
+    encoded: list[data.Encoded | None]
+    quarantined: dict[int, str]
+    stored: Arrays
+    columns: Columns
+    factors: FactorSums | None
+
+    @staticmethod
+    def read(
+        unit_rows: list[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        spec: RunSpec,
+        capture: GradientCapture,
+        *,
+        factors: bool,
+    ) -> CandidateUnit:
+        ids: list[str] = []
+        encoded: list[data.Encoded | None] = []
+        quarantined: dict[int, str] = {}
+        for place, row in enumerate(unit_rows):
+            content = examples.candidate_content(row)
+            ids.append(examples.example_id(content))
+            try:
+                encoded.append(data.encode_candidate(content, tokenizer, spec.extraction.max_length))
+            except BadRow as error:
+                encoded.append(None)
+                quarantined[place] = str(error)
+        # Encoded batch by batch: a unit's float32 rows would be gigabytes with codec float16.
+        stored = codec.zeros(spec.extraction.codec.kind, len(ids), capture.width)
+        sums = capture.new_factors() if factors else None
+        return CandidateUnit(ids, encoded, quarantined, stored, Columns(len(ids)), sums)
+
+    def passes(self, capture: GradientCapture, spec: RunSpec) -> Passes:
+        good = [place for place, example in enumerate(self.encoded) if example is not None]
+        for places in _micro_batches(self.encoded, good, spec):
+            batch = [_given(self.encoded[place]) for place in places]
+            names = [self.ids[place] for place in places]
+            computed = yield Pass(capture, batch, names, False, self.factors, len(places))
+            for name, part in codec.encode(
+                spec.extraction.codec.kind, computed.rows.rows_BD.float().cpu().numpy()
+            ).items():
+                self.stored[name][places] = part
+            for position in computed.too_large:
+                self.quarantined[places[position]] = (
+                    f"its {len(batch[position].ids)} tokens do not fit into memory alone"
+                )
+            self.columns.fill(places, computed.rows)
+
+    def arrays(self) -> Arrays:
+        return {"ids": shards.id_bytes(self.ids), **self.columns.arrays(), **self.stored}
+
+    def factor_arrays(self) -> Arrays:
+        assert self.factors is not None
+        # Symmetric: the upper half holds everything.
+        upper = np.triu_indices(self.factors.inputs_LPP.shape[1])
+        return {
+            "inputs": self.factors.inputs_LPP.float().cpu().numpy()[:, *upper],
+            "outputs": self.factors.outputs_LPP.float().cpu().numpy()[:, *upper],
+        }
+
+
+@dataclass
+class TargetUnit:
+    """The rows of a unit of pairs: ḡ(y⁺) − ḡ(y⁻), unfolded float32, with the NLL of both sides."""
+
+    unit: Unit
+    source: str
+    contents: list[examples.Content]
+    found: Arrays
+
+    @staticmethod
+    def read(unit: Unit, source: str, unit_rows: list[Row], spec: RunSpec, capture: GradientCapture) -> TargetUnit:
+        needs_rejected = spec.scoring.weighting == "preference"
+        contents = [examples.target_content(row, needs_rejected=needs_rejected) for row in unit_rows]
+        ids = [examples.example_id(content) for content in contents]
+        rows_ND = np.zeros((len(contents), capture.width), np.float32)
+        return TargetUnit(unit, source, contents, {"ids": shards.id_bytes(ids), "rows": rows_ND})
+
+    def passes(self, capture: GradientCapture, tokenizer: PreTrainedTokenizerBase, spec: RunSpec) -> Passes:
+        ids = shards.hex_ids(self.found["ids"])
+        for side, sign in (("chosen", 1.0), ("rejected", -1.0)):
+            encoded = [self._encode(place, side, tokenizer, spec) for place in range(len(self.contents))]
+            given = [place for place, example in enumerate(encoded) if example is not None]
+            columns = Columns(len(self.contents))
+            for places in _micro_batches(encoded, given, spec):
+                batch = [_given(encoded[place]) for place in places]
+                names = [ids[place] for place in places]
+                computed = yield Pass(capture, batch, names, True, None, len(places) if side == "chosen" else 0)
+                for position in computed.too_large:
+                    what = f"its {side} response of {len(batch[position].ids)} tokens does not fit into memory alone"
+                    raise self._unusable(places[position], what)
+                self.found["rows"][places] += sign * computed.rows.rows_BD.float().cpu().numpy()
+                columns.fill(places, computed.rows)
+            self.found |= {f"{side}_nll": columns.nll_N, f"{side}_tokens": columns.tokens_N}
+
+    def _encode(self, place: int, side: str, tokenizer: PreTrainedTokenizerBase, spec: RunSpec) -> data.Encoded | None:
+        content = self.contents[place]
+        if side not in content:
+            return None
+        try:
+            return data.encode_response(
+                content["prompt"], content[side], content.get("tools"), tokenizer, spec.extraction.max_length
+            )
+        except BadRow as error:
+            raise self._unusable(place, f"its {side} response: {error}") from error
+
+    def _unusable(self, place: int, what: str) -> DataError:
+        line = list(self.unit.line_numbers())[place]
+        fix = "mend or remove that row, or raise extraction.maxLength"
+        return DataError(f"unusable target, {what}", where=f"{self.source} line {line}", fix=fix)
+
+
+class Columns:
+    """The numbers beside the rows of a unit, one a row; zeros where a row is quarantined."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.nll_N = np.zeros(num_rows, np.float64)
+        self.tokens_N = np.zeros(num_rows, np.int32)
+        self.norm_N = np.zeros(num_rows, np.float32)
+
+    def fill(self, places: list[int], result: Rows) -> None:
+        self.nll_N[places] = result.nll_B.double().cpu().numpy()
+        self.tokens_N[places] = result.tokens_B.cpu().numpy()
+        self.norm_N[places] = result.norm_B.float().cpu().numpy()
+
+    def arrays(self) -> Arrays:
+        return {"nll": self.nll_N, "tokens": self.tokens_N, "norm": self.norm_N}
+
+
+def _micro_batches(encoded: list[data.Encoded | None], places: list[int], spec: RunSpec) -> list[list[int]]:
+    lengths = [len(_given(encoded[place]).ids) for place in places]
+    batches = data.micro_batches(lengths, spec.extraction.tokens_per_batch)
+    return [[places[position] for position in batch] for batch in batches]
+
+
+def _given(encoded: data.Encoded | None) -> data.Encoded:
+    assert encoded is not None
+    return encoded

@@ -1,0 +1,47 @@
+"""Puts finished units into the store on a thread of its own, while the next unit is computed. Not: what is in them."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from prism_job.extract.unit import Arrays
+from prism_job.plan import Unit
+from prism_job.progress import event
+from prism_job.storage import shards
+from prism_job.storage.objects import Store
+
+
+class Uploads:
+    """Puts shards on another thread while the next unit is computed. One unit waits at most: memory stays bounded."""
+
+    def __init__(self, store: Store, extractor: str) -> None:
+        self.store, self.extractor = store, extractor
+        self.thread = ThreadPoolExecutor(1, "upload")
+        self.waiting: Future[None] | None = None
+        self.num_written = 0
+
+    def __enter__(self) -> Uploads:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._wait()
+        finally:
+            self.thread.shutdown(wait=True)
+
+    def put(self, unit: Unit, shards_of_unit: list[tuple[shards.Kind, Arrays, dict[str, Any]]]) -> None:
+        self._wait()
+        self.waiting = self.thread.submit(self._write, unit, shards_of_unit)
+
+    def _wait(self) -> None:
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None:
+            waiting.result()
+
+    def _write(self, unit: Unit, shards_of_unit: list[tuple[shards.Kind, Arrays, dict[str, Any]]]) -> None:
+        for kind, arrays, notes in shards_of_unit:
+            num_bytes = shards.write_shard(self.store, self.extractor, kind, unit.id, arrays, notes)
+            event("shard", kind=kind, unit=unit.id, rows=unit.num_rows, bytes=num_bytes)
+        self.num_written += 1

@@ -1,0 +1,133 @@
+"""Objects in a local folder. Translates the errors of the file system, here and for whoever writes files of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from prism_job.errors import DataError, RequestError, TryAgain
+from prism_job.storage.objects import Listed
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+# mkstemp makes files that only their owner may read; a shared store needs what the umask allows.
+
+
+class LocalFolder:
+    """A folder. Put writes beside, syncs, renames."""
+
+    def __init__(self, uri: str) -> None:
+        self.root = Path(uri)
+
+    def uri(self, key: str) -> str:
+        return str(self.root / key)
+
+    def get(self, key: str) -> bytes:
+        with local_errors(self.uri(key)):
+            return (self.root / key).read_bytes()
+
+    def download(self, key: str, path: Path) -> None:
+        with local_errors(self.uri(key)):
+            shutil.copyfile(self.root / key, path)
+
+    @contextlib.contextmanager
+    def as_file(self, key: str) -> Iterator[Path]:
+        with local_errors(self.uri(key)):
+            yield self.root / key
+
+    def put(self, key: str, content: bytes) -> None:
+        self._commit(key, io.BytesIO(content))
+
+    def put_file(self, key: str, path: Path) -> None:
+        with path.open("rb") as source:
+            self._commit(key, source)
+
+    def _commit(self, key: str, source: IO[bytes]) -> None:
+        target = self.root / key
+        with local_errors(self.uri(key), writing=True):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, beside = tempfile.mkstemp(dir=target.parent, prefix=".put-")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    shutil.copyfileobj(source, file, 2**20)
+                    file.flush()
+                    os.fsync(file.fileno())
+                Path(beside).chmod(0o666 & ~_UMASK)
+                os.replace(beside, target)
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(beside)
+                raise
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def list(self, prefix: str = "") -> Iterator[Listed]:
+        # Only the folder part of the prefix is walked: a listing of one extractor must not stat all the others.
+        start = self.root / prefix.rpartition("/")[0]
+        with local_errors(str(start)):
+            found = []
+            walked: set[str] = set()
+            for folder, folders, names in os.walk(start, onerror=_not_in_silence, followlinks=True):
+                folders.sort()
+                if os.path.realpath(folder) in walked:  # a link back to where we came from
+                    folders.clear()
+                    continue
+                walked.add(os.path.realpath(folder))
+                for name in names:
+                    key = (Path(folder) / name).relative_to(self.root).as_posix()
+                    if key.startswith(prefix) and not name.startswith(".put-"):
+                        found.append(key)
+        for key in sorted(found):
+            with local_errors(self.uri(key)):
+                stat = (self.root / key).stat()
+            yield Listed(key, stat.st_size, str(stat.st_mtime_ns), stat.st_mtime)
+
+    def exists(self, key: str) -> bool:
+        with local_errors(self.uri(key)):
+            return (self.root / key).exists()
+
+    def delete(self, keys: Sequence[str]) -> None:
+        # Folders stay: a put that has just made sure of its folder must find it.
+        for key in keys:
+            with local_errors(self.uri(key)):
+                (self.root / key).unlink(missing_ok=True)
+
+
+def _not_in_silence(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # a folder that is not there yet holds nothing
+        raise error
+
+
+_BAD_WEATHER = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EBUSY}
+
+
+@contextlib.contextmanager
+def local_errors(where: str, *, writing: bool = False) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        if writing:
+            fix = "choose a folder that can be made and written"
+            raise RequestError("cannot be written: no such folder", where=where, fix=fix) from error
+        fix = "check the path, and whether it was deleted while the run went on; a link may lead nowhere"
+        raise DataError("no such file", where=where, fix=fix) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fix = "free some space or choose another folder, then run again: finished units are kept"
+            raise TryAgain("no space left on the device", where=where, fix=fix) from error
+        if error.errno in _BAD_WEATHER:
+            fix = "look at the disk or network mount, then run again: finished units are kept"
+            raise TryAgain(f"cannot be read or written now: {error.strerror}", where=where, fix=fix) from error
+        raise RequestError(
+            f"cannot be read or written: {error.strerror}", where=where, fix="check the path and its permissions"
+        ) from error

@@ -1,0 +1,99 @@
+"""Out of memory: a pass is halved and the run goes on with the same rows; one example too large for any budget is named.
+
+The memory that ends is played: passes over so many tokens raise what torch raises.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prism_job.extract.gradients import GradientCapture
+from tests.conftest import Job, candidate, turn, write_jsonl
+from tests.test_worlds import assert_same_shards, single, stored
+
+LONG = {"messages": [turn("user", "Say it all"), turn("assistant", "seven and eight make fifteen, " * 4)]}
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets the tokens that fit; returns the sizes of the passes that were tried, in (examples, tokens)."""
+    rows, add_sketch = GradientCapture.rows, GradientCapture._add_sketch
+
+    def limit(tokens_that_fit: int, error: type[Exception] = torch.OutOfMemoryError) -> list[tuple[int, int]]:
+        tried: list[tuple[int, int]] = []
+
+        def counted(capture: GradientCapture, batch: Any, **named: Any) -> Any:
+            tried.append((batch.size, batch.ids_BT.numel()))
+            return rows(capture, batch, **named)
+
+        def failing(capture: GradientCapture, state: Any, *layer: Any) -> None:
+            add_sketch(capture, state, *layer)
+            if (
+                state.batch.ids_BT.numel() > tokens_that_fit and len(state.done) > 3
+            ):  # in the middle of the backward pass
+                raise error("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+        monkeypatch.setattr(GradientCapture, "rows", counted)
+        monkeypatch.setattr(GradientCapture, "_add_sketch", failing)
+        return tried
+
+    return limit
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_a_pass_that_does_not_fit_is_halved_and_every_row_is_the_same(job: Job, passes: Any, error: Any) -> None:
+    write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(number) for number in range(30)])
+    job.spec["extraction"] |= {"codec": {"kind": "float16"}, "examplesPerShard": 1024}
+    wanted = single(job)
+    job.plan()
+    tried = passes(300, error)
+    code, words = job.stage("extract")
+    assert code == 0, words
+    assert_same_shards(stored(job), wanted)
+    said = [event for event in job.events if event["event"] == "memory"]
+    assert len(said) == 1, "said once"
+    too_large = [tokens for _, tokens in tried if tokens > 300]
+    assert 0 < len(too_large) <= 3, "what did not fit once is not tried again"
+
+
+def test_an_example_that_fits_no_memory_is_quarantined_with_its_length(job: Job, passes: Any) -> None:
+    write_jsonl(job.folder / "pool" / "a.jsonl", [*(candidate(number) for number in range(9)), LONG])
+    job.spec["candidates"]["maxBadFraction"] = 0.1
+    job.plan()
+    passes(80)
+    manifest = Path(_run_on(job)["manifest"])
+    (quarantined,) = [json.loads(line) for line in (manifest.parent / "quarantine.jsonl").read_text().splitlines()]
+    assert quarantined["line"] == 10
+    assert "tokens do not fit into memory alone" in quarantined["reason"]
+    assert int(quarantined["reason"].split()[1]) > 80
+    job.spec["candidates"]["maxBadFraction"] = 0.0
+    job.spec["store"] = str(job.folder / "store2")
+    job.fails("extract", 65, "do not fit into memory", "a.jsonl line 10")
+
+
+def test_a_target_that_fits_no_memory_ends_the_run_by_name(job: Job, passes: Any) -> None:
+    job.plan()
+    passes(8)
+    job.fails("extract", 65, "does not fit into memory alone", "targets.jsonl line 1")
+
+
+def test_any_other_error_of_torch_is_no_lack_of_memory(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(*_: object, **__: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    job.plan()
+    monkeypatch.setattr(GradientCapture, "rows", rows)
+    with pytest.raises(RuntimeError, match="shapes"):
+        job.stage("extract")
+
+
+def _run_on(job: Job) -> dict[str, Any]:
+    for stage in ("extract", "reduce"):
+        code, words = job.stage(stage)
+        assert code == 0, words
+    return words
