@@ -22,7 +22,8 @@ from prism_job.reduce.run import fold_direction
 from prism_job.reduce.scoring import finish, scorer
 from prism_job.spec import SelectionRun, parse_spec
 from prism_job.storage import shards
-from prism_job.storage.objects import LocalFolder, Store, open_store
+from prism_job.storage.folder import LocalFolder
+from prism_job.storage.objects import Store, open_store
 from tests.conftest import Job, candidate, write_jsonl
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from prism_job.errors import TryAgain
 from prism_job.storage import checksums, shards, staged, transfers, weather
-from prism_job.storage.objects import S3Prefix, open_store
+from prism_job.storage.objects import open_store
+from prism_job.storage.s3 import S3Prefix
 from tests.conftest import Job, point_at
 from tests.test_s3 import on_s3
 from tests.weather import Weather
