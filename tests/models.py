@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,51 @@ def weights_into(source: PreTrainedModel, target: PreTrainedModel) -> Any:
     """Copy source's weights, as they are, into target (of another dtype, say); returns target."""
     target.load_state_dict(source.state_dict())
     return target
+
+
+def save_tiny_gguf(path: str | Path, seed: int = 0) -> Path:
+    """Write save_tiny_model's llama, its tokenizer and its template as one float32 GGUF file, as llama.cpp's converter does."""
+    import gguf
+
+    model, tokenizer = build_model("llama", torch.float32, seed), build_tokenizer()
+    config = model.config
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(VOCAB)
+
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    tokens = tokenizer.convert_ids_to_tokens(list(range(VOCAB)))
+    special = {token["content"] for token in backend["added_tokens"]}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    kinds = gguf.TokenType
+    writer.add_token_types([kinds.CONTROL if token in special else kinds.NORMAL for token in tokens])
+    writer.add_token_merges([" ".join(merge) for merge in backend["model"]["merges"]])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHAT_TEMPLATE)
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, parameter in model.state_dict().items():
+        weight = parameter
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+        for layer, num_heads in heads.items():
+            if f".{layer}." in name:  # llama.cpp turns pairs of neighbouring dims, transformers pairs of halves
+                halves = weight.reshape(num_heads, 2, -1, config.hidden_size)
+                weight = halves.transpose(1, 2).reshape(weight.shape)
+        writer.add_tensor(names.get_name(name, (".weight",)), weight.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return Path(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import gzip
 import json
@@ -18,6 +19,8 @@ import safetensors.torch
 import torch
 
 from prism_job.errors import SpecError
+from prism_job.examples import example_id, target_content
+from prism_job.extract.gradients import GradientCapture
 from prism_job.progress import last_words
 from prism_job.spec import parse_spec
 from tests.conftest import Job, candidate, pair, turn, write_jsonl
@@ -501,3 +504,45 @@ def test_csv_as_pandas_and_excel_write_it_is_read(job: Job) -> None:
     (job.folder / "pool" / "pandas.csv").write_text(",prompt,completion\n0,Say,one\n1,Say,two\n2,Say,three\n")
     (job.folder / "pool" / "excel.csv").write_bytes(b"\xef\xbb\xbfprompt,completion\nSay,four\nSay,five\n")
     assert job.plan()["examples"] == 5
+
+
+def test_a_model_changed_between_plan_and_extraction_is_refused(job: Job) -> None:
+    folder = save_tiny_model(job.folder / "model")
+    job.spec["model"]["uri"] = str(folder)
+    job.plan()
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(template.replace("<|im_end|>", "<|im_end|> "))
+    code, words = job.stage("extract")
+    assert code == DAMAGED_DATA, words
+    assert str(folder) in words["where"]
+    assert "plan stage again" in words["fix"]
+    assert not list((job.folder / "store").rglob("*.safetensors"))
+    assert job.run().exists(), "what the message advises works"
+
+
+@pytest.mark.parametrize("field", ["norm_B", "nll_B"])
+def test_a_gradient_that_is_not_finite_is_refused_and_not_stored(
+    job: Job, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = GradientCapture.rows
+
+    def spoiled(capture: GradientCapture, *arguments: Any, **named: Any) -> Any:
+        result = plain(capture, *arguments, **named)
+        return dataclasses.replace(result, **{field: getattr(result, field) * torch.nan})
+
+    job.plan()
+    monkeypatch.setattr(GradientCapture, "rows", spoiled)
+    code, words = job.stage("extract")
+    assert code == DAMAGED_DATA, words
+    assert "not finite" in words["error"]
+    ids = [example_id(target_content(pair(number), needs_rejected=True)) for number in range(3)]
+    assert any(known in words["error"] for known in ids), "the first that was computed is named"
+    assert not list((job.folder / "store").rglob("*.safetensors"))
+
+
+def test_running_out_of_memory_is_weather(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hungry(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("prism_job.plan.make_plan", hungry)
+    job.fails("plan", TRY_AGAIN, "out of memory", "tokensPerBatch")

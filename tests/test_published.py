@@ -20,8 +20,7 @@ from prism_job.errors import TryAgain
 from prism_job.plan import read_plan
 from prism_job.spec import parse_spec
 from prism_job.storage import shards
-from prism_job.storage.folder import LocalFolder
-from prism_job.storage.objects import open_store
+from prism_job.storage.objects import Store, open_store
 from tests.conftest import Job, Row, candidate, pair, turn, write_jsonl
 from tests.test_end_to_end import FLOAT32, direction, job_over_all_conventions, oracle, wanted_scores
 
@@ -36,6 +35,9 @@ def content_id(row: Row) -> str:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
+
+FOLDER = type(open_store("."))
+"""The class of a store in a folder, wherever it is defined."""
 
 TOO_LONG: Row = {"messages": [turn("user", "why " * 200), turn("assistant", "because")], "label": 0}
 
@@ -270,14 +272,14 @@ def test_the_manifest_is_written_last_and_not_at_all_where_a_file_before_it_fail
         return [path.name for path in (job.folder / "output").rglob("*") if path.is_file()]
 
     for method in ("put", "put_file"):
-        plain = getattr(LocalFolder, method)
+        plain = getattr(FOLDER, method)
 
-        def failing(store: LocalFolder, key: str, given: Any, plain: Any = plain) -> None:
+        def failing(store: Store, key: str, given: Any, plain: Any = plain) -> None:
             if key.endswith("report.html"):
                 raise TryAgain("no more puts", where=key, fix="try again")
             plain(store, key, given)
 
-        monkeypatch.setattr(LocalFolder, method, failing)
+        monkeypatch.setattr(FOLDER, method, failing)
     assert job.stage("reduce")[0] == 75
     assert "scores.parquet" in written()
     assert "manifest.json" not in written()
@@ -285,16 +287,16 @@ def test_the_manifest_is_written_last_and_not_at_all_where_a_file_before_it_fail
 
     order: list[str] = []
     for method in ("put", "put_file"):
-        plain = getattr(LocalFolder, method)
+        plain = getattr(FOLDER, method)
 
-        def noting(store: LocalFolder, key: str, given: Any, plain: Any = plain) -> None:
+        def noting(store: Store, key: str, given: Any, plain: Any = plain) -> None:
             order.append(key.rpartition("/")[2])
             plain(store, key, given)
 
-        monkeypatch.setattr(LocalFolder, method, noting)
+        monkeypatch.setattr(FOLDER, method, noting)
     code, words = job.stage("reduce")
     assert code == 0, words
-    assert order[-1] == "manifest.json"
+    assert order.index("manifest.json") == len(order) - 1
     assert set(json.loads(Path(words["manifest"]).read_text())["files"]) <= set(order[:-1])
 
 

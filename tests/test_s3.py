@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import hashlib
 import http.server
 import io
 import json
+import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
 from prism_job.errors import DataError, PrismError, RequestError, TryAgain
 from prism_job.storage import s3 as s3_client
-from prism_job.storage import weather
+from prism_job.storage import weather, weights
 from prism_job.storage.objects import open_store
 from tests.conftest import Job, candidate, point_at, write_jsonl
 
@@ -64,8 +67,6 @@ def test_a_model_on_s3_gives_the_shards_of_the_same_model_in_a_folder(
     job: Job, s3: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PRISM_CACHE", str(job.folder / "cache"))
-    from pathlib import Path
-
     for path in Path(job.spec["model"]["uri"]).iterdir():
         s3.upload_file(str(path), "corpora", f"model/{path.name}")
     local = job.run()
@@ -271,3 +272,76 @@ def test_folders_and_prefixes_keep_the_same_promises(job: Job, s3: Any) -> None:
         assert [listed.size_bytes for listed in store.list("a/b")] == [3]
         store.download("a/b", job.folder / "down")
         assert (job.folder / "down").read_bytes() == b"two"
+
+
+def test_a_listing_of_many_pages_is_whole(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pages of two in place of a thousand: the paging is the same, and five objects are soon put.
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "2")
+    names = [f"many/{number}" for number in range(5)]
+    for name in names:
+        s3.put_object(Bucket="prism", Key=name, Body=b"x")
+    assert s3.list_objects_v2(Bucket="prism")["KeyCount"] == 2, "the server does cut its listing into pages"
+    assert [listed.key for listed in open_store("s3://prism").list("many/")] == names
+
+
+def test_a_denied_look_is_not_taken_for_an_absence(rough: Callable[..., RoughServer]) -> None:
+    handler: Any = rough((403, b"", 0)).server.RequestHandlerClass
+    handler.do_HEAD = handler.do_GET
+    with pytest.raises(RequestError, match="denies access") as refusal:
+        open_store("s3://bucket/x").exists("row")
+    assert refusal.value.where == "s3://bucket/x/row"
+
+
+def test_other_bytes_of_the_same_size_are_another_model(tiny_model: Path, s3: Any) -> None:
+    for path in tiny_model.iterdir():
+        s3.upload_file(str(path), "corpora", f"model/{path.name}")
+    before = weights.identify("s3://corpora/model")
+    content = bytearray((tiny_model / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    s3.put_object(Bucket="corpora", Key="model/model.safetensors", Body=bytes(content))
+    after = weights.identify("s3://corpora/model")
+    assert {name for name in before if before[name] != after[name]} == {"model.safetensors"}
+
+
+def test_a_put_in_a_folder_shows_nothing_until_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path / "store"))
+    store.put("old", b"old bytes")
+    seen = []
+
+    def half(source: IO[bytes], target: IO[bytes], *_: object) -> None:
+        target.write(source.read()[:4])
+        target.flush()
+        seen.append(([listed.key for listed in store.list()], store.exists("new"), store.get("old")))
+        raise OSError(errno.EIO, "broke off")
+
+    source = tmp_path / "source"
+    source.write_bytes(b"new bytes")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfileobj", half)
+        for key in ("new", "old"):
+            for put in (lambda key: store.put(key, b"new bytes"), lambda key: store.put_file(key, source)):
+                with pytest.raises(TryAgain, match="broke off"):
+                    put(key)
+    assert seen == [(["old"], False, b"old bytes")] * 4, "neither in the listing nor by name"
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["old"]
+    assert store.get("old") == b"old bytes"
+
+
+def test_what_a_kill_left_half_written_is_not_listed(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.put("a/b", b"whole")
+    (tmp_path / "a" / ".put-1234").write_bytes(b"hal")
+    assert [listed.key for listed in store.list()] == ["a/b"]
+    assert [listed.key for listed in store.list("a/")] == ["a/b"]
+
+
+def test_a_file_put_in_a_folder_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    store = open_store(str(tmp_path / "store"))
+    store.put("bytes", b"x")
+    (tmp_path / "source").write_bytes(b"x")
+    (tmp_path / "source").chmod(0o600)
+    store.put_file("file", tmp_path / "source")
+    for name in ("bytes", "file"):
+        assert (tmp_path / "store" / name).stat().st_mode & 0o777 == 0o666 & ~umask

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from prism_job import projection
+from prism_job.errors import TryAgain
 from prism_job.plan import FACTOR_UNIT_SHARE, factor_units, make_plan, read_plan
 from prism_job.spec import digest, parse_spec
 from prism_job.storage import codec, shards
-from prism_job.storage.objects import open_store
+from prism_job.storage.objects import Store, open_store
 from tests.conftest import Job, candidate, pair, write_jsonl
 from tests.models import save_tiny_adapter, save_tiny_model
 
@@ -410,3 +411,104 @@ def test_evaluation_names_what_it_misses(job: Job) -> None:
 
 def parse(job: Job) -> Any:
     return parse_spec(job.spec_path().read_text(), "selection.yaml")
+
+
+def test_other_weights_another_tokenizer_or_another_config_read_no_old_shard(job: Job) -> None:
+    job.run()
+    folder = job.folder / "other"
+    job.spec["model"]["uri"] = str(save_tiny_model(folder))
+    assert job.plan()["missing"] == 0, "the same files elsewhere"
+
+    def changed(name: str, old: str, new: str) -> None:
+        text = (folder / name).read_text()
+        assert text.count(old) == 1
+        (folder / name).write_text(text.replace(old, new))
+
+    def other_weights() -> None:
+        shutil.copy(save_tiny_model(job.folder / "seed", seed=1) / "model.safetensors", folder / "model.safetensors")
+
+    for change in (
+        other_weights,
+        lambda: changed("tokenizer.json", '"add_prefix_space": false', '"add_prefix_space": true'),
+        lambda: changed("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'),
+    ):
+        save_tiny_model(folder)
+        change()
+        words = job.plan()
+        assert words["missing"] == words["units"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["prism_job.storage.shards.FORMAT", "prism_job.projection.VERSION", "prism_job.plan.TEMPLATE_DATE"],
+)
+def test_another_format_projection_or_date_is_another_extractor(
+    job: Job, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = job.plan()
+    monkeypatch.setattr(name, "another")
+    after = job.plan()
+    assert after["extractor"] != before["extractor"]
+
+
+def test_a_second_extraction_of_one_plan_writes_nothing(job: Job) -> None:
+    job.plan()
+    code, words = job.stage("extract")
+    assert (code, words["units"]) == (0, 4), "three of candidates and one of targets"
+    times = {path: path.stat().st_mtime_ns for path in (job.folder / "store").rglob("*")}
+    code, words = job.stage("extract")
+    assert (code, words["units"]) == (0, 0), words
+    assert {path: path.stat().st_mtime_ns for path in (job.folder / "store").rglob("*")} == times
+
+
+def test_no_unit_has_rows_before_the_factors_that_go_with_them(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever extraction is cut off, whoever sees a unit's rows may trust that its factors are there too."""
+    job.plan()
+    folder = type(open_store(job.spec["store"]))
+    plain = folder.put
+    left = 0
+
+    def failing(store: Store, key: str, content: bytes) -> None:
+        nonlocal left
+        if key.endswith(".safetensors"):
+            left -= 1
+            if left < 0:
+                raise TryAgain("no more puts", where=key, fix="try again")
+        plain(store, key, content)
+
+    with_factors = read_plan(parse(job)).factors
+    assert len(with_factors) == 3
+    for allowed in range(1, 7):  # shards: one of targets, then factors and rows of three units
+        shutil.rmtree(job.folder / "store" / read_plan(parse(job)).extractor, ignore_errors=True)
+        left = allowed
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, "put", failing)
+            code, words = job.stage("extract")
+        assert code == 75, words
+        present = shards.units_present(open_store(job.spec["store"]), read_plan(parse(job)).extractor)
+        assert sum(map(len, present.values())) == allowed
+        assert present["candidates"] <= present["factors"]
+
+
+def test_staged_rows_and_shards_that_are_not_what_their_names_say_are_refused_by_name(job: Job) -> None:
+    job.plan()
+    plan, store = read_plan(parse(job)), open_store(job.spec["store"])
+    victim, other = (job.folder / "store" / "rows" / f"{unit.rows}.jsonl.zst" for unit in plan.candidates[:2])
+    content = victim.read_bytes()
+    shutil.copy(other, victim)
+    code, words = job.stage("extract")
+    assert code == 65, words
+    assert victim.name in words["where"]
+    assert "digest" in words["error"]
+    victim.write_bytes(content)
+
+    assert job.stage("extract")[0] == 0
+    unit = plan.candidates[0]
+    shard = shards.read_shard(store, plan.extractor, "candidates", unit.id)
+    # A header and a checksum in order, over the rows of other examples.
+    strange = {**shard.arrays, "ids": shard.arrays["ids"][::-1]}
+    shards.write_shard(store, plan.extractor, "candidates", unit.id, strange, shard.notes)
+    code, words = job.stage("reduce")
+    assert code == 65, words
+    assert unit.id in words["where"]
+    assert "row ids" in words["error"]
