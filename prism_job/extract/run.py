@@ -113,6 +113,7 @@ class _Worker:
     uploads: Uploads
     bad: list[Quarantined] = field(default_factory=list)
     tokens_that_fit: int = 2**62
+    in_hand: str = "extract"
 
     @staticmethod
     def start(
@@ -184,6 +185,7 @@ class _Worker:
         wants_rows, wants_factors = self._lacks("candidates", unit), self._lacks("factors", unit)
         if not wants_rows and not wants_factors:
             return
+        self.in_hand = f"{self.plan.sources[unit.source]}, unit {unit.id}"
         unit_rows = staged.read_rows(self.store, unit.rows)
         found = CandidateUnit.read(unit_rows, self.tokenizer, self.spec, self.folded, factors=wants_factors)
         self._check_quarantine(unit, found.quarantined)
@@ -202,6 +204,7 @@ class _Worker:
         if not self._lacks("targets", unit):
             return
         source = self.plan.target_sources[unit.source]
+        self.in_hand = f"{source}, unit {unit.id}"
         unit_rows = staged.read_rows(self.store, unit.rows)
         found = TargetUnit.read(unit, source, unit_rows, self.spec, self.unfolded)
         yield from found.passes(self.unfolded, self.tokenizer, self.spec)
@@ -242,7 +245,7 @@ class _Worker:
                 raise
             self._shrink(size * longest, error)
         else:
-            refuse_non_finite(rows, wanted.names, "extract")
+            refuse_non_finite(rows, wanted.names, self.in_hand)
             return Computed(rows, [])
         return self._halves(wanted) if size > 1 else Computed(_zero_rows(wanted.capture), [0])
 
