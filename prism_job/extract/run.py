@@ -150,6 +150,7 @@ class _Worker:
     def drive(self, passes: Passes) -> None:
         """Make each pass that is wanted, together with the other ranks, until no rank wants one."""
         number = 0
+        self.watchdog.step("reading the first unit")
         wanted = next(passes, None)
         while True:
             self.watchdog.step(f"pass {number}, waiting for the other ranks")
