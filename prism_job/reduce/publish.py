@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import yaml
 from numpy.typing import NDArray
 
 from prism_job import __version__, examples
-from prism_job.plan import Plan, Unit
+from prism_job.plan import Plan, Quarantined, Unit
 from prism_job.reduce import manifest
 from prism_job.reduce.column import parts
 from prism_job.reduce.preference import Targets
@@ -118,43 +119,50 @@ def _by_source(origins: _Origins, among_N: NDArray[np.bool_]) -> NDArray[np.int6
     return counts_S
 
 
-def publish(
-    run: SelectionRun,
-    plan: Plan,
-    store: Store,
-    output: Store,
-    folder: str,
-    targets: Targets,
-    scored: Scored,
-    chosen: Selected,
-    curvature_facts: dict[str, Any],
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Reduced:
+    """All that reduction found, to be published: of the targets, of each candidate, and what the budget took."""
+
+    run: SelectionRun
+    plan: Plan
+    store: Store
+    targets: Targets
+    scored: Scored
+    chosen: Selected
+    curvature: dict[str, Any]
+
+    @property
+    def quarantine(self) -> list[Quarantined]:
+        return [*self.plan.quarantine, *self.scored.quarantined]
+
+    @property
+    def known_preference(self) -> NDArray[np.float64]:
+        """π of the pairs that have one."""
+        return self.targets.preference_Q[~np.isnan(self.targets.preference_Q)]
+
+
+def publish(found: Reduced, output: Store, folder: str) -> dict[str, Any]:
     """Write and put all files of the selection, the manifest last. Returns the outcome.
 
-    The two long tables go through a scratch folder (TMPDIR), a row group at a time.
+    The long tables go through a scratch folder (TMPDIR), a row group at a time.
     """
+    origins = _Origins(found.plan)
     with tempfile.TemporaryDirectory(prefix="prism-") as scratch:
-        return _publish(run, plan, store, output, folder, targets, scored, chosen, curvature_facts, Path(scratch))
+        # Before the tables: here is room for a copy of the scores.
+        document = _document(found, folder)
+        files = _tables(found, origins, Path(scratch))
+        replaying = yaml.safe_dump(document.spec.to_document(), sort_keys=False, allow_unicode=True)
+        files |= {
+            "quarantine.jsonl": "".join(entry.model_dump_json() + "\n" for entry in found.quarantine).encode(),
+            "plan.json": _settled(found.plan).model_dump_json(indent=1).encode(),
+            "spec.yaml": replaying.encode(),
+            "report.html": render(_report(found, origins, document)).encode(),
+        }
+        return manifest.publish(output, folder, files, document)
 
 
-def _publish(
-    run: SelectionRun,
-    plan: Plan,
-    store: Store,
-    output: Store,
-    folder: str,
-    targets: Targets,
-    scored: Scored,
-    chosen: Selected,
-    curvature_facts: dict[str, Any],
-    scratch: Path,
-) -> dict[str, Any]:
-    origins = _Origins(plan)
-    # Before the tables: here is room for a copy of the scores.
-    score_summary = manifest.summary(scored.scores_N[scored.usable_N])
-    quarantine = [*plan.quarantine, *scored.quarantined]
-    order = chosen.order
-    replaying = _replaying(run, plan)
+def _tables(found: Reduced, origins: _Origins, scratch: Path) -> dict[manifest.FileName, bytes | Path]:
+    targets = found.targets
     target_columns = {
         "example_id": targets.ids,
         "preference": pa.array(targets.preference_Q, from_pandas=True),
@@ -163,90 +171,91 @@ def _publish(
         "chosen_mean_nll": targets.chosen_nll_Q,
         "rejected_mean_nll": pa.array(targets.rejected_nll_Q, from_pandas=True),
     }
-    selected_parts, score_parts = _selected_parts(origins, scored, chosen), _score_parts(origins, scored, chosen)
-    files: dict[manifest.FileName, bytes | Path] = {
-        "selected.parquet": manifest.write_table(scratch / "selected.parquet", selected_parts),
-        "scores.parquet": manifest.write_table(scratch / "scores.parquet", score_parts),
-        "targets.parquet": manifest.write_table(scratch / "targets.parquet", [target_columns]),
-        "quarantine.jsonl": "".join(entry.model_dump_json() + "\n" for entry in quarantine).encode(),
-        "plan.json": _settled(plan).model_dump_json(indent=1).encode(),
-        "spec.yaml": yaml.safe_dump(replaying.to_document(), sort_keys=False, allow_unicode=True).encode(),
+    columns: dict[manifest.FileName, Iterable[dict[str, Any]]] = {
+        "selected.parquet": _selected_parts(origins, found.scored, found.chosen),
+        "scores.parquet": _score_parts(origins, found.scored, found.chosen),
+        "targets.parquet": [target_columns],
     }
-    usable = scored.usable_N
+    return {name: manifest.write_table(scratch / name, parts_of) for name, parts_of in columns.items()}
+
+
+def _document(found: Reduced, folder: str) -> manifest.Manifest:
+    plan, scored, chosen = found.plan, found.scored, found.chosen
+    usable_N = scored.usable_N
     counts = manifest.Counts(
-        candidates=len(usable) + len(plan.quarantine),
-        quarantined=len(quarantine),
+        candidates=len(usable_N) + len(plan.quarantine),
+        quarantined=len(found.quarantine),
         duplicates=int(chosen.duplicate_N.sum()),
         taken_by_budget=chosen.num_taken,
-        selected=len(order),
+        selected=len(chosen.order),
         selected_tokens=sum(
             int(scored.tokens.part(part).sum(dtype=np.int64, where=chosen.selected_N[part]))
-            for part in parts(len(usable))
+            for part in parts(len(usable_N))
         ),
-        tokens=sum(int(scored.tokens.part(part).sum(dtype=np.int64)) for part in parts(len(usable))),
-        target_pairs=len(targets.ids),
+        tokens=sum(int(scored.tokens.part(part).sum(dtype=np.int64)) for part in parts(len(usable_N))),
+        target_pairs=len(found.targets.ids),
         units=len(plan.candidates),
     )
-    known = targets.preference_Q[~np.isnan(targets.preference_Q)]
-    document = manifest.Manifest(
-        run=run.metadata.name,
+    return manifest.Manifest(
+        run=found.run.metadata.name,
         selection_id=folder.rpartition("/")[2],
-        spec=replaying,
+        spec=_replaying(found.run, plan),
         extractor=plan.extractor,
         extractor_parts=plan.extractor_parts,
         work=plan.work_digest(),
         counts=counts,
         threshold=chosen.threshold,
-        scores=score_summary,
-        preference=manifest.summary(known.copy()),
-        curvature=curvature_facts,
+        scores=manifest.summary(scored.scores_N[usable_N]),
+        preference=manifest.summary(found.known_preference.copy()),
+        curvature=found.curvature,
         code_version=__version__,
     )
-    report = Report(
-        run=run.metadata.name,
+
+
+def _report(found: Reduced, origins: _Origins, document: manifest.Manifest) -> Report:
+    plan, scored, chosen, spec = found.plan, found.scored, found.chosen, found.run.spec
+    return Report(
+        run=document.run,
         selection_id=document.selection_id,
-        model=run.spec.model.uri,
+        model=spec.model.uri,
         settings={
-            "weighting": run.spec.scoring.weighting,
-            "score": run.spec.scoring.score,
-            "loss": run.spec.scoring.loss,
-            "curvature": json.dumps(curvature_facts),
-            "selection": json.dumps(run.spec.selection.model_dump(mode="json", exclude_none=True)),
+            "weighting": spec.scoring.weighting,
+            "score": spec.scoring.score,
+            "loss": spec.scoring.loss,
+            "curvature": json.dumps(found.curvature),
+            "selection": json.dumps(spec.selection.model_dump(mode="json", exclude_none=True)),
             "extractor": plan.extractor,
         },
-        counts=counts.model_dump(),
+        counts=document.counts.model_dump(),
         threshold=chosen.threshold,
-        action=f"drop {run.spec.selection.drop}" if run.spec.selection.drop else f"keep {run.spec.selection.keep}",
+        action=f"drop {spec.selection.drop}" if spec.selection.drop else f"keep {spec.selection.keep}",
         scores=scored.scores_N,
-        usable=usable,
+        usable=scored.usable_N,
         summary=document.scores,
         selected=chosen.selected_N,
-        preference=known,
-        contribution=targets.contribution_Q,
-        pairs=_shown_pairs(plan, store, targets),
+        preference=found.known_preference,
+        contribution=found.targets.contribution_Q,
+        pairs=_shown_pairs(plan, found.store, found.targets),
         sources=plan.sources,
-        usable_by_source=_by_source(origins, usable),
+        usable_by_source=_by_source(origins, scored.usable_N),
         selected_by_source=_by_source(origins, chosen.selected_N),
-        highest=_shown(plan, store, scored, chosen, origins, chosen.highest),
-        lowest=_shown(plan, store, scored, chosen, origins, chosen.lowest),
-        quarantine=[(entry.source, entry.line, entry.reason) for entry in quarantine],
+        highest=_shown(found, origins, chosen.highest),
+        lowest=_shown(found, origins, chosen.lowest),
+        quarantine=[(entry.source, entry.line, entry.reason) for entry in found.quarantine],
         ignored=plan.ignored,
     )
-    files["report.html"] = render(report).encode()
-    return manifest.publish(output, folder, files, document)
 
 
-def _shown(
-    plan: Plan, store: Store, scored: Scored, chosen: Selected, origins: _Origins, places: list[int]
-) -> list[ShownExample]:
+def _shown(found: Reduced, origins: _Origins, places: list[int]) -> list[ShownExample]:
+    plan = found.plan
     sources, lines = origins.of(np.array(places, np.int64))
     return [
         ShownExample(
-            score=float(scored.scores_N[place]),
+            score=float(found.scored.scores_N[place]),
             source=plan.sources[source],
             line=line,
-            selected=bool(chosen.selected_N[place]),
-            text=examples.shown_text(examples.candidate_content(_row_at(plan.candidates, place, store))),
+            selected=bool(found.chosen.selected_N[place]),
+            text=examples.shown_text(examples.candidate_content(_row_at(plan.candidates, place, found.store))),
         )
         for place, source, line in zip(places, sources.tolist(), lines.tolist(), strict=True)
     ]

@@ -19,7 +19,7 @@ from prism_job.errors import RequestError
 from prism_job.plan import Plan, check_bad_fraction, read_plan
 from prism_job.reduce import curvature, manifest
 from prism_job.reduce.preference import Targets, weigh_targets
-from prism_job.reduce.publish import publish
+from prism_job.reduce.publish import Reduced, publish
 from prism_job.reduce.scoring import score_candidates
 from prism_job.reduce.selection import select
 from prism_job.spec import RunSpec, SelectionRun
@@ -51,7 +51,7 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
             f"nothing would be selected: the budget takes {chosen.num_taken} of {int(scored.usable_N.sum())} examples"
         )
         raise RequestError(what, where="spec.selection", fix="widen the budget, or drop less")
-    return publish(run, plan, store, output, folder, targets, scored, chosen, curvature_facts)
+    return publish(Reduced(run, plan, store, targets, scored, chosen, curvature_facts), output, folder)
 
 
 def _give_back_freed_memory() -> None:
