@@ -122,7 +122,7 @@ def test_a_world_writes_the_shards_of_a_single_process(uneven: Job, stage: int, 
 
 def test_a_rank_without_a_unit_keeps_step_with_the_others(uneven: Job) -> None:
     wanted = single(uneven)
-    uneven.spec["extraction"]["deepspeed"] = {"stage": 3}
+    uneven.spec["extraction"]["deepspeed"] = {"stage": 3, "offload": "cpu"}  # where weights rest changes no row either
     uneven.spec["extraction"]["examplesPerShard"] = 1024
     uneven.plan()
     code, events = extract(uneven, "--ranks=4")
@@ -161,6 +161,18 @@ def test_a_group_does_its_own_share_first_and_then_what_others_left(uneven: Job)
     order = [*(unit.id for unit in plan.targets), *(unit.id for unit in plan.candidates)]
     written = [event["unit"] for event in events if event["event"] == "shard" and event["kind"] != "factors"]
     assert written == [*order[1::2], *order[0::2][::-1]]
+    assert uneven.stage("reduce")[0] == 0
+
+
+def test_a_group_killed_for_good_is_made_up_for_by_the_other(uneven: Job) -> None:
+    write_jsonl(uneven.folder / "pool" / "a.jsonl", [candidate(number) for number in range(400)])
+    uneven.plan()
+    with world(uneven, "--ranks=2", "--groups=2", "--group=0") as doomed:
+        ranks = children(doomed.pid)
+        wait_for(doomed, '"shard"')
+        for pid in [*ranks, doomed.pid]:
+            os.kill(pid, signal.SIGKILL)
+    assert extract(uneven, "--groups=2", "--group=1")[0] == 0
     assert uneven.stage("reduce")[0] == 0
 
 

@@ -81,6 +81,10 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
         fix = "copy the checkpoint again: a file of it is cut short or changed"
         raise DataError(f"damaged weights: {_short(error)}", where=spec.uri, fix=fix) from error
     except Exception as error:  # as above: shapes that do not fit, a bad config.json
+        if "async_io" in str(error):
+            fix = "install libaio (Debian: libaio-dev) and a compiler, or set offload: cpu"
+            what = "offload: nvme needs DeepSpeed's async_io op, which cannot be built here"
+            raise RequestError(what, where="spec.extraction.deepspeed.offload", fix=fix) from error
         fix = "check that the folder holds config.json and safetensors of a causal language model"
         raise RequestError(f"the model cannot be loaded: {_short(error)}", where=spec.uri, fix=fix) from error
     finally:
