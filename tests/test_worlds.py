@@ -38,6 +38,7 @@ def extract(job: Job, *arguments: str) -> tuple[int, list[Row]]:
     done = subprocess.run(command(job, *arguments), capture_output=True, text=True, timeout=240, env=environment())
     events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert events, done.stderr
+    assert "built successfully" not in done.stdout, "no op is compiled: images carry no compiler"
     return done.returncode, events
 
 

@@ -102,6 +102,9 @@ def _meet(backend: str, timeout_seconds: float) -> None:
     os.environ.setdefault("MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29500")
     import deepspeed
 
+    # For CPU ranks DeepSpeed would compile an op of its own: minutes, and a compiler that no image carries. gloo does.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
     # Longer than a step may take: the watchdog names rank and step, a collective's own timeout names nothing.
     deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(seconds=2 * timeout_seconds), verbose=False)
 
