@@ -7,17 +7,15 @@ Shapes: N candidates in plan order, L layers, P projected dims a side, D stored 
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from prism_job import projection
 from prism_job.errors import RequestError
 from prism_job.plan import Plan, check_bad_fraction, read_plan
-from prism_job.reduce import curvature, manifest
+from prism_job.reduce import curvature, manifest, memory
 from prism_job.reduce.preference import Targets, weigh_targets
 from prism_job.reduce.publish import Reduced, publish
 from prism_job.reduce.scoring import score_candidates
@@ -33,6 +31,7 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
         RequestError: no plan.
         DataError: a shard is missing or damaged, too many bad rows, or a damaged selection is in the way.
     """
+    memory.share_one_heap()
     plan = read_plan(run)
     output, store = open_store(run.spec.output), open_store(run.spec.store)
     folder = manifest.folder_key(run, manifest.selection_id(run, plan))
@@ -43,7 +42,7 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
     targets = weigh_targets(run.spec, plan, store)
     direction_D, curvature_facts = fold_direction(run.spec, plan, store, targets)
     scored = score_candidates(run.spec, plan, store, direction_D)
-    _give_back_freed_memory()
+    memory.give_back_what_is_freed()
     check_bad_fraction([*plan.quarantine, *scored.quarantined], int(scored.usable_N.sum()), run.spec)
     chosen = select(scored.scores_N, scored.ids, scored.tokens, scored.usable_N, run.spec.selection)
     if not len(chosen.order):
@@ -52,21 +51,6 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
         )
         raise RequestError(what, where="spec.selection", fix="widen the budget, or drop less")
     return publish(Reduced(run, plan, store, targets, scored, chosen, curvature_facts), output, folder)
-
-
-def _give_back_freed_memory() -> None:
-    """Let what the shards took, and from now on whatever is freed, go back to the machine. Changes no number.
-
-    glibc keeps freed blocks of up to 32 MB, in each thread, and pyarrow's own allocator keeps more: together 100 MB that nobody
-    used, measured at a million rows. While shards are read that is right (without it reading was a third as fast), but not for
-    the arrays that ranking and writing take once. Other C libraries lack these settings.
-    """
-    pa.set_memory_pool(pa.system_memory_pool())
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):
-        mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h
-        libc.mallopt(mmap_threshold, 2**21)
-        libc.malloc_trim(0)
 
 
 def fold_direction(
