@@ -535,7 +535,7 @@ def test_a_gradient_that_is_not_finite_is_refused_and_not_stored(
     code, words = job.stage("extract")
     assert code == DAMAGED_DATA, words
     assert "not finite" in words["error"]
-    assert "a.jsonl, unit " in words["where"]
+    assert "targets.jsonl, unit " in words["where"]  # pairs come first
     ids = [example_id(target_content(pair(number), needs_rejected=True)) for number in range(3)]
     assert any(known in words["error"] for known in ids), "the first that was computed is named"
     assert not list((job.folder / "store").rglob("*.safetensors"))
