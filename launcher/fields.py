@@ -6,6 +6,7 @@ A test holds the file to what this prints, so it cannot go stale.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,8 +31,8 @@ OPENING = f"""\
 
 # The document `selection.yaml`
 
-One document is the input of `prism run`. It has the form of a Kubernetes object, though no operator reads it in this
-version. Names are camelCase. An unknown field is an error that names the nearest known one; all things wrong are told at
+One document is at once the input of `prism run` on this machine, of `prism submit`, and a Kubernetes object that
+`kubectl apply` takes where the custom resource is installed. Names are camelCase. An unknown field is an error that names the nearest known one; all things wrong are told at
 once, before anything starts (exit code 3). A run publishes its document with all defaults written out (`spec.yaml` beside
 the manifest): that file replays it.
 
@@ -41,7 +42,7 @@ The smallest one:
 {SMALLEST}```
 
 Paths are those of this machine, relative ones count from where the command is run; `s3://bucket/prefix` stands wherever
-a path does.
+a path does. On a cluster every address is `s3://`, or an absolute path that `podOverlay` mounts; a name has at most 40 characters.
 """
 
 
@@ -64,6 +65,8 @@ def _sections(path: str, section: dict[str, Any], known: dict[str, Any]) -> Iter
     for name, field in section["properties"].items():
         if reference := _reference(field):
             yield from _sections(f"{path}.{name}".lstrip("."), known[reference], known)
+        elif reference := _reference(field.get("items", {})):
+            yield from _sections(f"{path}.{name}[]", known[reference], known)
 
 
 def _reference(field: dict[str, Any]) -> str | None:
@@ -86,7 +89,7 @@ def _kind(path: str, name: str, field: dict[str, Any]) -> str:
     """What may stand there, bounds included."""
     if _reference(field):
         inner = f"{path}.{name}".lstrip(".")
-        return f"[section](#{inner.replace('.', '').lower()})"
+        return f"[section](#{re.sub('[^a-z0-9]', '', inner.lower())})"
     if "anyOf" in field:
         return " or ".join(_kind(path, name, option) for option in field["anyOf"] if option.get("type") != "null")
     if "const" in field:
@@ -94,9 +97,11 @@ def _kind(path: str, name: str, field: dict[str, Any]) -> str:
     if "enum" in field:
         return " or ".join(_code(value) for value in field["enum"])
     if field["type"] == "array":
-        return f"list of {field['minItems']} to {field['maxItems']}, each {_kind(path, name, field['items'])}"
+        each = _kind(path, f"{name}[]", field["items"])
+        return f"list of {field.get('minItems', 0)} to {field['maxItems']}, each {each}"
     if field["type"] == "object":
-        return f"map of {_kind(path, name, field['additionalProperties'])}"
+        inner = field["additionalProperties"]
+        return "map" if inner is True else f"map of {_kind(path, name, inner)}"
     if field["type"] == "string":
         pattern = f" matching {_code(field['pattern'])}" if "pattern" in field else ""
         length = f", {field.get('minLength', 0)} to {field['maxLength']:,} characters" if "maxLength" in field else ""

@@ -15,49 +15,17 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
     model_validator,
 )
-from pydantic.alias_generators import to_camel
 
+from prism_job.cluster_spec import ClusterSpec
 from prism_job.errors import SpecError
+from prism_job.section import Section, Uri, check_uri
 
 API_VERSION = "prism.dev/v1alpha1"
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, camelCase in the document, unknown fields refused, defaults checked too."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        alias_generator=to_camel,
-        validate_by_name=False,
-        validate_by_alias=True,
-        validate_default=True,
-        allow_inf_nan=False,
-    )
-
-
-def _check_uri(uri: str) -> str:
-    if any(len(part.encode()) > 255 for part in uri.split("/")):
-        raise ValueError("a part between two slashes is longer than the 255 bytes that file systems take")
-    if uri.startswith("~"):
-        raise ValueError("'~' is not expanded; write the whole path")
-    scheme, separator, rest = uri.partition("://")
-    if separator and scheme != "s3":
-        raise ValueError(f"'{scheme}://' is not supported; use s3://bucket/prefix or a path")
-    if separator and not rest.strip("/"):
-        raise ValueError("an s3:// address needs a bucket")
-    return uri
-
-
-Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_check_uri)]
-"""A path on this machine or `s3://bucket/prefix`."""
 
 
 class Metadata(Section):
@@ -74,10 +42,12 @@ class Metadata(Section):
 class ModelSpec(Section):
     """The reference model: the one whose gradients and preferences are taken."""
 
-    uri: Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_check_uri)] = Field(
+    uri: Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(check_uri)] = Field(
         description="Hub id, folder, s3:// prefix, or a .gguf file. No remote code is run and no pickle is read."
     )
-    revision: str = Field("main", description="Branch, tag or commit of a hub model; other kinds of uri have none.")
+    revision: Annotated[str, StringConstraints(max_length=256)] = Field(
+        "main", description="Branch, tag or commit of a hub model; other kinds of uri have none."
+    )
     adapter: Uri | None = Field(
         None, description="Folder or s3:// prefix of a PEFT adapter; its layers are then the trainable space."
     )
@@ -163,9 +133,9 @@ class ExtractionSpec(Section):
     examples_per_shard: int = Field(
         1024, ge=1, le=65_536, description="Rows of a work unit: what a kill can cost, and what one object holds."
     )
-    layers: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)] = Field(
-        ("*",), description="Globs over names of linear layers; '*' is every one but the head, or the adapter's."
-    )
+    layers: Annotated[
+        tuple[Annotated[str, StringConstraints(min_length=1, max_length=256)], ...], Field(min_length=1, max_length=64)
+    ] = Field(("*",), description="Globs over names of linear layers; '*' is every one but the head, or the adapter's.")
     projection: ProjectionSpec = Field(ProjectionSpec(), description="The random projection.")
     codec: CodecSpec = Field(CodecSpec(), description="The form of a stored row.")
     deepspeed: DeepSpeedSpec = Field(DeepSpeedSpec(), description="Sharding of the weights.")
@@ -230,16 +200,6 @@ class SelectionSpec(Section):
         return self
 
 
-class ClusterSpec(Section):
-    """Where a submitted run's pods go. A local run ignores it, and this version has local runs alone."""
-
-    image: str = Field(min_length=1, max_length=512, description="Worker image, best pinned by digest.")
-    groups: int = Field(1, ge=1, le=256, description="DeepSpeed worlds that share the store and nothing else.")
-    nodes_per_group: int = Field(1, ge=1, le=256, description="Pods of one world.")
-    gpus_per_node: int = Field(1, ge=0, le=16, description="GPUs, and ranks, a pod.")
-    queue_name: str | None = Field(None, description="Kueue local queue.")
-
-
 class RunSpec(Section):
     """The whole request."""
 
@@ -252,6 +212,18 @@ class RunSpec(Section):
     scoring: ScoringSpec = Field(ScoringSpec(), description="Scores from rows.")
     selection: SelectionSpec = Field(description="The subset from scores.")
     cluster: ClusterSpec | None = Field(None, description="Kubernetes only.")
+    suspend: bool = Field(
+        False, description="Stop the pods and wait, on a cluster. May be changed while the run exists."
+    )
+    retry: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Raise it to run again on a cluster, after an end of any kind. May be changed.",
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        None, ge=0, le=2**31 - 1, description="Remove the run from the cluster so long after its end; none: keep it."
+    )
 
 
 class SelectionRun(Section):
@@ -316,6 +288,8 @@ def known_fields(path: tuple[Any, ...]) -> list[str]:
     """Field names, as the document writes them, of the section at `path`; empty where there is no section."""
     section: Any = SelectionRun
     for part in path:
+        if isinstance(part, int):  # a place in a list of sections
+            continue
         by_alias = {field.alias: field.annotation for field in section.model_fields.values()}
         annotation = by_alias.get(part)
         options = [annotation, *getattr(annotation, "__args__", ())]
