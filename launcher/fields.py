@@ -32,9 +32,9 @@ OPENING = f"""\
 # The document `selection.yaml`
 
 One document is at once the input of `prism run` on this machine, of `prism submit`, and a Kubernetes object that
-`kubectl apply` takes where the custom resource is installed. Names are camelCase. An unknown field is an error that names the nearest known one; all things wrong are told at
-once, before anything starts (exit code 3). A run publishes its document with all defaults written out (`spec.yaml` beside
-the manifest): that file replays it.
+`kubectl apply` takes where the custom resource is installed. Names are camelCase. An unknown field is an error that names
+the nearest known one; all things wrong are told at once, before anything starts (exit code 3). A run publishes its document
+with all defaults written out (`spec.yaml` beside the manifest): that file replays it.
 
 The smallest one:
 
@@ -42,7 +42,8 @@ The smallest one:
 {SMALLEST}```
 
 Paths are those of this machine, relative ones count from where the command is run; `s3://bucket/prefix` stands wherever
-a path does. On a cluster every address is `s3://`, or an absolute path that `podOverlay` mounts; a name has at most 40 characters.
+a path does. On a cluster every address is `s3://`, or an absolute path that `podOverlay` mounts, and a name has at most 40
+characters.
 """
 
 

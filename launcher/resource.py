@@ -1,0 +1,308 @@
+"""A run as a cluster keeps it: its record, its status, its names and labels. Not: how pods look, what to do next, any API call.
+
+A record is a SelectionRun object, or, where that kind is not installed, a ConfigMap with the same document and status in it.
+Names of children are functions of (run, stage, group, round, attempt) alone, so that doing a thing twice makes one object.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from prism_job.errors import SpecError
+from prism_job.section import Section
+from prism_job.spec import API_VERSION, SelectionRun, digest, parse_spec
+
+GROUP, VERSION = API_VERSION.split("/")
+KIND, PLURAL = "SelectionRun", "selectionruns"
+MANAGER = "prism"
+"""Our field manager, and the value of `app.kubernetes.io/managed-by`."""
+
+RUN, STAGE, GROUP_LABEL, ROUND, ATTEMPT = (f"{GROUP}/{name}" for name in ("run", "stage", "group", "round", "attempt"))
+MANAGED = {"app.kubernetes.io/name": "prism", "app.kubernetes.io/managed-by": MANAGER}
+CANCEL = f"{GROUP}/cancel"
+"""Annotation: the round (`spec.retry`) that is cancelled. A later round is not."""
+
+LONGEST_NAME = 40
+"""Characters of a run's name on a cluster: names of Jobs, pods and services add to it, and a host name ends at 63."""
+
+MAY_CHANGE = ("suspend", "retry", "ttlSecondsAfterFinished")
+"""Fields of the spec that may change while a run exists. What its pods read has none of them."""
+
+StageName = Literal["plan", "extract", "reduce"]
+Phase = Literal["Pending", "Planning", "Extracting", "Reducing", "Suspended", "Complete", "Failed", "Cancelled"]
+TERMINAL = ("Complete", "Failed", "Cancelled")
+StageState = Literal["Waiting", "Queued", "Pending", "Running", "Succeeded", "Failed"]
+
+
+class Condition(Section):
+    """As metav1.Condition."""
+
+    type: str = Field(description="Accepted, Planned, Extracted, Reduced, Complete, Failed or Suspended.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
+    reason: str = Field(description="One word for programs.")
+    message: str = Field("", description="A sentence for people.")
+    last_transition_time: str = Field(description="When its status last changed.")
+    observed_generation: int = Field(0, description="Generation of the spec that this was said of.")
+
+
+class StageStatus(Section):
+    """One stage, or one group of the extract stage, in the present round."""
+
+    stage: StageName = Field(description="plan, extract or reduce.")
+    group: int = Field(0, description="Group of the extract stage.")
+    attempt: int = Field(0, description="Attempt in hand, from 0.")
+    state: StageState = Field("Waiting", description="How it stands.")
+    message: str = Field("", description="Why it waits, or how its last attempt ended.")
+    restarts: int = Field(0, description="Attempts that crashed.")
+    preemptions: int = Field(0, description="Attempts ended by an eviction, or a node that was lost.")
+    disrupted: bool = Field(False, description="A pod of the attempt in hand was seen being evicted.")
+    started: bool = Field(False, description="The Job of the attempt in hand was made.")
+    not_before: str | None = Field(None, description="The attempt in hand starts no sooner.")
+    missing_since: str | None = Field(None, description="Since when its Job counts pods that nobody sees.")
+    units: int | None = Field(None, description="Units that it extracted.")
+
+
+class Status(Section):
+    """What the cluster shows of a run; written by one reconcile pass at its end."""
+
+    observed_generation: int = Field(0, description="Generation of the spec that this was decided on.")
+    round: int = Field(0, description="spec.retry of the round in hand.")
+    phase: Phase = Field("Pending", description="Where the run stands; Complete, Failed and Cancelled are final.")
+    message: str = Field("", description="Why it waits, or how it ended.")
+    groups: str = Field("", description="Groups done, of all.")
+    shards: str = Field("", description="Units extracted, of those the store lacked.")
+    restarts: int = Field(0, description="Of all stages in this round, preemptions counted too.")
+    units: int | None = Field(None, description="Work units of the plan.")
+    missing_units: int | None = Field(None, description="Units that the store lacked.")
+    examples: int | None = Field(None, description="Candidates.")
+    pairs: int | None = Field(None, description="Target pairs.")
+    bad_rows: int | None = Field(None, description="Rows in quarantine.")
+    selected: int | None = Field(None, description="Examples selected.")
+    manifest: str | None = Field(None, description="Address of the manifest.")
+    request: str | None = Field(None, description="Digest of the document, without what may change.")
+    start_time: str | None = Field(None, description="When this round began.")
+    completion_time: str | None = Field(None, description="When this round ended.")
+    stages: tuple[StageStatus, ...] = Field((), description="Each stage, and each group of the extract stage.")
+    conditions: tuple[Condition, ...] = Field((), description="For `kubectl wait --for=condition=`.")
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.phase in TERMINAL
+
+    def condition(self, name: str) -> Condition | None:
+        return next((one for one in self.conditions if one.type == name), None)
+
+    def holds(self, name: str) -> bool:
+        found = self.condition(name)
+        return found is not None and found.status == "True"
+
+    def stage(self, stage: StageName, group: int = 0) -> StageStatus:
+        """How a stage stands; untouched where it has not begun."""
+        found = (one for one in self.stages if (one.stage, one.group) == (stage, group))
+        return next(found, StageStatus(stage=stage, group=group))
+
+    def to_document(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run's record, as the API server shows it: a SelectionRun, or a ConfigMap that stands for one."""
+
+    object: dict[str, Any]
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return dict(self.object["metadata"])
+
+    @property
+    def is_config_map(self) -> bool:
+        return bool(self.object.get("kind") == "ConfigMap")
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.metadata["labels"][RUN] if self.is_config_map else self.metadata["name"])
+
+    @property
+    def namespace(self) -> str:
+        return str(self.metadata["namespace"])
+
+    @property
+    def uid(self) -> str:
+        return str(self.metadata["uid"])
+
+    @property
+    def generation(self) -> int:
+        """Of the spec. A ConfigMap has none: there it counts rounds."""
+        return int(self.metadata.get("generation", self.spec.get("retry", 0) + 1))
+
+    @property
+    def is_deleting(self) -> bool:
+        return "deletionTimestamp" in self.metadata
+
+    @property
+    def created(self) -> datetime.datetime:
+        return parse_time(str(self.metadata["creationTimestamp"]))
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """apiVersion, kind, metadata.name and spec; whatever a hand wrote there."""
+        if self.is_config_map:
+            try:
+                written = yaml.safe_load(self.object.get("data", {}).get("selection.yaml", ""))
+            except yaml.YAMLError:
+                written = None
+            return written if isinstance(written, dict) else {}
+        return {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {"name": self.name},
+            "spec": self.object.get("spec"),
+        }
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        found = self.document.get("spec")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the round in hand is to end."""
+        return bool((self.metadata.get("annotations") or {}).get(CANCEL) == str(self.spec.get("retry", 0)))
+
+    @property
+    def status(self) -> Status:
+        """What was last written; a fresh one where that is nothing, or nothing we can read."""
+        written = self.object.get("status")
+        if self.is_config_map:
+            written = json.loads(self.object.get("data", {}).get("status", "{}"))
+        try:
+            return Status.model_validate(written or {})
+        except ValidationError:
+            return Status()
+
+    @property
+    def owner_reference(self) -> dict[str, Any]:
+        """What makes the cluster remove a child with this record."""
+        return {
+            "apiVersion": "v1" if self.is_config_map else API_VERSION,
+            "kind": "ConfigMap" if self.is_config_map else KIND,
+            "name": self.metadata["name"],
+            "uid": self.uid,
+            "controller": True,
+            "blockOwnerDeletion": False,
+        }
+
+    def parse(self) -> SelectionRun:
+        """The checked document. Raises SpecError, naming this record."""
+        return parse_for_cluster(json.dumps(self.document), f"{self.namespace}/{self.name}")
+
+
+def parse_for_cluster(text: str, where: str) -> SelectionRun:
+    """A document that pods can run: parse_spec's checks, and those that hold on a cluster alone. Raises SpecError."""
+    run = parse_spec(text, where)
+    wrong = []
+    if len(run.metadata.name) > LONGEST_NAME:
+        wrong.append(f"metadata.name has {len(run.metadata.name)} characters; at most {LONGEST_NAME} on a cluster")
+    if run.spec.cluster is None:
+        wrong.append("spec.cluster is missing; it names at least the image: cluster: {image: registry/prism@sha256:…}")
+    for field, uri in _addresses(run):
+        if not uri.startswith(("s3://", "/")):
+            wrong.append(f"{field} is '{uri}', a path of one machine; on a cluster use s3://bucket/prefix")
+    if wrong:
+        lines = "\n  ".join([f"{len(wrong)} thing(s) that a cluster cannot run:", *wrong])
+        raise SpecError(lines, where=where, fix="correct the fields named, or run it on this machine with `prism run`")
+    return run
+
+
+def _addresses(run: SelectionRun) -> Iterator[tuple[str, str]]:
+    spec = run.spec
+    yield from ((f"spec.candidates.uris[{place}]", uri) for place, uri in enumerate(spec.candidates.uris))
+    yield from ((f"spec.targets.uris[{place}]", uri) for place, uri in enumerate(spec.targets.uris))
+    yield from (("spec.store", spec.store), ("spec.output", spec.output))
+    # A hub id (org/name) looks like a path, and cannot be told from one here.
+    if spec.model.uri.startswith(".") or spec.model.uri.endswith(".gguf"):
+        yield "spec.model.uri", spec.model.uri
+    if spec.model.adapter is not None:
+        yield "spec.model.adapter", spec.model.adapter
+
+
+def pods_document(run: SelectionRun) -> dict[str, Any]:
+    """What the pods read: the document without labels, and without the fields that may change while it runs."""
+    document = run.to_document()
+    spec = {name: value for name, value in document["spec"].items() if name not in MAY_CHANGE}
+    return {**document, "metadata": {"name": run.metadata.name}, "spec": spec}
+
+
+def request_digest(run: SelectionRun) -> str:
+    """Two documents with the same are the same request, whatever defaults they write out."""
+    return digest(pods_document(run))
+
+
+def differences(mine: SelectionRun, theirs: SelectionRun) -> list[str]:
+    """'spec.selection.budget.fraction: 0.1 here, 0.05 there', a line each."""
+    here, there = (dict(_leaves(pods_document(run))) for run in (mine, theirs))
+    return [
+        f"{path}: {here.get(path, 'nothing')} here, {there.get(path, 'nothing')} there"
+        for path in sorted(here.keys() | there.keys())
+        if here.get(path) != there.get(path)
+    ]
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{path}.{name}".lstrip("."))
+    else:
+        yield path, value
+
+
+def job_name(run: str, stage: StageName, group: int, round_number: int, attempt: int) -> str:
+    """`curate-math-extract-2-0-1`: group 2, round 0, attempt 1; the other stages have no group."""
+    place = f"{stage}-{group}" if stage == "extract" else stage
+    return f"{run}-{place}-{round_number}-{attempt}"
+
+
+def record_name(run: str) -> str:
+    """Of the ConfigMap that stands for a SelectionRun."""
+    return f"{run}-prism-record"
+
+
+def labels_of_run(run: str) -> dict[str, str]:
+    """On every child, and what the children are found by."""
+    return {**MANAGED, RUN: run}
+
+
+def config_map_record(run: SelectionRun, namespace: str, *, retry: int = 0) -> dict[str, Any]:
+    """The ConfigMap that keeps a run where the custom resource is not installed."""
+    document = run.to_document()
+    document["spec"]["retry"] = retry
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": record_name(run.metadata.name),
+            "namespace": namespace,
+            "labels": {**run.metadata.labels, **labels_of_run(run.metadata.name), f"{GROUP}/record": "true"},
+            "annotations": run.metadata.annotations,
+        },
+        "data": {"selection.yaml": yaml.safe_dump(document, sort_keys=False, allow_unicode=True)},
+    }
+
+
+def parse_time(text: str) -> datetime.datetime:
+    """A time as Kubernetes writes it."""
+    return datetime.datetime.fromisoformat(text)
+
+
+def time_text(time: datetime.datetime) -> str:
+    """To whole seconds, in UTC, as Kubernetes writes it."""
+    return time.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
