@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from prism_job.errors import SpecError
 from prism_job.section import Section
@@ -41,7 +41,13 @@ TERMINAL = ("Complete", "Failed", "Cancelled")
 StageState = Literal["Waiting", "Queued", "Pending", "Running", "Succeeded", "Failed"]
 
 
-class Condition(Section):
+class Shown(Section):
+    """Base of what a status holds. Fields of a later version are passed over: a status is never a reason to stop."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Condition(Shown):
     """As metav1.Condition."""
 
     type: str = Field(description="Accepted, Planned, Extracted, Reduced, Complete, Failed or Suspended.")
@@ -52,7 +58,7 @@ class Condition(Section):
     observed_generation: int = Field(0, description="Generation of the spec that this was said of.")
 
 
-class StageStatus(Section):
+class StageStatus(Shown):
     """One stage, or one group of the extract stage, in the present round."""
 
     stage: StageName = Field(description="plan, extract or reduce.")
@@ -69,7 +75,7 @@ class StageStatus(Section):
     units: int | None = Field(None, description="Units that it extracted.")
 
 
-class Status(Section):
+class Status(Shown):
     """What the cluster shows of a run; written by one reconcile pass at its end."""
 
     observed_generation: int = Field(0, description="Generation of the spec that this was decided on.")
