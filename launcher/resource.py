@@ -66,6 +66,7 @@ class StageStatus(Shown):
     attempt: int = Field(0, description="Attempt in hand, from 0.")
     state: StageState = Field("Waiting", description="How it stands.")
     message: str = Field("", description="Why it waits, or how its last attempt ended.")
+    reason: str = Field("", description="One word for how it failed for good.")
     restarts: int = Field(0, description="Attempts that crashed.")
     preemptions: int = Field(0, description="Attempts ended by an eviction, or a node that was lost.")
     disrupted: bool = Field(False, description="A pod of the attempt in hand was seen being evicted.")

@@ -1,0 +1,403 @@
+"""The Kubernetes API: plain dicts in and out, a few verbs, and errors of our own. The only module that imports `kubernetes`.
+
+Knows no run and no stage. The client's typed models are passed over: they refuse fields that they do not know, and cost time;
+its connection, its authentication and its configuration are used. What it must mind was measured on a real server
+(KUBERNETES.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.resource import GROUP, KIND, MANAGER, PLURAL, VERSION
+
+Object = dict[str, Any]
+
+PATHS = {
+    KIND: (f"/apis/{GROUP}/{VERSION}", PLURAL),
+    "ConfigMap": ("/api/v1", "configmaps"),
+    "CronJob": ("/apis/batch/v1", "cronjobs"),
+    "CustomResourceDefinition": ("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions"),
+    "Event": ("/api/v1", "events"),
+    "Job": ("/apis/batch/v1", "jobs"),
+    "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
+    "LocalQueue": ("/apis/kueue.x-k8s.io/v1beta1", "localqueues"),
+    "Namespace": ("/api/v1", "namespaces"),
+    "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
+    "Node": ("/api/v1", "nodes"),
+    "PersistentVolumeClaim": ("/api/v1", "persistentvolumeclaims"),
+    "Pod": ("/api/v1", "pods"),
+    "SelfSubjectAccessReview": ("/apis/authorization.k8s.io/v1", "selfsubjectaccessreviews"),
+    "Service": ("/api/v1", "services"),
+    "ServiceAccount": ("/api/v1", "serviceaccounts"),
+}
+"""Kind -> (path of its group and version, its name in addresses)."""
+
+CLUSTER_WIDE = ("CustomResourceDefinition", "Namespace", "Node", "SelfSubjectAccessReview")
+
+REQUEST_SECONDS = 30.0
+"""A request that is not answered for so long has failed; a watch is told to end, and listens a little longer."""
+
+LONGEST_MESSAGE = 500
+"""A refused pod template is answered by a dump of all of it."""
+
+
+class ClusterError(Exception):
+    """The API server said no, or nothing. `code` is the HTTP status, 0 where there was no answer."""
+
+    def __init__(self, what: str, *, where: str, fix: str, code: int = 0, reason: str = "") -> None:
+        self.what, self.where, self.fix, self.code, self.reason = what, where, fix, code, reason
+        super().__init__(f"{where}: {what}")
+
+
+class NotFound(ClusterError):
+    """No such object."""
+
+
+class Conflict(ClusterError):
+    """It changed meanwhile, exists already, or a field belongs to another manager."""
+
+
+class Gone(ClusterError):
+    """The resourceVersion to watch from is too old: list again."""
+
+
+class Refused(ClusterError):
+    """The request is wrong, or not allowed: the same one is refused again."""
+
+
+class Unavailable(ClusterError):
+    """No answer, or one that says: later."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Objects, and the version from which to watch what comes after."""
+
+    items: list[Object]
+    version: str
+
+
+class Cluster:
+    """One API server, as one user.
+
+    Args:
+        context: of the kubeconfig; none: its current one, or the pod's own service account.
+        tries: how often a request is made that meets bad weather. A reconcile loop has its own patience, and takes 1.
+
+    Raises:
+        Refused: no kubeconfig and not in a pod, or one that cannot be read.
+    """
+
+    def __init__(self, context: str | None = None, *, tries: int = 1) -> None:
+        from kubernetes import client
+
+        from prism_job import __version__
+
+        configuration = client.Configuration()
+        self.namespace = _load(configuration, context)
+        configuration.retries = False  # our own, counted; urllib3's would not say so
+        self.api = client.ApiClient(configuration)
+        self.api.user_agent = f"prism/{__version__}"
+        self.tries = tries
+        self.warnings: list[str] = []
+        self.num_requests = self.num_errors = 0
+
+    def get(self, kind: str, namespace: str, name: str) -> Object:
+        return self._json("GET", _path(kind, namespace, name))
+
+    def find(self, kind: str, namespace: str, name: str) -> Object | None:
+        """None where there is no such object, or no such kind."""
+        try:
+            return self.get(kind, namespace, name)
+        except NotFound:
+            return None
+
+    def list(self, kind: str, namespace: str | None, *, labels: str = "", fields: str = "") -> Listing:
+        """All of a kind, page by page. `namespace`: None for all namespaces."""
+        items: list[Object] = []
+        query = {"limit": "500", "labelSelector": labels, "fieldSelector": fields}
+        while True:
+            answer = self._json("GET", _path(kind, namespace), query=query)
+            items += answer.get("items") or []
+            version, more = answer["metadata"].get("resourceVersion", ""), answer["metadata"].get("continue")
+            if not more:
+                # Items of a list carry no kind of their own.
+                return Listing([{"kind": kind, **item} for item in items], version)
+            query["continue"] = more
+
+    def watch(
+        self, kind: str, namespace: str | None, version: str, *, labels: str = "", fields: str = "", seconds: int = 240
+    ) -> Iterator[tuple[str, Object]]:
+        """(ADDED | MODIFIED | DELETED | BOOKMARK, object) from a listing's version on; ends quietly after `seconds`.
+
+        Raises:
+            Gone: list again.
+            Unavailable: the connection broke.
+        """
+        query = {
+            "watch": "true",
+            "resourceVersion": version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(seconds),
+            "labelSelector": labels,
+            "fieldSelector": fields,
+        }
+        for line in self._lines(_path(kind, namespace), query, seconds + REQUEST_SECONDS):
+            try:
+                event = json.loads(line)
+            except ValueError:
+                raise Unavailable("a watch was cut off", where=kind, fix="watch again") from None
+            if event["type"] == "ERROR":
+                _refuse(int(event["object"].get("code", 500)), event["object"], _path(kind, namespace))
+            yield event["type"], {"kind": kind, **event["object"]}
+
+    def apply(self, wanted: Object, *, dry_run: bool = False, force: bool = True) -> Object:
+        """Server-side apply under our one field manager; the object as it is then.
+
+        Raises:
+            Conflict: another manager holds a field, and `force` is off; or the uid given is not that of the object there.
+        """
+        metadata = wanted["metadata"]
+        query = {"fieldManager": MANAGER, "force": str(force).lower(), **({"dryRun": "All"} if dry_run else {})}
+        path = _path(wanted["kind"], metadata.get("namespace"), metadata["name"])
+        return self._json("PATCH", path, query=query, body=wanted, content_type="application/apply-patch+yaml")
+
+    def create(self, wanted: Object, *, dry_run: bool = False) -> Object:
+        """Make an object that must not be there yet; unknown fields are refused. Raises Conflict where it is there."""
+        query = {"fieldManager": MANAGER, "fieldValidation": "Strict", **({"dryRun": "All"} if dry_run else {})}
+        return self._json("POST", _path(wanted["kind"], wanted["metadata"].get("namespace")), query=query, body=wanted)
+
+    def replace(self, changed: Object) -> Object:
+        """Put an object in place of the version that it was read at. Raises Conflict where that is not the newest."""
+        metadata = changed["metadata"]
+        return self._json("PUT", _path(changed["kind"], metadata.get("namespace"), metadata["name"]), body=changed)
+
+    def patch(self, kind: str, namespace: str, name: str, change: Object, *, subresource: str = "") -> Object:
+        """JSON merge patch. A resourceVersion within `change.metadata` makes it refuse a newer object (Conflict)."""
+        path = _path(kind, namespace, name) + (f"/{subresource}" if subresource else "")
+        query = {"fieldManager": MANAGER}
+        return self._json("PATCH", path, query=query, body=change, content_type="application/merge-patch+json")
+
+    def delete(self, kind: str, namespace: str, name: str, *, uid: str = "") -> None:
+        """Remove an object, and in the background what it owns. Nothing happens where it, or that uid of it, is gone."""
+        # Without a policy the pods of a Job would be left running.
+        body = {"propagationPolicy": "Background", **({"preconditions": {"uid": uid}} if uid else {})}
+        with contextlib.suppress(NotFound, Conflict):
+            self._json("DELETE", _path(kind, namespace, name), body=body)
+
+    def log_lines(
+        self,
+        namespace: str,
+        pod: str,
+        container: str,
+        *,
+        follow: bool,
+        timestamps: bool = False,
+        tail: int | None = None,
+    ) -> Iterator[str]:
+        """Lines of a container's log, as they come.
+
+        Raises:
+            NotFound: no such pod. Refused: it has not started. Unavailable: the connection broke.
+        """
+        query = {
+            "container": container,
+            "follow": str(follow).lower(),
+            "timestamps": str(timestamps).lower(),
+            **({"tailLines": str(tail)} if tail is not None else {}),
+        }
+        yield from self._lines(f"{_path('Pod', namespace, pod)}/log", query, None if follow else REQUEST_SECONDS)
+
+    def may(self, verb: str, group: str, resource: str, namespace: str | None, subresource: str = "") -> bool:
+        """Whether we are allowed to (SelfSubjectAccessReview, which needs no right of its own)."""
+        attributes = {"verb": verb, "group": group, "resource": resource, "subresource": subresource}
+        if namespace:
+            attributes["namespace"] = namespace
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "metadata": {},
+            "spec": {"resourceAttributes": attributes},
+        }
+        return bool(self._json("POST", _path("SelfSubjectAccessReview", None), body=review)["status"]["allowed"])
+
+    def version(self) -> str:
+        return str(self._json("GET", "/version")["gitVersion"])
+
+    def close(self) -> None:
+        self.api.close()
+
+    def _json(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Object | None = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        for attempt in range(self.tries):
+            try:
+                response = self._send(method, path, query or {}, body, content_type, REQUEST_SECONDS)
+                with _translated(path):
+                    data = response.read()
+                answer = _parse(data, path)
+            except Unavailable:
+                if attempt + 1 == self.tries:
+                    raise
+                time.sleep(random.uniform(0.1, 0.3) * 2**attempt)
+            else:
+                if response.status >= 300:
+                    self.num_errors += 1
+                    _refuse(response.status, answer, path)
+                self._note_warnings(response.headers)
+                return answer
+        raise AssertionError("tries is at least 1")
+
+    def _lines(self, path: str, query: Mapping[str, str], seconds: float | None) -> Iterator[str]:
+        response = self._send("GET", path, query, None, "application/json", seconds)
+        if response.status >= 300:
+            with _translated(path):
+                data = response.read()
+            self.num_errors += 1
+            _refuse(response.status, _parse(data, path), path)
+        try:
+            rest = b""
+            with _translated(path):
+                for chunk in response.response.stream(2**16):
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    yield from (line.decode(errors="replace") for line in lines)
+            if rest:
+                yield rest.decode(errors="replace")
+        finally:
+            response.response.close()
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Object | None,
+        content_type: str,
+        seconds: float | None,
+    ) -> Any:
+        headers = {"Accept": "application/json", **({"Content-Type": content_type} if body is not None else {})}
+        # As text: the client would otherwise guess a form from the content type.
+        text = json.dumps(body) if body is not None else None
+        self.num_requests += 1
+        with _translated(path):
+            method, url, headers, _, _ = self.api.param_serialize(
+                method,
+                path,
+                query_params=[(name, value) for name, value in query.items() if value],
+                header_params=headers,
+                auth_settings=["BearerToken"],
+            )
+            timeout = (REQUEST_SECONDS, seconds)
+            response = self.api.rest_client.pool_manager.request(
+                method, url, body=text, headers=headers, timeout=_timeout(timeout), preload_content=False
+            )
+        return _Response(response)
+
+    def _note_warnings(self, headers: Mapping[str, str]) -> None:
+        """A Job whose pods a policy will refuse is made, with a warning alone."""
+        warning = headers.get("Warning")
+        if warning and warning not in self.warnings:
+            self.warnings.append(warning)
+
+
+@dataclass(frozen=True)
+class _Response:
+    response: Any
+
+    @property
+    def status(self) -> int:
+        return int(self.response.status)
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self.response.headers  # type: ignore[no-any-return]
+
+    def read(self) -> bytes:
+        return bytes(self.response.data)
+
+
+def _timeout(pair: Sequence[float | None]) -> Any:
+    import urllib3
+
+    return urllib3.Timeout(connect=pair[0], read=pair[1])
+
+
+def _load(configuration: Any, context: str | None) -> str:
+    """Fill in server and credentials; the namespace that they come with."""
+    import pathlib
+
+    from kubernetes import config
+
+    account = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+    try:
+        try:
+            config.load_kube_config(context=context, client_configuration=configuration)
+        except config.ConfigException:
+            if context or not account.exists():
+                raise
+            config.load_incluster_config(client_configuration=configuration)
+            return account.read_text().strip()
+        contexts, current = config.list_kube_config_contexts()
+        chosen = next((one for one in contexts if one["name"] == context), current) if context else current
+        return str((chosen.get("context") or {}).get("namespace") or "default")
+    except (config.ConfigException, OSError) as error:
+        fix = "set KUBECONFIG, or see that `kubectl get pods` works here"
+        raise Refused(f"no cluster to talk to: {error}", where="kubeconfig", fix=fix) from error
+
+
+def _path(kind: str, namespace: str | None, name: str = "") -> str:
+    prefix, plural = PATHS[kind]
+    place = f"/namespaces/{namespace}" if namespace and kind not in CLUSTER_WIDE else ""
+    return f"{prefix}{place}/{plural}{f'/{name}' if name else ''}"
+
+
+def _parse(data: bytes, path: str) -> Object:
+    try:
+        answer = json.loads(data or b"{}")
+    except ValueError as error:
+        raise Unavailable("an answer was cut off", where=path, fix="try again") from error
+    return answer if isinstance(answer, dict) else {"message": str(answer)}
+
+
+@contextlib.contextmanager
+def _translated(path: str) -> Iterator[None]:
+    """The client lets urllib3's errors through, which are none of its own."""
+    import urllib3
+
+    try:
+        yield
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        fix = "check that the API server is up and reachable from here"
+        raise Unavailable(f"no answer from the API server: {error}"[:LONGEST_MESSAGE], where=path, fix=fix) from error
+
+
+def _refuse(code: int, answer: Object, path: str) -> None:
+    """Raise what a Status object, or an HTTP status without one, means."""
+    said = str(answer.get("message") or answer.get("reason") or f"HTTP {code}")
+    said = said if len(said) <= LONGEST_MESSAGE else f"{said[:LONGEST_MESSAGE]}…"
+    reason = str(answer.get("reason", ""))
+    if code == 404:
+        raise NotFound(said, where=path, fix="check name and namespace", code=code, reason=reason)
+    if code == 409:
+        raise Conflict(said, where=path, fix="read it again", code=code, reason=reason)
+    if code == 410:
+        raise Gone(said, where=path, fix="list again", code=code, reason=reason)
+    permanent = 400 <= code < 500 and code not in (408, 429)
+    # An apply with a field that the schema lacks is answered 500, for ever.
+    if permanent or "field not declared in schema" in said:
+        fix = "ask for the right to do this" if code == 403 else "correct what it names"
+        raise Refused(said, where=path, fix=fix, code=code, reason=reason)
+    raise Unavailable(said, where=path, fix="try again later", code=code, reason=reason)

@@ -1,0 +1,148 @@
+"""How an attempt stands, read from its Job and pods: ended and in which way, or not running and why. Pure. Not: what follows.
+
+The Job's own reason does not tell an eviction from a crash: its pods are looked at as well (KUBERNETES.md, traps A to C).
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from launcher.render import CONTAINER, DAMAGED_DATA, WRONG_REQUEST
+from launcher.resource import StageState, parse_time
+from prism_job.cluster_spec import ClusterSpec
+
+Object = dict[str, Any]
+
+MEANINGS = {
+    75: "try again: bad weather",
+    137: "killed, often out of memory",
+    143: "stopped by SIGTERM",
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an attempt ended.
+
+    Attributes:
+        kind: request and data can't be mended by another attempt; preempted and crashed can.
+        message: for people; begins with the exit code where there is one.
+        words: the stage's last words, where it ended well.
+    """
+
+    kind: Literal["succeeded", "request", "data", "preempted", "crashed"]
+    message: str
+    time: datetime.datetime
+    words: dict[str, Any] = field(default_factory=dict)
+
+
+def ending_of(job: Object, pods: Sequence[Object], disrupted: bool) -> Ended | None:
+    """None while the Job has neither completed nor failed.
+
+    Args:
+        disrupted: a pod of it was seen being evicted, now or by an earlier pass; such a pod may be gone by now.
+    """
+    final = {one["type"]: one for one in job.get("status", {}).get("conditions") or () if one["status"] == "True"}
+    if "Complete" in final:
+        time = parse_time(final["Complete"]["lastTransitionTime"])
+        return Ended("succeeded", "", time, _words(pods))
+    if "Failed" not in final:  # FailureTarget comes first, while pods still end: the next attempt waits for Failed
+        return None
+    failed = final["Failed"]
+    time, reason = parse_time(failed["lastTransitionTime"]), failed.get("reason", "")
+    said = failed.get("message", "")
+    if disrupted or (reason == "PodFailurePolicy" and "DisruptionTarget" in said):
+        return Ended("preempted", f"evicted: {said}", time)
+    kinds: dict[int, Literal["request", "data"]] = {WRONG_REQUEST: "request", DAMAGED_DATA: "data"}
+    codes = _exit_codes(pods)
+    for code, kind in kinds.items():
+        if code in codes or (reason == "PodFailurePolicy" and f"exit code {code}" in said):
+            return Ended(kind, f"exit code {code}: {codes.get(code) or said}", time)
+    if codes:
+        code, message = next(iter(codes.items()))
+        meaning = f" ({MEANINGS[code]})" if code in MEANINGS else ""
+        return Ended("crashed", f"exit code {code}{meaning}: {message or said}", time)
+    return Ended("crashed", f"{reason}: {said}", time)
+
+
+def is_seen_evicted(pods: Sequence[Object]) -> bool:
+    """Whether any pod carries DisruptionTarget: an eviction, a preemption, a node that went away."""
+    return any(
+        one["type"] == "DisruptionTarget" and one["status"] == "True"
+        for pod in pods
+        for one in pod.get("status", {}).get("conditions") or ()
+    )
+
+
+def why_not_running(job: Object, pods: Sequence[Object], note: str, cluster: ClusterSpec) -> tuple[StageState, str]:
+    """(Queued or Pending, the reason in words) of a Job without a running pod.
+
+    Args:
+        note: what events say of pods that could not be made.
+    """
+    if job["spec"].get("suspend"):
+        queue = f"Kueue's queue {cluster.queue_name}" if cluster.queue_name else "somebody to resume its Job"
+        return "Queued", f"waits for {queue}"
+    for pod in pods:
+        status = pod.get("status", {})
+        for one in status.get("conditions") or ():
+            if one["type"] == "PodScheduled" and one["status"] == "False":
+                return "Pending", f"{one.get('reason', 'not scheduled')}: {one.get('message', '')}"
+        for container in status.get("containerStatuses") or ():
+            waiting = container.get("state", {}).get("waiting")
+            if waiting and waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+                return "Pending", f"{waiting['reason']}: {waiting.get('message', '')}"
+    if pods:
+        return "Pending", note or "its container is being created"
+    return "Pending", note or "its pods are being made"
+
+
+def _exit_codes(pods: Sequence[Object]) -> dict[int, str]:
+    """Exit code -> message of pods that failed by themselves; those that were told to go count for nothing."""
+    found: dict[int, str] = {}
+    for pod in pods:
+        ended = _terminated(pod)
+        if ended is None or ended["exitCode"] == 0 or "deletionTimestamp" in pod["metadata"]:
+            continue
+        out_of_memory = "out of memory (OOMKilled); " if ended.get("reason") == "OOMKilled" else ""
+        message = ended.get("message", "")
+        words = _parse(message)
+        if "error" in words:
+            message = f"{words['error']} ({words.get('where', '')}); {words.get('fix', '')}"
+        elif message:
+            message = message.strip().splitlines()[-1]
+        found.setdefault(ended["exitCode"], f"{out_of_memory}{message}")
+    return found
+
+
+def _words(pods: Sequence[Object]) -> dict[str, Any]:
+    """The last words of the pods that ended well; numbers of several nodes add up."""
+    words: dict[str, Any] = {}
+    for pod in pods:
+        ended = _terminated(pod)
+        if ended is None or ended["exitCode"] != 0:
+            continue
+        for name, value in _parse(ended.get("message", "")).items():
+            is_count = isinstance(value, int) and not isinstance(value, bool)
+            words[name] = words.get(name, 0) + value if is_count else value
+    return words
+
+
+def _terminated(pod: Object) -> dict[str, Any] | None:
+    for container in pod.get("status", {}).get("containerStatuses") or ():
+        if container["name"] == CONTAINER:
+            found = container.get("state", {}).get("terminated")
+            return dict(found) if found else None
+    return None
+
+
+def _parse(message: str) -> dict[str, Any]:
+    try:
+        words = json.loads(message)
+    except ValueError:
+        return {}
+    return words if isinstance(words, dict) else {}
