@@ -127,6 +127,7 @@ class ExtractionSpec(Section):
     tokens_per_batch: int = Field(
         4096,
         ge=1,
+        le=2**24,
         description="Tokens, padding counted, of a micro-batch. Speed and memory only (135M parameters in float32 take "
         "about 1 MB a token); it changes no row. Raise it on a large GPU.",
     )
@@ -171,9 +172,11 @@ class ScoringSpec(Section):
 class BudgetSpec(Section):
     """How much is kept, or dropped: exactly one of the three."""
 
-    count: int | None = Field(None, ge=1, description="Number of examples.")
+    count: int | None = Field(None, ge=1, le=10**12, description="Number of examples.")
     fraction: float | None = Field(None, gt=0, le=1, description="Share of the examples, 0 to 1, rounded to nearest.")
-    tokens: int | None = Field(None, ge=1, description="Response tokens; the ranking is cut before it would pass this.")
+    tokens: int | None = Field(
+        None, ge=1, le=10**15, description="Response tokens; the ranking is cut before it would pass this."
+    )
 
     @model_validator(mode="after")
     def _one_of_three(self) -> BudgetSpec:
