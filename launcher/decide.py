@@ -56,7 +56,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Apply:
-    """Server-side apply."""
+    """Server-side apply: the object is then so, whatever it was."""
+
+    object: Object
+
+
+@dataclass(frozen=True)
+class Create:
+    """Make an object that must not be there. One of the same name that another owner left is waited for, never taken over."""
 
     object: Object
 
@@ -71,7 +78,7 @@ class Delete:
     uid: str
 
 
-Action = Apply | Delete
+Action = Apply | Create | Delete
 
 
 @dataclass(frozen=True)
@@ -239,12 +246,10 @@ class _Pass:
             self.again.append(due)
             return entry.model_copy(update={"state": "Waiting"})
         namespace, owner = self.record.namespace, self.record.owner_reference
-        objects = [
-            *render.support(self.run, namespace, owner),
-            *render.service(self.run, namespace, entry.stage, entry.group, owner),
-            render.job(self.run, namespace, entry.stage, entry.group, self.status.round, entry.attempt, owner),
-        ]
-        self.actions += [Apply(one) for one in objects]
+        place = (entry.stage, entry.group)
+        around = [*render.support(self.run, namespace, owner), *render.service(self.run, namespace, *place, owner)]
+        job = render.job(self.run, namespace, *place, self.status.round, entry.attempt, owner)
+        self.actions += [*(Apply(one) for one in around if Apply(one) not in self.actions), Create(job)]
         return entry.model_copy(update={"started": True, "state": "Pending", "not_before": None})
 
     def _look(self, entry: StageStatus, job: Object | None) -> tuple[StageStatus, bool]:
@@ -391,7 +396,7 @@ class _Pass:
         self.status = self.status.model_copy(update=changes)
 
     def _all_stages(self) -> tuple[StageStatus, ...]:
-        kept = {(entry.stage, entry.group): entry for entry in self.status.stages}
+        kept: dict[tuple[str, int], StageStatus] = {(entry.stage, entry.group): entry for entry in self.status.stages}
         return tuple({**kept, **self.stages}.values())
 
     def _decision(self) -> Decision:

@@ -149,7 +149,7 @@ class Record:
     @property
     def generation(self) -> int:
         """Of the spec. A ConfigMap has none: there it counts rounds."""
-        return int(self.metadata.get("generation", self.spec.get("retry", 0) + 1))
+        return int(self.metadata.get("generation") or self.round + 1)
 
     @property
     def is_deleting(self) -> bool:
@@ -183,16 +183,21 @@ class Record:
     @property
     def is_cancelled(self) -> bool:
         """Whether the round in hand is to end."""
-        return bool((self.metadata.get("annotations") or {}).get(CANCEL) == str(self.spec.get("retry", 0)))
+        return bool((self.metadata.get("annotations") or {}).get(CANCEL) == str(self.round))
+
+    @property
+    def round(self) -> int:
+        """The round that is asked for: spec.retry."""
+        asked = self.spec.get("retry", 0)
+        return asked if isinstance(asked, int) else 0
 
     @property
     def status(self) -> Status:
         """What was last written; a fresh one where that is nothing, or nothing we can read."""
-        written = self.object.get("status")
-        if self.is_config_map:
-            written = json.loads(self.object.get("data", {}).get("status", "{}"))
         try:
-            return Status.model_validate(written or {})
+            if self.is_config_map:
+                return Status.model_validate_json(self.object.get("data", {}).get("status", "{}"))
+            return Status.model_validate(self.object.get("status") or {})
         except ValidationError:
             return Status()
 

@@ -1,0 +1,377 @@
+"""One loop in three hosts: watch, decide, act, write the status last. Not: what is decided, how requests are made.
+
+The operator runs it over all runs that it sees; `prism submit --wait` over its own one. A host that dies at any point is
+continued by the next from what the cluster shows. Two at once do no harm: names are functions of the run, and a status is
+written onto the version that was read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import heapq
+import json
+import random
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher.cache import Cache, Key, is_owned, is_record
+from launcher.cluster import Cluster, ClusterError, Conflict, Gone, NotFound, Refused
+from launcher.conditions import Transition, sentence, transitions
+from launcher.decide import Action, Apply, Create, Delete, Patience, Seen, decide
+from launcher.resource import GROUP, KIND, MANAGER, RUN, Record, Status, time_text
+from prism_job.spec import digest
+
+Object = dict[str, Any]
+
+RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.5, 60.0
+"""A pass that failed is made again after this long, doubled each time."""
+
+RESYNC_SECONDS = 600.0
+"""Every run is looked at this often even if nothing happens: no lost event lasts longer."""
+
+UNTOLD_SECONDS = 3.0
+"""A Job without pods for so long: its events are asked why."""
+
+OBSERVED = {"Job": f"app.kubernetes.io/managed-by={MANAGER}", "Pod": f"app.kubernetes.io/managed-by={MANAGER}"}
+"""Kinds of children -> the labels by which they are watched."""
+
+
+class Queue:
+    """Runs that are due, each once, and none at two workers at a time."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._due: dict[Key, float] = {}
+        self._heap: list[tuple[float, Key]] = []
+        self._busy: set[Key] = set()
+        self._closed = False
+
+    def add(self, key: Key, after_seconds: float = 0.0) -> None:
+        """Due so long from now; an earlier time stands."""
+        due = time.monotonic() + max(0.0, after_seconds)
+        with self._changed:
+            if self._due.get(key, float("inf")) > due:
+                self._due[key] = due
+                heapq.heappush(self._heap, (due, key))
+                self._changed.notify()
+
+    def take(self) -> Key | None:
+        """Wait for a run that is due. None once closed."""
+        with self._changed:
+            while not self._closed:
+                now = time.monotonic()
+                while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
+                    heapq.heappop(self._heap)  # an earlier time has taken its place
+                ready = next((key for due, key in self._heap[:1] if due <= now and key not in self._busy), None)
+                if ready is not None:
+                    heapq.heappop(self._heap)
+                    del self._due[ready]
+                    self._busy.add(ready)
+                    return ready
+                if self._heap and self._heap[0][0] <= now:
+                    # Due, but in another worker's hands: whoever is next must not wait behind it.
+                    _, busy = heapq.heappop(self._heap)
+                    self._due[busy] = now + 0.05
+                    heapq.heappush(self._heap, (self._due[busy], busy))
+                    continue
+                self._changed.wait(timeout=self._heap[0][0] - now if self._heap else None)
+            return None
+
+    def done(self, key: Key) -> None:
+        with self._changed:
+            self._busy.discard(key)
+            self._changed.notify()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def __len__(self) -> int:
+        with self._changed:
+            return len(self._due)
+
+
+@dataclass
+class Counters:
+    """What the operator's metrics show."""
+
+    reconciles: int = 0
+    failures: int = 0
+    status_writes: int = 0
+    seconds: Callable[[float], object] = lambda _: None
+    """Told how long each pass took."""
+
+    busy_since: dict[int, float] = field(default_factory=dict)
+    """Worker -> when its pass in hand began: one that hangs is seen."""
+
+
+class Controller:
+    """The loop over the runs of one namespace, or of all, or over one run.
+
+    Args:
+        cluster: makes the requests; its own errors are waited out here.
+        namespace: None for all.
+        kind: SelectionRun or ConfigMap: what records are.
+        only: the one run to look after.
+        clock: the time; tests move it.
+        say: told what happens, a plain dict a line.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        namespace: str | None,
+        *,
+        kind: str = KIND,
+        only: str | None = None,
+        patience: Patience | None = None,
+        clock: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
+        say: Callable[..., None] | None = None,
+        workers: int = 1,
+    ) -> None:
+        self.cluster, self.namespace, self.kind, self.only = cluster, namespace, kind, only
+        self.patience, self.clock, self.num_workers = patience or Patience(), clock, workers
+        self.say = say or (lambda **_: None)
+        self.cache, self.queue, self.counters = Cache(), Queue(), Counters()
+        self.stopping = threading.Event()
+        self.synced: set[str] = set()
+        self.failed: dict[Key, int] = {}
+        self.on_status: Callable[[Record, Status], None] = lambda *_: None
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether every kind was listed once: before that nothing may be decided."""
+        return self.synced == {self.kind, *OBSERVED}
+
+    def run(self) -> None:
+        """Until `stop`. Watches in threads of their own; passes in this one and, where wanted, in more."""
+        watchers = [threading.Thread(target=self._follow, args=(kind,), daemon=True) for kind in (self.kind, *OBSERVED)]
+        workers = [
+            threading.Thread(target=self._work, args=(place,), daemon=True) for place in range(1, self.num_workers)
+        ]
+        for thread in (*watchers, *workers):
+            thread.start()
+        self._work(0)
+        for thread in workers:
+            thread.join()
+
+    def stop(self) -> None:
+        """End after the pass in hand."""
+        self.stopping.set()
+        self.queue.close()
+
+    def _work(self, place: int) -> None:
+        while (key := self.queue.take()) is not None:
+            started = self.counters.busy_since[place] = time.monotonic()
+            try:
+                self._pass(key)
+            finally:
+                del self.counters.busy_since[place]
+                self.counters.seconds(time.monotonic() - started)
+                self.queue.done(key)
+
+    def _pass(self, key: Key) -> None:
+        try:
+            self.reconcile(key)
+        except ClusterError as error:
+            self._again(key, str(error))
+        except Exception:  # a flaw of ours, met by one run, must not stop all others
+            self._again(key, traceback.format_exc())
+        else:
+            self.failed.pop(key, None)
+
+    def _again(self, key: Key, error: str) -> None:
+        self.counters.failures += 1
+        self.failed[key] = self.failed.get(key, 0) + 1
+        wait_seconds = min(LONGEST_RETRY_SECONDS, RETRY_SECONDS * 2 ** min(10, self.failed[key] - 1))
+        self.say(event="retry", run=f"{key[0]}/{key[1]}", error=error, seconds=round(wait_seconds, 1))
+        self.queue.add(key, wait_seconds * random.uniform(0.5, 1.0))
+
+    def reconcile(self, key: Key) -> None:
+        """One pass over one run.
+
+        Raises:
+            ClusterError: an action failed; what was done stands, and the next pass goes on from there.
+        """
+        if not self.is_synced:
+            self.queue.add(key, 0.05)
+            return
+        record = self.cache.record(self.kind, key)
+        if record is None:
+            return  # Its children go with it: they name it as their owner.
+        self.counters.reconciles += 1
+        before = record.status
+        seen = self.cache.seen(record, {})
+        decision = decide(record, self.cache.seen(record, self._notes(record, seen)), self.clock(), self.patience)
+        try:
+            for action in decision.actions:
+                self._act(action, record)
+        except Refused as error:
+            # A quota, a right that is missing: it may pass, and whoever asks for the status should read it.
+            self._write_status(record, before.model_copy(update={"message": sentence(error.what)}))
+            raise
+        self._write_status(record, decision.status)
+        for transition in transitions(before, decision.status):
+            self._tell(record, transition)
+        wait_seconds = RESYNC_SECONDS
+        if decision.look_again is not None:
+            wait_seconds = min(wait_seconds, (decision.look_again - self.clock()).total_seconds() + 0.05)
+        self.queue.add(key, wait_seconds)
+
+    def _act(self, action: Action, record: Record) -> None:
+        match action:
+            case Apply(wanted):
+                self.cache.put({"kind": wanted["kind"], **self.cluster.apply(wanted)})
+            case Create(wanted):
+                self.cache.put(self._create(wanted, record))
+                self.say(event="created", run=f"{record.namespace}/{record.name}", job=wanted["metadata"]["name"])
+            case Delete(kind, namespace, name, uid):
+                self.cluster.delete(kind, namespace, name, uid=uid)
+                self.say(event="deleted", run=f"{record.namespace}/{record.name}", kind=kind, name=name)
+
+    def _create(self, wanted: Object, record: Record) -> Object:
+        metadata = wanted["metadata"]
+        try:
+            return {"kind": wanted["kind"], **self.cluster.create(wanted)}
+        except Conflict:
+            # Made by us with the answer lost, or by another host; or left by an earlier run of this name.
+            there = self.cluster.get(wanted["kind"], metadata["namespace"], metadata["name"])
+            if not is_owned(there, record.uid) or "deletionTimestamp" in there["metadata"]:
+                raise
+            return {"kind": wanted["kind"], **there}
+
+    def _write_status(self, record: Record, status: Status) -> None:
+        """The one write of a pass, onto the version that was read."""
+        if status == record.status:
+            return
+        try:
+            written = write_status(self.cluster, record, status)
+        except Conflict:
+            self.cache.put(
+                {"kind": self.kind, **self.cluster.get(self.kind, record.namespace, record.metadata["name"])}
+            )
+            raise
+        except NotFound:
+            return  # removed meanwhile
+        self.counters.status_writes += 1
+        self.cache.put({"kind": self.kind, **written})
+        self.on_status(record, status)
+        if status.phase != record.status.phase:
+            self.say(event="phase", run=f"{record.namespace}/{record.name}", phase=status.phase, message=status.message)
+
+    def _notes(self, record: Record, seen: Seen) -> dict[str, str]:
+        """What events say of Jobs that have had no pod for a while: a quota, a policy."""
+        notes = {}
+        for name, job in seen.jobs.items():
+            status = job.get("status", {})
+            ended = any(one["type"] in ("Complete", "Failed") for one in status.get("conditions") or ())
+            if ended or job["spec"].get("suspend") or seen.pods_of(job) or status.get("active"):
+                continue
+            age = self.clock() - datetime.datetime.fromisoformat(job["metadata"]["creationTimestamp"])
+            if age.total_seconds() < UNTOLD_SECONDS:
+                self.queue.add((record.namespace, record.name), UNTOLD_SECONDS)
+                continue
+            fields = f"involvedObject.uid={job['metadata']['uid']}"
+            with contextlib.suppress(ClusterError):
+                events = self.cluster.list("Event", record.namespace, fields=fields).items
+                warnings = [one for one in events if one.get("type") == "Warning"]
+                if warnings:
+                    notes[name] = f"{warnings[-1].get('reason')}: {warnings[-1].get('message')}"
+        return notes
+
+    def _tell(self, record: Record, transition: Transition) -> None:
+        """An Event of a name that its content gives, so that two hosts make one. Losing one costs nothing."""
+        now = time_text(self.clock())
+        about = record.object
+        named = digest([record.uid, record.status.round, transition.reason, transition.message])[:16]
+        wanted = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": f"{record.metadata['name']}.{named}", "namespace": record.namespace},
+            "involvedObject": {
+                "apiVersion": about.get("apiVersion", record.owner_reference["apiVersion"]),
+                "kind": about["kind"],
+                "name": record.metadata["name"],
+                "namespace": record.namespace,
+                "uid": record.uid,
+            },
+            "type": "Warning" if transition.is_warning else "Normal",
+            "reason": transition.reason,
+            "message": transition.message,
+            "source": {"component": MANAGER},
+            "reportingComponent": f"{GROUP}/{MANAGER}",
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        with contextlib.suppress(ClusterError):
+            self.cluster.create(wanted)
+
+    def _follow(self, kind: str) -> None:
+        """List, then watch from there; again and again, with a growing pause where it fails."""
+        pause_seconds = RETRY_SECONDS
+        while not self.stopping.is_set():
+            try:
+                self._list_and_watch(kind)
+                pause_seconds = RETRY_SECONDS
+            except Gone:
+                pause_seconds = RETRY_SECONDS
+                self.stopping.wait(random.uniform(0.05, 0.2))
+            except ClusterError as error:
+                self.say(event="watch", kind=kind, error=str(error), seconds=round(pause_seconds, 1))
+                self.stopping.wait(pause_seconds * random.uniform(0.5, 1.0))
+                pause_seconds = min(LONGEST_RETRY_SECONDS / 2, pause_seconds * 2)
+
+    def _list_and_watch(self, kind: str) -> None:
+        labels, fields = self._selectors(kind)
+        listing = self.cluster.list(kind, self.namespace, labels=labels, fields=fields)
+        for key in self.cache.replace(kind, listing.items, listing.version):
+            self.queue.add(key)
+        self.synced.add(kind)
+        version = listing.version
+        while not self.stopping.is_set():
+            seconds = random.randint(200, 280)
+            for event, found in self.cluster.watch(
+                kind, self.namespace, version, labels=labels, fields=fields, seconds=seconds
+            ):
+                version = found["metadata"].get("resourceVersion", version)
+                if event == "BOOKMARK":
+                    continue
+                touched = self.cache.drop(found) if event == "DELETED" else self.cache.put(found)
+                if touched is not None:
+                    self.queue.add(touched)
+                if event == "DELETED" and kind == self.kind and is_record(found):
+                    self.on_status(Record(found), Record(found).status)
+
+    def _selectors(self, kind: str) -> tuple[str, str]:
+        """(labels, fields) by which a kind is listed and watched."""
+        if kind == KIND:
+            return "", f"metadata.name={self.only}" if self.only else ""
+        labels = OBSERVED.get(kind, f"{GROUP}/record=true")
+        return f"{labels},{RUN}={self.only}" if self.only else labels, ""
+
+
+def write_status(cluster: Cluster, record: Record, status: Status) -> Object:
+    """Onto the version of the record that was read. Raises Conflict where it is not the newest."""
+    version = {"resourceVersion": record.metadata["resourceVersion"]}
+    name = record.metadata["name"]
+    if record.is_config_map:
+        change = {"metadata": version, "data": {"status": json.dumps(status.to_document(), ensure_ascii=False)}}
+        return cluster.patch("ConfigMap", record.namespace, name, change)
+    # A merge patch keeps what it does not name: what has no value now is named with null.
+    nothing = {str(field.alias): None for field in Status.model_fields.values()}
+    change = {"metadata": version, "status": {**nothing, **status.to_document()}}
+    return cluster.patch(KIND, record.namespace, name, change, subresource="status")
+
+
+def say_lines(**fields: Any) -> None:
+    """One JSON line on stderr."""
+    line = json.dumps({"time": time_text(datetime.datetime.now(datetime.UTC)), **fields}, default=str)
+    sys.stderr.write(line + "\n")

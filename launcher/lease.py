@@ -1,0 +1,108 @@
+"""Leader election by a Lease object: who holds it works, the others wait. Not: what the leader does.
+
+The client's own election raises on a refused connection and releases nothing on SIGTERM (KUBERNETES.md), so this is ours:
+take, renew, release, each onto the version that was read. Times of other holders are never compared with our clock: a lease
+is stale once we ourselves have seen it unchanged for its duration.
+"""
+
+from __future__ import annotations
+
+import datetime
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from launcher.cluster import Cluster, ClusterError, Conflict, NotFound
+
+DURATION_SECONDS, RENEW_SECONDS = 15.0, 5.0
+
+
+class Lease:
+    """One Lease, and our name in it or another's.
+
+    Args:
+        identity: who we are; a pod's name.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        namespace: str,
+        name: str,
+        identity: str,
+        *,
+        duration_seconds: float = DURATION_SECONDS,
+        renew_seconds: float = RENEW_SECONDS,
+    ) -> None:
+        self.cluster, self.namespace, self.name, self.identity = cluster, namespace, name, identity
+        self.duration_seconds, self.renew_seconds = duration_seconds, renew_seconds
+        self._seen: tuple[str, float] = ("", 0.0)
+        self._renewed = 0.0
+
+    def acquire(self, stopping: threading.Event) -> bool:
+        """Wait until the lease is ours. False where we were stopped before."""
+        while not stopping.is_set():
+            if self._try():
+                return True
+            stopping.wait(self.renew_seconds / 2)
+        return False
+
+    def keep(self, stopping: threading.Event, lost: Callable[[], None]) -> None:
+        """Renew until stopped. Calls `lost` once where the duration passed without a renewal, and ends."""
+        while not stopping.wait(self.renew_seconds):
+            if not self._try() and time.monotonic() > self._renewed + self.duration_seconds - self.renew_seconds:
+                lost()
+                return
+
+    def release(self) -> None:
+        """Let the next one lead at once. Bad weather costs it the duration, no more."""
+        try:
+            lease = self.cluster.get("Lease", self.namespace, self.name)
+            if lease["spec"].get("holderIdentity") == self.identity:
+                lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
+                self.cluster.replace(lease)
+        except ClusterError:
+            return
+
+    def _try(self) -> bool:
+        """Take or renew it, if it is free, stale or ours."""
+        started = time.monotonic()
+        try:
+            taken = self._take()
+        except ClusterError:
+            return False
+        if taken:
+            self._renewed = started
+        return taken
+
+    def _take(self) -> bool:
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        ours: dict[str, Any] = {
+            "holderIdentity": self.identity,
+            "leaseDurationSeconds": int(max(1, self.duration_seconds)),
+            "renewTime": now,
+        }
+        try:
+            lease = self.cluster.get("Lease", self.namespace, self.name)
+        except NotFound:
+            fresh = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
+            metadata = {"name": self.name, "namespace": self.namespace}
+            try:
+                self.cluster.create({**fresh, "metadata": metadata, "spec": {**ours, "acquireTime": now}})
+            except Conflict:
+                return False
+            return True
+        holder, version = lease["spec"].get("holderIdentity"), lease["metadata"]["resourceVersion"]
+        if version != self._seen[0]:
+            self._seen = (version, time.monotonic())
+        is_stale = time.monotonic() > self._seen[1] + float(lease["spec"].get("leaseDurationSeconds") or 0)
+        if holder and holder != self.identity and not is_stale:
+            return False
+        if holder != self.identity:
+            ours |= {"acquireTime": now, "leaseTransitions": int(lease["spec"].get("leaseTransitions") or 0) + 1}
+        try:
+            self.cluster.replace({**lease, "kind": "Lease", "spec": {**lease["spec"], **ours}})
+        except (Conflict, NotFound):
+            return False
+        return True
