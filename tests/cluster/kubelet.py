@@ -1,0 +1,333 @@
+"""The kubelet of a few fake nodes (nodes.py): pods of an API server run as local processes and say how they are.
+
+Knows nothing of Jobs, nor of what runs in the pods (container.py starts it).
+`python -m tests.cluster.kubelet --kubeconfig F --folder D --log-folder L` runs it and the Job controller until SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.container import Container, Fetch, Names, NotHere, NotYet, send, start
+from tests.cluster.jobs import JobController
+from tests.cluster.mirror import Controller, Key, Refused, Thing, Unreachable, key_of, stamp, uid_of
+from tests.cluster.nodes import Nodes
+from tests.cluster.pods import (
+    OVER,
+    container_status,
+    delete_now,
+    disrupt,
+    kept_conditions,
+    patch_status,
+    pod_path,
+    with_condition,
+)
+
+ONE_NODE = {"node-a": {"nvidia.com/gpu": "8", "cpu": "64", "memory": "512Gi"}}
+BACK_OFF_SECONDS = 1.0
+"""After it ErrImagePull turns ImagePullBackOff; a real kubelet takes about ten."""
+
+
+class Kubelet:
+    """Runs from `with` on; at the end no process is left.
+
+    `nodes`: name -> capacity; a label is given as `label:<name>`. `environment` reaches every process and wins over its pod's.
+    `schedule=False` leaves binding to another scheduler. `pod_gc_seconds`: how long pods outlive a deleted Node.
+    """
+
+    def __init__(
+        self,
+        kubeconfig: Path,
+        folder: Path,
+        *,
+        nodes: Mapping[str, Mapping[str, str]] = ONE_NODE,
+        log_folder: Path,
+        environment: Mapping[str, str] | None = None,
+        schedule: bool = True,
+        pod_gc_seconds: float = 1.0,
+    ) -> None:
+        self.missing_images: set[str] = set()
+        self._nodes = Nodes(kubeconfig, nodes, schedule, pod_gc_seconds)
+        self._runner = _Runner(kubeconfig, folder, log_folder, environment or {}, self._nodes, self.missing_images)
+        self._api = self._runner.api
+
+    def __enter__(self) -> Kubelet:
+        self._nodes.register()
+        self._nodes.start()
+        self._runner.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._nodes.stop()
+        self._runner.stop()
+        self._runner.end_all()
+
+    def pid(self, namespace: str, pod: str) -> int | None:
+        """The main process of a pod, while it runs."""
+        container = self._runner.containers.get((namespace, pod))
+        return container.process.pid if container and container.process and container.is_running() else None
+
+    def kill(self, namespace: str, pod: str, number: int = signal.SIGKILL) -> None:
+        """A crash: the signal goes to the pod's main process."""
+        if (pid := self.pid(namespace, pod)) is None:
+            raise KeyError(f"no process of pod {namespace}/{pod} runs")
+        send(pid, number)
+
+    def oom_kill(self, namespace: str, pod: str) -> None:
+        self._runner.containers[namespace, pod].oom = True
+        self.kill(namespace, pod)
+
+    def evict(self, namespace: str, pod: str, reason: str = "EvictionByEvictionAPI") -> None:
+        """DisruptionTarget, then a deletion with the pod's grace. `reason` may be PreemptionByScheduler and so on."""
+        disrupt(self._runner, (namespace, pod), reason)
+        self._api.ask("DELETE", pod_path((namespace, pod)))
+
+    def lose_node(self, name: str, *, freeze: bool = False) -> None:
+        """Nothing of it is reported any more. Its processes die with it, or stand still until it returns."""
+        self._nodes.away.add(name)
+        for container in self._runner.of_node(name):
+            container.signal_all(signal.SIGSTOP if freeze else signal.SIGKILL)
+        self._nodes.report(name)
+        for pod in self._nodes.pods.all():
+            if pod["spec"].get("nodeName") == name and pod["status"].get("phase") == "Running":
+                self._not_ready(pod)
+
+    def return_node(self, name: str) -> None:
+        self._nodes.away.discard(name)
+        for container in self._runner.of_node(name):
+            container.signal_all(signal.SIGCONT)
+        self._nodes.report(name)
+        self._runner.look_at_all()
+
+    def delete_node(self, name: str) -> None:
+        """The machine is gone for good, and its Node: pod GC fails its pods."""
+        self._nodes.away.add(name)
+        self._nodes.capacities.pop(name, None)
+        for container in self._runner.of_node(name):
+            container.end()
+        self._api.ask("DELETE", f"/api/v1/nodes/{name}")
+
+    def _not_ready(self, pod: Thing) -> None:
+        """As the node lifecycle controller does it."""
+        conditions = with_condition(pod, {"type": "Ready", "status": "False"})
+        try:
+            self._api.ask("PATCH", pod_path(key_of(pod), "/status"), {"status": {"conditions": conditions}})
+        except Refused as refusal:
+            if refusal.status != 404:
+                raise
+
+
+class _Runner(Controller):
+    """The kubelets: what a bound pod should be, done step by step."""
+
+    def __init__(
+        self,
+        kubeconfig: Path,
+        folder: Path,
+        log_folder: Path,
+        environment: Mapping[str, str],
+        nodes: Nodes,
+        missing_images: set[str],
+    ) -> None:
+        super().__init__(kubeconfig, "kubelet")
+        self._folder, self._log_folder, self._environment = folder, log_folder, environment
+        self._nodes, self._missing_images, self._names = nodes, missing_images, Names()
+        self.containers: dict[Key, Container] = {}
+        self._pulled: dict[str, float] = {}  # pod uid: when its image was first asked for in vain
+        self.pods = self.mirror("/api/v1/pods", lambda pod: self.queue.add(key_of(pod)))
+
+    def of_node(self, name: str) -> list[Container]:
+        return [container for container in list(self.containers.values()) if container.node == name]
+
+    def look_at_all(self) -> None:
+        for key in {*self.containers, *(key_of(pod) for pod in self.pods.all())}:
+            self.queue.add(key)
+
+    def end_all(self) -> None:
+        for container in self.containers.values():
+            container.end()
+
+    def sync(self, key: Key) -> None:
+        pod, container = self.pods.get(key), self.containers.get(key)
+        if container and container.node in self._nodes.away and container.node in self._nodes.capacities:
+            return  # lost: its process is not ours to touch before the node returns
+        if container and (pod is None or uid_of(pod) != container.pod_uid):
+            container.end()
+            shutil.rmtree(container.folder, ignore_errors=True)
+            del self.containers[key]
+            container = None
+        node = pod["spec"].get("nodeName") if pod else None
+        if pod is None or node not in self._nodes.capacities or node in self._nodes.away:
+            return
+        deleted = "deletionTimestamp" in pod["metadata"]
+        if pod["status"].get("phase") in OVER:
+            if container and container.is_running():
+                container.end()
+            if deleted:
+                delete_now(self, pod)
+        elif container is None:
+            if deleted or pod["status"].get("phase") == "Running":
+                self._report_lost(pod)
+            else:
+                self._start(key, pod)
+        elif container.is_running():
+            if not container.reported:
+                self._report_running(pod, container)
+            if deleted:
+                self._stop(key, pod, container)
+        else:
+            container.end()
+            self._report_ended(pod, container.terminated())
+
+    def _start(self, key: Key, pod: Thing) -> None:
+        image = pod["spec"]["containers"][0]["image"]
+        if image in self._missing_images:
+            self._report_missing_image(key, pod, image)
+            return
+        try:
+            container = start(
+                pod | {"status": {**pod["status"], "podIP": self._ip(pod)}},
+                self._folder,
+                self._log_folder,
+                self._folder / "claims",
+                self._fetch(key[0]),
+                self._environment,
+                self._names,
+            )
+        except NotYet as missing:
+            if missing.reason == "ContainerCreating":
+                self._report_waiting(pod, {"reason": missing.reason})
+                self._tell_once(pod, "FailedMount", missing.message)
+            else:
+                self._report_waiting(pod, {"reason": missing.reason, "message": missing.message})
+                self._tell_once(pod, "Failed", f"Error: {missing.message}")
+            self.queue.add(key, 0.5)
+            return
+        except NotHere as refusal:
+            print(f"rig/kubelet: pod {'/'.join(key)}: {refusal}", file=sys.stderr)
+            self.tell(pod, "Pod", "UnsupportedByRig", str(refusal), warning=True)
+            self._write(pod, {"phase": "Failed", "reason": "UnsupportedByRig", "message": str(refusal)})
+            return
+        self.containers[key] = container
+        if container.process is not None:
+            threading.Thread(target=self._wait, args=(key, container.process), name=f"wait {key}", daemon=True).start()
+        self.queue.add(key)
+
+    def _wait(self, key: Key, process: subprocess.Popen[bytes]) -> None:
+        process.wait()
+        self.queue.add(key)
+
+    def _stop(self, key: Key, pod: Thing, container: Container) -> None:
+        """SIGTERM to the main process, once; after the grace SIGKILL to all."""
+        grace = pod["metadata"].get("deletionGracePeriodSeconds")
+        grace = pod["spec"].get("terminationGracePeriodSeconds", 30) if grace is None else grace
+        until = time.monotonic() + max(grace, 1)  # also a forced deletion leaves the process a moment
+        if container.stop_before is None and container.process:
+            send(container.process.pid, signal.SIGTERM)
+        container.stop_before = min(until, container.stop_before or until)
+        if time.monotonic() >= container.stop_before:
+            container.end()
+            self.queue.add(key)
+        else:
+            self.queue.add(key, container.stop_before - time.monotonic() + 0.01)
+
+    def _fetch(self, namespace: str) -> Fetch:
+        def fetch(plural: str, name: str) -> Thing | None:
+            try:
+                return self.api.ask("GET", f"/api/v1/namespaces/{namespace}/{plural}/{name}")
+            except Refused as refusal:
+                if refusal.status != 404:
+                    raise
+                return None
+
+        return fetch
+
+    def _ip(self, pod: Thing) -> str:
+        number = int(uid_of(pod).replace("-", "")[:6], 16)
+        return f"127.{number >> 16}.{number >> 8 & 255}.{2 + number % 250}"
+
+    def _tell_once(self, pod: Thing, reason: str, message: str) -> None:
+        if (uid_of(pod), reason, message) not in self._events:
+            self.tell(pod, "Pod", reason, message, warning=True)
+
+    def _report_missing_image(self, key: Key, pod: Thing, image: str) -> None:
+        why = f'failed to pull and unpack image "{image}": failed to resolve reference "{image}": {image}: not found'
+        tried = time.monotonic() - self._pulled.setdefault(uid_of(pod), time.monotonic())
+        if tried >= BACK_OFF_SECONDS:
+            message = f'Back-off pulling image "{image}": ErrImagePull: rpc error: code = NotFound desc = {why}'
+            self._report_waiting(pod, {"reason": "ImagePullBackOff", "message": message})
+            self._tell_once(pod, "BackOff", f'Back-off pulling image "{image}"')
+        else:
+            message = f"rpc error: code = NotFound desc = {why}"
+            self._report_waiting(pod, {"reason": "ErrImagePull", "message": message})
+            self._tell_once(pod, "Failed", f'Failed to pull image "{image}": {message}')
+        self.queue.add(key, BACK_OFF_SECONDS + 0.01)
+
+    def _report_waiting(self, pod: Thing, waiting: dict[str, str]) -> None:
+        unready = f"containers with unready status: [{pod['spec']['containers'][0]['name']}]"
+        conditions = kept_conditions(pod, ready=False, reason="ContainersNotReady", message=unready)
+        statuses = [container_status(pod, {"waiting": waiting})]
+        self._write(pod, {"phase": "Pending", "conditions": conditions, "containerStatuses": statuses})
+
+    def _report_running(self, pod: Thing, container: Container) -> None:
+        statuses = [container_status(pod, {"running": {"startedAt": stamp(container.started)}})]
+        addresses = {"hostIP": "127.0.0.1", "podIP": self._ip(pod), "podIPs": [{"ip": self._ip(pod)}]}
+        conditions = kept_conditions(pod, ready=True)
+        self._write(pod, {"phase": "Running", "conditions": conditions, "containerStatuses": statuses, **addresses})
+        container.reported = True
+
+    def _report_lost(self, pod: Thing) -> None:
+        """A pod that was deleted before it ran, or whose process went with an earlier kubelet."""
+        message = "The container could not be located when the pod was terminated"
+        self._report_ended(pod, {"exitCode": 137, "reason": "ContainerStatusUnknown", "message": message})
+
+    def _report_ended(self, pod: Thing, ended: dict[str, Any]) -> None:
+        good = ended["exitCode"] == 0
+        conditions = kept_conditions(pod, ready=False, reason="PodCompleted" if good else "PodFailed")
+        statuses = [container_status(pod, {"terminated": ended})]
+        phase = "Succeeded" if good else "Failed"
+        self._write(pod, {"phase": phase, "conditions": conditions, "containerStatuses": statuses})
+
+    def _write(self, pod: Thing, status: Thing) -> None:
+        patch_status(self, pod, {"startTime": pod["status"].get("startTime") or stamp(time.time()), **status})
+
+
+def main() -> None:
+    """The Job controller and the kubelet until SIGTERM or Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m tests.cluster.kubelet", description=main.__doc__)
+    parser.add_argument("--kubeconfig", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True, help="where pods live")
+    parser.add_argument("--log-folder", type=Path, required=True)
+    parser.add_argument("--node", action="append", default=[], help="NAME=GPUS; repeatable")
+    parser.add_argument("--env", action="append", default=[], help="NAME=VALUE for every process; repeatable")
+    given = parser.parse_args()
+    nodes = {
+        name: {**ONE_NODE["node-a"], "nvidia.com/gpu": gpus}
+        for name, _, gpus in (node.partition("=") for node in given.node)
+    }
+    environment = dict(pair.split("=", 1) for pair in given.env)
+    over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: over.set())
+    kubelet = Kubelet(
+        given.kubeconfig, given.folder, nodes=nodes or ONE_NODE, log_folder=given.log_folder, environment=environment
+    )
+    try:
+        with JobController(given.kubeconfig), kubelet:
+            print("ready", flush=True)
+            over.wait()
+    except Unreachable as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,683 @@
+"""The test cluster's Job controller and kubelet do what a real cluster was seen to do: each law and trap of theirs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.apiserver import ApiServer
+from tests.cluster.container import Names, expand, rewrite
+from tests.cluster.jobs import JobController, decide, job_to_pod
+from tests.cluster.kubelet import Kubelet
+from tests.cluster.mirror import Api, Refused
+from tests.cluster.nodes import unschedulable_message, why_not
+
+Thing = dict[str, Any]
+SLEEP = "import time; time.sleep(60)"
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+POLITE = "import signal, time; signal.signal(15, lambda *_: exit({})); print('up', flush=True); time.sleep(60)"
+RULES = [
+    {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+    {"action": "FailJob", "onExitCodes": {"containerName": "worker", "operator": "In", "values": [64, 65]}},
+]
+
+
+@dataclass
+class Cluster:
+    server: ApiServer
+    kubelet: Kubelet
+    api: Api
+    folder: Path
+
+    def job(self, name: str = "gang") -> Thing:
+        return self.api.ask("GET", f"/apis/batch/v1/namespaces/default/jobs/{name}")
+
+    def pods(self, job: str = "gang") -> dict[int, Thing]:
+        """Index -> pod; of several with one index the newest."""
+        items = self.api.ask("GET", "/api/v1/namespaces/default/pods", labelSelector=f"job-name={job}")["items"]
+        items.sort(key=lambda pod: int(pod["metadata"]["resourceVersion"]))
+        return {int(pod["metadata"]["labels"].get("batch.kubernetes.io/job-completion-index", 0)): pod for pod in items}
+
+    def conditions(self, job: str = "gang") -> list[str]:
+        return [c["type"] for c in self.job(job).get("status", {}).get("conditions", []) if c["status"] == "True"]
+
+    def reason(self, kind: str, job: str = "gang") -> tuple[str, str]:
+        found = next(c for c in self.job(job)["status"]["conditions"] if c["type"] == kind)
+        return found["reason"], found["message"]
+
+    def run(self, script: str | list[str], name: str = "gang", **settings: Any) -> None:
+        self.server.create(gang(script, name, **settings))
+
+    def running(self, num: int = 2, job: str = "gang") -> dict[int, Thing]:
+        until(lambda: sum(p["status"]["phase"] == "Running" for p in self.pods(job).values()) == num)
+        return self.pods(job)
+
+    def delete(self, pod: Thing, **options: Any) -> None:
+        self.api.ask("DELETE", path_of(pod), options or None)
+
+    def log(self, pod: Thing) -> str:
+        metadata = pod["metadata"]
+        return (self.folder / "logs/default" / f"{metadata['name']}.{metadata['uid']}" / "worker.log").read_text()
+
+    def events(self, reason: str) -> list[str]:
+        items = self.api.ask("GET", "/api/v1/namespaces/default/events")["items"]
+        return [event["message"] for event in items if event["reason"] == reason]
+
+
+def gang(script: str | list[str], name: str = "gang", num: int = 2, pod: Thing | None = None, **settings: Any) -> Thing:
+    """An Indexed Job; `script` is Python, or one such for each index."""
+    scripts = [script] * num if isinstance(script, str) else script
+    chooser = f"import os; exec({scripts!r}[int(os.environ['JOB_COMPLETION_INDEX'])])"
+    container = {"name": "worker", "image": "prism:1", "command": ["python", "-c", chooser.replace("$", "$$")]}
+    container |= (pod or {}).pop("container", {})
+    template = {
+        "spec": {"restartPolicy": "Never", "terminationGracePeriodSeconds": 5, "containers": [container], **(pod or {})}
+    }
+    spec = {"completionMode": "Indexed", "completions": num, "parallelism": num, "backoffLimit": 0}
+    spec |= {"podReplacementPolicy": "Failed", "podFailurePolicy": {"rules": RULES}, "template": template, **settings}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, "namespace": "default"}, "spec": spec}
+
+
+def path_of(pod: Thing) -> str:
+    return f"/api/v1/namespaces/default/pods/{pod['metadata']['name']}"
+
+
+def until(holds: Callable[[], Any], seconds: float = 15.0) -> Any:
+    """What it returned once that was true."""
+    end = time.monotonic() + seconds
+    while not (seen := holds()):
+        assert time.monotonic() < end, "it did not come to be"
+        time.sleep(0.03)
+    return seen
+
+
+def terminated(pod: Thing) -> Thing:
+    return pod["status"]["containerStatuses"][0]["state"]["terminated"]
+
+
+def waiting(pod: Thing) -> Thing:
+    return pod["status"].get("containerStatuses", [{}])[0].get("state", {}).get("waiting", {})
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    nodes = {
+        "node-a": {"nvidia.com/gpu": "8", "cpu": "64", "memory": "512Gi"},
+        "node-b": {"nvidia.com/gpu": "8", "cpu": "64", "memory": "512Gi", "label:pool": "spare"},
+    }
+    with ApiServer(log_folder=tmp_path / "logs") as server:
+        kubeconfig = tmp_path / "kubeconfig"
+        server.kubeconfig(kubeconfig, namespace="default")
+        kubelet = Kubelet(kubeconfig, tmp_path / "pods", nodes=nodes, log_folder=tmp_path / "logs", pod_gc_seconds=0.3)
+        with JobController(kubeconfig, pod_backoff_seconds=0.5), kubelet:
+            yield Cluster(server, kubelet, Api(kubeconfig, "test"), tmp_path)
+
+
+# A Job that goes well.
+
+
+def test_a_job_makes_a_pod_an_index_and_completes_when_all_have(cluster: Cluster) -> None:
+    cluster.run(
+        "print('rank', os.environ['JOB_COMPLETION_INDEX']); open(os.environ['PRISM_TERMINATION_LOG'], 'w').write('{}')"
+    )
+    until(lambda: "Complete" in cluster.conditions())
+    status = cluster.job()["status"]
+    assert cluster.conditions() == ["SuccessCriteriaMet", "Complete"]
+    assert cluster.reason("Complete")[0] == "CompletionsReached"
+    assert (status["succeeded"], status["completedIndexes"], status.get("active", 0)) == (2, "0-1", 0)
+    assert status["startTime"] <= status["completionTime"]
+    for index, pod in cluster.pods().items():
+        metadata = pod["metadata"]
+        assert metadata["name"].startswith(f"gang-{index}-")
+        assert metadata["annotations"]["batch.kubernetes.io/job-completion-index"] == str(index)
+        assert metadata["labels"]["batch.kubernetes.io/controller-uid"] == cluster.job()["metadata"]["uid"]
+        assert pod["spec"]["hostname"] == f"gang-{index}"
+        assert not metadata.get("finalizers")
+        assert pod["status"]["phase"] == "Succeeded"
+        ended = terminated(pod)
+        assert (ended["exitCode"], ended["reason"], ended["message"]) == (0, "Completed", "{}")
+        assert cluster.log(pod) == f"rank {index}\n"
+
+
+def test_a_job_without_indexes_completes_too(cluster: Cluster) -> None:
+    cluster.run("", num=3, completionMode="NonIndexed", parallelism=2, pod={"container": {"command": ["true"]}})
+    until(lambda: "Complete" in cluster.conditions())
+    assert cluster.job()["status"]["succeeded"] == 3
+
+
+def test_a_finished_job_goes_after_its_ttl_and_its_pods_with_it(cluster: Cluster) -> None:
+    cluster.run("pass", ttlSecondsAfterFinished=0)
+    until(lambda: cluster.events("Completed"))
+    until(lambda: not cluster.server.objects("jobs", "default"))
+    until(lambda: not cluster.pods())
+
+
+def test_a_failed_pod_within_the_limit_is_replaced_at_its_index(cluster: Cluster) -> None:
+    once = "import pathlib, sys; p = pathlib.Path('/shared/tried'); tried = p.exists(); p.touch(); sys.exit(not tried)"
+    mount = {"command": ["python", "-c", once], "volumeMounts": [{"name": "shared", "mountPath": "/shared"}]}
+    volume = {"name": "shared", "persistentVolumeClaim": {"claimName": "claim"}}
+    cluster.run("", num=1, backoffLimit=1, pod={"container": mount, "volumes": [volume]})
+    until(lambda: "Complete" in cluster.conditions(), 30)
+    assert (cluster.job()["status"]["failed"], cluster.job()["status"]["succeeded"]) == (1, 1)
+
+
+# How a Job fails.
+
+
+@pytest.mark.parametrize("code", [64, 65])
+def test_an_exit_code_with_a_rule_fails_the_job_and_is_named(cluster: Cluster, code: int) -> None:
+    cluster.run([SLEEP, f"sys = __import__('sys'); print('no such key'); sys.exit({code})"])
+    until(lambda: "Failed" in cluster.conditions())
+    reason, message = cluster.reason("Failed")
+    name = cluster.pods()[1]["metadata"]["name"]
+    said = f"Container worker for pod default/{name} failed with exit code {code} matching FailJob rule at index 1"
+    assert (reason, message) == ("PodFailurePolicy", said) == cluster.reason("FailureTarget")
+    assert cluster.conditions() == ["FailureTarget", "Failed"]
+
+
+def test_a_failed_gang_keeps_the_pod_that_failed_and_deletes_the_survivor(cluster: Cluster) -> None:
+    cluster.run([POLITE.format(143), "import sys; sys.exit(1)"])
+    until(lambda: "FailureTarget" in cluster.conditions())
+    assert cluster.job()["status"]["failed"] == 2  # the survivor counts before it has ended
+    until(lambda: "Failed" in cluster.conditions())
+    assert cluster.reason("Failed") == ("BackoffLimitExceeded", "Job has reached the specified backoff limit")
+    pods = cluster.pods()
+    assert list(pods) == [1]
+    assert (terminated(pods[1])["exitCode"], terminated(pods[1])["reason"]) == (1, "Error")
+    assert not pods[1]["metadata"].get("finalizers")
+
+
+def test_failed_waits_for_the_last_survivor(cluster: Cluster) -> None:
+    cluster.run([DEAF, "import sys, time; time.sleep(0.5); sys.exit(1)"], pod={"terminationGracePeriodSeconds": 2})
+    until(lambda: "FailureTarget" in cluster.conditions())
+    began = time.monotonic()
+    until(lambda: "Failed" in cluster.conditions())
+    assert time.monotonic() - began > 1.5
+    assert list(cluster.pods()) == [1]
+
+
+def test_an_oom_kill_is_137_and_names_no_pod(cluster: Cluster) -> None:
+    cluster.run(SLEEP)
+    cluster.kubelet.oom_kill("default", cluster.running()[0]["metadata"]["name"])
+    until(lambda: "Failed" in cluster.conditions())
+    assert cluster.reason("Failed")[0] == "BackoffLimitExceeded"
+    assert (terminated(cluster.pods()[0])["exitCode"], terminated(cluster.pods()[0])["reason"]) == (137, "OOMKilled")
+
+
+def test_a_crash_shows_as_128_and_its_signal(cluster: Cluster) -> None:
+    cluster.run(SLEEP)
+    cluster.kubelet.kill("default", cluster.running()[1]["metadata"]["name"], signal.SIGSEGV)
+    until(lambda: "Failed" in cluster.conditions())
+    assert (terminated(cluster.pods()[1])["exitCode"], terminated(cluster.pods()[1])["reason"]) == (139, "Error")
+
+
+def test_a_plain_deletion_of_a_pod_is_the_backoff_limit(cluster: Cluster) -> None:
+    cluster.run(SLEEP)
+    cluster.delete(cluster.running()[0])
+    until(lambda: "Failed" in cluster.conditions())
+    assert cluster.reason("Failed")[0] == "BackoffLimitExceeded"
+    assert not cluster.pods()
+
+
+def test_a_deadline_ends_the_job(cluster: Cluster) -> None:
+    cluster.run(SLEEP, activeDeadlineSeconds=1)
+    until(lambda: "Failed" in cluster.conditions())
+    assert cluster.reason("Failed") == ("DeadlineExceeded", "Job was active longer than specified deadline")
+    assert not cluster.pods()
+
+
+@pytest.mark.parametrize("reason", ["EvictionByEvictionAPI", "PreemptionByScheduler"])
+def test_an_eviction_matches_the_first_rule_and_leaves_no_pod(cluster: Cluster, reason: str) -> None:
+    cluster.run(SLEEP)
+    name = cluster.running()[1]["metadata"]["name"]
+    cluster.kubelet.evict("default", name, reason)
+    until(lambda: "Failed" in cluster.conditions())
+    said = f"Pod default/{name} has condition DisruptionTarget matching FailJob rule at index 0"
+    assert cluster.reason("Failed") == ("PodFailurePolicy", said)
+    assert not cluster.pods()
+
+
+def test_a_finalizer_of_the_template_keeps_the_evicted_pod_readable_and_delays_nothing(cluster: Cluster) -> None:
+    job = gang(SLEEP)
+    job["spec"]["template"]["metadata"] = {"finalizers": ["prism.dev/look"]}
+    cluster.server.create(job)
+    name = cluster.running()[1]["metadata"]["name"]
+    cluster.kubelet.evict("default", name)
+    until(lambda: "Failed" in cluster.conditions())
+    pods = cluster.pods()
+    assert [c["reason"] for c in pods[1]["status"]["conditions"] if c["type"] == "DisruptionTarget"] == [
+        "EvictionByEvictionAPI"
+    ]
+    assert terminated(pods[1])["exitCode"] == 143
+    for pod in pods.values():
+        assert pod["metadata"]["finalizers"] == ["prism.dev/look"]
+        cluster.api.ask("PATCH", path_of(pod), {"metadata": {"finalizers": None}})
+    until(lambda: not cluster.pods())
+
+
+def test_trap_a_an_evicted_pod_still_terminating_hides_behind_its_peers_exit(cluster: Cluster) -> None:
+    cluster.run([SLEEP, DEAF])
+    pods = cluster.running()
+    until(lambda: "deaf" in cluster.log(pods[1]))
+    cluster.kubelet.evict("default", pods[1]["metadata"]["name"])
+    cluster.kubelet.kill("default", pods[0]["metadata"]["name"], signal.SIGINT)  # Python exits 1, or 130
+    until(lambda: "FailureTarget" in cluster.conditions())
+    assert cluster.reason("FailureTarget")[0] == "BackoffLimitExceeded"
+
+
+def test_trap_b_an_evicted_worker_that_exits_0_counts_as_succeeded_and_its_peer_runs_on(cluster: Cluster) -> None:
+    cluster.run([SLEEP, POLITE.format(0)])
+    pods = cluster.running()
+    until(lambda: "up" in cluster.log(pods[1]))
+    cluster.kubelet.evict("default", pods[1]["metadata"]["name"])
+    until(lambda: cluster.job()["status"].get("succeeded") == 1)
+    time.sleep(0.5)
+    assert cluster.conditions() == []
+    assert cluster.job()["status"]["active"] == 1
+    assert list(cluster.pods()) == [0]
+
+
+@pytest.mark.parametrize("forced", [{}, {"gracePeriodSeconds": 0}])
+def test_trap_c_a_pod_deleted_on_a_lost_node_leaves_the_job_without_any_condition(
+    cluster: Cluster, forced: Thing
+) -> None:
+    cluster.run(SLEEP, num=1, pod={"nodeSelector": {"pool": "spare"}})
+    cluster.running(1)
+    cluster.run([SLEEP, SLEEP], "other")
+    pods = cluster.running(2, "other")
+    cluster.kubelet.lose_node("node-a")
+    cluster.delete(pods[1], **forced)
+    until(lambda: cluster.job("other")["status"].get("terminating") == 1)
+    time.sleep(1)
+    status = cluster.job("other")["status"]
+    assert (status["active"], status["terminating"]) == (1, 1)
+    assert cluster.conditions("other") == []
+    assert cluster.pods("other")[1]["status"]["phase"] == "Running"
+
+
+# Nodes.
+
+
+def test_a_lost_node_says_unknown_and_on_its_return_what_became_of_its_pods(cluster: Cluster) -> None:
+    cluster.run(SLEEP)
+    cluster.running()
+    cluster.kubelet.lose_node("node-a")
+    node = cluster.api.ask("GET", "/api/v1/nodes/node-a")
+    assert [c["status"] for c in node["status"]["conditions"] if c["type"] == "Ready"] == ["Unknown"]
+    time.sleep(0.5)
+    assert [pod["status"]["phase"] for pod in cluster.pods().values()] == ["Running", "Running"]
+    cluster.kubelet.return_node("node-a")
+    until(lambda: "Failed" in cluster.conditions())
+    assert cluster.reason("Failed")[0] == "BackoffLimitExceeded"
+
+
+def test_a_frozen_node_that_returns_goes_on_with_its_work(cluster: Cluster) -> None:
+    cluster.run("import time; time.sleep(0.5)")
+    cluster.running()
+    cluster.kubelet.lose_node("node-a", freeze=True)
+    time.sleep(1)
+    assert cluster.conditions() == []
+    cluster.kubelet.return_node("node-a")
+    until(lambda: "Complete" in cluster.conditions())
+
+
+def test_a_deleted_node_fails_its_pods_as_disrupted_after_a_while(cluster: Cluster) -> None:
+    cluster.run(SLEEP)
+    pid = cluster.kubelet.pid("default", cluster.running()[0]["metadata"]["name"])
+    cluster.kubelet.lose_node("node-a")
+    cluster.kubelet.delete_node("node-a")
+    until(lambda: "Failed" in cluster.conditions())
+    assert cluster.reason("Failed")[0] == "PodFailurePolicy"
+    assert "has condition DisruptionTarget matching FailJob rule at index 0" in cluster.reason("Failed")[1]
+    assert pid
+    assert not is_alive(pid)
+    until(lambda: not cluster.pods())
+
+
+# What waits, and why.
+
+
+def test_a_suspended_job_has_no_pods_and_no_start_and_resumes(cluster: Cluster) -> None:
+    cluster.run("import time; time.sleep(1.5)", suspend=True)
+    until(lambda: "Suspended" in cluster.conditions())
+    assert not cluster.pods()
+    assert "startTime" not in cluster.job()["status"]
+    path = "/apis/batch/v1/namespaces/default/jobs/gang"
+    cluster.api.ask("PATCH", path, {"spec": {"suspend": False}})
+    first = {pod["metadata"]["uid"] for pod in cluster.running().values()}
+    assert "Suspended" not in cluster.conditions()
+    cluster.api.ask("PATCH", path, {"spec": {"suspend": True}})
+    until(lambda: not cluster.pods())
+    until(lambda: "startTime" not in cluster.job()["status"])
+    assert "failed" not in cluster.job()["status"]  # pods taken away count for nothing
+    cluster.api.ask("PATCH", path, {"spec": {"suspend": False}})
+    until(lambda: "Complete" in cluster.conditions())
+    assert not first & {pod["metadata"]["uid"] for pod in cluster.pods().values()}
+
+
+def test_an_image_that_never_pulls_says_so_and_starts_once_it_is_there(cluster: Cluster) -> None:
+    cluster.kubelet.missing_images.add("prism:1")
+    cluster.run("pass")
+    until(
+        lambda: all(waiting(pod).get("reason") == "ErrImagePull" for pod in cluster.pods().values()) and cluster.pods()
+    )
+    pods = until(
+        lambda: all(waiting(p)["reason"] == "ImagePullBackOff" for p in cluster.pods().values()) and cluster.pods()
+    )
+    assert [pod["status"]["phase"] for pod in pods.values()] == ["Pending", "Pending"]
+    assert "prism:1" in waiting(pods[0])["message"]
+    cluster.kubelet.missing_images.clear()
+    until(lambda: "Complete" in cluster.conditions())
+
+
+def test_a_pod_that_waits_for_its_image_fails_when_it_is_deleted(cluster: Cluster) -> None:
+    cluster.kubelet.missing_images.add("prism:1")
+    cluster.run("pass")
+    pods = until(lambda: len(pods := cluster.pods()) == 2 and all(map(waiting, pods.values())) and pods)
+    cluster.delete(pods[0])
+    until(lambda: "Failed" in cluster.conditions())
+    assert not cluster.pods()
+
+
+def test_a_pod_without_room_says_why_and_is_placed_when_room_comes(cluster: Cluster) -> None:
+    take = {"resources": {"limits": {"nvidia.com/gpu": "5"}, "requests": {"nvidia.com/gpu": "5"}}}
+    cluster.run(SLEEP, pod={"container": take})
+    cluster.running()
+    cluster.run("pass", "second", num=1, pod={"container": take})
+
+    def held() -> Thing | None:
+        conditions = [c for pod in cluster.pods("second").values() for c in pod["status"].get("conditions", [])]
+        return next((c for c in conditions if c["type"] == "PodScheduled" and c["status"] == "False"), None)
+
+    condition = until(held)
+    said = "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."
+    assert (condition["reason"], condition["message"]) == ("Unschedulable", said)
+    assert until(lambda: cluster.events("FailedScheduling")) == [said]
+    cluster.kubelet.kill("default", cluster.pods()[0]["metadata"]["name"])
+    until(lambda: "Complete" in cluster.conditions("second"))
+
+
+def test_a_pod_nobody_placed_goes_when_it_is_deleted(cluster: Cluster) -> None:
+    cluster.run("pass", num=1, pod={"nodeSelector": {"pool": "none"}})
+    pods = until(cluster.pods)
+    cluster.delete(pods[0])
+    until(lambda: "Failed" in cluster.conditions())
+    assert not cluster.pods()
+
+
+def test_a_job_whose_pods_are_refused_hangs_with_events_and_no_condition(cluster: Cluster) -> None:
+    label = {"pod-security.kubernetes.io/enforce": "restricted"}
+    cluster.api.ask("PATCH", "/api/v1/namespaces/default", {"metadata": {"labels": label}})
+    cluster.run("pass")
+    said = until(lambda: cluster.events("FailedCreate"))
+    assert said[0].startswith("Error creating: pods ")
+    assert "violates PodSecurity" in said[0]
+    assert cluster.conditions() == []
+    assert not cluster.pods()
+    cluster.api.ask("PATCH", "/api/v1/namespaces/default", {"metadata": {"labels": {next(iter(label)): None}}})
+    until(lambda: "Complete" in cluster.conditions())
+
+
+def test_a_missing_config_map_holds_the_pod_until_it_appears(cluster: Cluster) -> None:
+    mount = {
+        "command": ["cat", "/spec/selection.yaml"],
+        "volumeMounts": [{"name": "spec", "mountPath": "/spec", "readOnly": True}],
+    }
+    cluster.run("", pod={"container": mount, "volumes": [{"name": "spec", "configMap": {"name": "run"}}]})
+    said = until(lambda: cluster.events("FailedMount"))
+    assert said[0] == 'MountVolume.SetUp failed for volume "spec" : configmap "run" not found'
+    assert waiting(cluster.pods()[0]) == {"reason": "ContainerCreating"}
+    cluster.server.create(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "run", "namespace": "default"},
+            "data": {"selection.yaml": "kind: SelectionRun\n"},
+        }
+    )
+    until(lambda: "Complete" in cluster.conditions())
+    assert cluster.log(cluster.pods()[0]) == "kind: SelectionRun\n"
+
+
+# Processes.
+
+
+def test_nothing_of_the_hosts_environment_reaches_a_pod_but_its_path(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    env = [
+        {"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        {"name": "HELLO", "value": "$(POD)-$$(POD)-$(UNKNOWN)"},
+        {"name": "HOME", "value": "/cache/home"},
+    ]
+    mount = {"env": env, "command": ["env"], "volumeMounts": [{"name": "cache", "mountPath": "/cache"}]}
+    cluster.run("", num=1, pod={"container": mount, "volumes": [{"name": "cache", "emptyDir": {}}]})
+    until(lambda: "Complete" in cluster.conditions())
+    pod = cluster.pods()[0]
+    said = dict(line.split("=", 1) for line in cluster.log(pod).splitlines())
+    name = pod["metadata"]["name"]
+    assert said.keys() == {
+        "PATH",
+        "PRISM_TERMINATION_LOG",
+        "RIG_POD_UID",
+        "JOB_COMPLETION_INDEX",
+        *(v["name"] for v in env),
+    }
+    assert (said["POD"], said["HELLO"], said["NODE"]) == (name, f"{name}-$(POD)-$(UNKNOWN)", "node-a")
+    assert said["IP"] == pod["status"]["podIP"]
+    assert said["HOME"] == str(cluster.folder / "pods" / pod["metadata"]["uid"] / "volumes/cache/home")
+    assert said["JOB_COMPLETION_INDEX"] == "0"
+
+
+def test_on_error_the_end_of_the_log_is_the_message_where_the_pod_asks_for_that(cluster: Cluster) -> None:
+    ask = {"container": {"terminationMessagePolicy": "FallbackToLogsOnError"}}
+    cluster.run(["import time; time.sleep(60)", "print('x' * 5000); print('CUDA error'); exit(3)"], pod=ask)
+    until(lambda: "Failed" in cluster.conditions())
+    message = terminated(cluster.pods()[1])["message"]
+    assert message.endswith("x\nCUDA error\n")
+    assert len(message) == 2048
+
+
+def test_a_command_that_does_not_exist_fails_the_pod(cluster: Cluster) -> None:
+    cluster.run("", num=1, pod={"container": {"command": ["no-such-thing"]}})
+    until(lambda: "Failed" in cluster.conditions())
+    assert (terminated(cluster.pods()[0])["reason"], terminated(cluster.pods()[0])["exitCode"]) == ("StartError", 128)
+
+
+def test_what_these_nodes_cannot_do_fails_loudly(cluster: Cluster) -> None:
+    cluster.run("pass", num=1, pod={"volumes": [{"name": "host", "hostPath": {"path": "/"}}]})
+    until(lambda: "Failed" in cluster.conditions())
+    assert "hostPath" in cluster.pods()[0]["status"]["message"]
+
+
+def test_a_deleted_jobs_pods_are_stopped_and_gone(cluster: Cluster) -> None:
+    cluster.run(POLITE.format(143))
+    pids = [cluster.kubelet.pid("default", pod["metadata"]["name"]) for pod in cluster.running().values()]
+    path = "/apis/batch/v1/namespaces/default/jobs/gang"
+    cluster.api.ask("DELETE", path, {"propagationPolicy": "Background"})
+    until(lambda: not cluster.pods())
+    assert not any(map(is_alive, pids))  # type: ignore[arg-type]
+
+
+def test_the_grace_ends_with_a_kill_that_reaches_processes_in_groups_of_their_own(cluster: Cluster) -> None:
+    spawn = f"child = subprocess.Popen([sys.executable, '-c', {DEAF!r}], start_new_session=True)"
+    child = f"import subprocess, sys; {spawn}; print(child.pid, flush=True)\n{DEAF}"
+    cluster.run(child, num=1, pod={"terminationGracePeriodSeconds": 1})
+    pod = cluster.running(1)[0]
+    until(lambda: cluster.log(pod).count("deaf") == 2)
+    pids = [
+        int(next(line for line in cluster.log(pod).splitlines() if line.isdigit())),
+        cluster.kubelet.pid("default", pod["metadata"]["name"]),
+    ]
+    assert all(map(is_alive, pids))  # type: ignore[arg-type]
+    cluster.delete(pod)
+    until(lambda: "Failed" in cluster.conditions())
+    assert not any(map(is_alive, pids))  # type: ignore[arg-type]
+
+
+def test_no_process_outlives_the_kubelet(tmp_path: Path) -> None:
+    with ApiServer(log_folder=tmp_path / "logs") as server:
+        kubeconfig = tmp_path / "kubeconfig"
+        server.kubeconfig(kubeconfig, namespace="default")
+        kubelet = Kubelet(kubeconfig, tmp_path / "pods", log_folder=tmp_path / "logs")
+        with JobController(kubeconfig), kubelet:
+            cluster = Cluster(server, kubelet, Api(kubeconfig, "test"), tmp_path)
+            cluster.run(DEAF)
+            pids = [kubelet.pid("default", pod["metadata"]["name"]) for pod in cluster.running().values()]
+            assert all(map(is_alive, pids))  # type: ignore[arg-type]
+        assert not any(map(is_alive, pids))  # type: ignore[arg-type]
+        # A kubelet that starts anew says that they are lost.
+        with JobController(kubeconfig), Kubelet(kubeconfig, tmp_path / "pods", log_folder=tmp_path / "logs"):
+            until(lambda: "Failed" in cluster.conditions())
+
+
+# What is pure.
+
+
+def failed_pod(job: Thing, index: int, code: int, *conditions: str) -> Thing:
+    pod = job_to_pod(job, index)
+    state = {"terminated": {"exitCode": code, "reason": "Error", "finishedAt": "2026-01-01T00:00:00Z"}}
+    status = {"phase": "Failed", "containerStatuses": [{"name": "worker", "state": state}]}
+    pod["status"] = {**status, "conditions": [{"type": kind, "status": "True"} for kind in conditions]}
+    pod["metadata"] |= {"uid": f"uid-{index}", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    return pod
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_pods_that_fail_in_one_sync_a_rule_wins_over_none_in_either_order(order: int) -> None:
+    job = gang("pass")
+    job["metadata"]["uid"] = "uid"
+    pods = [failed_pod(job, 0, 1), failed_pod(job, 1, 65)][::order]
+    decision = decide(job, pods, set(), 0.0)
+    assert decision.status["conditions"][0]["reason"] == "PodFailurePolicy"
+    assert "exit code 65" in decision.status["conditions"][0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "code", "conditions", "outcome"),
+    [
+        ({"action": "Ignore", "onExitCodes": {"operator": "In", "values": [75]}}, 75, [], "replaced"),
+        ({"action": "Ignore", "onExitCodes": {"operator": "NotIn", "values": [64]}}, 64, [], "BackoffLimitExceeded"),
+        ({"action": "Count", "onExitCodes": {"operator": "In", "values": [75]}}, 75, [], "BackoffLimitExceeded"),
+        (
+            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]},
+            143,
+            ["DisruptionTarget"],
+            "replaced",
+        ),
+        ({"action": "FailJob", "onExitCodes": {"operator": "In", "values": [9]}}, 9, [], "PodFailurePolicy"),
+        (
+            {"action": "FailJob", "onExitCodes": {"containerName": "other", "operator": "In", "values": [9]}},
+            9,
+            [],
+            "BackoffLimitExceeded",
+        ),
+    ],
+)
+def test_the_first_rule_that_matches_decides(rule: Thing, code: int, conditions: list[str], outcome: str) -> None:
+    job = gang("pass", num=1, podFailurePolicy={"rules": [rule]})
+    job["metadata"]["uid"] = "uid"
+    decision = decide(job, [failed_pod(job, 0, code, *conditions)], set(), 1e12)
+    if outcome == "replaced":
+        assert decision.create == [0]
+    else:
+        assert decision.status["conditions"][0]["reason"] == outcome
+
+
+def test_a_counted_pod_is_not_counted_again() -> None:
+    job = gang("pass", num=1, backoffLimit=3)
+    job["metadata"]["uid"] = "uid"
+    job["status"] = {"failed": 1, "startTime": "2026-01-01T00:00:00Z"}
+    assert decide(job, [failed_pod(job, 0, 1)], {"uid-0"}, 1e12).status["failed"] == 1
+    assert decide(job, [failed_pod(job, 0, 1)], set(), 1e12).status["failed"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "becomes"),
+    [
+        ("/data", "<a>"),
+        ("--in=/data/x.jsonl", "--in=<a>/x.jsonl"),
+        ("file:///data/x", "file://<a>/x"),
+        ("/data/cache/x:/data", "<b>/x:<a>"),
+        ("s3://bucket/data/x", "s3://bucket/data/x"),
+        ("/database /other/data /data.json", "/database /other/data /data.json"),
+    ],
+)
+def test_a_mounts_path_is_rewritten_at_its_borders_only(text: str, becomes: str) -> None:
+    assert rewrite(text, {"/data": Path("<a>"), "/data/cache": Path("<b>")}) == becomes
+
+
+def test_variables_expand_as_kubernetes_does() -> None:
+    assert expand("$(A)-$$(A)-$$$(A)-$(B)-$A-$(", {"A": "1"}) == "1-$(A)-$1-$(B)-$A-$("
+
+
+def test_each_master_has_a_port_of_its_own_and_every_peer_the_same() -> None:
+    pod = {"metadata": {"namespace": "ns"}, "spec": {"subdomain": "sub"}}
+    names = Names()
+    first = names.rewrite("--master=extract-0-0.sub:29500", pod)
+    assert first == names.rewrite("--master=extract-0-0.sub.ns.svc.cluster.local:29500", pod).replace(".ns.svc", "")
+    assert first.startswith("--master=127.0.0.1:")
+    assert names.rewrite("--master=extract-1-0.sub:29500", pod) != first
+    assert names.rewrite("extract-0-0.sub s3://sub/extract-0-0.other", pod) == "127.0.0.1 s3://sub/extract-0-0.other"
+
+
+def test_the_scheduler_counts_reasons_over_nodes() -> None:
+    pod = gang("pass")["spec"]["template"]
+    pod["spec"]["containers"][0]["resources"] = {"requests": {"cpu": "1500m", "memory": "1Gi"}}
+    ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+    small = {"metadata": {}, "status": {**ready, "allocatable": {"cpu": "1", "memory": "2Gi", "pods": "110"}}}
+    away = {"metadata": {}, "status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
+    told = unschedulable_message([why_not(pod, node, {}) for node in (small, small, away)])
+    taint = "1 node(s) had untolerated taint {node.kubernetes.io/unreachable: }"
+    assert told == f"0/3 nodes are available: {taint}, 2 Insufficient cpu."
+    assert unschedulable_message([]) == "no nodes available to schedule pods"
+
+
+def test_a_refused_request_says_what_and_why(cluster: Cluster) -> None:
+    with pytest.raises(Refused) as caught:
+        cluster.job("absent")
+    assert (caught.value.status, caught.value.reason) == (404, "NotFound")
+
+
+def test_the_demo_process_runs_both_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    import subprocess
+
+    with ApiServer(log_folder=tmp_path / "logs") as server:
+        kubeconfig = tmp_path / "kubeconfig"
+        server.kubeconfig(kubeconfig, namespace="default")
+        places = [
+            "--kubeconfig",
+            str(kubeconfig),
+            "--folder",
+            str(tmp_path / "pods"),
+            "--log-folder",
+            str(tmp_path / "logs"),
+        ]
+        command = [sys.executable, "-m", "tests.cluster.kubelet", *places, "--node", "node-x=4"]
+        process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.PIPE)
+        try:
+            server.create(gang("pass"))
+            api = Api(kubeconfig, "test")
+            path = "/apis/batch/v1/namespaces/default/jobs/gang"
+            until(lambda: api.ask("GET", path).get("status", {}).get("succeeded") == 2)
+        finally:
+            process.terminate()
+            assert process.wait(20) == 0
