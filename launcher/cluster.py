@@ -228,6 +228,14 @@ class Cluster:
         }
         return bool(self._json("POST", _path("SelfSubjectAccessReview", None), body=review)["status"]["allowed"])
 
+    def serves_selection_runs(self) -> bool:
+        """Whether the custom resource is installed. Asked by discovery, which everybody may."""
+        try:
+            self._json("GET", f"/apis/{GROUP}/{VERSION}")
+        except NotFound:
+            return False
+        return True
+
     def version(self) -> str:
         return str(self._json("GET", "/version")["gitVersion"])
 

@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from launcher.cache import Cache, Key, is_owned, is_record
 from launcher.cluster import Cluster, ClusterError, Conflict, Gone, NotFound, Refused
@@ -37,6 +37,9 @@ RESYNC_SECONDS = 600.0
 
 UNTOLD_SECONDS = 3.0
 """A Job without pods for so long: its events are asked why."""
+
+OPERATOR_SECONDS = 10.0
+"""A client that finds a new run waits so long for an operator to take it up."""
 
 OBSERVED = {"Job": f"app.kubernetes.io/managed-by={MANAGER}", "Pod": f"app.kubernetes.io/managed-by={MANAGER}"}
 """Kinds of children -> the labels by which they are watched."""
@@ -122,6 +125,7 @@ class Controller:
         only: the one run to look after.
         clock: the time; tests move it.
         say: told what happens, a plain dict a line.
+        host: a client lets the operator go first, and leaves a run alone that an operator has taken up.
     """
 
     def __init__(
@@ -135,7 +139,10 @@ class Controller:
         clock: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
         say: Callable[..., None] | None = None,
         workers: int = 1,
+        host: Literal["operator", "client"] = "operator",
     ) -> None:
+        self.host: Literal["operator", "client"] = host
+        self.first_seen: dict[Key, float] = {}
         self.cluster, self.namespace, self.kind, self.only = cluster, namespace, kind, only
         self.patience, self.clock, self.num_workers = patience or Patience(), clock, workers
         self.say = say or (lambda **_: None)
@@ -206,8 +213,10 @@ class Controller:
         record = self.cache.record(self.kind, key)
         if record is None:
             return  # Its children go with it: they name it as their owner.
-        self.counters.reconciles += 1
         before = record.status
+        if self._leaves_to_operator(record, before):
+            return
+        self.counters.reconciles += 1
         seen = self.cache.seen(record, {})
         decision = decide(record, self.cache.seen(record, self._notes(record, seen)), self.clock(), self.patience)
         try:
@@ -249,6 +258,7 @@ class Controller:
 
     def _write_status(self, record: Record, status: Status) -> None:
         """The one write of a pass, onto the version that was read."""
+        status = status.model_copy(update={"driver": self.host})
         if status == record.status:
             return
         try:
@@ -265,6 +275,19 @@ class Controller:
         self.on_status(record, status)
         if status.phase != record.status.phase:
             self.say(event="phase", run=f"{record.namespace}/{record.name}", phase=status.phase, message=status.message)
+
+    def _leaves_to_operator(self, record: Record, status: Status) -> bool:
+        if self.host == "operator" or record.is_config_map:
+            return False
+        if status.driver == "operator" and status.round >= record.round:
+            return True
+        key = (record.namespace, record.name)
+        since = self.first_seen.setdefault(key, time.monotonic())
+        wait_seconds = since + OPERATOR_SECONDS - time.monotonic()
+        if status.driver == "client" or wait_seconds <= 0:
+            return False
+        self.queue.add(key, wait_seconds)
+        return True
 
     def _notes(self, record: Record, seen: Seen) -> dict[str, str]:
         """What events say of Jobs that have had no pod for a while: a quota, a policy."""

@@ -83,6 +83,9 @@ class Status(Shown):
     round: int = Field(0, description="spec.retry of the round in hand.")
     phase: Phase = Field("Pending", description="Where the run stands; Complete, Failed and Cancelled are final.")
     message: str = Field("", description="Why it waits, or how it ended.")
+    driver: Literal["operator", "client"] | None = Field(
+        None, description="Who wrote this: the operator, or a `prism submit --wait`, which yields to an operator."
+    )
     groups: str = Field("", description="Groups done, of all.")
     shards: str = Field("", description="Units extracted, of those the store lacked.")
     restarts: int = Field(0, description="Of all stages in this round, preemptions counted too.")
