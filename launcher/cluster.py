@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -349,16 +350,17 @@ def _load(configuration: Any, context: str | None) -> str:
 
     from kubernetes import config
 
+    file = os.environ.get("KUBECONFIG")  # the client looks at it once, when it is imported
     account = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
     try:
         try:
-            config.load_kube_config(context=context, client_configuration=configuration)
+            config.load_kube_config(config_file=file, context=context, client_configuration=configuration)
         except config.ConfigException:
             if context or not account.exists():
                 raise
             config.load_incluster_config(client_configuration=configuration)
             return account.read_text().strip()
-        contexts, current = config.list_kube_config_contexts()
+        contexts, current = config.list_kube_config_contexts(config_file=file)
         chosen = next((one for one in contexts if one["name"] == context), current) if context else current
         return str((chosen.get("context") or {}).get("namespace") or "default")
     except (config.ConfigException, OSError) as error:

@@ -212,7 +212,8 @@ class _Pass:
         groups = [self._step("extract", group) for group in range(self.cluster.groups)]
         done = [group for group in groups if group.state == "Succeeded"]
         failed = [group for group in groups if group.state == "Failed"]
-        units = sum(group.units or 0 for group in groups)
+        # Groups that help each other may meet at a unit.
+        units = min(self.status.missing_units or 0, sum(group.units or 0 for group in groups))
         self._note(groups=f"{len(done)}/{len(groups)}", shards=f"{units}/{self.status.missing_units}")
         if done:
             self.conditions.set("Extracted", True, "Extracted", f"{units} units")

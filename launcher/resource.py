@@ -44,7 +44,7 @@ StageState = Literal["Waiting", "Queued", "Pending", "Running", "Succeeded", "Fa
 class Shown(Section):
     """Base of what a status holds. Fields of a later version are passed over: a status is never a reason to stop."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", validate_by_name=True)
 
 
 class Condition(Shown):

@@ -1,0 +1,236 @@
+"""A run from outside: put its record into a cluster, wait for its end, cancel it, run it again. Not: what its pods do.
+
+Where the custom resource is not installed a ConfigMap keeps the record, and the waiting process carries the run on itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.cluster import Cluster, ClusterError, Conflict, Gone, NotFound, Refused, Unavailable
+from launcher.controller import Controller
+from launcher.resource import (
+    CANCEL,
+    KIND,
+    Record,
+    config_map_record,
+    differences,
+    parse_for_cluster,
+    record_name,
+    request_digest,
+)
+from prism_job.errors import SpecError
+from prism_job.spec import SelectionRun
+
+Object = dict[str, Any]
+
+MAX_TRIES = 10
+"""Of a change to a record that others write too."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What came of a submit. `action`: created, attached to what runs already, or begun again after an end."""
+
+    record: Record
+    action: str
+
+
+def record_kind(cluster: Cluster) -> str:
+    """SelectionRun where the cluster knows it, else ConfigMap."""
+    return KIND if cluster.serves_selection_runs() else "ConfigMap"
+
+
+def find_record(cluster: Cluster, namespace: str, run: str) -> Record | None:
+    """The record of a run, of either kind."""
+    for kind, name in ((KIND, run), ("ConfigMap", record_name(run))):
+        found = cluster.find(kind, namespace, name)
+        if found is not None:
+            return Record({"kind": kind, **found})
+    return None
+
+
+def get_record(cluster: Cluster, namespace: str, run: str) -> Record:
+    """As find_record. Raises NotFound, which names the run."""
+    record = find_record(cluster, namespace, run)
+    if record is None:
+        fix = "`prism list` shows the runs; -n names another namespace"
+        raise NotFound(f"no run named {run}", where=f"namespace {namespace}", fix=fix, code=404)
+    return record
+
+
+def list_records(cluster: Cluster, namespace: str | None) -> list[Record]:
+    """All runs, of either kind, by namespace and name."""
+    records: list[Record] = []
+    with contextlib.suppress(NotFound):
+        records += [Record(one) for one in cluster.list(KIND, namespace).items]
+    marked = cluster.list("ConfigMap", namespace, labels="prism.dev/record=true")
+    records += [Record(one) for one in marked.items]
+    return sorted(records, key=lambda record: (record.namespace, record.name))
+
+
+def submit(cluster: Cluster, run: SelectionRun, namespace: str) -> Submitted:
+    """Put a run into the cluster. By name and content it is the same run: a second submit attaches, or begins it again.
+
+    Raises:
+        SpecError: a run of that name with another request is there; says what differs.
+        Refused: the API server does not take it.
+    """
+    for _ in range(MAX_TRIES):
+        there = find_record(cluster, namespace, run.metadata.name)
+        if there is None:
+            try:
+                return Submitted(_create(cluster, run, namespace), "created")
+            except Conflict:
+                continue  # somebody else was first
+        if there.is_deleting:
+            time.sleep(0.5)
+            continue
+        _refuse_other_request(run, there)
+        if not there.status.is_terminal or there.status.round < there.round:
+            return Submitted(there, "attached")
+        try:
+            return Submitted(run_again(cluster, there), "begun again")
+        except (Conflict, NotFound):
+            continue
+    fix = "look at `prism status`, and submit again"
+    raise Unavailable("its record kept changing", where=f"{namespace}/{run.metadata.name}", fix=fix)
+
+
+def _create(cluster: Cluster, run: SelectionRun, namespace: str) -> Record:
+    if record_kind(cluster) == "ConfigMap":
+        return Record({"kind": "ConfigMap", **cluster.create(config_map_record(run, namespace))})
+    document = run.to_document()
+    document["metadata"] = {**document["metadata"], "namespace": namespace}
+    return Record({"kind": KIND, **cluster.create(document)})
+
+
+def _refuse_other_request(run: SelectionRun, there: Record) -> None:
+    where = f"{there.namespace}/{there.name}"
+    try:
+        theirs = there.parse()
+    except SpecError as error:
+        fix = "remove it (`kubectl delete`), or submit under another metadata.name"
+        raise SpecError(
+            f"the run of that name in the cluster is not valid: {error.what}", where=where, fix=fix
+        ) from None
+    if request_digest(run) == request_digest(theirs):
+        return
+    lines = "\n  ".join(["a run of that name asks for something else:", *differences(run, theirs)[:20]])
+    raise SpecError(lines, where=where, fix="give the changed document another metadata.name, or remove the run first")
+
+
+def run_again(cluster: Cluster, record: Record) -> Record:
+    """Begin another round: the same document, the data as they are now. Raises Conflict where the record changed meanwhile."""
+    asked = record.round + 1
+    version = {"resourceVersion": record.metadata["resourceVersion"]}
+    if not record.is_config_map:
+        change: Object = {"metadata": version, "spec": {"retry": asked}}
+        return Record({"kind": KIND, **cluster.patch(KIND, record.namespace, record.name, change)})
+    fresh = config_map_record(record.parse(), record.namespace, retry=asked)
+    name = record.metadata["name"]
+    change = {"metadata": version, "data": fresh["data"]}
+    return Record({"kind": "ConfigMap", **cluster.patch("ConfigMap", record.namespace, name, change)})
+
+
+def cancel(cluster: Cluster, record: Record) -> Record:
+    """Ask for the end of the round in hand. Whoever carries the run on ends it; finished shards stay."""
+    change = {"metadata": {"annotations": {CANCEL: str(record.round)}}}
+    name = record.metadata["name"]
+    kind = record.object["kind"]
+    return Record({"kind": kind, **cluster.patch(kind, record.namespace, name, change)})
+
+
+@contextlib.contextmanager
+def carried_on(cluster: Cluster, record: Record, say: Callable[..., None] | None = None) -> Iterator[Controller]:
+    """While entered, this process carries the run on, unless an operator does."""
+    controller = Controller(
+        cluster, record.namespace, kind=record.object["kind"], only=record.name, host="client", say=say
+    )
+    thread = threading.Thread(target=controller.run, daemon=True)
+    thread.start()
+    try:
+        yield controller
+    finally:
+        controller.stop()
+        thread.join(timeout=10)
+
+
+def wait_until(
+    cluster: Cluster,
+    record: Record,
+    is_enough: Callable[[Record], bool],
+    *,
+    timeout_seconds: float | None = None,
+    on_change: Callable[[Record], None] = lambda _: None,
+) -> Record | None:
+    """Wait for a record to be as wanted. None where it, this very one, is gone.
+
+    Raises:
+        TimeoutError: it was not so in time.
+        Refused: we may not look.
+    """
+    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    kind, namespace, name, uid = record.object["kind"], record.namespace, record.metadata["name"], record.uid
+    failures = 0
+    while True:
+        try:
+            for found in _sightings(cluster, kind, namespace, name, deadline):
+                failures = 0
+                if found is None or found.uid != uid:
+                    return None
+                on_change(found)
+                if is_enough(found):
+                    return found
+        except Refused:
+            raise
+        except (Gone, ClusterError):
+            failures += 1
+        if deadline is not None and time.monotonic() >= deadline:
+            raise TimeoutError
+        pause_seconds = random.uniform(0.5, 1.0) * min(10.0, 0.2 * 2 ** min(failures, 8))
+        time.sleep(pause_seconds if deadline is None else max(0.0, min(pause_seconds, deadline - time.monotonic())))
+
+
+def _sightings(
+    cluster: Cluster, kind: str, namespace: str, name: str, deadline: float | None
+) -> Iterator[Record | None]:
+    """The record as it is, then each time it changes; None once it is gone. Ends when the watch does."""
+    fields = f"metadata.name={name}"
+    listing = cluster.list(kind, namespace, fields=fields)
+    yield Record(listing.items[0]) if listing.items else None
+    left_seconds = 240 if deadline is None else int(min(240, max(1, deadline - time.monotonic() + 1)))
+    for event, found in cluster.watch(kind, namespace, listing.version, fields=fields, seconds=left_seconds):
+        if event == "DELETED":
+            yield None
+        elif event != "BOOKMARK":
+            yield Record(found)
+
+
+def read_document(text: str, where: str, namespace: str) -> tuple[SelectionRun, str]:
+    """(the checked document, the namespace it goes to: that given, else its own, else that of the kubeconfig)."""
+    run = parse_for_cluster(text, where)
+    return run, namespace or run.metadata.namespace or ""
+
+
+def outcome(record: Record) -> dict[str, Any]:
+    """What a program wants to know of a run."""
+    status = record.status
+    return {
+        "run": record.name,
+        "namespace": record.namespace,
+        "phase": status.phase,
+        "message": status.message,
+        "manifest": status.manifest,
+        "round": status.round,
+        **{
+            name: getattr(status, name)
+            for name in ("units", "missing_units", "examples", "pairs", "bad_rows", "selected", "restarts")
+        },
+    }

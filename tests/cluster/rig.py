@@ -1,0 +1,165 @@
+"""A whole cluster for a test: API server, Job controller, kubelet, S3, and data for a small run. Not: what is tested.
+
+Where KUBEBUILDER_ASSETS points at the binaries of a control plane, `tests/cluster/real.py` puts a real API server in the fake's place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import yaml
+from moto.server import ThreadedMotoServer
+
+from launcher.cluster import Cluster
+from launcher.controller import Controller
+from launcher.crd import crd
+from launcher.decide import Patience
+from tests.cluster.apiserver import ApiServer
+from tests.cluster.jobs import JobController
+from tests.cluster.kubelet import Kubelet
+from tests.conftest import candidate, pair, write_jsonl
+
+QUICK = Patience(backoff_seconds=0.1, longest_backoff_seconds=1.0, stuck_seconds=5.0)
+"""Waits of a test's controllers."""
+
+BUCKET = "cluster"
+
+
+class Rig:
+    """Everything that a run needs, on this machine. Use `rig()` to make one."""
+
+    def __init__(self, folder: Path, server: ApiServer, kubelet: Kubelet, s3: str, model: Path) -> None:
+        self.folder, self.server, self.kubelet, self.s3, self.model = folder, server, kubelet, s3, model
+        self.kubeconfig = server.kubeconfig(folder / "kubeconfig")
+        self.client = boto3.client("s3", endpoint_url=s3, region_name="us-east-1", **KEYS)
+        self.client.create_bucket(Bucket=BUCKET)
+        self.upload(10)
+
+    def cluster(self) -> Cluster:
+        """A client of this rig's API server. KUBECONFIG points there."""
+        return Cluster(tries=5)
+
+    def upload(self, num_rows: int, name: str = "a.jsonl", first: int = 0) -> None:
+        """Put a file of candidates into the pool; the targets too."""
+        rows = write_jsonl(self.folder / "rows.jsonl", [candidate(first + number) for number in range(num_rows)])
+        self.client.upload_file(str(rows), BUCKET, f"pool/{name}")
+        targets = write_jsonl(self.folder / "targets.jsonl", [pair(number) for number in range(3)])
+        self.client.upload_file(str(targets), BUCKET, "targets.jsonl")
+
+    def document(self, name: str = "demo", **cluster: Any) -> dict[str, Any]:
+        """A run over this rig's data that two CPU cores do in seconds."""
+        return {
+            "apiVersion": "prism.dev/v1alpha1",
+            "kind": "SelectionRun",
+            "metadata": {"name": name},
+            "spec": {
+                "model": {"uri": str(self.model), "dtype": "float32"},
+                "candidates": {"uris": [f"s3://{BUCKET}/pool/"]},
+                "targets": {"uris": [f"s3://{BUCKET}/targets.jsonl"]},
+                "store": f"s3://{BUCKET}/store",
+                "output": f"s3://{BUCKET}/selections",
+                "extraction": {
+                    "maxLength": 128,
+                    "examplesPerShard": 4,
+                    "projection": {"dim": 8},
+                    "codec": {"kind": "sign", "dims": 512},
+                },
+                "selection": {"keep": "highest", "budget": {"fraction": 0.3}},
+                "cluster": {
+                    "image": "registry/prism@sha256:" + "0" * 64,
+                    "gpusPerNode": 0,
+                    "cpu": "100m",
+                    "memory": "64Mi",
+                    **cluster,
+                },
+            },
+        }
+
+    def write(self, document: dict[str, Any]) -> Path:
+        path = self.folder / f"{document['metadata']['name']}.yaml"
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        return path
+
+    def get(self, uri: str) -> bytes:
+        key = uri.removeprefix(f"s3://{BUCKET}/")
+        return bytes(self.client.get_object(Bucket=BUCKET, Key=key)["Body"].read())
+
+    @contextlib.contextmanager
+    def operator(self, **options: Any) -> Iterator[Controller]:
+        """A controller over all runs, in threads of this process."""
+        controller = Controller(Cluster(), None, patience=QUICK, workers=2, **options)
+        thread = threading.Thread(target=controller.run, daemon=True)
+        thread.start()
+        try:
+            yield controller
+        finally:
+            controller.stop()
+            thread.join(timeout=10)
+
+
+KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+
+
+@contextlib.contextmanager
+def rig(folder: Path, model: Path, *, with_crd: bool = True, nodes: Any = None) -> Iterator[Rig]:
+    """A running cluster; KUBECONFIG and the variables of S3 point at it while entered."""
+    logs = folder / "logs"
+    with contextlib.ExitStack() as stack:
+        moto = ThreadedMotoServer(port=0, verbose=False)
+        moto.start()
+        stack.callback(moto.stop)
+        host, port = moto.get_host_and_port()
+        s3 = f"http://{host}:{port}"
+        server = stack.enter_context(ApiServer(log_folder=logs))
+        kubeconfig = server.kubeconfig(folder / "rig-kubeconfig")
+        if with_crd:
+            server.create(crd())
+        environment = {
+            "AWS_ENDPOINT_URL": s3,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
+        stack.enter_context(JobController(kubeconfig))
+        more = {"nodes": nodes} if nodes else {}
+        kubelet = stack.enter_context(
+            Kubelet(kubeconfig, folder / "pods", log_folder=logs, environment=environment, **more)
+        )
+        made = Rig(folder, server, kubelet, s3, model)
+        with variables(KUBECONFIG=str(made.kubeconfig), **environment):
+            yield made
+
+
+@contextlib.contextmanager
+def variables(**wanted: str) -> Iterator[None]:
+    """Environment variables, as they were afterwards."""
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def eventually(holds: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """Wait until something holds, and return it; an assertion error with the last answer after so long."""
+    import time
+
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"not so within {seconds} s: {found!r}"
+        time.sleep(0.05)
+    return found
