@@ -12,7 +12,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,8 +202,16 @@ class Cluster:
         follow: bool,
         timestamps: bool = False,
         tail: int | None = None,
+        since: str = "",
+        quiet_seconds: float | None = None,
+        opened: Callable[[Callable[[], None]], None] | None = None,
     ) -> Iterator[str]:
         """Lines of a container's log, as they come.
+
+        Args:
+            since: no earlier lines; RFC 3339, to whole seconds.
+            quiet_seconds: a stream that is followed, and says nothing for so long, counts as broken.
+            opened: told how to end the stream from another thread: its reader then meets Unavailable.
 
         Raises:
             NotFound: no such pod. Refused: it has not started. Unavailable: the connection broke.
@@ -212,9 +220,11 @@ class Cluster:
             "container": container,
             "follow": str(follow).lower(),
             "timestamps": str(timestamps).lower(),
+            "sinceTime": since,
             **({"tailLines": str(tail)} if tail is not None else {}),
         }
-        yield from self._lines(f"{_path('Pod', namespace, pod)}/log", query, None if follow else REQUEST_SECONDS)
+        seconds = quiet_seconds if follow else REQUEST_SECONDS
+        yield from self._lines(f"{_path('Pod', namespace, pod)}/log", query, seconds, opened)
 
     def may(self, verb: str, group: str, resource: str, namespace: str | None, subresource: str = "") -> bool:
         """Whether we are allowed to (SelfSubjectAccessReview, which needs no right of its own)."""
@@ -270,13 +280,21 @@ class Cluster:
                 return answer
         raise AssertionError("tries is at least 1")
 
-    def _lines(self, path: str, query: Mapping[str, str], seconds: float | None) -> Iterator[str]:
+    def _lines(
+        self,
+        path: str,
+        query: Mapping[str, str],
+        seconds: float | None,
+        opened: Callable[[Callable[[], None]], None] | None = None,
+    ) -> Iterator[str]:
         response = self._send("GET", path, query, None, "application/json", seconds)
         if response.status >= 300:
             with _translated(path):
                 data = response.read()
             self.num_errors += 1
             _refuse(response.status, _parse(data, path), path)
+        if opened:
+            opened(response.response.shutdown)
         try:
             rest = b""
             with _translated(path):
