@@ -1,0 +1,339 @@
+"""Laws of k8s/: valid on every version that we name, no right that nobody uses, and all of one piece."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from launcher import resource
+
+K8S = Path(__file__).parents[1] / "k8s"
+VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
+
+Object = dict[str, Any]
+Right = tuple[str, str, str]
+"""(group, resource, verb)."""
+
+
+def load(folder: Path) -> list[Object]:
+    """The objects of a kustomization's files, as they are written."""
+    files = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
+    return [found for file in files for found in yaml.safe_load_all((folder / file).read_text())]
+
+
+@functools.cache
+def built(folder: str) -> list[Object]:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not on PATH")
+    command = ["kubectl", "kustomize", str(K8S / folder)]
+    return list(yaml.safe_load_all(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
+
+CI_JOB = yaml.safe_load((K8S / "examples/ci-job.yaml").read_text())
+INSTALLED, EXAMPLES = load(K8S), [*load(K8S / "examples"), CI_JOB]
+EVERYTHING = [*INSTALLED, *EXAMPLES]
+
+
+def title(found: Object) -> str:
+    metadata = found["metadata"]
+    return f"{found['kind']}/{metadata.get('name') or metadata['generateName']}"
+
+
+def one(name: str, objects: list[Object] = EVERYTHING) -> Object:
+    (found,) = (it for it in objects if title(it) == name)
+    return found
+
+
+def templates(objects: list[Object]) -> Iterator[tuple[str, Object]]:
+    """Every pod template."""
+    for it in objects:
+        spec = it.get("spec", {})
+        template = spec.get("jobTemplate", {}).get("spec", spec).get("template")
+        if template:
+            yield title(it), template
+
+
+def rights(*roles: str) -> list[Right]:
+    return [
+        (group, kind, verb)
+        for role in roles
+        for rule in one(role)["rules"]
+        for group in rule["apiGroups"]
+        for kind in rule["resources"]
+        for verb in rule["verbs"]
+    ]
+
+
+# Valid, and of one piece
+
+
+@pytest.mark.parametrize("found", EVERYTHING, ids=title)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_object_is_valid_on_every_version(found: Object, version: str) -> None:
+    kubernetes_validate.validate(found, version, strict=True)
+
+
+def test_kubectl_builds_what_the_files_say() -> None:
+    objects = built(".")
+    assert sorted(map(title, objects)) == sorted(map(title, INSTALLED))
+    assert all(
+        it["metadata"].get("namespace") == "prism-system"
+        for it in objects
+        if it["kind"] not in ("Namespace", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding")
+    )
+    (container,) = one("Deployment/prism-operator", objects)["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "registry/prism-operator:0.1.0"
+    for version in VERSIONS:
+        for found in objects:
+            kubernetes_validate.validate(found, version, strict=True)
+
+
+def test_kubectl_builds_the_nightly_example_with_its_document() -> None:
+    objects = built("examples")
+    document = one("ConfigMap/nightly-selection", objects)["data"]["selection.yaml"]
+    assert document == (K8S / "examples/selection.yaml").read_text()
+    resource.parse_for_cluster(document, "k8s/examples/selection.yaml")
+    for version in VERSIONS:
+        for found in objects:
+            kubernetes_validate.validate(found, version, strict=True)
+
+
+def test_examples_are_not_installed() -> None:
+    files = yaml.safe_load((K8S / "kustomization.yaml").read_text())["resources"]
+    assert not [file for file in files if "examples" in file]
+    assert {"CronJob", "Job"}.isdisjoint(it["kind"] for it in INSTALLED)
+
+
+def test_no_two_objects_have_one_name() -> None:
+    assert len({title(it) for it in INSTALLED}) == len(INSTALLED)
+
+
+def test_everything_fits_an_annotation() -> None:
+    """Client-side apply keeps a copy of each object in one, of at most 262,144 bytes."""
+    assert all(len(json.dumps(it)) < 131_072 for it in EVERYTHING)
+
+
+def test_no_object_holds_a_secret() -> None:
+    assert not [title(it) for it in EVERYTHING if it["kind"] == "Secret"]
+    for name, template in templates(EVERYTHING):
+        for container in template["spec"]["containers"]:
+            assert all("value" not in variable for variable in container.get("env", ())), name
+
+
+def test_nothing_passes_for_a_child_of_a_run() -> None:
+    """A run's children are found by these labels."""
+    for it in EVERYTHING:
+        for labels in (it["metadata"].get("labels", {}), *(t["metadata"]["labels"] for _, t in templates([it]))):
+            assert labels.get("app.kubernetes.io/name", "prism") == "prism"
+            assert labels.get("app.kubernetes.io/managed-by") != resource.MANAGER
+            assert resource.RUN not in labels
+
+
+# Pods
+
+
+PODS = list(templates(EVERYTHING))
+
+
+def test_these_are_all_pods() -> None:
+    assert [name for name, _ in PODS] == ["Deployment/prism-operator", "CronJob/nightly-math", "Job/submit-selection-"]
+
+
+@pytest.mark.parametrize(("name", "template"), PODS, ids=[name for name, _ in PODS])
+def test_every_pod_passes_the_restricted_profile(name: str, template: Object) -> None:
+    spec = template["spec"]
+    pod = spec["securityContext"]
+    assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers", "ephemeralContainers"} & spec.keys()
+    assert pod["runAsNonRoot"] is True
+    assert pod["runAsUser"] > 0
+    assert pod["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"sysctls", "seLinuxOptions", "windowsOptions", "appArmorProfile"} & pod.keys()
+    assert {kind for volume in spec["volumes"] for kind in volume if kind != "name"} <= {"configMap", "emptyDir"}
+    for container in spec["containers"]:
+        context = container["securityContext"]
+        assert context == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert all("hostPort" not in port for port in container.get("ports", ()))
+
+
+@pytest.mark.parametrize(("name", "template"), PODS, ids=[name for name, _ in PODS])
+def test_every_pod_is_bounded_and_can_write_to_tmp_alone(name: str, template: Object) -> None:
+    (container,) = template["spec"]["containers"]
+    assert container["resources"]["requests"].keys() == container["resources"]["limits"].keys() == {"cpu", "memory"}
+    volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == volumes.keys()
+    writable = [mount for mount in container["volumeMounts"] if not mount.get("readOnly")]
+    assert [mount["mountPath"] for mount in writable] == ["/tmp"]
+    assert volumes[writable[0]["name"]]["emptyDir"]["sizeLimit"]
+    assert template["spec"]["enableServiceLinks"] is False
+
+
+def test_the_namespace_enforces_the_restricted_profile() -> None:
+    labels = one("Namespace/prism-system")["metadata"]["labels"]
+    assert {labels[f"pod-security.kubernetes.io/{mode}"] for mode in ("enforce", "audit", "warn")} == {"restricted"}
+
+
+def test_the_operator_is_found_by_its_service_and_its_budget() -> None:
+    spec = one("Deployment/prism-operator")["spec"]
+    labels = spec["template"]["metadata"]["labels"]
+    (container,) = spec["template"]["spec"]["containers"]
+    assert spec["replicas"] == 2
+    assert spec["selector"]["matchLabels"] == labels
+    assert one("PodDisruptionBudget/prism-operator")["spec"]["selector"]["matchLabels"] == labels
+    service = one("Service/prism-operator-metrics")["spec"]
+    assert service["selector"] == labels
+    assert container["args"] == ["operator"]
+    assert container["ports"] == [{"name": "http", "containerPort": 8080, "protocol": "TCP"}]
+    assert [(port["port"], port["targetPort"]) for port in service["ports"]] == [(8080, "http")]
+    probes = {probe: container[probe]["httpGet"] for probe in ("livenessProbe", "readinessProbe")}
+    assert probes == {
+        "livenessProbe": {"path": "/healthz", "port": "http"},
+        "readinessProbe": {"path": "/readyz", "port": "http"},
+    }
+    assert {it["name"]: it["valueFrom"]["fieldRef"]["fieldPath"] for it in container["env"]} == {
+        "POD_NAME": "metadata.name",
+        "POD_NAMESPACE": "metadata.namespace",
+    }
+
+
+def test_operator_pods_meet_no_other_pods_of_the_namespace() -> None:
+    labels = one("Deployment/prism-operator")["spec"]["selector"]["matchLabels"]
+    for name, template in templates(EXAMPLES):
+        assert not labels.items() <= template["metadata"]["labels"].items(), name
+
+
+@pytest.mark.parametrize("name", ["CronJob/nightly-math", "Job/submit-selection-"])
+def test_examples_submit_a_document_that_is_mounted_and_end_where_a_second_try_is_idle(name: str) -> None:
+    spec = one(name)["spec"]
+    job = spec.get("jobTemplate", {}).get("spec", spec)
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["args"] == ["submit", "--wait", "/etc/prism/selection.yaml"]
+    assert any(mount["mountPath"] == "/etc/prism" for mount in container["volumeMounts"])
+    assert pod["restartPolicy"] == "Never"  # what a podFailurePolicy asks for
+    ends, evicted = job["podFailurePolicy"]["rules"]
+    # All of the command's codes but 0 done, 1 launcher error, 101 not finished, 130 and 143 stopped (DESIGN, section 8).
+    assert ends["onExitCodes"]["values"] == [2, 3, 100, 102, 103]
+    assert ends["onExitCodes"]["containerName"] == container["name"]
+    assert evicted["action"] == "Ignore"
+
+
+def test_nights_never_overlap() -> None:
+    spec = one("CronJob/nightly-math")["spec"]
+    assert spec["concurrencyPolicy"] == "Forbid"
+    assert spec["startingDeadlineSeconds"] >= 600
+
+
+# Rights
+
+
+CHILDREN = {("", "configmaps"), ("", "services"), ("networking.k8s.io", "networkpolicies"), ("batch", "jobs")}
+
+OPERATOR_CALLS: dict[str, set[Right]] = {
+    "list and watch runs": {("prism.dev", "selectionruns", verb) for verb in ("get", "list", "watch")},
+    "remove a run at the end of its time": {("prism.dev", "selectionruns", "delete")},
+    "write how a run stands": {("prism.dev", "selectionruns/status", "patch")},
+    "own children, where that is guarded": {("prism.dev", "selectionruns/finalizers", "update")},
+    "server-side apply of children": {(*child, verb) for child in CHILDREN for verb in ("get", "create", "patch")},
+    "list, watch and remove Jobs": {("batch", "jobs", verb) for verb in ("list", "watch", "delete")},
+    "look at pods": {("", "pods", verb) for verb in ("get", "list", "watch")},
+    "say why a Job has no pods": {("", "events", "list")},
+    "tell of a transition": {("", "events", "create"), ("", "events", "patch")},
+}
+
+DRIVER_CALLS = OPERATOR_CALLS | {
+    "make, cancel, retry and suspend a run": {("prism.dev", "selectionruns", verb) for verb in ("create", "patch")},
+    "keep a run in a ConfigMap": {("", "configmaps", verb) for verb in ("list", "watch", "delete")},
+    "show logs": {("", "pods/log", "get")},
+}
+
+
+@pytest.mark.parametrize(
+    ("role", "calls"),
+    [
+        ("ClusterRole/prism-operator", OPERATOR_CALLS),
+        ("ClusterRole/prism-driver", DRIVER_CALLS),
+        (
+            "Role/prism-operator-lease",
+            {"lead": {("coordination.k8s.io", "leases", verb) for verb in ("get", "create", "update")}},
+        ),
+        (
+            "ClusterRole/prism-driver-crd",
+            {"is it there": {("apiextensions.k8s.io", "customresourcedefinitions", "get")}},
+        ),
+    ],
+)
+def test_a_role_grants_what_its_calls_need_and_no_more(role: str, calls: dict[str, set[Right]]) -> None:
+    granted = rights(role)
+    assert len(granted) == len(set(granted))
+    assert set(granted) == set().union(*calls.values())
+
+
+ROLES = [it for it in EVERYTHING if it["kind"] in ("Role", "ClusterRole")]
+BINDINGS = [it for it in EVERYTHING if it["kind"] in ("RoleBinding", "ClusterRoleBinding")]
+
+
+@pytest.mark.parametrize("role", ROLES, ids=title)
+def test_no_role_is_a_way_to_more_rights(role: Object) -> None:
+    for group, kind, verb in rights(title(role)):
+        assert "*" not in (group, kind, verb)
+        assert kind not in (
+            "secrets",
+            "pods/exec",
+            "pods/attach",
+            "pods/portforward",
+            "serviceaccounts/token",
+            "nodes/proxy",
+        )
+        assert group != "rbac.authorization.k8s.io"
+        assert verb not in ("escalate", "bind", "impersonate", "deletecollection")
+    assert all("nonResourceURLs" not in rule for rule in role["rules"])
+
+
+def test_names_that_are_known_are_named() -> None:
+    lease = one("Role/prism-operator-lease")["rules"]
+    assert [(rule["verbs"], rule.get("resourceNames")) for rule in lease] == [
+        (["create"], None),
+        (["get", "update"], ["prism-operator"]),
+    ]
+    (installed,) = one("ClusterRole/prism-driver-crd")["rules"]
+    assert installed["resourceNames"] == [one("CustomResourceDefinition/selectionruns.prism.dev")["metadata"]["name"]]
+
+
+def test_every_binding_joins_a_role_and_an_account_that_exist() -> None:
+    accounts = {it["metadata"]["name"] for it in EVERYTHING if it["kind"] == "ServiceAccount"}
+    for binding in BINDINGS:
+        assert f"{binding['roleRef']['kind']}/{binding['roleRef']['name']}" in {title(role) for role in ROLES}
+        assert {(subject["kind"], subject["name"] in accounts) for subject in binding["subjects"]} == {
+            ("ServiceAccount", True)
+        }
+    for name, template in PODS:
+        assert template["spec"]["serviceAccountName"] in accounts, name
+
+
+def test_workers_have_no_right_and_no_token() -> None:
+    workers = [it for it in EVERYTHING if title(it) == "ServiceAccount/prism-worker"]
+    assert len(workers) == 2  # where PRISM is installed, and where the example runs
+    assert all(it["automountServiceAccountToken"] is False for it in workers)
+    subjects = [subject["name"] for binding in BINDINGS for subject in binding["subjects"]]
+    assert "prism-worker" not in subjects
+    assert "default" not in subjects
+
+
+def test_the_driver_is_bound_where_it_works_and_installed_bound_to_nobody() -> None:
+    assert not [it for it in INSTALLED if it["kind"].endswith("Binding") and "driver" in it["roleRef"]["name"]]
+    assert one("RoleBinding/prism-driver")["roleRef"]["kind"] == "ClusterRole"
+    wide = [it["roleRef"]["name"] for it in EXAMPLES if it["kind"] == "ClusterRoleBinding"]
+    assert wide == ["prism-driver-crd"]
