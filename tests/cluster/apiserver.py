@@ -21,8 +21,10 @@ import re
 import select
 import socket
 import struct
+import sys
 import threading
 import time
+import traceback
 import urllib.parse
 import uuid
 from collections import Counter
@@ -189,7 +191,7 @@ class Faults:
             self._only: str | Predicate = None
             self._script: list[tuple[Predicate, Action]] = []
             self._random = random.Random(0)
-            self.delay_seconds = 0.2
+            self.delay_seconds, self.retry_after_seconds = 0.2, 1
 
     def rain(
         self, shares: dict[str, float], *, seed: int = 0, only: str | Predicate = None, delay_seconds: float = 0.2
@@ -274,6 +276,7 @@ class Store:
         self.lock = threading.RLock()
         self.version = FIRST_VERSION
         self.oldest = FIRST_VERSION
+        self.forgotten: dict[tuple[str, str], int] = {}
         self.objects: dict[tuple[str, str], dict[tuple[str, str], Object]] = {}
         self.history: dict[tuple[str, str], list[Change]] = {}
         self.changed: dict[tuple[str, str], threading.Condition] = {}
@@ -316,7 +319,7 @@ class Store:
         changes = self.history.setdefault(key, [])
         changes.append(Change(self.version, kind, seen, old))
         if len(changes) > 2 * HISTORY:
-            self.oldest = max(self.oldest, changes[HISTORY - 1].version)
+            self.forgotten[key] = changes[HISTORY - 1].version
             del changes[:HISTORY]
         self.condition(key).notify_all()
         for listener in self.listeners:
@@ -398,7 +401,7 @@ class _Collector:
         if not present:
             self._delete(place)
         elif len(present) < len(references):
-            self.store.commit(place[:2], item, {**item, "metadata": {**item["metadata"], "ownerReferences": present}})
+            self.store.commit(place[:2], item, _owned_by(item, present))
 
     def _owner(self, place: Place) -> None:
         item = self._get(place)
@@ -447,6 +450,12 @@ class _Collector:
         if not self.store.objects.get(key):
             place = ("apiextensions.k8s.io", "customresourcedefinitions", "", name)
             self._release(place, definition, "customresourcecleanup.apiextensions.k8s.io")
+            self.server.serve(definition)
+
+
+def _owned_by(item: Object, references: list[Object]) -> Object:
+    metadata = {name: value for name, value in item["metadata"].items() if name != "ownerReferences"}
+    return {**item, "metadata": {**metadata, **({"ownerReferences": references} if references else {})}}
 
 
 def _ending(item: Object) -> bool:
@@ -468,7 +477,8 @@ def _label_test(selector: str) -> Callable[[Object], bool]:
             name, operator, value = match.groups()
             tests.append(lambda labels, n=name, v=value, o=operator: (labels.get(n) == v) == (o != "!="))
         elif term.startswith("!"):
-            tests.append(lambda labels, n=term[1:].strip(): n not in labels)
+            absent = term.lstrip("! ")
+            tests.append(lambda labels, n=absent: n not in labels)
         elif term:
             tests.append(lambda labels, n=term: n in labels)
     return lambda item: all(test(item["metadata"].get("labels", {})) for test in tests)
@@ -683,6 +693,7 @@ class ApiServer:
         with self.store.lock:
             self.store.version += 1
             self.store.oldest = self.store.version
+            self.store.forgotten |= {key: changes[-1].version for key, changes in self.store.history.items()}
             self.store.history.clear()
 
     @contextlib.contextmanager
@@ -799,7 +810,7 @@ class ApiServer:
                 seen = self.store.version
             else:
                 seen = int(text)
-                if seen < self.store.oldest:
+                if seen < max(self.store.oldest, self.store.forgotten.get(key, 0)):
                     yield "ERROR", ApiError(410, f"too old resource version: {seen} ({self.store.oldest})").status
                     return
         yield from ready
@@ -818,7 +829,7 @@ class ApiServer:
                     fresh = bisect.bisect_right(changes, seen, key=lambda change: change.version)
                 if age != self._watch_age:
                     raise ConnectionResetError("watches are dropped")
-                if seen < self.store.oldest and fresh == 0 and changes:
+                if seen < self.store.forgotten.get(key, 0):
                     ready = [("ERROR", ApiError(410, f"too old resource version: {seen} ({self.store.oldest})").status)]
                 for change in changes[fresh:]:
                     if event := _seen_through(test, change):
@@ -1064,12 +1075,12 @@ class ApiServer:
         labels = (self.store.get(("", "namespaces"), "", space) or {"metadata": {}})["metadata"].get("labels", {})
         level = labels.get("pod-security.kubernetes.io/enforce")
         pod = _pod_spec_in(resource, new)
-        if level == "restricted" and pod and (old is None or _pod_spec_in(resource, old) != pod):
-            if found := podsecurity.violations(pod):
-                text = f'PodSecurity "restricted:latest": {", ".join(found)}'
-                if resource.plural == "pods":
-                    raise _forbidden(resource, name, f"violates {text}")
-                warnings.append(f"would violate {text}")
+        judged = level == "restricted" and pod and (old is None or _pod_spec_in(resource, old) != pod)
+        if judged and (found := podsecurity.violations(pod or {})):
+            text = f'PodSecurity "restricted:latest": {", ".join(found)}'
+            if resource.plural == "pods":
+                raise _forbidden(resource, name, f"violates {text}")
+            warnings.append(f"would violate {text}")
         if old is not None:
             return
         if resource.plural == "pods":
@@ -1110,7 +1121,7 @@ class ApiServer:
             account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": name}}
             self.create(account)
         elif resource.plural == "customresourcedefinitions" and resource.group == "apiextensions.k8s.io":
-            self._serve(seen)
+            self.serve(seen)
         elif resource.plural == "resourcequotas" and seen.get("spec", {}).get("hard"):
             hard = seen["spec"]["hard"]
             status = {
@@ -1120,7 +1131,8 @@ class ApiServer:
             if seen.get("status") != status:
                 self.store.commit(resource.key, seen, {**seen, "status": status})
 
-    def _serve(self, definition: Object) -> None:
+    def serve(self, definition: Object) -> None:
+        """Serves what a stored definition defines, and no more what a removed one did."""
         group, plural = definition["spec"]["group"], definition["spec"]["names"]["plural"]
         gone = (
             self.store.get(("apiextensions.k8s.io", "customresourcedefinitions"), "", definition["metadata"]["name"])
@@ -1186,9 +1198,7 @@ class ApiServer:
                 child = self.store.get(place[:2], place[2], place[3])
                 assert child
                 left = [r for r in child["metadata"]["ownerReferences"] if r["uid"] != metadata["uid"]]
-                self.store.commit(
-                    place[:2], child, {**child, "metadata": {**child["metadata"], "ownerReferences": left}}
-                )
+                self.store.commit(place[:2], child, _owned_by(child, left))
         elif policy == "Foreground" and "foregroundDeletion" not in finalizers and not _ending(item):
             finalizers.append("foregroundDeletion")
         if resource.plural == "customresourcedefinitions" and self.store.objects.get(_instances(item)):
@@ -1548,9 +1558,6 @@ class _HttpServer(http.server.ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no error of ours."""
-        import sys
-        import traceback
-
         if not isinstance(sys.exception(), OSError):
             traceback.print_exc()
 
@@ -1599,6 +1606,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         parts = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
         content_type = self.headers.get("Content-Type", "").partition(";")[0].strip()
+        if "protobuf" in content_type or "cbor" in content_type:
+            raise ApiError(
+                415, f"this server reads no {content_type}; kubectl sends JSON where it is given a file (-f)"
+            )
         try:
             body = (yaml.safe_load if "yaml" in content_type and raw[:1] != b"{" else json.loads)(raw) if raw else None
         except (ValueError, yaml.YAMLError) as err:
@@ -1643,12 +1654,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             action(request)
         elif kind == "delay":
             time.sleep(float(rest or self.server.api.faults.delay_seconds))
-        elif kind == "reset_before":
+        elif kind == "reset_before" or (kind == "reset_after" and request.method == "GET"):
             return self._reset()
         elif kind.isdigit():
             code = int(kind)
             text = _STALE if code == 409 else "the server is in bad weather"
-            details = {"retryAfterSeconds": 1} if code in (429, 503) else {}
+            wait = self.server.api.faults.retry_after_seconds
+            details = {"retryAfterSeconds": wait} if code in (429, 503) and wait is not None else {}
             return self._fail(ApiError(code, text, details=details))
         if kind == "reset_after":
             self.wfile, kept = _Nowhere(), self.wfile
@@ -1699,7 +1711,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 answer = api.do_delete_collection(request)
         if "as=Table" in request.accept and request.verb == "get":
             answer = self._table(request, [answer], {"resourceVersion": answer["metadata"]["resourceVersion"]})
-        self._send(code, answer, warnings)
+        return self._send(code, answer, warnings)
 
     def _authorise(self, user: User, request: Request) -> None:
         api, resource = self.server.api, request.resource
@@ -1824,7 +1836,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return False
 
     def _fail(self, err: ApiError) -> None:
-        headers = {"Retry-After": "1"} if err.code in (429, 503) else {}
+        wait = err.status["details"].get("retryAfterSeconds") if err.code in (429, 503) else None
+        headers = {} if wait is None else {"Retry-After": str(wait)}
         self._send_bytes(err.code, json.dumps(err.status).encode(), "application/json", headers)
 
     def _send(self, code: int, answer: Object, warnings: list[str] | None = None) -> None:

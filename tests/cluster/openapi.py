@@ -106,8 +106,8 @@ LIST_KEYS: dict[str, tuple[str, ...]] = {
 KEY_DEFAULTS = {"protocol": "TCP"}
 ATOMIC_MODELS = set(
     _words(
-        "V1LabelSelector V1NodeSelector V1NodeSelectorTerm V1ObjectReference V1LocalObjectReference V1SecretKeySelector V1Subject"
-        " V1ConfigMapKeySelector V1ObjectFieldSelector V1ResourceFieldSelector V1OwnerReference V1RoleRef"
+        "V1LabelSelector V1NodeSelector V1NodeSelectorTerm V1ObjectReference V1LocalObjectReference V1SecretKeySelector"
+        " V1Subject V1ConfigMapKeySelector V1ObjectFieldSelector V1ResourceFieldSelector V1OwnerReference V1RoleRef"
     )
 )
 ATOMIC_FIELDS = {"V1PodSpec.nodeSelector", "V1ServiceSpec.selector"}
