@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from launcher import resource
+from launcher.operator import LEASE
 
 K8S = Path(__file__).parents[1] / "k8s"
 VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
@@ -269,10 +270,6 @@ DRIVER_CALLS = OPERATOR_CALLS | {
             "Role/prism-operator-lease",
             {"lead": {("coordination.k8s.io", "leases", verb) for verb in ("get", "create", "update")}},
         ),
-        (
-            "ClusterRole/prism-driver-crd",
-            {"is it there": {("apiextensions.k8s.io", "customresourcedefinitions", "get")}},
-        ),
     ],
 )
 def test_a_role_grants_what_its_calls_need_and_no_more(role: str, calls: dict[str, set[Right]]) -> None:
@@ -302,14 +299,12 @@ def test_no_role_is_a_way_to_more_rights(role: Object) -> None:
     assert all("nonResourceURLs" not in rule for rule in role["rules"])
 
 
-def test_names_that_are_known_are_named() -> None:
+def test_the_operator_touches_no_lease_but_its_own() -> None:
     lease = one("Role/prism-operator-lease")["rules"]
     assert [(rule["verbs"], rule.get("resourceNames")) for rule in lease] == [
         (["create"], None),
-        (["get", "update"], ["prism-operator"]),
+        (["get", "update"], [LEASE]),
     ]
-    (installed,) = one("ClusterRole/prism-driver-crd")["rules"]
-    assert installed["resourceNames"] == [one("CustomResourceDefinition/selectionruns.prism.dev")["metadata"]["name"]]
 
 
 def test_every_binding_joins_a_role_and_an_account_that_exist() -> None:
@@ -336,4 +331,4 @@ def test_the_driver_is_bound_where_it_works_and_installed_bound_to_nobody() -> N
     assert not [it for it in INSTALLED if it["kind"].endswith("Binding") and "driver" in it["roleRef"]["name"]]
     assert one("RoleBinding/prism-driver")["roleRef"]["kind"] == "ClusterRole"
     wide = [it["roleRef"]["name"] for it in EXAMPLES if it["kind"] == "ClusterRoleBinding"]
-    assert wide == ["prism-driver-crd"]
+    assert wide == []
