@@ -1,0 +1,210 @@
+"""The lines of all pods of a run, each with a prefix that says where it comes from. Not: what a line says, how it is shown.
+
+Following, a thread reads each pod, another one finds new pods, and one bounded queue lies between them and the reader:
+whoever reads slowly slows them down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+from launcher.cluster import Cluster, ClusterError, Gone, Refused, Unavailable
+from launcher.podlog import PodLog, has_ended, has_started
+from launcher.resource import ATTEMPT, GROUP_LABEL, ROUND, RUN, STAGE
+
+Object = dict[str, Any]
+Line = tuple[str, str]
+"""(prefix, line)."""
+
+LOOK_SECONDS = 2.0
+"""How often it is asked whether the run is over; pods are watched, and found as they appear."""
+
+WATCH_SECONDS = 5
+"""A watch of the pods ends and begins again this often, so that it can be told to stop."""
+
+DRAIN_SECONDS = 60.0
+"""Once the run is over: a pod whose log does not end within this time is left."""
+
+MAX_QUEUED = 1000
+STAGES = ("plan", "extract", "reduce")
+
+
+def log_lines(
+    cluster: Cluster,
+    namespace: str,
+    run: str,
+    *,
+    stage: str | None = None,
+    group: int | None = None,
+    follow: bool,
+    tail: int | None = None,
+    timestamps: bool = False,
+    is_over: Callable[[], bool] | None = None,
+) -> Generator[Line, None, None]:
+    """(prefix, line) over all pods of a run: pod after pod, or, following, as they come.
+
+    Args:
+        follow: wait for new lines and new pods, until the run is over and every stream has ended. Closing the iterator
+            ends its threads.
+        tail: of each pod only the last so many lines (and what comes after them, following).
+        timestamps: begin each line with the time at which the node read it.
+        is_over: whether the run has ended; asked every two seconds while following. None: follow until closed.
+
+    Raises:
+        Refused: reading pods or their logs is not allowed.
+        Unavailable: no answer to the list of pods, without following. Following, bad weather is waited out.
+    """
+    labels = ",".join(
+        [
+            f"{RUN}={run}",
+            *([f"{STAGE}={stage}"] if stage is not None else []),
+            *([f"{GROUP_LABEL}={group}"] if group is not None else []),
+        ]
+    )
+    if follow:
+        return _Following(cluster, namespace, labels, tail, timestamps, is_over or (lambda: False)).lines()
+    return _all_lines(cluster, namespace, labels, tail, timestamps)
+
+
+def prefix_of(pod: Object) -> str:
+    """`plan`, `extract-0`, `extract-0.1` (its second attempt), `extract-0.1/2` (the third node of its group)."""
+    labels = pod["metadata"].get("labels") or {}
+    stage, attempt = labels.get(STAGE, "?"), labels.get(ATTEMPT, "0")
+    group = f"-{labels.get(GROUP_LABEL, '0')}" if stage == "extract" else ""
+    # Only the pods of a group of several nodes have a subdomain to meet in.
+    node = f"/{_node(pod)}" if "subdomain" in pod["spec"] else ""
+    return f"{stage}{group}{f'.{attempt}' if attempt != '0' else ''}{node}"
+
+
+def _all_lines(
+    cluster: Cluster, namespace: str, labels: str, tail: int | None, timestamps: bool
+) -> Generator[Line, None, None]:
+    for pod in sorted(cluster.list("Pod", namespace, labels=labels).items, key=_order):
+        prefix = prefix_of(pod)
+        if has_started(pod):
+            for line in PodLog(cluster, pod, tail, timestamps, threading.Event(), is_over=lambda: True).lines():
+                yield prefix, line
+
+
+class _Following:
+    """All pods at once, those to come included."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        namespace: str,
+        labels: str,
+        tail: int | None,
+        timestamps: bool,
+        is_over: Callable[[], bool],
+    ) -> None:
+        self.cluster, self.namespace, self.labels = cluster, namespace, labels
+        self.tail, self.timestamps, self.is_over = tail, timestamps, is_over
+        self.queue: queue.Queue[Line | Refused] = queue.Queue(MAX_QUEUED)
+        self.stopping = threading.Event()
+        self.ended_pods: set[str] = set()
+        self.logs: dict[str, tuple[PodLog, threading.Thread]] = {}
+        self.taking = threading.Lock()
+
+    def lines(self) -> Generator[Line, None, None]:
+        threading.Thread(target=self._guarded, args=(self._find_pods,), daemon=True).start()
+        over_since, asked = None, 0.0
+        try:
+            while True:
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        item = self.queue.get(timeout=0.2)
+                        if isinstance(item, Refused):
+                            raise item
+                        yield item
+                if over_since is None and time.monotonic() - asked >= LOOK_SECONDS:
+                    asked = time.monotonic()
+                    with contextlib.suppress(ClusterError):
+                        over_since = asked if self.is_over() and self._take_all() else None
+                if over_since is not None and self._is_drained(over_since):
+                    return
+        finally:
+            self.stopping.set()
+            for log, _ in list(self.logs.values()):
+                log.stop()
+
+    def _is_drained(self, over_since: float) -> bool:
+        """Nothing more will come; or it is not waited for any longer."""
+        is_late = time.monotonic() > over_since + DRAIN_SECONDS
+        reading = any(thread.is_alive() for _, thread in list(self.logs.values()))
+        return self.queue.empty() and (is_late or not reading)
+
+    def _find_pods(self) -> None:
+        """List, then watch from there; in bad weather again and again."""
+        while not self.stopping.is_set():
+            try:
+                version = self._take_all()
+                while not self.stopping.is_set():
+                    for event, pod in self.cluster.watch(
+                        "Pod", self.namespace, version, labels=self.labels, seconds=WATCH_SECONDS
+                    ):
+                        version = pod["metadata"].get("resourceVersion", version)
+                        if event != "BOOKMARK":
+                            self._take(pod, gone=event == "DELETED")
+            except (Gone, Unavailable):
+                self.stopping.wait(1.0)
+
+    def _take_all(self) -> str:
+        """Every pod there is; one that is read and not among them has ended. Returns the listing's version."""
+        before = set(self.logs)
+        listing = self.cluster.list("Pod", self.namespace, labels=self.labels)
+        for pod in sorted(listing.items, key=_order):
+            self._take(pod, gone=False)
+        self.ended_pods |= before - {pod["metadata"]["uid"] for pod in listing.items}
+        return listing.version
+
+    def _take(self, pod: Object, *, gone: bool) -> None:
+        """A pod as it is now: its first line is waited for once it has started."""
+        uid = pod["metadata"]["uid"]
+        if gone or has_ended(pod):
+            self.ended_pods.add(uid)
+        with self.taking:
+            if uid in self.logs or gone or not has_started(pod) or self.stopping.is_set():
+                return
+            log = PodLog(self.cluster, pod, self.tail, self.timestamps, self.stopping, lambda: uid in self.ended_pods)
+            thread = threading.Thread(target=self._guarded, args=(self._hand_on, log, prefix_of(pod)), daemon=True)
+            self.logs[uid] = (log, thread)
+            thread.start()
+
+    def _hand_on(self, log: PodLog, prefix: str) -> None:
+        for line in log.lines():
+            self._put((prefix, line))
+
+    def _guarded(self, do: Callable[..., None], *arguments: Any) -> None:
+        try:
+            do(*arguments)
+        except Refused as error:
+            self._put(error)
+
+    def _put(self, item: Line | Refused) -> None:
+        while not self.stopping.is_set():
+            with contextlib.suppress(queue.Full):
+                self.queue.put(item, timeout=0.5)
+                return
+
+
+def _node(pod: Object) -> int:
+    annotations = pod["metadata"].get("annotations") or {}
+    labels = pod["metadata"].get("labels") or {}
+    name = "batch.kubernetes.io/job-completion-index"
+    return int(annotations.get(name) or labels.get(name) or 0)
+
+
+def _order(pod: Object) -> tuple[Any, ...]:
+    """Round, stage, attempt, start; then group and node."""
+    labels = pod["metadata"].get("labels") or {}
+    stage = labels.get(STAGE, "")
+    place = STAGES.index(stage) if stage in STAGES else len(STAGES)
+    numbers = [int(labels.get(name, "0")) for name in (ROUND, ATTEMPT, GROUP_LABEL)]
+    started = pod.get("status", {}).get("startTime") or pod["metadata"].get("creationTimestamp", "")
+    return numbers[0], place, numbers[1], started, numbers[2], _node(pod)
