@@ -957,7 +957,7 @@ class ApiServer:
         if lost and request.query.get("force") not in ("true", "1"):
             raise _ownership_conflict(resource, lost)
         new = openapi.merge(resource.schema, old, wanted)
-        for path in sorted(mine - values.keys() - kept, key=len, reverse=True):
+        for path in sorted(mine - values.keys() - kept, key=len):
             new = openapi.without(resource.schema, new, path)
         return self._write(request, resource, _copy(new), old, warnings, applied=wanted)
 
@@ -1122,14 +1122,16 @@ class ApiServer:
             self.create(account)
         elif resource.plural == "customresourcedefinitions" and resource.group == "apiextensions.k8s.io":
             self.serve(seen)
-        elif resource.plural == "resourcequotas" and seen.get("spec", {}).get("hard"):
-            hard = seen["spec"]["hard"]
-            status = {
-                "hard": hard,
-                "used": {entry: _plain(self._used(entry, seen["metadata"]["namespace"])) for entry in hard},
-            }
-            if seen.get("status") != status:
-                self.store.commit(resource.key, seen, {**seen, "status": status})
+        for quota in (
+            self.store.list(("", "resourcequotas"), seen["metadata"].get("namespace")) if resource.namespaced else ()
+        ):
+            self._count_quota(quota)
+
+    def _count_quota(self, quota: Object) -> None:
+        hard, namespace = quota.get("spec", {}).get("hard", {}), quota["metadata"]["namespace"]
+        status = {"hard": hard, "used": {entry: _plain(self._used(entry, namespace)) for entry in hard}}
+        if quota.get("status") != status:
+            self.store.commit(("", "resourcequotas"), quota, {**quota, "status": status})
 
     def serve(self, definition: Object) -> None:
         """Serves what a stored definition defines, and no more what a removed one did."""
