@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +18,8 @@ import pytest
 
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.container import Names, expand, rewrite
-from tests.cluster.jobs import JobController, decide, job_to_pod
+from tests.cluster.job_rules import decide, job_to_pod
+from tests.cluster.jobs import JobController
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.mirror import Api, Refused
 from tests.cluster.nodes import unschedulable_message, why_not
@@ -112,6 +116,10 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def is_finished(job: Thing) -> bool:
+    return any(c["type"] in ("Complete", "Failed") for c in job.get("status", {}).get("conditions", []))
 
 
 @pytest.fixture
@@ -296,18 +304,16 @@ def test_trap_b_an_evicted_worker_that_exits_0_counts_as_succeeded_and_its_peer_
 def test_trap_c_a_pod_deleted_on_a_lost_node_leaves_the_job_without_any_condition(
     cluster: Cluster, forced: Thing
 ) -> None:
-    cluster.run(SLEEP, num=1, pod={"nodeSelector": {"pool": "spare"}})
-    cluster.running(1)
-    cluster.run([SLEEP, SLEEP], "other")
-    pods = cluster.running(2, "other")
+    cluster.run(SLEEP)
+    pods = cluster.running()
     cluster.kubelet.lose_node("node-a")
     cluster.delete(pods[1], **forced)
-    until(lambda: cluster.job("other")["status"].get("terminating") == 1)
+    until(lambda: cluster.job()["status"].get("terminating") == 1)
     time.sleep(1)
-    status = cluster.job("other")["status"]
+    status = cluster.job()["status"]
     assert (status["active"], status["terminating"]) == (1, 1)
-    assert cluster.conditions("other") == []
-    assert cluster.pods("other")[1]["status"]["phase"] == "Running"
+    assert cluster.conditions() == []
+    assert cluster.pods()[1]["status"]["phase"] == "Running"
 
 
 # Nodes.
@@ -517,6 +523,18 @@ def test_a_deleted_jobs_pods_are_stopped_and_gone(cluster: Cluster) -> None:
     assert not any(map(is_alive, pids))  # type: ignore[arg-type]
 
 
+def test_a_job_deleted_without_its_pods_leaves_them_running_and_free_to_go(cluster: Cluster) -> None:
+    cluster.run(SLEEP)
+    pods = cluster.running()
+    path = "/apis/batch/v1/namespaces/default/jobs/gang"
+    cluster.api.ask("DELETE", path, {"propagationPolicy": "Orphan"})
+    until(lambda: not any(pod["metadata"].get("finalizers") for pod in cluster.pods().values()))
+    assert [pod["status"]["phase"] for pod in cluster.pods().values()] == ["Running", "Running"]
+    for pod in pods.values():
+        cluster.delete(pod)
+    until(lambda: not cluster.pods())
+
+
 def test_the_grace_ends_with_a_kill_that_reaches_processes_in_groups_of_their_own(cluster: Cluster) -> None:
     spawn = f"child = subprocess.Popen([sys.executable, '-c', {DEAF!r}], start_new_session=True)"
     child = f"import subprocess, sys; {spawn}; print(child.pid, flush=True)\n{DEAF}"
@@ -547,6 +565,86 @@ def test_no_process_outlives_the_kubelet(tmp_path: Path) -> None:
         # A kubelet that starts anew says that they are lost.
         with JobController(kubeconfig), Kubelet(kubeconfig, tmp_path / "pods", log_folder=tmp_path / "logs"):
             until(lambda: "Failed" in cluster.conditions())
+
+
+def test_the_pods_of_a_gang_meet_at_their_hostname_and_two_gangs_do_not(cluster: Cluster) -> None:
+    master = "import socket, sys; s = socket.create_server(('', int(sys.argv[1].split(':')[1]))); s.accept()[0].sendall(b'{}')"
+    peer = """
+import socket, sys, time
+for _ in range(100):
+    try:
+        print(socket.create_connection(sys.argv[1].split(':')).recv(9).decode()); break
+    except ConnectionRefusedError:
+        time.sleep(0.05)
+"""
+    for name in ("one", "two"):
+        args = {"container": {"args": [f"{name}-0.gangs.default.svc:29500"]}, "subdomain": "gangs"}
+        cluster.run([master.format(name), peer], name, pod=args)
+    for name in ("one", "two"):
+        until(lambda name=name: "Complete" in cluster.conditions(name))
+        assert cluster.log(cluster.pods(name)[1]) == f"{name}\n"
+
+
+def test_a_pod_without_a_command_is_the_real_worker_and_its_last_words_are_the_message(cluster: Cluster) -> None:
+    spec = {"data": {"selection.yaml": "kind: Nonsense\n"}, "metadata": {"name": "run", "namespace": "default"}}
+    cluster.server.create({"apiVersion": "v1", "kind": "ConfigMap", **spec})
+    worker = {"args": ["plan", "--spec", "/etc/prism/selection.yaml"]}
+    worker["volumeMounts"] = [{"name": "spec", "mountPath": "/etc/prism"}]  # type: ignore[list-item]
+    job = gang("", num=1, pod={"container": worker, "volumes": [{"name": "spec", "configMap": {"name": "run"}}]})
+    del job["spec"]["template"]["spec"]["containers"][0]["command"]
+    cluster.server.create(job)
+    until(lambda: "Failed" in cluster.conditions())
+    assert "failed with exit code 64" in cluster.reason("Failed")[1]
+    assert json.loads(terminated(cluster.pods()[0])["message"])["exitCode"] == 64
+
+
+def test_a_missing_secret_key_holds_the_pod_unless_it_is_optional(cluster: Cluster) -> None:
+    def variable(name: str, **more: Any) -> Thing:
+        return {"name": name, "valueFrom": {"secretKeyRef": {"name": "keys", "key": name, **more}}}
+
+    cluster.run(
+        "print(os.environ['A'], 'B' in os.environ)",
+        num=1,
+        pod={"container": {"env": [variable("A"), variable("B", optional=True)]}},
+    )
+    until(lambda: waiting(cluster.pods().get(0, {"status": {}})).get("reason") == "CreateContainerConfigError")
+    assert waiting(cluster.pods()[0])["message"] == 'secret "keys" not found'
+    secret = {"metadata": {"name": "keys", "namespace": "default"}, "data": {"A": base64.b64encode(b"a key").decode()}}
+    cluster.server.create({"apiVersion": "v1", "kind": "Secret", **secret})
+    until(lambda: "Complete" in cluster.conditions())
+    assert cluster.log(cluster.pods()[0]) == "a key False\n"
+
+
+# In bad weather.
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_in_bad_weather_each_job_ends_as_it_should_and_counts_each_pod_once(cluster: Cluster, seed: int) -> None:
+    kinds = ("429", "500", "409", "410", "reset_before", "reset_after", "drop_watch", "gone_watch")
+    cluster.server.faults.rain(dict.fromkeys(kinds, 0.04), seed=seed)
+    for number in range(4):
+        cluster.server.create(gang("pass", f"good-{number}"))
+        cluster.server.create(gang(["pass", "import time; time.sleep(0.3); exit(64)"], f"bad-{number}"))
+    until(lambda: all(is_finished(job) for job in cluster.server.objects("jobs", "default")), 40)
+    cluster.server.faults.clear()
+    for job in cluster.server.objects("jobs", "default"):
+        status, good = job["status"], job["metadata"]["name"].startswith("good")
+        types = [c["type"] for c in status["conditions"]]
+        assert types == (["SuccessCriteriaMet", "Complete"] if good else ["FailureTarget", "Failed"])
+        # Where the news of a good end comes after that of a bad one, the good pod is a survivor, and counts as failed.
+        assert status.get("succeeded", 0) + status.get("failed", 0) == 2
+        assert ("failed" in status) is not good
+    until(lambda: not any(pod["metadata"].get("finalizers") for pod in cluster.server.objects("pods", "default")))
+
+
+def test_an_outage_of_the_api_server_harms_no_job(cluster: Cluster) -> None:
+    cluster.run("import time; time.sleep(0.5)")
+    cluster.running()
+    with cluster.server.outage():
+        time.sleep(2.5)
+    cluster.server.compact()
+    until(lambda: "Complete" in cluster.conditions())
+    assert cluster.job()["status"]["succeeded"] == 2
 
 
 # What is pure.
@@ -658,8 +756,6 @@ def test_a_refused_request_says_what_and_why(cluster: Cluster) -> None:
 
 
 def test_the_demo_process_runs_both_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    import subprocess
-
     with ApiServer(log_folder=tmp_path / "logs") as server:
         kubeconfig = tmp_path / "kubeconfig"
         server.kubeconfig(kubeconfig, namespace="default")

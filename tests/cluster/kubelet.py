@@ -61,9 +61,13 @@ class Kubelet:
         self._api = self._runner.api
 
     def __enter__(self) -> Kubelet:
-        self._nodes.register()
-        self._nodes.start()
-        self._runner.start()
+        try:
+            self._nodes.register()
+            self._nodes.start()
+            self._runner.start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -186,7 +190,7 @@ class _Runner(Controller):
                 self._stop(key, pod, container)
         else:
             container.end()
-            self._report_ended(pod, container.terminated())
+            self._report_ended(pod, container.terminated(), self._addresses(pod))
 
     def _start(self, key: Key, pod: Thing) -> None:
         image = pod["spec"]["containers"][0]["image"]
@@ -255,6 +259,9 @@ class _Runner(Controller):
         number = int(uid_of(pod).replace("-", "")[:6], 16)
         return f"127.{number >> 16}.{number >> 8 & 255}.{2 + number % 250}"
 
+    def _addresses(self, pod: Thing) -> Thing:
+        return {"hostIP": "127.0.0.1", "podIP": self._ip(pod), "podIPs": [{"ip": self._ip(pod)}]}
+
     def _tell_once(self, pod: Thing, reason: str, message: str) -> None:
         if (uid_of(pod), reason, message) not in self._events:
             self.tell(pod, "Pod", reason, message, warning=True)
@@ -280,9 +287,8 @@ class _Runner(Controller):
 
     def _report_running(self, pod: Thing, container: Container) -> None:
         statuses = [container_status(pod, {"running": {"startedAt": stamp(container.started)}})]
-        addresses = {"hostIP": "127.0.0.1", "podIP": self._ip(pod), "podIPs": [{"ip": self._ip(pod)}]}
-        conditions = kept_conditions(pod, ready=True)
-        self._write(pod, {"phase": "Running", "conditions": conditions, "containerStatuses": statuses, **addresses})
+        shown = {"conditions": kept_conditions(pod, ready=True), "containerStatuses": statuses, **self._addresses(pod)}
+        self._write(pod, {"phase": "Running", **shown})
         container.reported = True
 
     def _report_lost(self, pod: Thing) -> None:
@@ -290,12 +296,12 @@ class _Runner(Controller):
         message = "The container could not be located when the pod was terminated"
         self._report_ended(pod, {"exitCode": 137, "reason": "ContainerStatusUnknown", "message": message})
 
-    def _report_ended(self, pod: Thing, ended: dict[str, Any]) -> None:
+    def _report_ended(self, pod: Thing, ended: dict[str, Any], addresses: Thing | None = None) -> None:
         good = ended["exitCode"] == 0
         conditions = kept_conditions(pod, ready=False, reason="PodCompleted" if good else "PodFailed")
         statuses = [container_status(pod, {"terminated": ended})]
-        phase = "Succeeded" if good else "Failed"
-        self._write(pod, {"phase": phase, "conditions": conditions, "containerStatuses": statuses})
+        shown = {"conditions": conditions, "containerStatuses": statuses, **(addresses or {})}
+        self._write(pod, {"phase": "Succeeded" if good else "Failed", **shown})
 
     def _write(self, pod: Thing, status: Thing) -> None:
         patch_status(self, pod, {"startTime": pod["status"].get("startTime") or stamp(time.time()), **status})

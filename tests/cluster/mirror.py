@@ -148,7 +148,8 @@ class Mirror:
         """After `api.stopping` was set."""
         if self._answer is not None:
             self._answer.shutdown()
-        self._thread.join(5)
+        if self._thread.is_alive():
+            self._thread.join(5)
 
     def get(self, key: Key) -> Thing | None:
         with self._lock:
