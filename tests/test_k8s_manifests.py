@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,14 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from launcher import resource
+from launcher import resource, submit
+from launcher.cluster import Cluster, Refused
+from launcher.controller import Controller
+from launcher.lease import Lease
 from launcher.operator import LEASE
+from prism_job.spec import SelectionRun
+from tests.cluster.apiserver import ApiServer
+from tests.cluster.rig import eventually, variables
 
 K8S = Path(__file__).parents[1] / "k8s"
 VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
@@ -332,3 +340,93 @@ def test_the_driver_is_bound_where_it_works_and_installed_bound_to_nobody() -> N
     assert one("RoleBinding/prism-driver")["roleRef"]["kind"] == "ClusterRole"
     wide = [it["roleRef"]["name"] for it in EXAMPLES if it["kind"] == "ClusterRoleBinding"]
     assert wide == []
+
+
+# The rights in use: the real loop, as the account that its role is bound to
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ApiServer]:
+    """Installed, and with a namespace that an example is applied to; no run's pods are ever started."""
+    with ApiServer(log_folder=tmp_path / "logs") as server:
+        server.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team-a"}})
+        for objects, namespace in ((INSTALLED, "prism-system"), (EXAMPLES, "team-a")):
+            for it in objects:
+                if it["kind"] in ("Namespace", "CustomResourceDefinition", "ServiceAccount", *RIGHTS):
+                    server.create(it, namespace=namespace)
+        yield server
+
+
+RIGHTS = ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding")
+
+
+def as_account(server: ApiServer, folder: Path, account: str) -> Cluster:
+    """A client that is this service account, `namespace:name`."""
+    kubeconfig = server.kubeconfig(folder / account.replace(":", "-"), namespace="team-a", token=f"sa:{account}")
+    with variables(KUBECONFIG=str(kubeconfig)):
+        return Cluster()
+
+
+@contextlib.contextmanager
+def running(controller: Controller) -> Iterator[None]:
+    thread = threading.Thread(target=controller.run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        controller.stop()
+        thread.join(timeout=10)
+
+
+def example(**spec: Any) -> SelectionRun:
+    document = yaml.safe_load((K8S / "examples/selection.yaml").read_text())
+    document["spec"] |= spec
+    return resource.parse_for_cluster(yaml.safe_dump(document), "example")
+
+
+def carry_through(server: ApiServer, driver: Cluster, kind: str, name: str) -> list[str]:
+    """Begin, cancel, and let the time after the end pass: every call but those of a pod. The reasons of its events."""
+    job = "nightly-math-plan-0-0"
+    eventually(lambda: server.object("jobs", job, "team-a"), 20)
+    record = submit.get_record(driver, "team-a", "nightly-math")
+    eventually(lambda: submit.get_record(driver, "team-a", "nightly-math").status.phase == "Planning", 20)
+    children = {kind: server.objects(kind, "team-a") for kind in ("configmaps", "networkpolicies")}
+    assert all(children.values())
+    submit.cancel(driver, record)
+    eventually(lambda: not server.object("jobs", job, "team-a"), 20)
+    eventually(lambda: not server.object(kind, name, "team-a"), 20)
+    return sorted(it["reason"] for it in server.objects("events", "team-a"))
+
+
+def test_the_operators_role_is_enough_for_a_run_from_its_beginning_to_its_removal(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    driver = as_account(server, tmp_path, "team-a:prism-driver")
+    operator = as_account(server, tmp_path, "prism-system:prism-operator")
+    lease = Lease(operator, "prism-system", LEASE, "pod-0")
+    assert lease.acquire(threading.Event())
+    lease.release()
+    said: list[dict[str, Any]] = []
+    with running(Controller(operator, None, say=lambda **line: said.append(line))):
+        assert (
+            submit.submit(driver, example(ttlSecondsAfterFinished=1), "team-a").record.object["kind"] == "SelectionRun"
+        )
+        events = carry_through(server, driver, "selectionruns.prism.dev", "nightly-math")
+    assert events
+    assert not [line for line in said if "forbidden" in str(line).lower()]
+
+
+def test_the_drivers_role_is_enough_where_the_kind_is_not_installed(server: ApiServer, tmp_path: Path) -> None:
+    server.delete("customresourcedefinitions", "selectionruns.prism.dev", "")
+    driver = as_account(server, tmp_path, "team-a:prism-driver")
+    made = submit.submit(driver, example(ttlSecondsAfterFinished=1), "team-a")
+    assert made.record.object["kind"] == "ConfigMap"
+    with submit.carried_on(driver, made.record):
+        assert carry_through(server, driver, "configmaps", "nightly-math-prism-record")
+
+
+def test_a_worker_may_ask_for_nothing(server: ApiServer, tmp_path: Path) -> None:
+    worker = as_account(server, tmp_path, "team-a:prism-worker")
+    for kind in ("SelectionRun", "Job", "Pod", "ConfigMap", "Event"):
+        with pytest.raises(Refused):
+            worker.list(kind, "team-a")
