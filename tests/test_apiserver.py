@@ -289,7 +289,8 @@ def test_a_dry_run_is_judged_but_not_stored(core: client.CoreV1Api, batch: clien
 
 
 def test_too_large_objects_annotations_and_bad_labels_are_refused(core: client.CoreV1Api) -> None:
-    _refused(lambda: core.create_namespaced_config_map("default", config_map(a="x" * 2_000_000)), 413, "too large")
+    _refused(lambda: core.create_namespaced_config_map("default", config_map(a="x" * 2_000_000)), 500, "too large")
+    _refused(lambda: core.create_namespaced_config_map("default", config_map(a="x" * 4_000_000)), 413, "too large")
     long = {"metadata": {"name": "x", "annotations": {"a": "x" * 262_145}}}
     _refused(lambda: core.create_namespaced_config_map("default", long), 422, "262144")
     label = {"metadata": {"name": "x", "labels": {"a": "not valid!"}}}
@@ -327,12 +328,44 @@ def test_events_are_the_same_in_both_groups(core: client.CoreV1Api, api: client.
     assert json.loads(newer.data)["items"][0]["note"] == "it runs"
 
 
+def test_a_lease_tells_its_times_to_the_microsecond(api: client.ApiClient) -> None:
+    leases = client.CoordinationV1Api(api)
+    leases.create_namespaced_lease("default", {"metadata": {"name": "leader"}, "spec": {"leaseDurationSeconds": 15}})
+
+    def patch(text: str) -> Any:
+        step = {"op": "add", "path": "/spec/renewTime", "value": text}
+        return leases.patch_namespaced_lease("leader", "default", [step])
+
+    _refused(lambda: patch("2026-01-01T00:00:00Z"), 400, "date-time")
+    assert patch("2026-01-01T02:00:00.000001+02:00").spec.renew_time.isoformat() == "2026-01-01T00:00:00.000001+00:00"
+
+
+def test_an_event_lies_in_the_namespace_that_it_speaks_of(core: client.CoreV1Api) -> None:
+    event = {"metadata": {"name": "e"}, "involvedObject": {"kind": "Job", "name": "gang", "namespace": "elsewhere"}}
+    _refused(lambda: core.create_namespaced_event("default", event), 422, "does not match event.namespace")
+
+
+def test_nonsense_is_refused_without_harm(api: client.ApiClient) -> None:
+    nonsense = [[], {"metadata": [1]}, {"metadata": {"name": 3}}, {"metadata": {"name": "x", "labels": {"a": 1}}}]
+    nonsense += [{"metadata": {"name": "x"}, "spec": "text"}, {"metadata": {"name": "x"}, "spec": {"template": []}}]
+    for body in nonsense:
+        url, headers = (
+            f"{api.configuration.host}/apis/batch/v1/namespaces/default/jobs",
+            {"Content-Type": "application/json"},
+        )
+        answer = api.rest_client.request("POST", url, headers=headers, body=body)
+        assert answer.status == 400, answer.read()
+
+
 def test_lists_can_be_selected_and_paged(server: ApiServer, core: client.CoreV1Api) -> None:
     for place in range(7):
         server.create(
             {**config_map(f"c{place}"), "metadata": {"name": f"c{place}", "labels": {"half": str(place % 2)}}}
         )
-    names = lambda answer: [item.metadata.name for item in answer.items]  # noqa: E731
+
+    def names(answer) -> Any:
+        return [item.metadata.name for item in answer.items]
+
     listed = core.list_namespaced_config_map("default", label_selector="half in (1),half!=0")
     assert names(listed) == ["c1", "c3", "c5"]
     assert names(core.list_namespaced_config_map("default", field_selector="metadata.name=c2")) == ["c2"]
@@ -531,7 +564,10 @@ def test_defaults_are_filled_in_and_unknown_fields_dropped_unless_strict(custom:
     assert made["spec"]["nodes"] == 1
     assert made["spec"]["overlay"] == {"any": {"thing": 1}}
     assert "colour" not in made["spec"]
-    strict = lambda: custom.create_namespaced_custom_object(*place, run("b", colour="red"), field_validation="Strict")  # noqa: E731
+
+    def strict() -> Any:
+        return custom.create_namespaced_custom_object(*place, run("b", colour="red"), field_validation="Strict")
+
     _refused(strict, 400, 'unknown field "spec.colour"')
 
 
@@ -552,7 +588,10 @@ def test_defaults_are_filled_in_and_unknown_fields_dropped_unless_strict(custom:
 def test_nonsense_in_a_custom_resource_is_refused(
     spec: dict[str, Any], text: str, custom: client.CustomObjectsApi
 ) -> None:
-    make = lambda: custom.create_namespaced_custom_object(GROUP, VERSION, "default", PLURAL, run(**spec))  # noqa: E731
+
+    def make() -> Any:
+        return custom.create_namespaced_custom_object(GROUP, VERSION, "default", PLURAL, run(**spec))
+
     error = _refused(make, 422, text)
     assert json.loads(error.body)["details"]["causes"]
 
@@ -560,7 +599,10 @@ def test_nonsense_in_a_custom_resource_is_refused(
 def test_rules_hold_fields_fixed_and_bound_the_name(custom: client.CustomObjectsApi) -> None:
     place = (GROUP, VERSION, "default", PLURAL)
     custom.create_namespaced_custom_object(*place, run())
-    patch = lambda **spec: custom.patch_namespaced_custom_object(*place, "first", {"spec": spec})  # noqa: E731
+
+    def patch(**spec: Any) -> Any:
+        return custom.patch_namespaced_custom_object(*place, "first", {"spec": spec})
+
     _refused(lambda: patch(model="large"), 422, "spec.model: Forbidden: model is immutable")
     _refused(lambda: patch(ttl=5), 422, "ttl is immutable")
     assert patch(suspend=True)["spec"]["suspend"]
@@ -630,7 +672,10 @@ def test_a_job_of_the_longest_name_is_accepted(batch: client.BatchV1Api) -> None
 
 def test_template_and_failure_policy_of_a_job_are_fixed_its_limit_and_suspension_not(batch: client.BatchV1Api) -> None:
     batch.create_namespaced_job("default", job())
-    patch = lambda **spec: batch.patch_namespaced_job("gang", "default", {"spec": spec})  # noqa: E731
+
+    def patch(**spec: Any) -> Any:
+        return batch.patch_namespaced_job("gang", "default", {"spec": spec})
+
     image = {"spec": {"containers": [{"name": "worker", "image": "prism:2"}]}}
     _refused(lambda: patch(template=image), 422, "field is immutable")
     _refused(lambda: patch(podFailurePolicy={"rules": [{"action": "Ignore", "onPodConditions": []}]}), 422, "immutable")
@@ -737,7 +782,10 @@ def test_a_namespace_takes_its_contents_along_and_accepts_nothing_meanwhile(
     core.create_namespaced_config_map("team", {"metadata": {"name": "held", "finalizers": ["prism.dev/hold"]}})
     core.delete_namespace("team")
     assert core.read_namespace("team").status.phase == "Terminating"
-    make = lambda: core.create_namespaced_config_map("team", {"metadata": {"name": "late"}})  # noqa: E731
+
+    def make() -> Any:
+        return core.create_namespaced_config_map("team", {"metadata": {"name": "late"}})
+
     _refused(make, 403, "because it is being terminated")
     _until(lambda: "deletionTimestamp" in server.object("configmaps", "held", "team")["metadata"], "contents stay")
     core.patch_namespaced_config_map("held", "team", [{"op": "remove", "path": "/metadata/finalizers"}])
@@ -753,7 +801,10 @@ def test_a_collection_is_deleted_by_its_labels(server: ApiServer, core: client.C
 
 def test_an_eviction_marks_the_pod_and_lets_it_end(server: ApiServer, core: client.CoreV1Api) -> None:
     uid = placed(server, pod())["metadata"]["uid"]
-    eviction = lambda **options: {"metadata": {"name": "worker"}, "deleteOptions": options}  # noqa: E731
+
+    def eviction(**options: Any) -> Any:
+        return {"metadata": {"name": "worker"}, "deleteOptions": options}
+
     wrong = eviction(preconditions={"uid": "another"})
     _refused(lambda: core.create_namespaced_pod_eviction("worker", "default", wrong), 409)
     core.create_namespaced_pod_eviction("worker", "default", eviction(preconditions={"uid": uid}))
@@ -860,9 +911,14 @@ def test_a_service_account_may_do_what_its_roles_say(server: ApiServer, tmp_path
         core.read_namespaced_config_map("mine", "default")
         _refused(lambda: core.read_namespaced_config_map("yours", "default"), 403, '"yours" is forbidden')
         _refused(lambda: batch.list_job_for_all_namespaces(), 403, "at the cluster scope")
-        review = lambda verb, plural: {  # noqa: E731
-            "spec": {"resourceAttributes": {"verb": verb, "group": "batch", "resource": plural, "namespace": "default"}}
-        }
+
+        def review(verb, plural) -> Any:
+            return {
+                "spec": {
+                    "resourceAttributes": {"verb": verb, "group": "batch", "resource": plural, "namespace": "default"}
+                }
+            }
+
         ask = client.AuthorizationV1Api(api).create_self_subject_access_review
         wanted = {("patch", "jobs"): True, ("create", "jobs"): False, ("get", "unheard-of"): False}
         assert {pair: ask(review(*pair)).status.allowed for pair in wanted} == wanted
@@ -878,7 +934,10 @@ def test_a_token_of_nobody_is_unauthorized(server: ApiServer, tmp_path: Path) ->
 
 def test_a_log_is_followed_until_its_pod_has_ended(server: ApiServer, core: client.CoreV1Api, tmp_path: Path) -> None:
     body = placed(server, pod())
-    read = lambda **options: core.read_namespaced_pod_log("worker", "default", _preload_content=False, **options)  # noqa: E731
+
+    def read(**options: Any) -> Any:
+        return core.read_namespaced_pod_log("worker", "default", _preload_content=False, **options)
+
     _refused(read, 400, 'container "worker" in pod "worker" is waiting to start: ContainerCreating')
     server.update({**body, "status": {"phase": "Running"}}, subresource="status")
     log = tmp_path / "logs" / "default" / f"worker.{body['metadata']['uid']}" / "worker.log"

@@ -49,7 +49,8 @@ FIRST_VERSION = 1000
 """Versions start here, so that '1' is one that a server has long forgotten."""
 HISTORY = 20_000
 """Changes of one kind that can still be watched."""
-MAX_OBJECT_BYTES = 1_500_000
+MAX_OBJECT_BYTES, MAX_REQUEST_BYTES = 1_500_000, 3 * 1024**2
+"""What etcd takes, and what the server reads at all."""
 COLLECT_AFTER_SECONDS = 0.1
 REASONS = {
     400: "BadRequest",
@@ -338,6 +339,8 @@ class _Collector:
         self._ended = False
         self.store.listeners.append(self._see)
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
+
+    def start(self) -> None:
         self._thread.start()
 
     def close(self) -> None:
@@ -624,6 +627,7 @@ class ApiServer:
             self.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
 
     def __enter__(self) -> ApiServer:
+        self._collector.start()
         self._http.start()
         return self
 
@@ -853,7 +857,7 @@ class ApiServer:
         """Stores a new object."""
         resource, body = request.resource, _typed_body(request)
         assert resource
-        metadata = body.setdefault("metadata", {})
+        metadata = body["metadata"]
         if not metadata.get("name"):
             if not metadata.get("generateName"):
                 cause = Cause("FieldValueRequired", "metadata.name", "Required value: name or generateName is required")
@@ -872,7 +876,7 @@ class ApiServer:
         """Replaces an object, or its status."""
         resource, body = request.resource, _typed_body(request)
         assert resource
-        metadata = body.setdefault("metadata", {})
+        metadata = body["metadata"]
         with self.store.lock:
             old = self.store.get(resource.key, request.namespace, request.name)
             if old is None:
@@ -979,9 +983,7 @@ class ApiServer:
         if not request.subresource:
             self._admit(request, resource, new, old, warnings)
         if len(json.dumps(new)) > MAX_OBJECT_BYTES:
-            raise ApiError(
-                413, f'etcdserver: request is too large: {resource.qualified} "{name}"', reason="RequestEntityTooLarge"
-            )
+            raise ApiError(500, f'etcdserver: request is too large ({resource.qualified} "{name}")')
         if old is not None and _same(new, old) and applied is None:
             return _as_asked(resource, old)
         new["metadata"]["managedFields"] = _managers(request, resource, new, old, applied)
@@ -1030,32 +1032,29 @@ class ApiServer:
     ) -> Object:
         """`new` pruned, with its defaults; raises what a schema and a kind's rules have against it."""
         name, mode = new["metadata"]["name"], request.query.get("fieldValidation", "Warn")
-        if not resource.custom:
+        if resource.custom:
+            new["metadata"] = openapi.tidied(openapi.OBJECT_META, new["metadata"])
+        else:
             new = openapi.tidied(resource.schema, new)
         new, unknown = openapi.prune(resource.schema, new)
         if unknown and mode == "Strict":
             texts = ", ".join(f'unknown field "{place}"' for place in unknown)
-            group = f"{resource.kind} in version" if not resource.custom else resource.kind
-            raise ApiError(400, f'{group} "{resource.version}" cannot be handled: strict decoding error: {texts}')
+            raise ApiError(400, f"{resource.kind} cannot be handled: strict decoding error: {texts}")
         if mode != "Ignore":
             warnings += [f'unknown field "{place}"' for place in unknown]
+        typed = {"metadata": new["metadata"]} if resource.custom else new
+        causes = openapi.validate(resource.schema if not resource.custom else _METADATA_ALONE, typed)
+        if wrong := [cause for cause in causes if cause.reason == "FieldValueTypeInvalid"]:
+            text = f"cannot be handled as a {resource.kind}: json: cannot unmarshal: {wrong[0].message}"
+            raise ApiError(400, f'{resource.kind} in version "{resource.version}" {text}')
+        causes += openapi.metadata_errors(resource, new["metadata"])
         if resource.custom:
             openapi.set_defaults(resource.custom, new)
-        else:
-            openapi.fill_in(resource, new, old)
-        causes = openapi.metadata_errors(resource, new["metadata"])
-        causes += openapi.validate(resource.schema if resource.custom is None else resource.custom, new)
-        if not resource.custom:
-            mistyped = [cause for cause in causes if cause.reason == "FieldValueTypeInvalid"]
-            if mistyped:
-                text = f"json: cannot unmarshal: {mistyped[0].message}"
-                raise ApiError(
-                    400,
-                    f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: {text}',
-                )
-            causes += [] if causes else openapi.builtin_errors(resource, new, old)
+            causes += openapi.validate(resource.custom, new)
+            causes += [] if causes else openapi.rule_errors(resource.custom, new, old)
         elif not causes:
-            causes = openapi.rule_errors(resource.custom, new, old)
+            openapi.fill_in(resource, new, old)
+            causes += openapi.builtin_errors(resource, new, old)
         if causes:
             raise _invalid(resource, name, causes)
         if old and _ending(old):
@@ -1297,6 +1296,7 @@ class ApiServer:
             return not pod or pod["metadata"]["uid"] != uid or pod["status"].get("phase") in ("Succeeded", "Failed")
 
 
+_METADATA_ALONE = {"type": "object", "properties": {"metadata": openapi.OBJECT_META}}
 _STALE = "the object has been modified; please apply your changes to the latest version and try again"
 
 
@@ -1329,15 +1329,21 @@ def _typed_body(request: Request) -> Object:
     """The body as it is stored, its type and namespace checked against the address."""
     resource, body = request.resource, request.body
     assert resource
-    if not isinstance(body, dict):
-        raise ApiError(400, "the body is no object")
+    if not isinstance(body, dict) or not isinstance(body.get("metadata") or {}, dict):
+        raise ApiError(400, "the body is no object with metadata")
     if resource.custom and not (body.get("apiVersion") and body.get("kind")):
         raise ApiError(400, "Object 'Kind' is missing in the body")
     _check_type(resource, body)
     inside = (body.get("metadata") or {}).get("namespace") or request.namespace
     if resource.namespaced and inside != request.namespace:
         raise ApiError(400, "the namespace of the provided object does not match the namespace sent on the request")
-    return _as_stored(resource, {**body, "apiVersion": resource.api_version, "kind": resource.kind})
+    whole = {
+        **body,
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        "metadata": dict(body.get("metadata") or {}),
+    }
+    return _as_stored(resource, whole)
 
 
 def _written_part(resource: Resource, body: Object, subresource: str) -> Object:
@@ -1601,6 +1607,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._with_weather(request, api.faults.draw(request))
         except ApiError as err:
             self._fail(err)
+        except OSError:
+            raise
+        except Exception as err:
+            traceback.print_exc()
+            self._fail(ApiError(500, f"Internal error occurred: {err!r}"))
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve
 
@@ -1608,6 +1619,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         parts = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
         content_type = self.headers.get("Content-Type", "").partition(";")[0].strip()
+        if len(raw) > MAX_REQUEST_BYTES:
+            text = f"Request entity too large: limit is {MAX_REQUEST_BYTES}"
+            raise ApiError(413, text, reason="RequestEntityTooLarge")
         if "protobuf" in content_type or "cbor" in content_type:
             raise ApiError(
                 415, f"this server reads no {content_type}; kubectl sends JSON where it is given a file (-f)"
@@ -1785,6 +1799,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _stream_watch(self, request: Request, weather: str) -> None:
         api, resource = self.server.api, request.resource
         assert resource
+        api.selected(request)
+        if not re.fullmatch(r"\d*", request.query.get("resourceVersion", "")):
+            raise ApiError(400, f"invalid resource version {request.query['resourceVersion']!r}")
         ends = time.monotonic() + random.uniform(0.02, 0.5) if weather else None
         as_table = "as=Table" in request.accept
 

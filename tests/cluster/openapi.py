@@ -112,13 +112,19 @@ ATOMIC_MODELS = set(
 )
 ATOMIC_FIELDS = {"V1PodSpec.nodeSelector", "V1ServiceSpec.selector"}
 QUANTITIES = set(_words("limits requests hard used capacity allocatable overhead sizeLimit divisor"))
+MICRO_TIMES = {"acquireTime", "renewTime", "eventTime", "lastObservedTime"}
+"""Times that a server reads with six digits after the point, or not at all."""
+TIMES = {
+    "seconds": re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)"),
+    "micro": re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}(Z|[+-]\d\d:\d\d)"),
+}
 SCALARS: dict[str, Schema] = {
     "str": {"type": "string"},
     "int": {"type": "integer"},
     "bool": {"type": "boolean"},
     "float": {"type": "number"},
     "bytes": {"type": "string"},
-    "datetime": {"type": "string"},
+    "datetime": {"type": "string", "x-time": "seconds"},
     "object": ANY,
     "V1JSONSchemaProps": {"type": "object", **ANY},
 }
@@ -147,6 +153,8 @@ def _schema_of_model(name: str) -> Schema:
             )
             continue
         schema = _schema_of_type(type_name)
+        if json_name in MICRO_TIMES:
+            schema = {"type": "string", "x-time": "micro"}
         keys = LIST_KEYS.get(f"{name}.{json_name}") or LIST_KEYS.get(json_name)
         if schema.get("type") == "array" and json_name == "finalizers":
             schema = {**schema, "x-kubernetes-list-type": "set"}
@@ -452,6 +460,10 @@ def validate(schema: Schema, value: Json, where: str = "") -> list[Cause]:
             invalid(
                 f"Invalid value: {_shown(value)}: {where} in body should be at least {schema['minLength']} chars long"
             )
+        kind_of_time = schema.get("x-time") or ("seconds" if schema.get("format") == "date-time" else "")
+        if kind_of_time and not TIMES[kind_of_time].fullmatch(value):
+            reason = "FieldValueTypeInvalid" if "x-time" in schema else "FieldValueInvalid"
+            invalid(f"Invalid value: {_shown(value)}: {where} in body must be of type date-time", reason)
         if "pattern" in schema and not re.search(schema["pattern"], value):
             invalid(f"Invalid value: {_shown(value)}: {where} in body should match '{schema['pattern']}'")
     elif kind == "array":
@@ -815,9 +827,12 @@ def quantity(text: Json) -> Decimal:
 
 
 def tidied(schema: Schema, value: Json) -> Json:
-    """`value` without nulls, quantities as text: how a typed server reads JSON."""
+    """`value` without nulls, quantities as text, times in UTC: how a typed server reads JSON."""
     if schema.get("x-quantity"):
         return value if value is None else str(value)
+    if (kind := schema.get("x-time")) and isinstance(value, str) and TIMES[kind].fullmatch(value):
+        form = "%Y-%m-%dT%H:%M:%SZ" if kind == "seconds" else "%Y-%m-%dT%H:%M:%S.%fZ"
+        return datetime.fromisoformat(value).astimezone(UTC).strftime(form)
     if isinstance(value, dict):
         return {name: tidied(_child(schema, name), child) for name, child in value.items() if child is not None}
     if isinstance(value, list):
@@ -995,11 +1010,25 @@ def builtin_errors(resource: Resource, new: dict[str, Any], old: dict[str, Any] 
             text = 'Invalid value: must be spec.names.plural+"."+spec.group'
             bad.append(Cause("FieldValueInvalid", "metadata.name", text))
         return bad
+    if plural == "events":
+        return _event_errors(new)
     if plural in ("configmaps", "secrets") and old and old.get("immutable") and new.get("data") != old.get("data"):
         return [Cause("FieldValueForbidden", "data", "Forbidden: field is immutable when `immutable` is set")]
     if plural in ("rolebindings", "clusterrolebindings") and old and new.get("roleRef") != old.get("roleRef"):
         return [Cause("FieldValueInvalid", "roleRef", "Invalid value: cannot change roleRef")]
     return []
+
+
+def _event_errors(event: dict[str, Any]) -> list[Cause]:
+    bad, about = [], event.get("involvedObject", {}).get("namespace", "")
+    if about != event["metadata"]["namespace"] and (about or event["metadata"]["namespace"] != "default"):
+        text = f"Invalid value: {json.dumps(about)}: does not match event.namespace"
+        bad.append(Cause("FieldValueInvalid", "involvedObject.namespace", text))
+    if event.get("eventTime"):
+        for name in ("reportingComponent", "reportingInstance", "action", "reason"):
+            if not event.get(name):
+                bad.append(Cause("FieldValueRequired", name, "Required value"))
+    return bad
 
 
 def _pod_errors(spec: dict[str, Any], where: str) -> list[Cause]:
