@@ -377,14 +377,14 @@ def test_a_suspended_job_has_no_pods_and_no_start_and_resumes(cluster: Cluster) 
 
 
 def test_an_image_that_never_pulls_says_so_and_starts_once_it_is_there(cluster: Cluster) -> None:
+    def both_wait(reason: str) -> dict[int, Thing]:
+        pods = cluster.pods()
+        return pods if [waiting(pod).get("reason") for pod in pods.values()] == [reason] * 2 else {}
+
     cluster.kubelet.missing_images.add("prism:1")
     cluster.run("pass")
-    until(
-        lambda: all(waiting(pod).get("reason") == "ErrImagePull" for pod in cluster.pods().values()) and cluster.pods()
-    )
-    pods = until(
-        lambda: all(waiting(p)["reason"] == "ImagePullBackOff" for p in cluster.pods().values()) and cluster.pods()
-    )
+    until(lambda: both_wait("ErrImagePull"))
+    pods = until(lambda: both_wait("ImagePullBackOff"))
     assert [pod["status"]["phase"] for pod in pods.values()] == ["Pending", "Pending"]
     assert "prism:1" in waiting(pods[0])["message"]
     cluster.kubelet.missing_images.clear()

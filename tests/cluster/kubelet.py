@@ -190,7 +190,7 @@ class _Runner(Controller):
                 self._stop(key, pod, container)
         else:
             container.end()
-            self._report_ended(pod, container.terminated(), self._addresses(pod))
+            self._report_ended(pod, container.terminated(), self._place(pod, container))
 
     def _start(self, key: Key, pod: Thing) -> None:
         image = pod["spec"]["containers"][0]["image"]
@@ -259,8 +259,10 @@ class _Runner(Controller):
         number = int(uid_of(pod).replace("-", "")[:6], 16)
         return f"127.{number >> 16}.{number >> 8 & 255}.{2 + number % 250}"
 
-    def _addresses(self, pod: Thing) -> Thing:
-        return {"hostIP": "127.0.0.1", "podIP": self._ip(pod), "podIPs": [{"ip": self._ip(pod)}]}
+    def _place(self, pod: Thing, container: Container) -> Thing:
+        """Where and since when a started pod is."""
+        started = pod["status"].get("startTime") or stamp(container.started)
+        return {"startTime": started, "hostIP": "127.0.0.1", "podIP": self._ip(pod), "podIPs": [{"ip": self._ip(pod)}]}
 
     def _tell_once(self, pod: Thing, reason: str, message: str) -> None:
         if (uid_of(pod), reason, message) not in self._events:
@@ -287,7 +289,11 @@ class _Runner(Controller):
 
     def _report_running(self, pod: Thing, container: Container) -> None:
         statuses = [container_status(pod, {"running": {"startedAt": stamp(container.started)}})]
-        shown = {"conditions": kept_conditions(pod, ready=True), "containerStatuses": statuses, **self._addresses(pod)}
+        shown = {
+            "conditions": kept_conditions(pod, ready=True),
+            "containerStatuses": statuses,
+            **self._place(pod, container),
+        }
         self._write(pod, {"phase": "Running", **shown})
         container.reported = True
 
@@ -296,11 +302,11 @@ class _Runner(Controller):
         message = "The container could not be located when the pod was terminated"
         self._report_ended(pod, {"exitCode": 137, "reason": "ContainerStatusUnknown", "message": message})
 
-    def _report_ended(self, pod: Thing, ended: dict[str, Any], addresses: Thing | None = None) -> None:
+    def _report_ended(self, pod: Thing, ended: dict[str, Any], place: Thing | None = None) -> None:
         good = ended["exitCode"] == 0
         conditions = kept_conditions(pod, ready=False, reason="PodCompleted" if good else "PodFailed")
         statuses = [container_status(pod, {"terminated": ended})]
-        shown = {"conditions": conditions, "containerStatuses": statuses, **(addresses or {})}
+        shown = {"conditions": conditions, "containerStatuses": statuses, **(place or {})}
         self._write(pod, {"phase": "Succeeded" if good else "Failed", **shown})
 
     def _write(self, pod: Thing, status: Thing) -> None:
