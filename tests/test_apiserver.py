@@ -403,6 +403,8 @@ def test_another_managers_field_conflicts_unless_forced(api: client.ApiClient) -
     forced = applied(api, config_map(a="2"), manager="other", force="true")
     assert forced["data"] == {"a": "2", "b": "1"}
     _refused(lambda: applied(api, config_map(a="1", b="1")), 409, 'conflict with "other"')
+    again = [applied(api, config_map(a="2"), manager="other"), applied(api, config_map(b="1"), manager="third")]
+    assert {answer["metadata"]["resourceVersion"] for answer in again} == {forced["metadata"]["resourceVersion"]}
 
 
 def test_a_field_no_longer_applied_goes_if_nobody_else_owns_it(api: client.ApiClient, core: client.CoreV1Api) -> None:
@@ -626,6 +628,14 @@ def test_rules_hold_fields_fixed_and_bound_the_name(custom: client.CustomObjects
                 "items": {"type": "string", "x-kubernetes-validations": [{"rule": "self == oldSelf"}]},
             },
             "oldSelf cannot be used",
+        ),
+        (
+            {
+                "type": "array",
+                "items": {"type": "string"},
+                "x-kubernetes-validations": [{"rule": "self.all(u, u.matches('^s3:'))"}],
+            },
+            "exceeds budget",
         ),
     ],
 )

@@ -177,7 +177,7 @@ class Faults:
     """
 
     KINDS = ("429", "500", "503", "409", "410", "reset_before", "reset_after", "delay", "drop_watch", "gone_watch")
-    """409 only for PUT and PATCH; reset_after: done, but the answer is lost; the watch kinds end a watch within half a second,
+    """409 only for PUT and PATCH; reset_after: done, but the answer is lost; the watch kinds end a watch within about a second,
     by a closed connection or an ERROR event of 410. A delay may say its seconds: `delay:0.5`."""
 
     def __init__(self) -> None:
@@ -899,6 +899,8 @@ class ApiServer:
             if old is None:
                 raise _not_found(resource, request.name)
             live = _as_asked(resource, old)
+            if not isinstance(patch, list if "json-patch" in request.content_type else dict):
+                raise ApiError(400, "the patch is neither an object nor a list of steps")
             if request.content_type == "application/json-patch+json":
                 new = _json_patch(live, patch)
             elif request.content_type == "application/strategic-merge-patch+json" and not resource.custom:
@@ -915,6 +917,7 @@ class ApiServer:
                 raise _conflict(resource, request.name, _STALE)
             if new.get("metadata", {}).get("name") != request.name:
                 raise ApiError(400, "the name of the object does not match the name on the URL")
+            _check_type(resource, new)
             return self._write(request, resource, _copy(_as_stored(resource, new)), old, warnings), False
 
     def _apply(
@@ -946,7 +949,8 @@ class ApiServer:
             if request.subresource:
                 raise _not_found(resource, request.name)
             self._check_namespace(resource, request.namespace, request.name)
-            return self._write(request, resource, config, None, warnings, applied=config)
+            wanted = _written_part(resource, config, "")
+            return self._write(request, resource, wanted, None, warnings, applied=wanted)
         self._check_preconditions(resource, metadata, old)
         wanted = _written_part(resource, config, request.subresource)
         values, live = openapi.owned(resource.schema, wanted), openapi.owned(resource.schema, old)
@@ -995,11 +999,8 @@ class ApiServer:
             version = {"resourceVersion": old["metadata"]["resourceVersion"]} if old else {}
             return _as_asked(resource, {**new, "metadata": {**new["metadata"], **version}})
         seen = self.store.commit(resource.key, old, new)
-        if (
-            _ending(seen)
-            and not seen["metadata"].get("finalizers")
-            and not seen["metadata"].get("deletionGracePeriodSeconds")
-        ):
+        held = seen["metadata"].get("finalizers") or seen["metadata"].get("deletionGracePeriodSeconds")
+        if _ending(seen) and not held and resource.plural != "namespaces":
             seen = self.store.commit(resource.key, seen, None)
         self._after(resource, seen, old)
         return _as_asked(resource, seen)
@@ -1092,6 +1093,10 @@ class ApiServer:
     def _check_quota(self, resource: Resource, new: Object, namespace: str) -> None:
         for quota in self.store.list(("", "resourcequotas"), namespace):
             hard = quota.get("spec", {}).get("hard", {})
+            missing = [entry for entry in hard if resource.plural == "pods" and _unsaid(entry, new)]
+            if missing:
+                text = f"failed quota: {quota['metadata']['name']}: must specify {','.join(missing)}"
+                raise _forbidden(resource, new["metadata"]["name"], text)
             asked = {entry: _charge(entry, resource, new) for entry in hard}
             used = {entry: self._used(entry, namespace) for entry in hard if asked[entry]}
             over = [entry for entry in used if used[entry] + asked[entry] > openapi.quantity(hard[entry])]
@@ -1153,7 +1158,7 @@ class ApiServer:
             item = self.store.get(resource.key, request.namespace, request.name)
             if item is None:
                 raise _not_found(resource, request.name)
-            for name, wanted in options.get("preconditions", {}).items():
+            for name, wanted in (options.get("preconditions") or {}).items():
                 if (found := item["metadata"].get(name)) != wanted:
                     word = {"uid": "UID"}.get(name, name)
                     text = f"Precondition failed: {word} in precondition: {wanted}, {word} in object meta: {found}"
@@ -1411,8 +1416,8 @@ def _generation_rises(resource: Resource, new: Object, old: Object | None) -> bo
     if old is None:
         return resource.plural not in ("namespaces", "nodes", "services", "persistentvolumeclaims", "resourcequotas")
     skipped = {"metadata", "status"} if resource.has_status else {"metadata"}
-    part = lambda item: {name: value for name, value in item.items() if name not in skipped}  # noqa: E731
-    return "generation" in old["metadata"] and part(new) != part(old)
+    parts = [{name: value for name, value in item.items() if name not in skipped} for item in (new, old)]
+    return "generation" in old["metadata"] and parts[0] != parts[1]
 
 
 def _same_manager(entry: Object, request: Request, operation: str) -> bool:
@@ -1429,27 +1434,18 @@ def _managers(
     changed = {path for path, value in after.items() if before.get(path, ...) != value}
     operation = "Apply" if applied is not None else "Update"
     mine = set(openapi.owned(resource.schema, applied)) if applied is not None else set(changed)
-    out = []
-    for entry in (old or {"metadata": {}})["metadata"].get("managedFields", ()):
+    own = {"manager": request.manager, "operation": operation, "apiVersion": resource.api_version, "time": _stamp()}
+    out = [*(old or {"metadata": {}})["metadata"].get("managedFields", ())]
+    place = next((n for n, entry in enumerate(out) if _same_manager(entry, request, operation)), len(out))
+    for number, entry in enumerate(out):
         paths = openapi.from_fields_v1(entry["fieldsV1"])
-        if _same_manager(entry, request, operation):
+        if number == place:
             mine |= paths & after.keys() if applied is None else set()
-            continue
-        left = {path for path in paths & after.keys() if path not in changed}
-        if left == paths:
-            out.append(entry)
-        elif left:
-            out.append({**entry, "fieldsV1": openapi.to_fields_v1(left)})
-    if mine:
-        entry = {
-            "manager": request.manager,
-            "operation": operation,
-            "apiVersion": resource.api_version,
-            "time": _stamp(),
-        }
-        entry |= {"fieldsType": "FieldsV1", "fieldsV1": openapi.to_fields_v1(mine)}
-        out.append({**entry, "subresource": request.subresource} if request.subresource else entry)
-    return out
+        elif (left := paths & after.keys() - changed) != paths:
+            out[number] = {**entry, "fieldsV1": openapi.to_fields_v1(left)}
+    own |= {"fieldsType": "FieldsV1", "fieldsV1": openapi.to_fields_v1(mine)}
+    out[place : place + 1] = [{**own, "subresource": request.subresource} if request.subresource else own]
+    return [entry for entry in out if entry["fieldsV1"]]
 
 
 def _ownership_conflict(resource: Resource, lost: list[tuple[openapi.Path, Object]]) -> ApiError:
@@ -1481,11 +1477,22 @@ def _charge(entry: str, resource: Resource, item: Object) -> Decimal:
         return Decimal(0)
     if entry == "pods":
         return Decimal(1)
-    part, _, name = entry.rpartition(".") if entry.startswith(("requests.", "limits.")) else ("requests", "", entry)
-    if entry.startswith(("requests.", "limits.")):
-        part, _, name = entry.partition(".")
+    part, name = _quota_entry(entry)
     amounts = [c.get("resources", {}).get(part, {}).get(name, 0) for c in item["spec"]["containers"]]
     return sum((openapi.quantity(amount) for amount in amounts), Decimal(0))
+
+
+def _quota_entry(entry: str) -> tuple[str, str]:
+    """`limits.cpu` is (limits, cpu); a bare `cpu` counts requests."""
+    part, _, name = entry.partition(".")
+    return (part, name) if part in ("requests", "limits") else ("requests", entry)
+
+
+def _unsaid(entry: str, pod: Object) -> bool:
+    """Whether a quota's entry binds what some container of the pod leaves open."""
+    part, name = _quota_entry(entry)
+    containers = pod["spec"]["containers"]
+    return name in ("cpu", "memory") and any(name not in c.get("resources", {}).get(part, {}) for c in containers)
 
 
 def _plain(amount: Any) -> str:

@@ -629,6 +629,10 @@ def _structural_errors(schema: Schema, where: str, *, in_list: bool, logical: bo
         if in_list and re.search(r"\boldSelf\b", rule["rule"]):
             text = "Invalid value: oldSelf cannot be used on the uncorrelatable portion of the schema"
             bad.append(Cause("FieldValueInvalid", spot, text))
+        bounded = "maxItems" in schema and ("maxLength" in schema.get("items", {}) or "enum" in schema.get("items", {}))
+        if schema.get("type") == "array" and not bounded and "matches(" in rule["rule"]:
+            text = "Forbidden: estimated rule cost exceeds budget by factor of more than 16x (try adding maxItems, maxLength)"
+            bad.append(Cause("FieldValueForbidden", spot, text))
         try:
             _program(rule["rule"])
         except celpy.CELParseError as err:
@@ -867,6 +871,9 @@ def metadata_errors(resource: Resource, metadata: dict[str, Any]) -> list[Cause]
     if size > MAX_ANNOTATIONS_BYTES:
         text = f"Too long: may not be more than {MAX_ANNOTATIONS_BYTES} bytes"
         bad.append(Cause("FieldValueTooLong", "metadata.annotations", text))
+    if sum(bool(reference.get("controller")) for reference in metadata.get("ownerReferences", [])) > 1:
+        text = "Invalid value: Only one reference can have Controller set to true"
+        bad.append(Cause("FieldValueInvalid", "metadata.ownerReferences", text))
     for place, reference in enumerate(metadata.get("ownerReferences", [])):
         for name in ("apiVersion", "kind", "name", "uid"):
             if not reference.get(name):
@@ -991,11 +998,7 @@ def builtin_errors(resource: Resource, new: dict[str, Any], old: dict[str, Any] 
         bad = _pod_errors(spec, "spec")
         if old:
             mutable = {"activeDeadlineSeconds", "tolerations", "schedulingGates", "terminationGracePeriodSeconds"}
-            strip = lambda part: {  # noqa: E731
-                **{name: value for name, value in part.items() if name not in mutable},
-                "containers": [{**container, "image": ""} for container in part.get("containers", [])],
-            }
-            if strip(spec) != strip(old["spec"]):
+            if _fixed_part(spec, mutable) != _fixed_part(old["spec"], mutable):
                 text = "Forbidden: pod updates may not change fields other than `spec.containers[*].image`,"
                 text += "`spec.activeDeadlineSeconds`,`spec.tolerations` (a node is assigned by pods/binding)"
                 bad.append(Cause("FieldValueForbidden", "spec", text))
@@ -1017,6 +1020,11 @@ def builtin_errors(resource: Resource, new: dict[str, Any], old: dict[str, Any] 
     if plural in ("rolebindings", "clusterrolebindings") and old and new.get("roleRef") != old.get("roleRef"):
         return [Cause("FieldValueInvalid", "roleRef", "Invalid value: cannot change roleRef")]
     return []
+
+
+def _fixed_part(pod_spec: dict[str, Any], mutable: set[str]) -> dict[str, Any]:
+    containers = [{**container, "image": ""} for container in pod_spec.get("containers", [])]
+    return {**{name: part for name, part in pod_spec.items() if name not in mutable}, "containers": containers}
 
 
 def _event_errors(event: dict[str, Any]) -> list[Cause]:
