@@ -94,7 +94,7 @@ def cron_job(
         "failedJobsHistoryLimit": 3,
         "jobTemplate": {
             "metadata": {"labels": _labels(run)},
-            "spec": _job(run, image, service_account, timeout_seconds),
+            "spec": _job(run, namespace, image, service_account, timeout_seconds),
         },
     }
     # Its own copy of the metadata: a YAML writer would else make the second an alias of the first.
