@@ -689,6 +689,7 @@ def test_template_and_failure_policy_of_a_job_are_fixed_its_limit_and_suspension
     image = {"spec": {"containers": [{"name": "worker", "image": "prism:2"}]}}
     _refused(lambda: patch(template=image), 422, "field is immutable")
     _refused(lambda: patch(podFailurePolicy={"rules": [{"action": "Ignore", "onPodConditions": []}]}), 422, "immutable")
+    _refused(lambda: batch.replace_namespaced_job("gang", "default", job()), 422, "spec.selector")
     changed = patch(backoffLimit=3, suspend=True)
     assert (changed.spec.backoff_limit, changed.spec.suspend, changed.metadata.generation) == (3, True, 2)
 
@@ -1023,8 +1024,18 @@ def test_the_same_seed_spoils_the_same_requests_and_only_those_meant(
     assert spoiled(60) == first
 
 
+def _pass_through(server: ApiServer) -> None:
+    with server.outage():
+        pass
+
+
 def test_an_outage_refuses_connections_and_forgets_nothing(server: ApiServer, core: client.CoreV1Api) -> None:
     server.create(config_map())
+    brief = threading.Timer(0.3, lambda: _pass_through(server))
+    brief.start()
+    with pytest.raises(urllib3.exceptions.ProtocolError):
+        list(watch.Watch().stream(core.list_namespaced_config_map, "default", timeout_seconds=30))
+    brief.join()
     with server.outage(), pytest.raises(urllib3.exceptions.MaxRetryError):
         core.list_namespaced_config_map("default")
     assert len(core.list_namespaced_config_map("default").items) == 1

@@ -205,7 +205,10 @@ class Faults:
             self.delay_seconds = delay_seconds
 
     def script(self, entries: list[tuple[Predicate, Action]]) -> None:
-        """Adds entries to those still waiting for their request."""
+        """Adds entries to those still waiting for their request. Raises ValueError for an action that is none."""
+        for _, action in entries:
+            if isinstance(action, str) and action.partition(":")[0] not in self.KINDS:
+                raise ValueError(f"{action!r} is no fault; there are {', '.join(self.KINDS)}")
         with self._lock:
             self._script += entries
 
@@ -306,7 +309,10 @@ class Store:
         metadata = seen["metadata"]
         place = (*key, metadata.get("namespace", ""), metadata["name"])
         for reference in (old or {}).get("metadata", {}).get("ownerReferences", ()):
-            self.children.get(reference["uid"], set()).discard(place)
+            siblings = self.children.get(reference["uid"], set())
+            siblings.discard(place)
+            if not siblings:
+                self.children.pop(reference["uid"], None)
         stored = self.objects.setdefault(key, {})
         if new is None:
             del stored[place[2:]]
@@ -704,6 +710,7 @@ class ApiServer:
     def outage(self) -> Iterator[None]:
         """Connections are refused, running ones cut; what is stored stays."""
         port = self._http.server_port
+        self.drop_watches()
         self._http.stop()
         try:
             yield
@@ -1847,6 +1854,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             for piece in pieces:
                 if piece:
                     self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            if self.server.stopped.is_set():
+                raise ConnectionResetError
             self.wfile.write(b"0\r\n\r\n")
         except ConnectionError:
             self._reset()

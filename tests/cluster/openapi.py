@@ -221,7 +221,7 @@ BUILTIN: tuple[Resource, ...] = (
         "apiextensions.k8s.io", "v1", "customresourcedefinitions CustomResourceDefinition cluster status short=crd,crds"
     ),
     *_builtin("coordination.k8s.io", "v1", "leases Lease"),
-    *_builtin("events.k8s.io", "v1", "events Event short=ev"),
+    *_builtin("events.k8s.io", "v1", "events Event"),
     *_builtin("networking.k8s.io", "v1", "networkpolicies NetworkPolicy short=netpol"),
     *_builtin(
         "rbac.authorization.k8s.io",
@@ -964,7 +964,7 @@ def _fill_in_job(job: dict[str, Any], old: dict[str, Any] | None) -> None:
             condition.setdefault("status", "True")
     template = spec.get("template", {})
     _fill_in_pod(template.get("spec", {}))
-    if not spec.get("manualSelector"):
+    if old is None and not spec.get("manualSelector"):
         uid, name = metadata["uid"], metadata["name"]
         labels = template.setdefault("metadata", {}).setdefault("labels", {})
         for prefix in ("batch.kubernetes.io/", ""):
