@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.decide import Seen
-from launcher.resource import RUN, Record
+from launcher.resource import KIND, RECORD_LABEL, RUN, Record
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -99,7 +99,7 @@ def place_of(found: Object) -> Place:
 def key_of(found: Object) -> Key | None:
     """The run that an object belongs to: its own name for a SelectionRun, else its label's."""
     metadata = found["metadata"]
-    if found["kind"] == "SelectionRun":
+    if found["kind"] == KIND:
         return metadata.get("namespace", ""), metadata["name"]
     run = (metadata.get("labels") or {}).get(RUN)
     return (metadata.get("namespace", ""), run) if run else None

@@ -1,23 +1,18 @@
 """The command `prism`: verbs, options, exit codes. No logic; every verb imports what it needs when it is called.
 
-Data on stdout, words on stderr. Exit codes: 0 done, 1 launcher error, 2 usage, 3 preflight, 100 run failed,
-130 and 143 stopped by Ctrl-C and SIGTERM (DESIGN, section 8).
+The verbs that talk to a cluster are in cluster_cli.py. Exit codes: 0 done, 1 launcher error, 2 usage, 3 preflight,
+100 run failed, 101 not finished, 102 not found, 103 cancelled, 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
 
-import contextlib
-import enum
-import json
-import sys
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, NoReturn
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
-LAUNCHER_ERROR = 1
-PREFLIGHT = 3
-RUN_FAILED = 100
+from launcher.cluster_cli import add_verbs
+from launcher.output import FileArgument, Output, OutputOption, VerboseOption, exit_codes, print_facts, read_text
 
 # Plain help texts: rich would double the time that --help takes.
 app = typer.Typer(
@@ -33,18 +28,9 @@ store_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(store_app, name="store")
+add_verbs(app)
 
 
-class Output(enum.StrEnum):
-    """How data are written on stdout."""
-
-    table = "table"
-    json = "json"
-    yaml = "yaml"
-
-
-OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Form of what is printed on stdout.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Let the job's own stderr through.")]
 ManifestArgument = Annotated[str, typer.Argument(metavar="MANIFEST", help="Path or s3:// address of manifest.json.")]
 
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Path or s3:// address: spec.store.")]
@@ -79,20 +65,18 @@ def _prism(
 @app.command()
 def run(
     context: typer.Context,
-    file: Annotated[
-        typer.FileText, typer.Argument(metavar="FILE", encoding="utf-8", help="selection.yaml; - reads stdin.")
-    ],
+    file: FileArgument,
     output: OutputOption = Output.table,
     verbose: VerboseOption = False,
 ) -> None:
     """Run the document on this machine: plan, extract, reduce. Prints where the manifest is."""
-    with _exit_codes(output):
+    with exit_codes(output):
         from launcher import display, local
 
-        text = _read(file)
+        text = read_text(file)
         with display.open_display(plain=verbose) as shown:
             facts = local.run_stages(text, file.name, shown, job=context.obj or local.JOB, verbose=verbose)
-    _print(facts, output, table=facts["manifest"])
+    print_facts(facts, output, table=facts["manifest"])
 
 
 @app.command()
@@ -113,7 +97,7 @@ def evaluate(
     metrics = _ask("evaluate", [manifest, *chosen], context, output, verbose)
     from launcher.display import metrics_table
 
-    _print(metrics, output, table=metrics_table(metrics))
+    print_facts(metrics, output, table=metrics_table(metrics))
 
 
 @app.command()
@@ -128,7 +112,7 @@ def report(
 ) -> None:
     """Print where a selection's report.html is."""
     facts = _ask("report", [manifest], context, output, verbose)
-    _print(facts, output, table=facts["report"])
+    print_facts(facts, output, table=facts["report"])
     if open_it:
         from launcher.display import open_in_browser
 
@@ -150,15 +134,13 @@ def export(
 ) -> None:
     """Write the selected examples, with all their columns, to a file. Prints where it is."""
     facts = _ask("export", [manifest, destination], context, output, verbose)
-    _print(facts, output, table=facts["written"])
+    print_facts(facts, output, table=facts["written"])
 
 
 @app.command()
 def estimate(
     context: typer.Context,
-    file: Annotated[
-        typer.FileText, typer.Argument(metavar="FILE", encoding="utf-8", help="selection.yaml; - reads stdin.")
-    ],
+    file: FileArgument,
     gpu: Annotated[str, typer.Option(metavar="TYPE", help="A100-80GB, H100, H200, L4 or L40S.")] = "H100",
     utilisation: Annotated[
         float, typer.Option(metavar="SHARE", help="Share of the card's published peak that is reached.")
@@ -170,15 +152,15 @@ def estimate(
     verbose: VerboseOption = False,
 ) -> None:
     """Say what a run will cost, from the document, the model's config and the data. Needs no weights."""
-    with _exit_codes(output):
+    with exit_codes(output):
         from launcher import local
 
-        with local.checked_copy(_read(file), file.name) as document:
+        with local.checked_copy(read_text(file), file.name) as document:
             options = ["--gpu", gpu, "--utilisation", str(utilisation), "--sample", str(sample)]
             facts = _ask("estimate", ["--spec", document, *options], context, output, verbose)
     from launcher.tables import estimate_table
 
-    _print(facts, output, table=estimate_table(facts))
+    print_facts(facts, output, table=estimate_table(facts))
 
 
 @store_app.command("list")
@@ -193,7 +175,7 @@ def store_list(
     facts = _ask("store", ["list", store, *_keeps(keep)], context, output, verbose)
     from launcher.tables import store_table
 
-    _print(facts, output, table=store_table(facts))
+    print_facts(facts, output, table=store_table(facts))
 
 
 @store_app.command("du")
@@ -208,7 +190,7 @@ def store_du(
     facts = _ask("store", ["du", store, *_keeps(keep)], context, output, verbose)
     from launcher.tables import bytes_table
 
-    _print(facts, output, table=bytes_table(facts))
+    print_facts(facts, output, table=bytes_table(facts))
 
 
 @store_app.command("prune")
@@ -228,7 +210,7 @@ def store_prune(
     facts = _ask("store", ["prune", store, *_keeps(keep), *options], context, output, verbose)
     from launcher.tables import prune_table
 
-    _print(facts, output, table=prune_table(facts))
+    print_facts(facts, output, table=prune_table(facts))
 
 
 def _keeps(keep: list[str] | None) -> list[str]:
@@ -237,7 +219,7 @@ def _keeps(keep: list[str] | None) -> list[str]:
 
 def _ask(verb: str, arguments: list[str], context: typer.Context, output: Output, verbose: bool) -> dict[str, Any]:
     """Run a verb of the job that has no bars; its facts without the envelope."""
-    with _exit_codes(output):
+    with exit_codes(output):
         from launcher import display, local
 
         job = context.obj or local.JOB
@@ -245,64 +227,6 @@ def _ask(verb: str, arguments: list[str], context: typer.Context, output: Output
         with local.Signals() as signals:
             words = local.run_verb(verb, arguments, display.Silent(), signals, job=job, verbose=verbose)
     return {key: value for key, value in words.items() if key not in ("event", "time", "verb")}
-
-
-def _read(file: typer.FileText) -> str:
-    from prism_job.errors import SpecError
-
-    try:
-        return file.read()
-    except UnicodeDecodeError as error:
-        raise SpecError(f"the document is not UTF-8 text: {error}", where=file.name, fix="save it as UTF-8") from error
-
-
-@contextlib.contextmanager
-def _exit_codes(output: Output) -> Iterator[None]:
-    """Errors become three readable lines and an exit code; this is the only place."""
-    from launcher.display import printable
-    from launcher.local import NotInstalledError, StageError, StopError
-    from prism_job.errors import SpecError
-
-    try:
-        yield
-    except SpecError as error:
-        _fail(PREFLIGHT, output, error.what, error.where, error.fix, stage="preflight")
-    except NotInstalledError as error:
-        _fail(LAUNCHER_ERROR, output, str(error), sys.executable, "pip install 'prism-selection[job]'")
-    except StageError as error:
-        for line in error.tail:
-            print(printable(line), file=sys.stderr)
-        _fail(RUN_FAILED, output, error.what, error.where, error.fix, stage=error.stage, stage_exit=error.exit_code)
-    except StopError as error:
-        kept = "; finished units are kept; run the same command again to go on" if error.is_stage else ""
-        print(f"stopped{kept}", file=sys.stderr)
-        sys.exit(128 + error.number)
-
-
-def _fail(
-    code: int, output: Output, what: str, where: str, fix: str, stage: str | None = None, stage_exit: int | None = None
-) -> NoReturn:
-    from launcher.display import printable
-
-    print(printable(f"error: {what}\n  where: {where}\n  to do: {fix}"), file=sys.stderr)
-    if output is not Output.table:
-        failure = {"error": what, "where": where, "fix": fix, "stage": stage, "stageExitCode": stage_exit}
-        _print(failure, output, table="")
-    sys.exit(code)
-
-
-def _print(facts: dict[str, Any], output: Output, *, table: str) -> None:
-    if output is Output.json:
-        try:
-            print(json.dumps(facts, ensure_ascii=False))
-        except UnicodeEncodeError:  # half of a surrogate pair, from a column's name say: written out
-            print(json.dumps(facts))
-    elif output is Output.yaml:
-        import yaml
-
-        print(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True), end="")
-    else:
-        print(table)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from launcher.cache import Cache, Key, is_owned, is_record
 from launcher.cluster import Cluster, ClusterError, Conflict, Gone, NotFound, Refused
 from launcher.conditions import Transition, sentence, transitions
 from launcher.decide import Action, Apply, Create, Delete, Patience, Seen, decide
-from launcher.resource import GROUP, KIND, MANAGER, RUN, Record, Status, time_text
+from launcher.resource import GROUP, KIND, MANAGER, RECORD_LABEL, RUN, Record, Status, time_text
 from prism_job.spec import digest
 
 Object = dict[str, Any]
@@ -237,7 +237,7 @@ class Controller:
     def _act(self, action: Action, record: Record) -> None:
         match action:
             case Apply(wanted):
-                self.cache.put({"kind": wanted["kind"], **self.cluster.apply(wanted)})
+                self.cluster.apply(wanted)
             case Create(wanted):
                 self.cache.put(self._create(wanted, record))
                 self.say(event="created", run=f"{record.namespace}/{record.name}", job=wanted["metadata"]["name"])
@@ -377,7 +377,7 @@ class Controller:
         """(labels, fields) by which a kind is listed and watched."""
         if kind == KIND:
             return "", f"metadata.name={self.only}" if self.only else ""
-        labels = OBSERVED.get(kind, f"{GROUP}/record=true")
+        labels = OBSERVED.get(kind, f"{RECORD_LABEL}=true")
         return f"{labels},{RUN}={self.only}" if self.only else labels, ""
 
 

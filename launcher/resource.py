@@ -29,6 +29,9 @@ MANAGED = {"app.kubernetes.io/name": "prism", "app.kubernetes.io/managed-by": MA
 CANCEL = f"{GROUP}/cancel"
 """Annotation: the round (`spec.retry`) that is cancelled. A later round is not."""
 
+RECORD_LABEL = f"{GROUP}/record"
+"""On a ConfigMap that is a record; the one that pods read their document from has it not."""
+
 LONGEST_NAME = 40
 """Characters of a run's name on a cluster: names of Jobs, pods and services add to it, and a host name ends at 63."""
 
@@ -306,7 +309,7 @@ def config_map_record(run: SelectionRun, namespace: str, *, retry: int = 0) -> d
         "metadata": {
             "name": record_name(run.metadata.name),
             "namespace": namespace,
-            "labels": {**run.metadata.labels, **labels_of_run(run.metadata.name), f"{GROUP}/record": "true"},
+            "labels": {**run.metadata.labels, **labels_of_run(run.metadata.name), RECORD_LABEL: "true"},
             "annotations": run.metadata.annotations,
         },
         "data": {"selection.yaml": yaml.safe_dump(document, sort_keys=False, allow_unicode=True)},

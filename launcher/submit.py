@@ -18,6 +18,7 @@ from launcher.controller import Controller
 from launcher.resource import (
     CANCEL,
     KIND,
+    RECORD_LABEL,
     Record,
     config_map_record,
     differences,
@@ -70,7 +71,7 @@ def list_records(cluster: Cluster, namespace: str | None) -> list[Record]:
     records: list[Record] = []
     with contextlib.suppress(NotFound):
         records += [Record(one) for one in cluster.list(KIND, namespace).items]
-    marked = cluster.list("ConfigMap", namespace, labels="prism.dev/record=true")
+    marked = cluster.list("ConfigMap", namespace, labels=f"{RECORD_LABEL}=true")
     records += [Record(one) for one in marked.items]
     return sorted(records, key=lambda record: (record.namespace, record.name))
 
@@ -93,7 +94,7 @@ def submit(cluster: Cluster, run: SelectionRun, namespace: str) -> Submitted:
             time.sleep(0.5)
             continue
         _refuse_other_request(run, there)
-        if not there.status.is_terminal or there.status.round < there.round:
+        if not has_ended(there):
             return Submitted(there, "attached")
         try:
             return Submitted(run_again(cluster, there), "begun again")
@@ -211,6 +212,17 @@ def _sightings(
             yield None
         elif event != "BOOKMARK":
             yield Record(found)
+
+
+def has_ended(record: Record) -> bool:
+    """Whether the round that is asked for is over."""
+    return record.status.is_terminal and record.status.round >= record.round
+
+
+def is_over(cluster: Cluster, record: Record) -> bool:
+    """Whether a run has ended, or is gone; asked anew."""
+    there = find_record(cluster, record.namespace, record.name)
+    return there is None or there.uid != record.uid or has_ended(there)
 
 
 def read_document(text: str, where: str, namespace: str) -> tuple[SelectionRun, str]:

@@ -1,10 +1,14 @@
-"""What `estimate` and `store` print for people. Not: what the figures mean, or where they come from."""
+"""What `estimate`, `store`, `list` and `status` print for people. Not: what the figures mean, or where they come from."""
 
 from __future__ import annotations
 
-from typing import Any
+import datetime
+from typing import TYPE_CHECKING, Any
 
 from launcher.display import printable
+
+if TYPE_CHECKING:
+    from launcher.resource import Record
 
 TERMS = ("weights", "gathered", "activations", "logits", "captured", "projections", "rows", "workspace", "buffers")
 PARTS = ("candidates", "targets", "factors", "staged")
@@ -114,6 +118,72 @@ def _columns(rows: list[list[str]]) -> list[str]:
         cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]))
     return lines
+
+
+def runs_table(records: list[Record], now: datetime.datetime) -> str:
+    """A run a row, as `kubectl get` shows them."""
+    if not records:
+        return "no runs"
+    head = ["NAMESPACE", "NAME", "PHASE", "GROUPS", "SHARDS", "RESTARTS", "AGE", "MESSAGE"]
+    rows = [
+        [
+            *(record.namespace, record.name, it.phase, it.groups, it.shards, str(it.restarts)),
+            age_words(record.created, now),
+            printable(it.message)[:60],
+        ]
+        for record in records
+        for it in [record.status]
+    ]
+    return "\n".join(_left([head, *rows]))
+
+
+def run_table(record: Record, now: datetime.datetime) -> str:
+    """A run in full: what it is, each stage and group, and why one waits or failed."""
+    status = record.status
+    lines = [
+        f"run       {record.namespace}/{record.name}, {age_words(record.created, now)} old, round {status.round}, "
+        f"carried on by {status.driver or 'nobody yet'}",
+        f"phase     {status.phase}{f': {printable(status.message)}' if status.message else ''}",
+    ]
+    if status.units is not None:
+        bad = f", {status.bad_rows:,} unusable rows" if status.bad_rows else ""
+        lines.append(
+            f"plan      {status.examples or 0:,} examples and {status.pairs or 0:,} pairs in {status.units:,} units, "
+            f"of which the store lacked {status.missing_units:,}{bad}"
+        )
+    if status.manifest:
+        lines.append(f"manifest  {printable(status.manifest)}")
+    if status.stages:
+        head = ["STAGE", "STATE", "ATTEMPT", "RESTARTS", "PREEMPTIONS", "UNITS", "WHY"]
+        rows = [
+            [
+                f"{it.stage} {it.group}" if it.stage == "extract" else it.stage,
+                it.state,
+                str(it.attempt),
+                str(it.restarts),
+                str(it.preemptions),
+                "" if it.units is None else f"{it.units:,}",
+                printable(it.message),
+            ]
+            for it in status.stages
+        ]
+        lines += ["", *_left([head, *rows])]
+    return "\n".join(lines)
+
+
+def age_words(since: datetime.datetime, now: datetime.datetime) -> str:
+    """'42s', '17m', '3h', '12d'."""
+    seconds = max(0, int((now - since).total_seconds()))
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def _left(rows: list[list[str]]) -> list[str]:
+    """Every column left, each as wide as its longest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def size_words(size_bytes: float) -> str:

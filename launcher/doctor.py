@@ -1,0 +1,190 @@
+"""`prism doctor`: what stands in the way of runs on a cluster, asked before it costs anybody a night. Changes nothing.
+
+Here are the general checks: server, kind, operator, rights. What one run needs is asked in doctor_run.py; its buckets are
+tried by a Job of their own (probe.py), the only thing that is made, and it is removed again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from launcher.cluster import Cluster, ClusterError, Refused, Unavailable
+from launcher.crd import crd
+from launcher.doctor_run import examine_run
+from launcher.findings import Finding, error, findings_table, looked, ok, warning
+from launcher.lease import DURATION_SECONDS
+from launcher.probe import try_buckets
+from launcher.resource import GROUP, PLURAL, VERSION, parse_time
+from launcher.tables import age_words
+from prism_job.spec import SelectionRun
+
+__all__ = ["Finding", "examine", "findings_table"]
+
+OLDEST, NEWEST = 29, 37
+"""Minor versions of Kubernetes 1 that our objects are checked against."""
+
+LEASE, SYSTEM_NAMESPACE = "prism-operator", "prism-system"
+
+RIGHTS: tuple[tuple[str, str, str, str], ...] = (
+    ("batch", "jobs", "", "get list watch create patch delete"),
+    ("", "pods", "", "get list watch"),
+    ("", "pods", "log", "get"),
+    ("", "configmaps", "", "get create patch"),
+    ("", "services", "", "get create patch"),
+    ("networking.k8s.io", "networkpolicies", "", "get create patch"),
+    ("", "events", "", "list create"),
+)
+"""(group, resource, subresource, verbs) of whoever carries a run on: the role prism-driver of k8s/rbac.yaml."""
+
+RIGHTS_OF_THE_KIND = (
+    (GROUP, PLURAL, "", "get list watch create patch delete"),
+    (GROUP, PLURAL, "status", "patch"),
+)
+RIGHTS_WITHOUT_THE_KIND = (("", "configmaps", "", "list watch delete"),)
+"""A ConfigMap is the record then."""
+
+SPARE = ("events", "pods/log")
+"""A run gets through without: events tell why a Job has no pods, logs show bars."""
+
+
+def examine(cluster: Cluster, namespace: str, run: SelectionRun | None, *, probe: bool) -> list[Finding]:
+    """All checks, in the order in which a run would meet their subjects.
+
+    Args:
+        run: a checked document; None: only what concerns every run.
+        probe: let a Job of the run's image try its addresses; takes a minute, or as long as a pod needs to start.
+    """
+    try:
+        findings = [_server(cluster.version())]
+    except Refused as refused:
+        findings = [warning("server", f"reached, but its version is not told: {refused.what}", "none needed")]
+    except Unavailable as gone:
+        return [error("server", gone.what, gone.fix)]
+    except ClusterError as failed:
+        findings = [warning("server", failed.what, failed.fix)]
+    try:
+        has_kind = cluster.serves_selection_runs()
+    except ClusterError as failed:
+        return [*findings, error("kind", failed.what, failed.fix)]
+    findings += looked("kind", lambda: _kind(cluster, has_kind))
+    operators = list(looked("operator", lambda: _operator(cluster, namespace, has_kind)))
+    has_operator = has_kind and any(one.level == "ok" for one in operators)
+    findings += operators
+    findings += looked("rights", lambda: _rights(cluster, namespace, has_kind, has_operator))
+    if run is not None:
+        findings += examine_run(cluster, namespace, run)
+        if probe:
+            findings += try_buckets(cluster, namespace, run)
+    return findings
+
+
+def _server(version: str) -> Finding:
+    match = re.match(r"v?1\.(\d+)", version)
+    if match is None:
+        return warning("server", f"version {version}", f"PRISM is tested with Kubernetes 1.{OLDEST} to 1.{NEWEST}")
+    if int(match[1]) < OLDEST:
+        return error("server", f"version {version} is too old", f"it takes Kubernetes 1.{OLDEST} or later")
+    if int(match[1]) > NEWEST:
+        return warning("server", f"version {version}", f"newer than 1.{NEWEST}, the last that PRISM was checked against")
+    return ok("server", f"version {version}")
+
+
+def _kind(cluster: Cluster, has_kind: bool) -> Iterator[Finding]:
+    """The installed definition may be that of another version of PRISM: what it does not know, it drops or refuses."""
+    if not has_kind:
+        fix = "none needed for `prism submit --wait`, which keeps runs in ConfigMaps; else: kubectl apply -k k8s/"
+        yield warning("kind", "SelectionRun is not installed", fix)
+        return
+    served = f"{PLURAL}.{GROUP}/{VERSION} is served"
+    try:
+        there = cluster.find("CustomResourceDefinition", "", f"{PLURAL}.{GROUP}") or {}
+    except Refused:
+        yield ok("kind", f"{served}; its definition may not be read")
+        return
+    lacking = sorted(_fields(crd()) - _fields(there))
+    if lacking:
+        shown = ", ".join(lacking[:5]) + (" …" if len(lacking) > 5 else "")
+        yield warning("kind", f"{served}, without {len(lacking)} field(s) of this version: {shown}", "kubectl apply -k k8s/")
+    else:
+        yield ok("kind", served)
+
+
+def _fields(definition: dict[str, Any]) -> set[str]:
+    """'spec.cluster.image', every field of our version."""
+    versions = definition.get("spec", {}).get("versions") or ()
+    schema = next((one.get("schema", {}).get("openAPIV3Schema") for one in versions if one["name"] == VERSION), None)
+    return set(_paths(schema or {}, ""))
+
+
+def _paths(schema: dict[str, Any], path: str) -> Iterator[str]:
+    for name, inner in (schema.get("properties") or {}).items():
+        here = f"{path}.{name}".lstrip(".")
+        yield here
+        yield from _paths(inner, here)
+    if "items" in schema:
+        yield from _paths(schema["items"], f"{path}[]")
+
+
+def _operator(cluster: Cluster, namespace: str, has_kind: bool) -> Iterator[Finding]:
+    """Alive is whoever renewed the operator's Lease a moment ago. Our clock may differ from its: minutes, not seconds, count."""
+    if not has_kind:
+        return
+    leases, hidden = _leases(cluster, namespace)
+    now = datetime.datetime.now(datetime.UTC)
+    fix = "see `kubectl -n prism-system get pods`; without one, `prism submit --wait` carries a run on itself"
+    if not leases:
+        what = f"no Lease {LEASE} is seen" + (f"; it may not be looked for in {', '.join(hidden)}" if hidden else "")
+        yield warning("operator", what, fix)
+    for lease in leases:
+        spec, where = lease["spec"], f"{lease['metadata']['namespace']}/{LEASE}"
+        renewed = spec.get("renewTime")
+        if not spec.get("holderIdentity") or not renewed:
+            yield warning("operator", f"{where}: nobody leads", fix)
+            continue
+        age = age_words(parse_time(renewed), now)
+        if (now - parse_time(renewed)).total_seconds() > 4 * DURATION_SECONDS:
+            yield warning("operator", f"{where}: {spec['holderIdentity']} was last heard of {age} ago", fix)
+        else:
+            yield ok("operator", f"{where}: {spec['holderIdentity']} leads, renewed {age} ago")
+
+
+def _leases(cluster: Cluster, namespace: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """(the operator's Leases, the namespaces in which we may not look for one)."""
+    try:
+        return cluster.list("Lease", None, fields=f"metadata.name={LEASE}").items, []
+    except Refused:
+        pass
+    found, hidden = [], []
+    for place in dict.fromkeys((SYSTEM_NAMESPACE, namespace)):
+        try:
+            lease = cluster.find("Lease", place, LEASE)
+        except Refused:
+            hidden.append(place)
+        else:
+            found += [lease] if lease else []
+    return found, hidden
+
+
+def _rights(cluster: Cluster, namespace: str, has_kind: bool, has_operator: bool) -> Iterator[Finding]:
+    """One finding a resource with verbs that are missing; one alone where none are."""
+    asked = 0
+    refused = []
+    for group, resource, subresource, verbs in RIGHTS + (RIGHTS_OF_THE_KIND if has_kind else RIGHTS_WITHOUT_THE_KIND):
+        asked += len(verbs.split())
+        missing = [verb for verb in verbs.split() if not cluster.may(verb, group, resource, namespace, subresource)]
+        if missing:
+            refused.append((f"{resource}/{subresource}".rstrip("/"), missing))
+    if not refused:
+        yield ok("rights", f"all {asked} of a driver, in {namespace}")
+    fix = "bind the role prism-driver (k8s/rbac.yaml, k8s/examples/accounts.yaml)"
+    for name, missing in refused:
+        what = f"you may not {', '.join(missing)} {name} in {namespace}"
+        if name in SPARE:
+            yield warning("rights", what, fix)
+        elif has_operator and name != PLURAL:
+            yield warning("rights", f"{what}; the operator may carry your runs on", f"none needed; else {fix}")
+        else:
+            yield error("rights", what, fix)
