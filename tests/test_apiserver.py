@@ -100,6 +100,11 @@ def definition(**spec: Any) -> dict[str, Any]:
                         "rule": "has(self.ttl) == has(oldSelf.ttl) && (!has(self.ttl) || self.ttl == oldSelf.ttl)",
                         "message": "ttl is immutable",
                     },
+                    {
+                        "rule": "has(self.overlay) == has(oldSelf.overlay)"
+                        " && (!has(self.overlay) || self.overlay == oldSelf.overlay)",
+                        "message": "overlay is immutable",
+                    },
                     {"rule": "self.nodes * self.gpus <= 16", "message": "too many GPUs"},
                 ],
                 "properties": {
@@ -600,13 +605,14 @@ def test_nonsense_in_a_custom_resource_is_refused(
 
 def test_rules_hold_fields_fixed_and_bound_the_name(custom: client.CustomObjectsApi) -> None:
     place = (GROUP, VERSION, "default", PLURAL)
-    custom.create_namespaced_custom_object(*place, run())
+    custom.create_namespaced_custom_object(*place, run(overlay={"free": [1, {"any": 1}]}))
 
     def patch(**spec: Any) -> Any:
         return custom.patch_namespaced_custom_object(*place, "first", {"spec": spec})
 
     _refused(lambda: patch(model="large"), 422, "spec.model: Forbidden: model is immutable")
     _refused(lambda: patch(ttl=5), 422, "ttl is immutable")
+    _refused(lambda: patch(overlay={"free": [1, {"any": "1"}]}), 422, "overlay is immutable")
     assert patch(suspend=True)["spec"]["suspend"]
     _refused(lambda: custom.create_namespaced_custom_object(*place, run("n" * 41)), 422, "name is too long")
 
@@ -636,6 +642,10 @@ def test_rules_hold_fields_fixed_and_bound_the_name(custom: client.CustomObjects
                 "x-kubernetes-validations": [{"rule": "self.all(u, u.matches('^s3:'))"}],
             },
             "exceeds budget",
+        ),
+        (
+            {"type": "object", "properties": {}, "x-kubernetes-validations": [{"rule": "has(self.nowhere)"}]},
+            "undefined field 'nowhere'",
         ),
     ],
 )

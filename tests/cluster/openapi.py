@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import celpy
 import kubernetes.client as models
+from celpy.celtypes import BoolType
 
 Json = Any
 Schema = dict[str, Any]
@@ -508,7 +509,26 @@ def validate(schema: Schema, value: Json, where: str = "") -> list[Cause]:
 @functools.cache
 def _program(rule: str) -> celpy.Runner:
     environment = celpy.Environment()
-    return environment.program(environment.compile(rule))
+    functions = {"_==_": _equal, "_!=_": lambda left, right: BoolType(not _equal(left, right))}
+    return environment.program(environment.compile(rule), functions=functions)
+
+
+def _equal(left: Any, right: Any) -> BoolType:
+    """Equality as the server's CEL has it: values of two kinds are unequal, where celpy finds no overload."""
+    try:
+        return BoolType(left == right)
+    except TypeError:
+        numbers = all(isinstance(value, (int, float)) and not isinstance(value, BoolType) for value in (left, right))
+        return BoolType(numbers and float(left) == float(right))
+
+
+def _typed(schema: Schema, value: Json) -> Json:
+    """`value` with each field that the schema calls a number as one, though JSON wrote it as an integer."""
+    if isinstance(value, dict):
+        return {name: _typed(_child(schema, name), child) for name, child in value.items()}
+    if isinstance(value, list):
+        return [_typed(schema.get("items", {}), item) for item in value]
+    return float(value) if schema.get("type") == "number" and isinstance(value, int) else value
 
 
 def rule_errors(schema: Schema, value: Json, old: Json = None, where: str = "") -> list[Cause]:
@@ -523,24 +543,21 @@ def rule_errors(schema: Schema, value: Json, old: Json = None, where: str = "") 
         transition = re.search(r"\boldSelf\b", rule["rule"])
         if transition and old is None:
             continue
-        names = {"self": celpy.json_to_cel(value), **({"oldSelf": celpy.json_to_cel(old)} if transition else {})}
+        seen = {"self": value, **({"oldSelf": old} if transition else {})}
+        names = {name: celpy.json_to_cel(_typed(schema, part)) for name, part in seen.items()}
         try:
             holds, message = bool(_program(rule["rule"]).evaluate(names)), rule.get("message")
         except celpy.CELEvalError as err:
-            holds, message = False, f"{rule['rule']}: evaluation error: {err.args[0]}"
+            why = str(err.args[0]).partition(" (in activation")[0]
+            holds, message = False, f"{rule['rule']}: evaluation error: {why}"
         if not holds:
             if not rule.get("message") and "messageExpression" in rule:
                 message = str(_program(rule["messageExpression"]).evaluate(names))
             place = (where + rule.get("fieldPath", "")).lstrip(".") or "<nil>"
             text = message or f"failed rule: {rule['rule']}"
-            shown = (
-                f"{text}"
-                if rule.get("reason") in ("FieldValueForbidden",)
-                else f"Invalid value: {_shown(value)}: {text}"
-            )
-            shown = f"Forbidden: {text}" if rule.get("reason") == "FieldValueForbidden" else shown
-            shown = f"Required value: {text}" if rule.get("reason") == "FieldValueRequired" else shown
-            bad.append(Cause(rule.get("reason", "FieldValueInvalid"), place, shown))
+            openings = {"FieldValueForbidden": "Forbidden", "FieldValueRequired": "Required value"}
+            opening = openings.get(rule.get("reason", ""), f"Invalid value: {_shown(value)}")
+            bad.append(Cause(rule.get("reason", "FieldValueInvalid"), place, f"{opening}: {text}"))
     if isinstance(value, dict):
         before = old if isinstance(old, dict) else {}
         for name, child in schema.get("properties", {}).items():
@@ -628,6 +645,16 @@ def _structural_errors(schema: Schema, where: str, *, in_list: bool, logical: bo
         spot = f"{where}.x-kubernetes-validations[{place}].rule"
         if in_list and re.search(r"\boldSelf\b", rule["rule"]):
             text = "Invalid value: oldSelf cannot be used on the uncorrelatable portion of the schema"
+            bad.append(Cause("FieldValueInvalid", spot, text))
+        root = {"apiVersion", "kind", "metadata"} if where.endswith(".openAPIV3Schema") else set()
+        known = schema.get("properties", {}).keys() | root
+        asked = set(re.findall(r"\b(?:self|oldSelf)\.([a-zA-Z]\w*)\b(?!\()", rule["rule"]))
+        if (
+            schema.get("type") == "object"
+            and "additionalProperties" not in schema
+            and (strange := sorted(asked - known))
+        ):
+            text = f"Invalid value: {rule['rule']!r}: compilation failed: undefined field '{strange[0]}'"
             bad.append(Cause("FieldValueInvalid", spot, text))
         bounded = "maxItems" in schema and ("maxLength" in schema.get("items", {}) or "enum" in schema.get("items", {}))
         if schema.get("type") == "array" and not bounded and "matches(" in rule["rule"]:
