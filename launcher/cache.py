@@ -107,9 +107,7 @@ def key_of(found: Object) -> Key | None:
 
 def is_record(found: Object) -> bool:
     """A SelectionRun, or a ConfigMap that stands for one."""
-    return found["kind"] == "SelectionRun" or (
-        found["kind"] == "ConfigMap" and "selection.yaml" in found.get("data", {})
-    )
+    return found["kind"] == KIND or RECORD_LABEL in (found["metadata"].get("labels") or {})
 
 
 def is_owned(found: Object, uid: str) -> bool:

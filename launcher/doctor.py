@@ -6,6 +6,7 @@ tried by a Job of their own (probe.py), the only thing that is made, and it is r
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
 from collections.abc import Iterator
@@ -69,6 +70,7 @@ def examine(cluster: Cluster, namespace: str, run: SelectionRun | None, *, probe
         has_kind = cluster.serves_selection_runs()
     except ClusterError as failed:
         return [*findings, error("kind", failed.what, failed.fix)]
+    findings += looked("namespace", lambda: _namespace(cluster, namespace))
     findings += looked("kind", lambda: _kind(cluster, has_kind))
     operators = list(looked("operator", lambda: _operator(cluster, namespace, has_kind)))
     has_operator = has_kind and any(one.level == "ok" for one in operators)
@@ -88,8 +90,17 @@ def _server(version: str) -> Finding:
     if int(match[1]) < OLDEST:
         return error("server", f"version {version} is too old", f"it takes Kubernetes 1.{OLDEST} or later")
     if int(match[1]) > NEWEST:
-        return warning("server", f"version {version}", f"newer than 1.{NEWEST}, the last that PRISM was checked against")
+        return warning(
+            "server", f"version {version}", f"newer than 1.{NEWEST}, the last that PRISM was checked against"
+        )
     return ok("server", f"version {version}")
+
+
+def _namespace(cluster: Cluster, namespace: str) -> Iterator[Finding]:
+    """Most people may not read namespaces: only where one is surely missing that is said."""
+    with contextlib.suppress(Refused):
+        if cluster.find("Namespace", "", namespace) is None:
+            yield error("namespace", f"there is no namespace {namespace}", f"kubectl create namespace {namespace}")
 
 
 def _kind(cluster: Cluster, has_kind: bool) -> Iterator[Finding]:
@@ -107,7 +118,9 @@ def _kind(cluster: Cluster, has_kind: bool) -> Iterator[Finding]:
     lacking = sorted(_fields(crd()) - _fields(there))
     if lacking:
         shown = ", ".join(lacking[:5]) + (" …" if len(lacking) > 5 else "")
-        yield warning("kind", f"{served}, without {len(lacking)} field(s) of this version: {shown}", "kubectl apply -k k8s/")
+        yield warning(
+            "kind", f"{served}, without {len(lacking)} field(s) of this version: {shown}", "kubectl apply -k k8s/"
+        )
     else:
         yield ok("kind", served)
 

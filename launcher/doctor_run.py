@@ -22,7 +22,9 @@ UNITS = {
     **{"m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15},
     **{"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50},
 }
-AUTOSCALING = "none where an autoscaler adds such nodes; else ask for less, or the pods wait until startupTimeoutSeconds"
+AUTOSCALING = (
+    "none where an autoscaler adds such nodes; else ask for less, or the pods wait until startupTimeoutSeconds"
+)
 
 
 def examine_run(cluster: Cluster, namespace: str, run: SelectionRun) -> Iterator[Finding]:
@@ -63,7 +65,9 @@ def _queue(cluster: Cluster, namespace: str, spec: ClusterSpec) -> Iterator[Find
     conditions = queues[spec.queue_name].get("status", {}).get("conditions") or ()
     active = next((one for one in conditions if one["type"] == "Active"), {})
     if active.get("status") == "False":
-        yield warning("queue", f"{spec.queue_name} is not active: {active.get('message', '')}", "ask who runs Kueue here")
+        yield warning(
+            "queue", f"{spec.queue_name} is not active: {active.get('message', '')}", "ask who runs Kueue here"
+        )
     else:
         yield ok("queue", f"LocalQueue {spec.queue_name}")
 
@@ -83,7 +87,8 @@ def _nodes(cluster: Cluster, namespace: str, run: SelectionRun, spec: ClusterSpe
             yield warning("nodes", f"{what} {_amount(name, most)}", AUTOSCALING)
     num_pods = spec.groups * spec.nodes_per_group
     fitting = sum(
-        min((math.floor(one.get(name, 0.0) / amount) for name, amount in wanted.items()), default=num_pods) for one in room
+        min((math.floor(one.get(name, 0.0) / amount) for name, amount in wanted.items()), default=num_pods)
+        for one in room
     )
     asked = ", ".join(_amount(name, amount) for name, amount in wanted.items())
     if short:

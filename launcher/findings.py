@@ -46,7 +46,9 @@ def looked(check: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Findin
     try:
         yield from list(look())
     except Refused as refused:
-        yield warning(check, f"not checked: {refused.what}", "ask for the right to look, or have somebody look who has it")
+        yield warning(
+            check, f"not checked: {refused.what}", "ask for the right to look, or have somebody look who has it"
+        )
     except ClusterError as failed:
         yield warning(check, f"not checked: {failed.what}", failed.fix)
 
