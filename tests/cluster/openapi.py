@@ -522,6 +522,10 @@ def _equal(left: Any, right: Any) -> BoolType:
         return BoolType(numbers and float(left) == float(right))
 
 
+def _in_cel(schema: Schema, value: Json) -> Any:
+    return celpy.json_to_cel(_typed(schema, value))
+
+
 def _typed(schema: Schema, value: Json) -> Json:
     """`value` with each field that the schema calls a number as one, though JSON wrote it as an integer."""
     if isinstance(value, dict):
@@ -538,13 +542,12 @@ def rule_errors(schema: Schema, value: Json, old: Json = None, where: str = "") 
     """
     if value is None or (old is not None and value == old):
         return []
-    bad = []
+    bad, names = [], {}
     for rule in schema.get("x-kubernetes-validations", ()):
         transition = re.search(r"\boldSelf\b", rule["rule"])
         if transition and old is None:
             continue
-        seen = {"self": value, **({"oldSelf": old} if transition else {})}
-        names = {name: celpy.json_to_cel(_typed(schema, part)) for name, part in seen.items()}
+        names = names or {"self": _in_cel(schema, value), **({} if old is None else {"oldSelf": _in_cel(schema, old)})}
         try:
             holds, message = bool(_program(rule["rule"]).evaluate(names)), rule.get("message")
         except celpy.CELEvalError as err:
