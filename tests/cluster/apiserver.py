@@ -660,15 +660,15 @@ class ApiServer:
     # For tests: the same verbs, without HTTP
 
     def objects(self, plural: str, namespace: str | None = None) -> list[Object]:
-        """What is stored of a kind; `plural` may carry its group (`jobs.batch`). Not to be changed."""
+        """Copies of what is stored of a kind; `plural` may carry its group (`jobs.batch`)."""
         with self.store.lock:
-            return [item for r in self._find(plural)[:1] for item in self.store.list(r.key, namespace)]
+            return [_copy(item) for r in self._find(plural)[:1] for item in self.store.list(r.key, namespace)]
 
     def object(self, plural: str, name: str, namespace: str = "default") -> Object | None:
-        """One stored object, or None."""
+        """A copy of one stored object, or None."""
         with self.store.lock:
             resource = self._find(plural)[0]
-            return self.store.get(resource.key, namespace if resource.namespaced else "", name)
+            return _copy(self.store.get(resource.key, namespace if resource.namespaced else "", name))
 
     def create(self, body: Object, *, namespace: str = "default") -> Object:
         """Creates `body` as the administrator would, or raises ApiError."""
