@@ -142,7 +142,7 @@ def _paths(schema: dict[str, Any], path: str) -> Iterator[str]:
 
 
 def _operator(cluster: Cluster, namespace: str, has_kind: bool) -> Iterator[Finding]:
-    """Alive is whoever renewed the operator's Lease a moment ago. Our clock may differ from its: minutes, not seconds, count."""
+    """Alive is whoever renewed the operator's Lease a moment ago. Our clock may differ from its: a minute is allowed."""
     if not has_kind:
         return
     leases, hidden = _leases(cluster, namespace)

@@ -18,10 +18,9 @@ from prism_job.spec import SelectionRun
 
 Object = dict[str, Any]
 
-UNITS = {
-    **{"m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15},
-    **{"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50},
-}
+DECIMAL = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}
+UNITS = DECIMAL | BINARY
 AUTOSCALING = (
     "none where an autoscaler adds such nodes; else ask for less, or the pods wait until startupTimeoutSeconds"
 )
@@ -63,11 +62,10 @@ def _queue(cluster: Cluster, namespace: str, spec: ClusterSpec) -> Iterator[Find
         yield error("queue", f"no LocalQueue {spec.queue_name} in {namespace}", f"there: {here}")
         return
     conditions = queues[spec.queue_name].get("status", {}).get("conditions") or ()
-    active = next((one for one in conditions if one["type"] == "Active"), {})
-    if active.get("status") == "False":
-        yield warning(
-            "queue", f"{spec.queue_name} is not active: {active.get('message', '')}", "ask who runs Kueue here"
-        )
+    inactive = [one for one in conditions if one["type"] == "Active" and one["status"] == "False"]
+    if inactive:
+        what = f"{spec.queue_name} is not active: {inactive[0].get('message', '')}"
+        yield warning("queue", what, "ask who runs Kueue here")
     else:
         yield ok("queue", f"LocalQueue {spec.queue_name}")
 
@@ -182,8 +180,9 @@ def requests_of(pod: Object) -> dict[str, float]:
     """Resource -> amount, of all containers of a pod together."""
     wanted: dict[str, float] = {}
     for container in pod["containers"]:
-        resources = container.get("resources") or {}
-        for name, amount in {**(resources.get("limits") or {}), **(resources.get("requests") or {})}.items():
+        requests, limits = ((container.get("resources") or {}).get(name) or {} for name in ("requests", "limits"))
+        # A limit without a request is a request too.
+        for name, amount in {**requests, **{name: limits[name] for name in limits.keys() - requests.keys()}}.items():
             if quantity(str(amount)):
                 wanted[name] = wanted.get(name, 0.0) + quantity(str(amount))
     return wanted
@@ -193,7 +192,7 @@ def quantity(text: str) -> float:
     """'500m' is 0.5, '16Gi' is 2^34. What is no quantity counts as nothing."""
     match = re.fullmatch(r"([0-9.]+(?:[eE][0-9]+)?)([A-Za-z]*)", text.strip())
     try:
-        return float(match[1]) * UNITS.get(match[2], 1.0) if match else 0.0
+        return float(match[1]) * UNITS.get(match[2], 0.0) if match else 0.0
     except ValueError:
         return 0.0
 
