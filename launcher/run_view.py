@@ -210,9 +210,10 @@ def changes(before: Iterable[Row], after: Iterable[Row]) -> list[str]:
 
 def line_of(row: Row) -> str:
     """'extract: Running, attempt 2; 24/48 examples, 3.1/s, 812 tokens/s, 0:07 left'."""
+    place = row.place.replace("  ", "extract, ")
     attempt = f", attempt {row.attempt + 1}" if row.attempt else ""
     words = f"; {row.words}" if row.words else ""
-    return f"{row.place.strip()}: {row.state or 'all groups'}{attempt}{words}"
+    return f"{place}: {row.state or 'all groups'}{attempt}{words}"
 
 
 def _parse(line: str) -> dict[str, Any] | None:

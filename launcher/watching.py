@@ -20,7 +20,7 @@ from launcher.run_view import Row, RunView, changes, line_of
 from launcher.submit import has_ended, wait_until
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, Group
 
 DRAW_SECONDS = 0.5
 LAST_WORDS_SECONDS = 3.0
@@ -130,6 +130,7 @@ class PlainLines:
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self.say = say or Lines().say
         self.rows: list[Row] = []
+        self.progress: list[str] = []
         self.headline = ""
         self.said = time.monotonic()
 
@@ -146,10 +147,15 @@ class PlainLines:
         self.rows, now = rows, time.monotonic()
         if now - self.said >= QUIET_SECONDS:
             self.said = now
-            for row in rows:
-                # A group's own count stands in the sum over all groups.
-                if row.total and row.state in ("", "Running") and not row.place.startswith(" "):
-                    self.say(line_of(row))
+            # A group's own count stands in the sum over all groups.
+            counted = [
+                row for row in rows if row.total and row.state in ("", "Running") and not row.place.startswith(" ")
+            ]
+            lines = [line_of(row) for row in counted]
+            for line in lines:
+                if line not in self.progress:
+                    self.say(line)
+            self.progress = lines
         phase = view.status.phase
         if last or phase != self.headline:
             self.headline = phase
@@ -159,11 +165,11 @@ class PlainLines:
 class LiveTable:
     """A table that is drawn over itself, by rich, which is imported in this class alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self.console = Console(stderr=True, highlight=False)
+        self.console = console or Console(stderr=True, highlight=False)
         self.live = Live(
             console=self.console,
             auto_refresh=False,
@@ -182,7 +188,7 @@ class LiveTable:
     def draw(self, title: str, view: RunView, *, last: bool = False) -> None:
         with contextlib.suppress(OSError):  # The terminal may be gone.
             for note in view.take_notes():
-                self.console.print(note, markup=False, soft_wrap=True)
+                self.console.print(note, markup=False, highlight=False, soft_wrap=True)
             self.live.update(table_of(title, view, last=last), refresh=True)
 
 

@@ -19,7 +19,7 @@ from launcher.cluster import Cluster
 from launcher.controller import write_status
 from launcher.resource import Record, StageStatus, Status, config_map_record, parse_for_cluster
 from launcher.run_view import Row, RunView, changes, line_of
-from launcher.watching import PlainLines, table_of, watch_run
+from launcher.watching import LiveTable, PlainLines, table_of, watch_run
 from tests.test_logs import Server, pod_of, put, turn
 
 DOCUMENT = """
@@ -191,6 +191,21 @@ def test_the_table_holds_all_rows_and_takes_nothing_for_markup() -> None:
     assert "[red]x[/red]" in text
     assert "━" in text
     assert len(text.splitlines()) == 6
+
+
+def test_a_live_table_is_drawn_over_itself_and_stays_at_its_end() -> None:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=100, height=5, force_terminal=True)
+    view = view_of(stage("plan", state="Succeeded"), *(stage("extract", group) for group in range(8)))
+    view.take_line("plan", json.dumps({"event": "ignored", "uri": "[b]x", "reason": "no"}))
+    with LiveTable(console) as screen:
+        screen.draw("ns/demo", view)
+        view.take_status(Status(phase="Complete", stages=view.status.stages))
+        screen.draw("ns/demo", view, last=True)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "ignored [b]x: no" in text
+    assert "group 7" in text.rpartition("Complete")[2]
 
 
 @pytest.fixture
