@@ -35,6 +35,9 @@ RECORD_LABEL = f"{GROUP}/record"
 LONGEST_NAME = 40
 """Characters of a run's name on a cluster: names of Jobs, pods and services add to it, and a host name ends at 63."""
 
+LONGEST_JOB_NAME = 59
+"""Of a Job: a pod's host name adds a hyphen and its index, of three digits at most."""
+
 MAY_CHANGE = ("suspend", "retry", "ttlSecondsAfterFinished")
 """Fields of the spec that may change while a run exists. What its pods read has none of them."""
 
@@ -284,9 +287,15 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def job_name(run: str, stage: StageName, group: int, round_number: int, attempt: int) -> str:
-    """`curate-math-extract-2-0-1`: group 2, round 0, attempt 1; the other stages have no group."""
+    """`curate-math-extract-2-0-1`: group 2, round 0, attempt 1; the other stages have no group.
+
+    A long name with large numbers would pass LONGEST_JOB_NAME: its end is then a digest of the whole.
+    """
     place = f"{stage}-{group}" if stage == "extract" else stage
-    return f"{run}-{place}-{round_number}-{attempt}"
+    name = f"{run}-{place}-{round_number}-{attempt}"
+    if len(name) <= LONGEST_JOB_NAME:
+        return name
+    return f"{name[: LONGEST_JOB_NAME - 17]}-{digest(name)[:16]}"
 
 
 def record_name(run: str) -> str:
