@@ -5,7 +5,6 @@ Every pod passes Pod Security *restricted*: no root, no privilege, a read-only r
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -53,8 +52,9 @@ ENVIRONMENT = {
 }
 """The root file system is read-only: whatever a library writes goes to the scratch volumes."""
 
-MERGE_KEYS = ("name", "mountPath", "key", "containerPort", "topologyKey", "ip")
-"""What tells the items of a pod template's lists apart: a strategic merge meets them by the first that both have."""
+MERGE_KEYS = ("mountPath", "containerPort", "name", "topologyKey", "ip")
+"""What tells the items of a pod template's lists apart: a strategic merge meets them by the first that all have. One volume
+may be mounted twice, so that mounts are told apart by their place."""
 
 
 def render(run: SelectionRun, namespace: str, owner: Mapping[str, Any] | None = None) -> list[Object]:
@@ -271,15 +271,18 @@ def _volumes(run: SelectionRun) -> list[Object]:
 
 def merge(base: Any, overlay: Any) -> Any:
     """A strategic merge: mappings meet key by key, lists of named things item by item, null removes; all else is replaced."""
-    if isinstance(base, dict) and isinstance(overlay, dict):
+    if isinstance(overlay, dict):
+        base = base if isinstance(base, dict) else {}
         merged = {key: value for key, value in base.items() if overlay.get(key, value) is not None}
         for key, value in overlay.items():
             if value is not None:
                 merged[key] = merge(base.get(key), value)
         return merged
+    if not isinstance(overlay, list):
+        return overlay
     key = _merge_key(base, overlay)
     if key is None:
-        return copy.deepcopy(overlay)
+        return [merge(None, item) for item in overlay]
     items = {item[key]: item for item in base}
     for item in overlay:
         items[item[key]] = merge(items.get(item[key]), item)
@@ -287,12 +290,13 @@ def merge(base: Any, overlay: Any) -> Any:
 
 
 def _merge_key(base: Any, overlay: Any) -> str | None:
-    if not (isinstance(base, list) and isinstance(overlay, list)):
+    """What tells the items of both lists apart; None where nothing does, or there is nothing to meet."""
+    if not (isinstance(base, list) and base and all(isinstance(item, dict) for item in [*base, *overlay])):
         return None
-    items = [*base, *overlay]
-    if not all(isinstance(item, dict) for item in items):
-        return None
-    return next((key for key in MERGE_KEYS if items and all(key in item for item in items)), None)
+    for key in MERGE_KEYS:
+        if all(isinstance(item.get(key), str | int) for item in [*base, *overlay]):
+            return key if len({item[key] for item in base}) == len(base) else None
+    return None
 
 
 def _metadata(
