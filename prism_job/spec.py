@@ -279,7 +279,9 @@ def parse_spec(text: str, where: str) -> SelectionRun:
 def _explain(detail: Any) -> str:
     path = ".".join(str(part) for part in detail["loc"])
     if detail["type"] != "extra_forbidden":
-        shown = "" if detail["type"] == "missing" else f" (found {reprlib.repr(detail['input'])})"
+        # A whole section is not repeated: the value of a secret may stand in it.
+        is_plain = detail["type"] != "missing" and not isinstance(detail["input"], dict | list)
+        shown = f" (found {reprlib.repr(detail['input'])})" if is_plain else ""
         return f"{path}: {detail['msg'].removeprefix('Value error, ')}{shown}"
     known = known_fields(tuple(detail["loc"][:-1]))
     near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
