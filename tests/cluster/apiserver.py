@@ -623,6 +623,7 @@ class ApiServer:
         self._watch_age = 0
         self.store = Store()
         self.ended = threading.Event()
+        self._log_times: dict[Path, list[datetime]] = {}
         self._http = _HttpServer(("127.0.0.1", port), self)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         self._resources: dict[tuple[str, str, str], Resource] = {
@@ -1301,6 +1302,13 @@ class ApiServer:
         place = (self.log_folder or Path("/nonexistent")) / request.namespace / f"{request.name}.{uid}" / f"{name}.log"
         return _follow(self, place, request, uid, alive)
 
+    def times_of(self, place: Path, num_lines: int) -> list[datetime]:
+        """When each line of a log was first read by anybody: a line has the same time whenever it is asked for."""
+        with self.store.lock:
+            times = self._log_times.setdefault(place, [])
+            times += [datetime.now(UTC)] * (num_lines - len(times))
+            return times
+
     def ended_pod(self, namespace: str, name: str, uid: str) -> bool:
         """Whether this very pod is terminal or gone."""
         with self.store.lock:
@@ -1516,29 +1524,34 @@ def _instances(definition: Object) -> tuple[str, str]:
 
 
 def _follow(server: ApiServer, place: Path, request: Request, uid: str, alive: Callable[[], bool]) -> Iterator[bytes]:
-    query, sent = request.query, 0
+    """Whole lines; the last one as it is, where it has no end. A line keeps the time at which it was first read."""
+    query, sent, number, position = request.query, 0, 0, 0
     limit = int(query.get("limitBytes") or 2**62)
-    text = place.read_bytes() if place.exists() else b""
-    position = len(text)
-    if query.get("tailLines") is not None:
-        lines = text.splitlines(keepends=True)
-        text = b"".join(lines[len(lines) - min(int(query["tailLines"]), len(lines)) :])
+    since = datetime.fromisoformat(query["sinceTime"]) if query.get("sinceTime") else None
+    tail = query.get("tailLines")
     while True:
-        if text and query.get("timestamps") in ("true", "1"):
-            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z ").encode()
-            text = b"".join(now + line for line in text.splitlines(keepends=True))
-        yield text[: limit - sent]
-        sent += len(text)
-        if query.get("follow") not in ("true", "1") or sent >= limit or not alive():
-            return
         ended = server.ended_pod(request.namespace, request.name, uid)
         text = b""
         if place.exists():
             with place.open("rb") as file:
                 file.seek(position)
                 text = file.read()
+        following = query.get("follow") in ("true", "1") and sent < limit
+        if following and not ended:
+            text = text[: text.rfind(b"\n") + 1]
         position += len(text)
-        if ended and not text:
+        lines = list(enumerate(text.splitlines(keepends=True), number))
+        number += len(lines)
+        times = server.times_of(place, number)
+        if tail is not None:
+            lines, tail = lines[len(lines) - min(int(tail), len(lines)) :], None
+        if since is not None:
+            lines = [(line, words) for line, words in lines if times[line] >= since]
+        stamps = query.get("timestamps") in ("true", "1")
+        out = b"".join((f"{times[line]:%Y-%m-%dT%H:%M:%S.%f}000Z ".encode() if stamps else b"") + it for line, it in lines)
+        yield out[: limit - sent]
+        sent += len(out)
+        if not following or sent >= limit or not alive() or (ended and not text):
             return
         if not text:
             time.sleep(0.05)
