@@ -14,9 +14,12 @@ from typing import Any
 
 from launcher import render
 from launcher.conditions import Conditions, sentence
-from launcher.failures import Ended, ending_of, is_seen_evicted, why_not_running
+from launcher.failures import Ended, are_told_ended, ending_of, is_seen_evicted, why_not_running
 from launcher.resource import (
+    ATTEMPT,
+    GROUP_LABEL,
     ROUND,
+    STAGE,
     Phase,
     Record,
     StageStatus,
@@ -31,6 +34,8 @@ from prism_job.errors import SpecError
 from prism_job.spec import SelectionRun
 
 Object = dict[str, Any]
+
+STARTUP_TIMEOUT = "StartupTimeout"
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,9 @@ class Patience:
     stuck_seconds: float = 300
     """A pod that should be gone, or that its Job counts and nobody sees, for so long: the attempt is given up."""
 
+    untold_seconds: float = 10
+    """A Job that ended before we were told how its pods did: so long is waited for that."""
+
 
 def decide(record: Record, seen: Seen, now: datetime.datetime, patience: Patience | None = None) -> Decision:
     """One reconcile pass.
@@ -125,8 +133,9 @@ def decide(record: Record, seen: Seen, now: datetime.datetime, patience: Patienc
 def _refuse(record: Record, before: Status, seen: Seen, error: SpecError, now: datetime.datetime) -> Decision:
     """A document that cannot be run: said once, without a crash loop; a mended one is taken up."""
     if before.is_terminal and before.holds("Accepted"):
-        seen_so_far = before.model_copy(update={"observed_generation": record.generation})
-        return Decision((), seen_so_far)  # It was run already: a terminal phase stays.
+        said = Conditions(before, record.generation, now).all()
+        # It was run already: a terminal phase stays.
+        return Decision((), before.model_copy(update={"observed_generation": record.generation, "conditions": said}))
     conditions = Conditions(before, record.generation, now)
     conditions.set("Accepted", False, "InvalidSpec", str(error.what))
     conditions.set("Complete", False, "InvalidSpec")
@@ -209,38 +218,54 @@ class _Pass:
 
     def _extract(self) -> Decision | None:
         """Every group a step on. None once all units are there: a group that ends well has seen to every unit."""
-        groups = [self._step("extract", group) for group in range(self.cluster.groups)]
+        groups = [self._judge("extract", group) for group in range(self.cluster.groups)]
         done = [group for group in groups if group.state == "Succeeded"]
         failed = [group for group in groups if group.state == "Failed"]
+        hopeless = [group for group in failed if group.reason in ("WrongRequest", "DamagedData")]
+        is_over = bool(done or hopeless) or len(failed) == len(groups)
+        groups = [self._keep(self._spare(group) if is_over else self._start_if_due(group)) for group in groups]
         # Groups that help each other may meet at a unit.
         units = min(self.status.missing_units or 0, sum(group.units or 0 for group in groups))
         self._note(groups=f"{len(done)}/{len(groups)}", shards=f"{units}/{self.status.missing_units}")
         if done:
             self.conditions.set("Extracted", True, "Extracted", f"{units} units")
             return None
-        hopeless = [group for group in failed if group.reason in ("WrongRequest", "DamagedData")]
         if hopeless or len(failed) == len(groups):
             worst = (hopeless or failed)[0]
             return self._end("Failed", worst.reason, f"extract, group {worst.group}: {worst.message}")
         return self._wait("Extracting", *groups)
 
     def _step(self, stage: Any, group: int) -> StageStatus:
-        """Look at one stage's attempt in hand, judge it, and start the next one where it is due."""
-        entry = self.status.stage(stage, group)
-        while entry.state not in ("Succeeded", "Failed"):
-            name = job_name(self.run.metadata.name, stage, group, self.status.round, entry.attempt)
-            job = self.seen.jobs.get(name)
+        """Judge one stage's attempts, and start the next one where it is due."""
+        return self._keep(self._start_if_due(self._judge(stage, group)))
+
+    def _judge(self, stage: Any, group: int) -> StageStatus:
+        """Look at a stage's attempt in hand, and at those after it that were made already."""
+        entry, is_over = self.status.stage(stage, group), True
+        while is_over and entry.state not in ("Succeeded", "Failed"):
+            job = self._job_of(entry)
             if job is None and not entry.started:
-                entry = self._start(entry)
                 break
             entry, is_over = self._look(entry.model_copy(update={"started": True}), job)
-            if not is_over:
-                break
-        self.stages[stage, group] = entry
+        return entry
+
+    def _job_of(self, entry: StageStatus) -> Object | None:
+        place = (entry.stage, entry.group, self.status.round, entry.attempt)
+        return self.seen.jobs.get(job_name(self.run.metadata.name, *place))
+
+    def _keep(self, entry: StageStatus) -> StageStatus:
+        self.stages[entry.stage, entry.group] = entry
         self._note(stages=self._all_stages())
         return entry
 
-    def _start(self, entry: StageStatus) -> StageStatus:
+    def _spare(self, entry: StageStatus) -> StageStatus:
+        """Once extraction is over, the groups still at it are stopped: that counts against none, and none begins again."""
+        before = self.status.stage(entry.stage, entry.group)
+        return before if entry.attempt != before.attempt or entry.reason.startswith("TooMany") else entry
+
+    def _start_if_due(self, entry: StageStatus) -> StageStatus:
+        if entry.started or entry.state in ("Succeeded", "Failed"):
+            return entry
         due = parse_time(entry.not_before) if entry.not_before else self.now
         longest = datetime.timedelta(seconds=self.patience.longest_backoff_seconds)
         if self.now < due <= self.now + longest:  # later than that: the clock was set back
@@ -256,13 +281,18 @@ class _Pass:
     def _look(self, entry: StageStatus, job: Object | None) -> tuple[StageStatus, bool]:
         """How the attempt in hand stands; True where it is over, and the entry speaks of what comes after it."""
         if job is None or "deletionTimestamp" in job["metadata"]:
-            return self._again(entry, Ended("crashed", "its Job was deleted by somebody else", self.now)), True
+            if entry.reason == STARTUP_TIMEOUT:  # by us: it was given up, and the word of it lost
+                return _failed(entry, STARTUP_TIMEOUT, entry.message), True
+            kind: Any = "preempted" if entry.disrupted else "crashed"
+            return self._again(entry, Ended(kind, "its Job was deleted by somebody else", self.now)), True
         pods = self.seen.pods_of(job)
         if is_seen_evicted(pods) and not entry.disrupted:
             entry = entry.model_copy(update={"disrupted": True})
         ended = ending_of(job, pods, entry.disrupted)
         if ended is None:
             return self._watch(entry, job, pods)
+        if self._is_untold(entry, pods, ended):
+            return entry.model_copy(update={"state": "Running"}), False
         if ended.kind == "succeeded":
             return self._succeed(entry, ended), True
         if ended.kind in ("request", "data"):
@@ -288,23 +318,30 @@ class _Pass:
     def _watch(self, entry: StageStatus, job: Object, pods: list[Object]) -> tuple[StageStatus, bool]:
         """An attempt that goes on: does it run, why not, and is it stuck?"""
         entry, stuck = self._stuck(entry, job, pods)
-        if stuck:
-            self.actions.append(self._delete(job))
+        written = self.status.stage(entry.stage, entry.group)
+        if stuck and written.attempt == entry.attempt and written.disrupted:
             return self._again(entry, Ended("preempted", stuck, self.now)), True
+        if stuck:  # said first, done after: whoever finds its Job gone must know why
+            self.again.append(self.now)
+            return entry.model_copy(update={"disrupted": True, "message": sentence(stuck)}), False
         if any(pod.get("status", {}).get("phase") in ("Running", "Succeeded", "Failed") for pod in pods):
-            return entry.model_copy(update={"state": "Running", "message": ""}), False
+            return entry.model_copy(update={"state": "Running", "message": "", "reason": ""}), False
         state, why = why_not_running(job, pods, self.seen.notes.get(job["metadata"]["name"], ""), self.cluster)
-        entry = entry.model_copy(update={"state": state, "message": sentence(why)})
+        entry = entry.model_copy(update={"state": state, "message": sentence(why), "reason": ""})
         if state == "Queued":
             return entry, False
-        since = job.get("status", {}).get("startTime") or job["metadata"]["creationTimestamp"]
+        since = job.get("status", {}).get("startTime")
+        if since is None:  # not taken up yet, or let go by a queue a moment ago: it starts to count then
+            return entry, False
         deadline = parse_time(since) + datetime.timedelta(seconds=self.cluster.startup_timeout_seconds)
         if self.now < deadline:
             self.again.append(deadline)
             return entry, False
-        self.actions.append(self._delete(job))
         message = f"no pod ran within {self.cluster.startup_timeout_seconds} s: {why or 'nobody says why'}"
-        return _failed(entry, "StartupTimeout", message), True
+        if written.attempt == entry.attempt and written.reason == STARTUP_TIMEOUT:
+            return _failed(entry, STARTUP_TIMEOUT, message), True
+        self.again.append(self.now)  # said first, as above
+        return entry.model_copy(update={"reason": STARTUP_TIMEOUT, "message": sentence(message)}), False
 
     def _stuck(self, entry: StageStatus, job: Object, pods: list[Object]) -> tuple[StageStatus, str]:
         """Pods on a node that nobody reports from never end, and their Job never gets a condition."""
@@ -329,12 +366,22 @@ class _Pass:
         self.again.append(deadline)
         return entry.model_copy(update={"missing_since": since}), ""
 
+    def _is_untold(self, entry: StageStatus, pods: list[Object], ended: Ended) -> bool:
+        """Whether a Job's end was told of before that of its pods, and this is soon enough to wait for it."""
+        if are_told_ended(pods) and (ended.kind != "succeeded" or _has_last_words(entry, ended.words)):
+            return False
+        patience = datetime.timedelta(seconds=self.patience.untold_seconds)
+        due = ended.time + patience
+        if not self.now < due <= self.now + 2 * patience:  # later than that: our clock is not the cluster's
+            return False
+        self.again.append(due)
+        return True
+
     def _succeed(self, entry: StageStatus, ended: Ended) -> StageStatus:
         """Take over the last words. A stage whose words are lost is done again: it finds its work done, and says so."""
-        wanted = {"plan": ("units", "missing", "examples", "pairs", "badRows"), "reduce": ("manifest",), "extract": ()}
-        if any(name not in ended.words for name in wanted[entry.stage]):
-            return self._again(entry, Ended("crashed", "it ended well, but its last words are lost", ended.time))
         words = ended.words
+        if not _has_last_words(entry, words):
+            return self._again(entry, Ended("crashed", "it ended well, but its last words are lost", ended.time))
         if entry.stage == "plan":
             self._note(
                 units=words["units"],
@@ -344,26 +391,27 @@ class _Pass:
                 bad_rows=words["badRows"],
             )
         elif entry.stage == "reduce":
-            bad = words.get("badRows", self.status.bad_rows)
-            self._note(manifest=words["manifest"], selected=words.get("selected"), bad_rows=bad)
-        units = words.get("units") if entry.stage == "extract" else None
+            bad = _count(words, "badRows")
+            bad = self.status.bad_rows if bad is None else bad
+            self._note(manifest=words["manifest"], selected=_count(words, "selected"), bad_rows=bad)
+        units = _count(words, "units") if entry.stage == "extract" else None
         return entry.model_copy(update={"state": "Succeeded", "message": "", "units": units})
 
     def _suspend(self) -> Decision:
         self.actions += _stop(self.record, self.seen)
-        stopped = [
-            _next_attempt(entry) if entry.started and entry.state not in ("Succeeded", "Failed") else entry
-            for entry in self.status.stages
-        ]
+        entries = [self.status.stage(*place) for place in render.stages(self.cluster)]
+        for entry in entries:
+            if entry.state not in ("Succeeded", "Failed") and (entry.started or self._job_of(entry)):
+                self.stages[entry.stage, entry.group] = _next_attempt(entry)
         self.conditions.set("Suspended", True, "Suspended", "spec.suspend is true")
-        self._note(phase="Suspended", message="suspended; finished shards are kept", stages=tuple(stopped))
+        self._note(phase="Suspended", message="suspended; finished shards are kept", stages=self._all_stages())
         return self._decision()
 
     def _wait(self, phase: Phase, *entries: StageStatus) -> Decision:
         waiting = [entry for entry in entries if entry.state in ("Waiting", "Queued", "Pending") and entry.message]
         about = waiting[0] if waiting else None
         place = f"{about.stage} {about.group}" if about and about.stage == "extract" else about and about.stage
-        self._note(phase=phase, message=f"{place}: {about.message}" if about else "")
+        self._note(phase=phase, message=sentence(f"{place}: {about.message}") if about else "")
         return self._decision()
 
     def _end(self, phase: Phase, reason: str, message: str) -> Decision:
@@ -390,6 +438,20 @@ class _Pass:
             if job["metadata"].get("labels", {}).get(ROUND) != str(self.status.round) and _is_there(job):
                 self.actions.append(self._delete(job))
 
+    def _drop_earlier_attempts(self) -> None:
+        """One Job at a time: those of attempts given up, and of a host that went on from an older status, are removed."""
+        for job in self.seen.jobs.values():
+            labels = job["metadata"].get("labels", {})
+            if labels.get(ROUND) != str(self.status.round) or not _is_there(job) or _is_finished(job):
+                continue
+            places = {(one.stage, str(one.group)): one for one in self.status.stages}
+            entry = places.get((labels.get(STAGE), labels.get(GROUP_LABEL)))
+            attempt = int(labels.get(ATTEMPT, 0))
+            if entry is None or attempt > entry.attempt or (attempt == entry.attempt and entry.state != "Failed"):
+                continue
+            if (gone := self._delete(job)) not in self.actions:
+                self.actions.insert(0, gone)
+
     def _delete(self, job: Object) -> Delete:
         return Delete("Job", self.record.namespace, job["metadata"]["name"], job["metadata"]["uid"])
 
@@ -401,9 +463,22 @@ class _Pass:
         return tuple({**kept, **self.stages}.values())
 
     def _decision(self) -> Decision:
+        self._drop_earlier_attempts()
         restarts = sum(entry.restarts + entry.preemptions for entry in self.status.stages)
         self._note(restarts=restarts, conditions=self.conditions.all())
         return Decision(tuple(self.actions), self.status, min(self.again, default=None))
+
+
+def _count(words: Mapping[str, Any], name: str) -> int | None:
+    """A number among last words; what an image of another version says there may be anything."""
+    found = words.get(name)
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
+def _has_last_words(entry: StageStatus, words: Mapping[str, Any]) -> bool:
+    if entry.stage == "plan":
+        return all(_count(words, name) is not None for name in ("units", "missing", "examples", "pairs", "badRows"))
+    return entry.stage != "reduce" or isinstance(words.get("manifest"), str)
 
 
 def _next_attempt(entry: StageStatus) -> StageStatus:

@@ -1,7 +1,4 @@
-"""A whole cluster for a test: API server, Job controller, kubelet, S3, and data for a small run. Not: what is tested.
-
-Where KUBEBUILDER_ASSETS points at the binaries of a control plane, `tests/cluster/real.py` puts a real API server in the fake's place.
-"""
+"""A whole cluster for a test: API server, Job controller, kubelet, S3, and data for a small run. Not: what is tested."""
 
 from __future__ import annotations
 
@@ -34,16 +31,20 @@ BUCKET = "cluster"
 class Rig:
     """Everything that a run needs, on this machine. Use `rig()` to make one."""
 
-    def __init__(self, folder: Path, server: ApiServer, kubelet: Kubelet, s3: str, model: Path) -> None:
-        self.folder, self.server, self.kubelet, self.s3, self.model = folder, server, kubelet, s3, model
+    def __init__(
+        self, folder: Path, server: ApiServer, kubelet: Kubelet, model: Path, environment: dict[str, str]
+    ) -> None:
+        self.folder, self.server, self.kubelet, self.model = folder, server, kubelet, model
         self.kubeconfig = server.kubeconfig(folder / "kubeconfig")
-        self.client = boto3.client("s3", endpoint_url=s3, region_name="us-east-1", **KEYS)
+        self.environment = {**environment, "KUBECONFIG": str(self.kubeconfig)}
+        self.client = boto3.client("s3", endpoint_url=environment["AWS_ENDPOINT_URL"], region_name="us-east-1", **KEYS)
         self.client.create_bucket(Bucket=BUCKET)
         self.upload(10)
 
-    def cluster(self) -> Cluster:
-        """A client of this rig's API server. KUBECONFIG points there."""
-        return Cluster(tries=5)
+    def cluster(self, **options: Any) -> Cluster:
+        """A client of this rig's API server."""
+        with variables(KUBECONFIG=str(self.kubeconfig)):
+            return Cluster(**options)
 
     def upload(self, num_rows: int, name: str = "a.jsonl", first: int = 0) -> None:
         """Put a file of candidates into the pool; the targets too."""
@@ -62,7 +63,7 @@ class Rig:
                 "model": {"uri": str(self.model), "dtype": "float32"},
                 "candidates": {"uris": [f"s3://{BUCKET}/pool/"]},
                 "targets": {"uris": [f"s3://{BUCKET}/targets.jsonl"]},
-                "store": f"s3://{BUCKET}/store",
+                "store": f"s3://{BUCKET}/store/{name}",
                 "output": f"s3://{BUCKET}/selections",
                 "extraction": {
                     "maxLength": 128,
@@ -93,7 +94,7 @@ class Rig:
     @contextlib.contextmanager
     def operator(self, **options: Any) -> Iterator[Controller]:
         """A controller over all runs, in threads of this process."""
-        controller = Controller(Cluster(), None, patience=QUICK, workers=2, **options)
+        controller = Controller(self.cluster(), None, patience=QUICK, workers=2, **options)
         thread = threading.Thread(target=controller.run, daemon=True)
         thread.start()
         try:
@@ -108,7 +109,7 @@ KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
 
 @contextlib.contextmanager
 def rig(folder: Path, model: Path, *, with_crd: bool = True, nodes: Any = None) -> Iterator[Rig]:
-    """A running cluster; KUBECONFIG and the variables of S3 point at it while entered."""
+    """A running cluster. `environment` of what is made points a command at it."""
     logs = folder / "logs"
     with contextlib.ExitStack() as stack:
         moto = ThreadedMotoServer(port=0, verbose=False)
@@ -134,9 +135,7 @@ def rig(folder: Path, model: Path, *, with_crd: bool = True, nodes: Any = None) 
         kubelet = stack.enter_context(
             Kubelet(kubeconfig, folder / "pods", log_folder=logs, environment=environment, **more)
         )
-        made = Rig(folder, server, kubelet, s3, model)
-        with variables(KUBECONFIG=str(made.kubeconfig), **environment):
-            yield made
+        yield Rig(folder, server, kubelet, model, environment)
 
 
 @contextlib.contextmanager
