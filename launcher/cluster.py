@@ -12,6 +12,7 @@ import json
 import os
 import random
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,15 +98,18 @@ class Cluster:
     """
 
     def __init__(self, context: str | None = None, *, tries: int = 1) -> None:
-        from kubernetes import client
+        from kubernetes.client import configuration as settings
+        from kubernetes.client import rest
 
         from prism_job import __version__
 
-        configuration = client.Configuration()
+        configuration = settings.Configuration()
         self.namespace = _load(configuration, context)
         configuration.retries = False  # our own, counted; urllib3's would not say so
-        self.api = client.ApiClient(configuration)
-        self.api.user_agent = f"prism/{__version__}"
+        self.configuration = configuration
+        # Its pool knows certificates and proxies; the rest of the client changes from version to version.
+        self.pool = rest.RESTClientObject(configuration).pool_manager
+        self.agent = f"prism/{__version__}"
         self.tries = tries
         self.warnings: list[str] = []
         self.num_requests = self.num_errors = 0
@@ -251,7 +255,7 @@ class Cluster:
         return str(self._json("GET", "/version")["gitVersion"])
 
     def close(self) -> None:
-        self.api.close()
+        self.pool.clear()
 
     def _json(
         self,
@@ -315,20 +319,23 @@ class Cluster:
         content_type: str,
         seconds: float | None,
     ) -> Any:
-        headers = {"Accept": "application/json", **({"Content-Type": content_type} if body is not None else {})}
+        headers = {
+            "Accept": "application/json",
+            "User-Agent": self.agent,
+            **({"Content-Type": content_type} if body is not None else {}),
+        }
         # As text: the client would otherwise guess a form from the content type.
         text = json.dumps(body) if body is not None else None
         self.num_requests += 1
         with _translated(path):
-            method, url, headers, _, _ = self.api.param_serialize(
-                method,
-                path,
-                query_params=[(name, value) for name, value in query.items() if value],
-                header_params=headers,
-                auth_settings=["BearerToken"],
-            )
+            url = self.configuration.host + path
+            if asked := {name: value for name, value in query.items() if value}:
+                url = f"{url}?{urllib.parse.urlencode(asked)}"
+            # Asked for each time: a token may have been renewed on disk, or by the kubeconfig's own command.
+            if token := self.configuration.auth_settings().get("BearerToken"):
+                headers[token["key"]] = token["value"]
             timeout = (REQUEST_SECONDS, seconds)
-            response = self.api.rest_client.pool_manager.request(
+            response = self.pool.request(
                 method, url, body=text, headers=headers, timeout=_timeout(timeout), preload_content=False
             )
         return _Response(response)
