@@ -406,12 +406,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         yield made
 
 
-def tried(run: SelectionRun, **options: Any) -> list[Finding]:
-    return list(probe.try_buckets(Cluster(tries=3), "default", run, **options))
+def tried(rig: Rig, run: SelectionRun, *, cluster: Cluster | None = None, **options: Any) -> list[Finding]:
+    return list(probe.try_buckets(cluster or rig.cluster(tries=3), "default", run, **options))
 
 
 def test_the_probe_tries_each_address_with_the_pods_own_means_and_leaves_nothing(whole: Rig) -> None:
-    findings = tried(run_of())
+    findings = tried(whole, run_of())
     assert [one.level for one in findings] == ["ok"] * 4, findings_table(findings)
     assert "written, read and removed" in findings[0].detail
     assert whole.server.objects("jobs") == []
@@ -424,7 +424,7 @@ def test_the_probe_names_the_address_that_fails(whole: Rig) -> None:
     spec = run.spec.model_copy(update={"store": "s3://no-such-bucket/store"})
     candidates = run.spec.candidates.model_copy(update={"uris": ("s3://cluster/nothing/",)})
     changed = run.model_copy(update={"spec": spec.model_copy(update={"candidates": candidates})})
-    levels = {one.detail.partition(": ")[0]: one.level for one in tried(changed)}
+    levels = {one.detail.partition(": ")[0]: one.level for one in tried(whole, changed)}
     assert levels == {
         "s3://no-such-bucket/store": "error",
         "s3://cluster/selections": "ok",
@@ -435,7 +435,7 @@ def test_the_probe_names_the_address_that_fails(whole: Rig) -> None:
 
 def test_a_probe_that_cannot_start_says_why_within_its_deadline_and_goes(whole: Rig) -> None:
     run = run_of(podOverlay={"spec": {"nodeSelector": {"pool": "none"}}})
-    (one,) = tried(run, deadline_seconds=3)
+    (one,) = tried(whole, run, deadline_seconds=3)
     assert one.level == "error"
     assert "Unschedulable" in one.detail
     assert whole.server.objects("jobs") == []
@@ -443,7 +443,7 @@ def test_a_probe_that_cannot_start_says_why_within_its_deadline_and_goes(whole: 
 
 def test_an_image_that_is_no_worker_is_told_by_its_last_words(whole: Rig) -> None:
     overlay = {"spec": {"containers": [{"name": "worker", "env": [{"name": "PYTHONHOME", "value": "/nowhere"}]}]}}
-    (one,) = tried(run_of(podOverlay=overlay))
+    (one,) = tried(whole, run_of(podOverlay=overlay))
     assert one.level == "error"
     assert "the probe did not try all" in one.detail
 
@@ -452,12 +452,12 @@ def test_a_job_that_an_earlier_doctor_left_is_replaced(whole: Rig) -> None:
     left = probe_job(run_of(), "default")
     left["spec"]["suspend"] = True
     whole.server.create(left)
-    assert [one.level for one in tried(run_of())] == ["ok"] * 4
+    assert [one.level for one in tried(whole, run_of())] == ["ok"] * 4
 
 
 def test_who_may_not_make_jobs_gets_a_warning(whole: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(whole.server.kubeconfig(tmp_path / "nobody", token="sa:default:nobody")))
-    (one,) = tried(run_of())
+    (one,) = tried(whole, run_of(), cluster=Cluster())
     assert one.level == "warning"
     assert one.detail.startswith("not tried: ")
 
@@ -468,5 +468,5 @@ def test_an_interrupted_probe_is_removed_too(whole: Rig, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(probe.time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        tried(run_of())
+        tried(whole, run_of())
     assert all("deletionTimestamp" in one["metadata"] for one in whole.server.objects("jobs"))
