@@ -1,7 +1,7 @@
 # Two images from one file. `worker` (the default) holds the job with torch: plan, extract, reduce. `operator` holds the
 # command alone. docs/image.md says how to build them and what they are given when they run.
 #
-# Layers change in the order base, dependencies, code: a change of code rebuilds and moves the last few hundred kB alone.
+# Layers change in the order base, dependencies, code: a change of code rebuilds and moves the last two MB alone.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 # pip lives in /tools and installs into /opt/prism, which is all that leaves the build: the images carry no pip of their own.
