@@ -53,11 +53,16 @@ class Cache:
                 self._remove(place, key)
         return key
 
-    def replace(self, kind: str, items: list[Object], version: str) -> set[Key]:
-        """A new listing: what is not in it is gone, unless it was written after the listing. Returns the runs touched."""
+    def replace(self, kind: str, items: list[Object], version: str, *, of: Key | None = None) -> set[Key]:
+        """A new listing: what is not in it is gone, unless it was written after the listing. Returns the runs touched.
+
+        Args:
+            of: the one run that was listed; all, if None.
+        """
         with self._lock:
             told = {place_of(item) for item in items}
-            here = [(place, found) for place, found in self._objects.items() if place[0] == kind]
+            places = self._objects if of is None else self._of_run.get(of, set())
+            here = [(place, self._objects[place]) for place in places if place[0] == kind]
             touched = set()
             for place, found in here:
                 key = key_of(found)

@@ -149,6 +149,8 @@ class Controller:
         self.cache, self.queue, self.counters = Cache(), Queue(), Counters()
         self.stopping = threading.Event()
         self.synced: set[str] = set()
+        self.heard: set[str] = set()
+        """Kinds whose watch has told something since it last broke."""
         self.failed: dict[Key, int] = {}
         self.on_status: Callable[[Record, Status], None] = lambda *_: None
 
@@ -219,6 +221,10 @@ class Controller:
         self.counters.reconciles += 1
         seen = self.cache.seen(record, {})
         decision = decide(record, self.cache.seen(record, self._notes(record, seen)), self.clock(), self.patience)
+        if _gives_up(before, decision.status):
+            # What the watches told may be old, each by its own time: no attempt is counted as lost on their word alone.
+            self._ask(record)
+            decision = decide(record, self.cache.seen(record, {}), self.clock(), self.patience)
         try:
             for action in decision.actions:
                 self._act(action, record)
@@ -233,6 +239,12 @@ class Controller:
         if decision.look_again is not None:
             wait_seconds = min(wait_seconds, (decision.look_again - self.clock()).total_seconds() + 0.05)
         self.queue.add(key, wait_seconds)
+
+    def _ask(self, record: Record) -> None:
+        """List a run's children anew."""
+        for kind, labels in OBSERVED.items():
+            listing = self.cluster.list(kind, record.namespace, labels=f"{labels},{RUN}={record.name}")
+            self.cache.replace(kind, listing.items, listing.version, of=(record.namespace, record.name))
 
     def _act(self, action: Action, record: Record) -> None:
         match action:
@@ -348,6 +360,9 @@ class Controller:
                 pause_seconds = RETRY_SECONDS
                 self.stopping.wait(random.uniform(0.05, 0.2))
             except ClusterError as error:
+                if kind in self.heard:  # it worked for a while: this is another break, not the same one still
+                    self.heard.discard(kind)
+                    pause_seconds = RETRY_SECONDS
                 self.say(event="watch", kind=kind, error=str(error), seconds=round(pause_seconds, 1))
                 self.stopping.wait(pause_seconds * random.uniform(0.5, 1.0))
                 pause_seconds = min(LONGEST_RETRY_SECONDS / 2, pause_seconds * 2)
@@ -365,6 +380,7 @@ class Controller:
                 kind, self.namespace, version, labels=labels, fields=fields, seconds=seconds
             ):
                 version = found["metadata"].get("resourceVersion", version)
+                self.heard.add(kind)
                 if event == "BOOKMARK":
                     continue
                 touched = self.cache.drop(found) if event == "DELETED" else self.cache.put(found)
@@ -379,6 +395,12 @@ class Controller:
             return "", f"metadata.name={self.only}" if self.only else ""
         labels = OBSERVED.get(kind, f"{RECORD_LABEL}=true")
         return f"{labels},{RUN}={self.only}" if self.only else labels, ""
+
+
+def _gives_up(before: Status, after: Status) -> bool:
+    """Whether an attempt that was begun is given up, for another one or for good."""
+    changes = [(before.stage(now.stage, now.group), now) for now in after.stages] if before.round == after.round else []
+    return any(now.attempt > old.attempt or (now.state == "Failed" != old.state) for old, now in changes)
 
 
 def write_status(cluster: Cluster, record: Record, status: Status) -> Object:
