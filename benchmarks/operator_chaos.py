@@ -1,0 +1,706 @@
+"""Runs in bad weather: API faults, operators that die, pods and nodes that go; each run must end as was foretold.
+
+A whole cluster on this machine (tests/cluster): API server, Job controller, kubelet. Pods are stand-ins, real processes that
+only behave like workers (tests/cluster/standin.py), so that what makes and watches them is under test; the first `--real`
+rounds run the real worker over moto's S3. Each round is one run with a fate drawn from the seed: to complete whatever
+happens, to fail for a reason, to be cancelled, suspended, begun again, or deleted. Meanwhile requests are spoilt, watches
+dropped, the API server goes away for moments, nodes are lost, and operators are killed: threads that stop dead between two
+requests, and `prism operator` processes. Exits non-zero, with the history of each such run, where one did not end as it must.
+
+    python benchmarks/operator_chaos.py --rounds 200 --seed 1 --json operator_chaos.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from launcher.cluster import Cluster  # noqa: E402
+from launcher.controller import Controller  # noqa: E402
+from launcher.crd import crd  # noqa: E402
+from launcher.decide import Patience  # noqa: E402
+from launcher.resource import CANCEL, RUN, TERMINAL  # noqa: E402
+from tests.cluster.apiserver import ApiError, ApiServer  # noqa: E402
+from tests.cluster.jobs import JobController  # noqa: E402
+from tests.cluster.kubelet import Kubelet  # noqa: E402
+from tests.cluster.witness import Account, Witness  # noqa: E402
+
+Object = dict[str, Any]
+
+QUICK = Patience(backoff_seconds=0.1, longest_backoff_seconds=1.0, stuck_seconds=5.0, untold_seconds=3.0)
+"""Waits of the operators in this process; `prism operator` has its own."""
+
+WEATHER = {
+    "calm": {},
+    "rain": {
+        "429": 0.01,
+        "500": 0.02,
+        "503": 0.01,
+        "409": 0.02,
+        "reset_before": 0.01,
+        "reset_after": 0.02,
+        "delay": 0.03,
+    },
+    "storm": {
+        "429": 0.04,
+        "500": 0.04,
+        "503": 0.04,
+        "409": 0.05,
+        "reset_before": 0.04,
+        "reset_after": 0.05,
+        "delay": 0.05,
+    },
+}
+WATCH_FAULTS = {"drop_watch": 0.3, "gone_watch": 0.15}
+"""Beside those above, in rain and storm."""
+
+END_SECONDS, REAL_END_SECONDS = 150.0, 300.0
+"""A round that has not ended by then never does."""
+
+SETTLE_SECONDS = 1.5
+"""An ended run is watched for so long: nothing may happen to it any more."""
+
+GONE_SECONDS = 60.0
+"""A deleted run's children are gone after so long: a node that was lost comes back before."""
+
+HARMS = ("kill", "terminate", "oom", "evict", "delete_job")
+FATES = (
+    *("calm", "harmed", "harmed", "harmed", "exits", "exits", "both", "suspended", "retried mid-run"),
+    *("wrong", "damaged", "exhausted", "imageless", "retried", "cancelled", "deleted"),
+)
+PLACES = ("jobs", "pods", "services", "configmaps", "networkpolicies")
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What befalls a run, and how it must end.
+
+    Attributes:
+        ends: phase, or `Deleted`.
+        reason: of its Failed condition.
+        harms: (seconds after the one before, what).
+        orders: what its workers shall do, by file name (standin.py).
+        again: `spec.retry` is raised at the end, and its orders are taken away: it must then complete.
+    """
+
+    name: str
+    ends: str = "Complete"
+    reason: str = "Complete"
+    harms: tuple[tuple[float, str], ...] = ()
+    orders: dict[str, str] = field(default_factory=dict)
+    again: bool = False
+    cluster: dict[str, Any] = field(default_factory=dict)
+
+
+def draw_fate(seed: int, number: int) -> Fate:
+    """Of one round: the same for the same seed."""
+    chance = random.Random(f"{seed} {number}")
+    shape = {"groups": chance.choice((1, 1, 2)), "nodesPerGroup": chance.choice((1, 1, 1, 2)), "maxRestarts": 12}
+    stage = chance.choice(("plan", "extract", "extract", "reduce"))
+    mid = chance.uniform(0.2, 2.0)
+    some = tuple((chance.uniform(0.0, 1.5), chance.choice(HARMS)) for _ in range(chance.randint(1, 4)))
+    exits = {
+        f"{chance.choice(('plan', 'extract', 'reduce'))}.{place}": chance.choice(("1", "75")) for place in range(3)
+    }
+    name = chance.choice(FATES)
+    match name:
+        case "calm":
+            return Fate(name, cluster=shape)
+        case "harmed":
+            return Fate(name, harms=some, cluster=shape)
+        case "exits":
+            return Fate(name, orders=exits, cluster=shape)
+        case "both":
+            return Fate(name, harms=some, orders=exits, cluster=shape)
+        case "suspended":
+            return Fate(name, harms=((mid, "suspend"), (chance.uniform(0.5, 2.0), "resume"), *some[:1]), cluster=shape)
+        case "wrong":
+            return Fate(name, "Failed", "WrongRequest", orders={f"{stage}.always": "64"}, cluster=shape)
+        case "damaged":
+            return Fate(name, "Failed", "DamagedData", orders={f"{stage}.always": "65"}, cluster=shape)
+        case "exhausted":
+            shape["maxRestarts"] = 2
+            return Fate(name, "Failed", "TooManyRestarts", orders={f"{stage}.always": "1"}, cluster=shape)
+        case "cancelled":
+            orders = {f"{stage}.always": "hang"}
+            return Fate(name, "Cancelled", "Cancelled", harms=((mid, "cancel"),), orders=orders, cluster=shape)
+        case "deleted":
+            return Fate(name, "Deleted", harms=((mid, "delete"),), orders={f"{stage}.always": "hang"}, cluster=shape)
+        case "retried":
+            return Fate(name, "Failed", "WrongRequest", orders={f"{stage}.always": "64"}, again=True, cluster=shape)
+        case "retried mid-run":
+            return Fate(name, harms=((mid, "retry"),), cluster=shape)
+    image = {"image": "registry/no-such-image:1", "startupTimeoutSeconds": 10}
+    return Fate("imageless", "Failed", "StartupTimeout", cluster={**shape, **image})
+
+
+def real_fate(seed: int, number: int) -> Fate:
+    """Of a round of real workers: harmed, or a request that cannot be met."""
+    chance = random.Random(f"{seed} {number} real")
+    if number % 4 == 3:
+        return Fate("real wrong", "Failed", "WrongRequest", cluster={"maxRestarts": 12})
+    some = tuple((chance.uniform(1.0, 4.0), chance.choice(HARMS)) for _ in range(2))
+    return Fate("real harmed", harms=some, cluster={"maxRestarts": 12, "groups": chance.choice((1, 2))})
+
+
+class Killed(BaseException):
+    """An operator's end: no handler of its own may hold it up."""
+
+
+class Mortal(Cluster):
+    """A client that dies, and takes its operator with it, after so many requests: before or after the last one was made."""
+
+    def __init__(self, num_requests: float, chance: random.Random) -> None:
+        super().__init__()
+        self.left, self.chance = num_requests, chance
+        self.dead = threading.Event()
+        self.die: Callable[[], None] = lambda: None
+
+    def _send(self, *arguments: Any) -> Any:
+        if self.dead.is_set():
+            raise Killed
+        self.left -= 1
+        if self.left > 0:
+            return super()._send(*arguments)
+        if self.chance.random() < 0.5:
+            with contextlib.suppress(Exception):
+                super()._send(*arguments).read()
+        self.dead.set()
+        self.die()
+        raise Killed
+
+    def watch(self, *arguments: Any, **options: Any) -> Iterator[tuple[str, Object]]:
+        for event in super().watch(*arguments, **options):
+            if self.dead.is_set():
+                raise Killed
+            yield event
+
+
+class Operators:
+    """Operators come and go, by themselves and two at once, as threads and as processes."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], seed: int) -> None:
+        self.folder, self.environment, self.chance = folder, environment, random.Random(f"{seed} operators")
+        self.ends: Counter[str] = Counter()
+        self.over = threading.Event()
+        self.tracebacks: list[str] = []
+        self._thread = threading.Thread(target=self._reigns, daemon=True)
+        threading.excepthook = _quiet_about_killed
+
+    def __enter__(self) -> Operators:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self._thread.join(timeout=60)
+
+    def say(self, **fields: Any) -> None:
+        """A flaw of ours is a traceback in a line of an operator."""
+        if "Traceback" in str(fields.get("error", "")):
+            self.tracebacks.append(str(fields["error"]))
+
+    def _reigns(self) -> None:
+        while not self.over.is_set():
+            kinds = self.chance.choice(
+                (
+                    ["thread"],
+                    ["thread"],
+                    ["thread"],
+                    ["thread", "thread"],
+                    ["thread", "process"],
+                    ["process", "process"],
+                )
+            )
+            self.ends[" and ".join(kinds)] += 1
+            seconds = self.chance.uniform(18, 30) if kinds == ["process", "process"] else self.chance.uniform(2, 10)
+            with contextlib.ExitStack() as stack:
+                for kind in kinds:
+                    stack.enter_context(self._process() if kind == "process" else self._thread_of_ours())
+                self.over.wait(seconds)
+            self.over.wait(self.chance.uniform(0, 1.0))
+
+    @contextlib.contextmanager
+    def _thread_of_ours(self) -> Iterator[None]:
+        lives = self.chance.choice((20, 60, 150, 400, float("inf")))
+        cluster = Mortal(lives * self.chance.uniform(0.3, 1.0), self.chance)
+        controller = Controller(cluster, None, patience=QUICK, workers=2, say=self.say)
+        cluster.die = controller.stop
+        thread = threading.Thread(target=controller.run, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.ends["thread: " + ("dead between two requests" if cluster.dead.is_set() else "stopped")] += 1
+            controller.stop()
+            thread.join(timeout=10)
+            cluster.dead.set()  # its watches end too
+
+    @contextlib.contextmanager
+    def _process(self) -> Iterator[None]:
+        number = self.chance.choice((signal.SIGKILL, signal.SIGTERM))
+        command = [sys.executable, "-m", "launcher.cli", "operator", "--port", "0"]
+        path = self.folder / f"operator-{sum(self.ends.values())}.log"
+        with path.open("wb") as log:
+            process = subprocess.Popen(command, env=self.environment, cwd=ROOT, stdout=log, stderr=log)
+        # Where two wait for one lease, the second must then lead.
+        early = threading.Timer(self.chance.uniform(3, 15), process.send_signal, (number,))
+        early.start()
+        try:
+            yield
+        finally:
+            early.cancel()
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
+            self.ends[f"process: {number.name}"] += 1
+            try:
+                process.wait(timeout=35)  # SIGTERM lets a request end
+            except subprocess.TimeoutExpired:
+                self.tracebacks.append("an operator did not end on SIGTERM")
+                process.kill()
+                process.wait()
+            self.tracebacks += [line for line in path.read_text().splitlines() if "Traceback" in line]
+
+
+class Weather:
+    """Faults of requests and watches, outages of the API server, nodes that are lost: another every few seconds."""
+
+    def __init__(self, rig: Rig, seed: int) -> None:
+        self.rig, self.chance, self.seed = rig, random.Random(f"{seed} weather"), seed
+        self.counts: Counter[str] = Counter()
+        self.over = threading.Event()
+        self._threads = [threading.Thread(target=one, daemon=True) for one in (self._api, self._nodes)]
+
+    def __enter__(self) -> Weather:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        for thread in self._threads:
+            thread.join(timeout=30)
+        self.rig.server.faults.clear()
+
+    def _api(self) -> None:
+        server, number = self.rig.server, 0
+        while not self.over.is_set():
+            number += 1
+            kind = self.chance.choice(("calm", "rain", "rain", "storm"))
+            shares = {**WEATHER[kind], **(WATCH_FAULTS if kind != "calm" else {})}
+            server.faults.rain(shares, seed=self.seed * 1000 + number, only="prism", delay_seconds=0.3)
+            self.over.wait(self.chance.uniform(2, 6))
+            event = self.chance.choice(("", "", "drop_watches", "compact", "outage"))
+            if event:
+                self.counts[event] += 1
+            if event == "outage":
+                with server.outage():
+                    self.over.wait(self.chance.uniform(0.2, 2.0))
+            elif event:
+                getattr(server, event)()
+
+    def _nodes(self) -> None:
+        names = self.rig.nodes[:]
+        while not self.over.wait(self.chance.uniform(8, 20)):
+            how = self.chance.choice(("lost", "frozen", "deleted"))
+            if how == "deleted" and len(names) <= len(self.rig.nodes) // 2:
+                how = "lost"
+            busy = [name for name in names if self.rig.runs_on(name)] or names
+            name = self.chance.choice(busy)
+            self.counts[f"node {how}"] += 1
+            self.rig.blame(name)
+            try:
+                if how == "deleted":
+                    names.remove(name)
+                    self.rig.kubelet.delete_node(name)
+                else:
+                    self.rig.kubelet.lose_node(name, freeze=how == "frozen")
+                    self.over.wait(self.chance.uniform(2, 8))
+            finally:
+                self.rig.blame(name)
+                if how != "deleted":
+                    self.rig.kubelet.return_node(name)
+
+
+class Rig:
+    """The cluster, and what the rounds need of it."""
+
+    def __init__(self, folder: Path, chosen: argparse.Namespace, stack: contextlib.ExitStack) -> None:
+        self.folder, self.chosen = folder, chosen
+        self.server = stack.enter_context(ApiServer(log_folder=folder / "logs"))
+        self.server.bookmark_seconds = 2.0  # a dead operator's watches end with the next
+        self.server.create(crd())
+        self.kubeconfig = self.server.kubeconfig(folder / "kubeconfig")
+        os.environ["KUBECONFIG"] = str(self.kubeconfig)
+        self.environment = {
+            "STANDIN_FOLDER": str(folder / "work"),
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+        if chosen.real:
+            self._prepare_real(stack)
+        self.nodes = [f"node-{number:02}" for number in range(16)]
+        capacity = {"cpu": "500m", "memory": "64Gi"}
+        self.witness = Witness(self.server)
+        stack.enter_context(JobController(self.kubeconfig))
+        self.kubelet = stack.enter_context(
+            Kubelet(
+                self.kubeconfig,
+                folder / "pods",
+                nodes=dict.fromkeys(self.nodes, capacity),
+                log_folder=folder / "logs",
+                environment=self.environment,
+            )
+        )
+        self.kubelet.missing_images.add("registry/no-such-image:1")
+        self.blamed: Counter[str] = Counter()
+        """Run -> harms done to it: so many attempts it may have had for them."""
+
+    def _prepare_real(self, stack: contextlib.ExitStack) -> None:
+        import boto3
+        from moto.server import ThreadedMotoServer
+
+        from tests.conftest import candidate, pair, write_jsonl
+        from tests.models import save_tiny_model
+
+        moto = ThreadedMotoServer(port=0, verbose=False)
+        moto.start()
+        stack.callback(moto.stop)
+        host, port = moto.get_host_and_port()
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+        self.environment |= {"AWS_ENDPOINT_URL": f"http://{host}:{port}", **keys}
+        save_tiny_model(self.folder / "model")
+        client = boto3.client(
+            "s3",
+            endpoint_url=f"http://{host}:{port}",
+            region_name="us-east-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )
+        client.create_bucket(Bucket="chaos")
+        rows = write_jsonl(self.folder / "rows.jsonl", [candidate(number) for number in range(10)])
+        client.upload_file(str(rows), "chaos", "pool/a.jsonl")
+        targets = write_jsonl(self.folder / "targets.jsonl", [pair(number) for number in range(3)])
+        client.upload_file(str(targets), "chaos", "targets.jsonl")
+
+    def document(self, run: str, fate: Fate, units: int, seconds: float) -> Object:
+        """A run of stand-ins, or of real workers."""
+        is_real = fate.name.startswith("real")
+        model = str(self.folder / "model") if fate.name != "real wrong" else "/nowhere"
+        env = {"STANDIN_RUN": run, "STANDIN_UNITS": str(units), "STANDIN_SECONDS": f"{seconds:.2f}"}
+        command = ["python", "-S", "-m", "tests.cluster.standin"]
+        cluster = {
+            "image": "registry/prism@sha256:" + "0" * 64,
+            "gpusPerNode": 0,
+            "cpu": "100m",
+            "memory": "64Mi",
+            "env": [{"name": name, "value": value} for name, value in env.items()],
+            **({} if is_real else {"podOverlay": {"spec": {"containers": [{"name": "worker", "command": command}]}}}),
+            **fate.cluster,
+        }
+        extraction: Object = {
+            "maxLength": 128,
+            "examplesPerShard": 4,
+            "projection": {"dim": 8},
+            "codec": {"kind": "sign", "dims": 512},
+        }
+        return {
+            "apiVersion": "prism.dev/v1alpha1",
+            "kind": "SelectionRun",
+            "metadata": {"name": run, "namespace": "default"},
+            "spec": {
+                "model": {"uri": model, "dtype": "float32"},
+                "candidates": {"uris": ["s3://chaos/pool/"]},
+                "targets": {"uris": ["s3://chaos/targets.jsonl"]},
+                "store": f"s3://chaos/store/{run}",
+                "output": "s3://chaos/selections",
+                "extraction": extraction,
+                "selection": {"keep": "highest", "budget": {"fraction": 0.3}},
+                "cluster": cluster,
+            },
+        }
+
+    def edit(self, run: str, change: Callable[[Object], None]) -> None:
+        """Change a record by hand, as kubectl would; nothing where it is gone."""
+        with self.server.store.lock, contextlib.suppress(ApiError):
+            there = self.server.object("selectionruns", run)
+            if there is not None:
+                change(there)
+                self.server.update(there)
+
+    def runs_on(self, node: str) -> list[str]:
+        accounts = list(self.witness.accounts.items())
+        return [
+            run
+            for run, account in accounts
+            for pod in list(account.pods.values())
+            if pod["spec"].get("nodeName") == node and pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
+        ]
+
+    def blame(self, node: str) -> None:
+        """A node's loss may cost each run with pods there an attempt."""
+        self.blamed.update(self.runs_on(node))
+
+    def children(self, run: str | None = None) -> list[str]:
+        """What is there of one run, or of all: `jobs/r001-plan-0-0` …"""
+        return [
+            f"{plural}/{one['metadata']['name']}"
+            for plural in PLACES
+            for one in self.server.objects(plural, "default")
+            if (found := (one["metadata"].get("labels") or {}).get(RUN)) and run in (None, found)
+        ]
+
+    def processes(self) -> list[int]:
+        """Processes of pods that still run."""
+        mark = f"STANDIN_FOLDER={self.environment['STANDIN_FOLDER']}".encode()
+        found = []
+        for folder in Path("/proc").iterdir():
+            with contextlib.suppress(OSError, ValueError):
+                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+        return found
+
+
+class Round:
+    """One run from its record's making to the last trace of it."""
+
+    def __init__(self, rig: Rig, seed: int, number: int) -> None:
+        self.rig, self.number, self.run = rig, number, f"r{number:03}"
+        is_real = number < rig.chosen.real
+        self.fate = (real_fate if is_real else draw_fate)(seed, number)
+        self.chance = random.Random(f"{seed} {number} times")
+        self.num_units = self.chance.randint(3, 8)
+        self.end_seconds = REAL_END_SECONDS if is_real else END_SECONDS
+        self.home = rig.folder / "work" / self.run
+        self.harms: Counter[str] = Counter()
+        self.broken: list[str] = []
+        self.seconds = 0.0
+
+    @property
+    def account(self) -> Account:
+        return self.rig.witness.accounts[self.run]
+
+    def play(self) -> Round:
+        started = time.monotonic()
+        orders = self.home / "orders"
+        orders.mkdir(parents=True)
+        for name, order in self.fate.orders.items():
+            (orders / name).write_text(order)
+        seconds = self.chance.uniform(0.05, 0.25)
+        self.rig.server.create(self.rig.document(self.run, self.fate, self.num_units, seconds))
+        for wait_seconds, harm in self.fate.harms:
+            time.sleep(wait_seconds)
+            self.harm(harm)
+        round_number = int(self.harms["retry"])
+        if self.fate.ends != "Deleted" and self.wait_for_end(round_number):
+            self.judge(self.fate.ends, self.fate.reason)
+            if self.fate.again:
+                for order in orders.iterdir():
+                    order.unlink()
+                self.harm("retry")
+                if self.wait_for_end(1):
+                    self.judge("Complete", "Complete")
+        self.seconds = time.monotonic() - started
+        self.remove()
+        self.judge_attempts()
+        self.broken += self.account.broken
+        return self
+
+    def wait_for_end(self, round_number: int) -> bool:
+        """Of that round; and a little longer, in which nothing may happen any more."""
+        deadline = time.monotonic() + self.end_seconds
+        while self.account.phase not in TERMINAL or self.account.status.get("round") != round_number:
+            if time.monotonic() > deadline:
+                self.broken.append(f"not ended after {self.end_seconds} s: {json.dumps(self.account.status)[:2000]}")
+                return False
+            time.sleep(0.05)
+        time.sleep(SETTLE_SECONDS)
+        if self.chance.random() < 0.3:  # what an ended run left is nobody's business any more
+            self.delete_job(any_state=True)
+            time.sleep(SETTLE_SECONDS)
+        return True
+
+    def harm(self, what: str) -> None:
+        """Done once there is something to do it to; not at all to a run that has ended before."""
+        actions: dict[str, Callable[[], bool]] = {
+            "kill": lambda: self.strike(lambda pod: self.rig.kubelet.kill("default", pod)),
+            "terminate": lambda: self.strike(lambda pod: self.rig.kubelet.kill("default", pod, signal.SIGTERM)),
+            "oom": lambda: self.strike(lambda pod: self.rig.kubelet.oom_kill("default", pod)),
+            "evict": lambda: self.strike(lambda pod: self.rig.kubelet.evict("default", pod)),
+            "delete_job": self.delete_job,
+            "suspend": lambda: self.edit(lambda record: record["spec"].update(suspend=True)),
+            "resume": lambda: self.edit(lambda record: record["spec"].update(suspend=False)),
+            "retry": lambda: self.edit(lambda record: record["spec"].update(retry=1)),
+            "cancel": lambda: self.edit(lambda record: record["metadata"].update(annotations={CANCEL: "0"})),
+            "delete": self.delete_record,
+        }
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and (self.account.phase not in TERMINAL or what == "retry"):
+            if actions[what]():
+                self.harms[what] += 1
+                return
+            time.sleep(0.03)
+
+    def strike(self, blow: Callable[[str], None]) -> bool:
+        pods = self.rig.witness.running(self.run)
+        if not pods:
+            return False
+        self.rig.blamed[self.run] += 1
+        try:
+            blow(self.chance.choice(pods))
+        except Exception:  # it ended meanwhile
+            self.rig.blamed[self.run] -= 1
+            return False
+        return True
+
+    def delete_job(self, any_state: bool = False) -> bool:
+        names = [key for key in self.rig.children(self.run) if key.startswith("jobs/")]
+        for name in names:
+            job = self.rig.server.object("jobs", name.partition("/")[2])
+            ended = job and any(
+                one["type"] in ("Complete", "Failed") for one in job.get("status", {}).get("conditions") or ()
+            )
+            if job and (any_state or not ended):
+                self.rig.blamed[self.run] += 1
+                with contextlib.suppress(ApiError):
+                    self.rig.server.delete("jobs", job["metadata"]["name"])
+                    return True
+        return False
+
+    def edit(self, change: Callable[[Object], None]) -> bool:
+        self.rig.edit(self.run, change)
+        return True
+
+    def delete_record(self) -> bool:
+        self.rig.server.delete("selectionruns", self.run)
+        return True
+
+    def judge(self, phase: str, reason: str) -> None:
+        status = self.account.status
+        said = [
+            one["reason"]
+            for one in status["conditions"]
+            if one["status"] == "True" and one["type"] in ("Complete", "Failed")
+        ]
+        if (status["phase"], said) != (phase, [reason]):
+            self.broken.append(f"ended {status['phase']} {said}, not {phase} {reason}")
+        if status["phase"] == "Complete" and not self.fate.name.startswith("real"):
+            there = sum((self.home / "units" / str(unit)).exists() for unit in range(self.num_units))
+            if there != self.num_units or status.get("units") != self.num_units:
+                self.broken.append(
+                    f"Complete with {there} of {self.num_units} units; status says {status.get('units')}"
+                )
+            if not (self.home / "manifest.json").exists():
+                self.broken.append("Complete without a manifest")
+
+    def judge_attempts(self) -> None:
+        """Every attempt after a stage's first has its cause: a harm, an order, a suspension."""
+        orders = len([name for name in self.fate.orders if not name.endswith("always")])
+        rounds = {place[0] for place in self.account.jobs}
+        always = self.fate.cluster.get("maxRestarts", 0) * self.fate.cluster.get("groups", 1)
+        causes = self.rig.blamed[self.run] + orders + (always if self.fate.name == "exhausted" else 0)
+        causes += self.harms["suspend"] * self.fate.cluster.get("groups", 1)
+        found = sum(count - 1 for count in self.account.jobs.values())
+        if found > causes:
+            self.broken.append(f"{found} attempts after the first in {len(rounds)} round(s), for {causes} causes")
+
+    def remove(self) -> None:
+        with contextlib.suppress(ApiError):
+            self.delete_record()
+        deadline = time.monotonic() + GONE_SECONDS
+        while left := self.rig.children(self.run):
+            if time.monotonic() > deadline:
+                self.broken.append(f"left behind: {', '.join(left)}")
+                return
+            time.sleep(0.3)
+
+    def report(self, seed: int) -> str:
+        """What was promised, what broke, and all that was seen."""
+        lines = [f"round {self.number} (seed {seed}), {self.fate}", f"harms: {dict(self.harms)}", *self.account.lines()]
+        return "\n  ".join([*lines, *(f"BROKEN: {one}" for one in self.broken)])
+
+
+def run(folder: Path, chosen: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[dict[str, Any], list[str]]:
+    """All rounds: (figures, what broke)."""
+    started = time.monotonic()
+    rig = Rig(folder, chosen, stack)
+    environment = {**os.environ, **rig.environment, "KUBECONFIG": str(rig.kubeconfig)}
+    operators = Operators(folder, environment, chosen.seed)
+    weather = Weather(rig, chosen.seed)
+    with ThreadPoolExecutor(chosen.at_once) as pool, operators, weather:
+        made = [Round(rig, chosen.seed, number) for number in range(chosen.rounds)]
+        rounds = list(pool.map(Round.play, made))
+    broken = [one.report(chosen.seed) for one in rounds if one.broken]
+    broken += [f"an operator's own mistake: {one}" for one in operators.tracebacks]
+    left, processes = rig.children(), rig.processes()
+    if left or processes:
+        broken.append(f"left at the end: {left}, processes {processes}")
+    fates, harms = Counter(one.fate.name for one in rounds), sum((one.harms for one in rounds), Counter())
+    attempts = [one for one in rounds if one.fate.ends == "Complete"]
+    figures = {
+        "rounds": len(rounds),
+        "seed": chosen.seed,
+        "broken": len(broken),
+        **{f"fates[{name}]": count for name, count in sorted(fates.items())},
+        "harms": sum(harms.values()),
+        **{f"harms[{name}]": count for name, count in sorted(harms.items())},
+        "requests": sum(rig.server.requests.values()),
+        "faults": sum(rig.server.faults.counts.values()),
+        **{f"faults[{name}]": count for name, count in sorted(rig.server.faults.counts.items())},
+        **{f"weather[{name}]": count for name, count in sorted(weather.counts.items())},
+        **{f"operators[{name}]": count for name, count in sorted(operators.ends.items())},
+        "jobs": sum(sum(one.account.jobs.values()) for one in rounds),
+        "overlaps": len(rig.witness.overlaps),
+        "longest_overlap_seconds": round(max(rig.witness.overlaps.values(), default=0.0), 2),
+        "round_seconds_median": round(statistics.median(one.seconds for one in attempts or rounds), 1),
+        "round_seconds_longest": round(max(one.seconds for one in rounds), 1),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    return figures, broken
+
+
+def _quiet_about_killed(arguments: threading.ExceptHookArgs) -> None:
+    if not isinstance(arguments.exc_value, Killed):
+        sys.__excepthook__(arguments.exc_type, arguments.exc_value or Killed(), arguments.exc_traceback)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--real", type=int, default=0, help="so many rounds, the first, have real workers")
+    parser.add_argument("--at-once", type=int, default=12, help="rounds in flight")
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="operator-chaos-") as folder, contextlib.ExitStack() as stack:
+        figures, broken = run(Path(folder), chosen, stack)
+    for name, value in figures.items():
+        print(f"{name:<36}{value}")
+    if chosen.json:
+        chosen.json.write_text(json.dumps(figures, indent=1))
+    if broken:
+        sys.exit("\n".join(["a promise is broken:", *broken]))
+
+
+if __name__ == "__main__":
+    main()
