@@ -7,17 +7,18 @@ Names of children are functions of (run, stage, group, round, attempt) alone, so
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
 from prism_job.errors import SpecError
 from prism_job.section import Section
-from prism_job.spec import API_VERSION, SelectionRun, digest, parse_spec
+from prism_job.spec import API_VERSION, SelectionRun, check_document, digest, parse_spec
 
 GROUP, VERSION = API_VERSION.split("/")
 KIND, PLURAL = "SelectionRun", "selectionruns"
@@ -47,6 +48,16 @@ TERMINAL = ("Complete", "Failed", "Cancelled")
 StageState = Literal["Waiting", "Queued", "Pending", "Running", "Succeeded", "Failed"]
 
 
+def _check_time(text: str) -> str:
+    if parse_time(text).tzinfo is None:
+        raise ValueError("a time without its zone")
+    return text
+
+
+Time = Annotated[str, AfterValidator(_check_time)]
+"""As Kubernetes writes it. A status by another hand with anything else there cannot be read."""
+
+
 class Shown(Section):
     """Base of what a status holds. Fields of a later version are passed over: a status is never a reason to stop."""
 
@@ -60,7 +71,7 @@ class Condition(Shown):
     status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
     reason: str = Field(description="One word for programs.")
     message: str = Field("", description="A sentence for people.")
-    last_transition_time: str = Field(description="When its status last changed.")
+    last_transition_time: Time = Field(description="When its status last changed.")
     observed_generation: int = Field(0, description="Generation of the spec that this was said of.")
 
 
@@ -77,8 +88,8 @@ class StageStatus(Shown):
     preemptions: int = Field(0, description="Attempts ended by an eviction, or a node that was lost.")
     disrupted: bool = Field(False, description="A pod of the attempt in hand was seen being evicted.")
     started: bool = Field(False, description="The Job of the attempt in hand was made.")
-    not_before: str | None = Field(None, description="The attempt in hand starts no sooner.")
-    missing_since: str | None = Field(None, description="Since when its Job counts pods that nobody sees.")
+    not_before: Time | None = Field(None, description="The attempt in hand starts no sooner.")
+    missing_since: Time | None = Field(None, description="Since when its Job counts pods that nobody sees.")
     units: int | None = Field(None, description="Units that it extracted.")
 
 
@@ -103,8 +114,8 @@ class Status(Shown):
     selected: int | None = Field(None, description="Examples selected.")
     manifest: str | None = Field(None, description="Address of the manifest.")
     request: str | None = Field(None, description="Digest of the document, without what may change.")
-    start_time: str | None = Field(None, description="When this round began.")
-    completion_time: str | None = Field(None, description="When this round ended.")
+    start_time: Time | None = Field(None, description="When this round began.")
+    completion_time: Time | None = Field(None, description="When this round ended.")
     stages: tuple[StageStatus, ...] = Field((), description="Each stage, and each group of the extract stage.")
     conditions: tuple[Condition, ...] = Field((), description="For `kubectl wait --for=condition=`.")
 
@@ -169,12 +180,17 @@ class Record:
         return parse_time(str(self.metadata["creationTimestamp"]))
 
     @property
+    def _text(self) -> str:
+        """The document of a ConfigMap."""
+        return str((self.object.get("data") or {}).get("selection.yaml", ""))
+
+    @functools.cached_property
     def document(self) -> dict[str, Any]:
         """apiVersion, kind, metadata.name and spec; whatever a hand wrote there."""
         if self.is_config_map:
             try:
-                written = yaml.safe_load(self.object.get("data", {}).get("selection.yaml", ""))
-            except yaml.YAMLError:
+                written = yaml.safe_load(self._text)
+            except (yaml.YAMLError, RecursionError, ValueError, TypeError):
                 written = None
             return written if isinstance(written, dict) else {}
         return {
@@ -197,15 +213,17 @@ class Record:
     @property
     def round(self) -> int:
         """The round that is asked for: spec.retry."""
-        asked = self.spec.get("retry", 0)
-        return asked if isinstance(asked, int) else 0
+        try:
+            return int(self.spec.get("retry", 0))
+        except (TypeError, ValueError, OverflowError):
+            return 0
 
-    @property
+    @functools.cached_property
     def status(self) -> Status:
         """What was last written; a fresh one where that is nothing, or nothing we can read."""
         try:
             if self.is_config_map:
-                return Status.model_validate_json(self.object.get("data", {}).get("status", "{}"))
+                return Status.model_validate_json((self.object.get("data") or {}).get("status", "{}"))
             return Status.model_validate(self.object.get("status") or {})
         except ValidationError:
             return Status()
@@ -224,12 +242,29 @@ class Record:
 
     def parse(self) -> SelectionRun:
         """The checked document. Raises SpecError, naming this record."""
-        return parse_for_cluster(json.dumps(self.document), f"{self.namespace}/{self.name}")
+        where = f"{self.namespace}/{self.name}"
+        fix = "correct the document, or remove this record"
+        try:
+            if self.is_config_map:
+                run = parse_for_cluster(self._text, where)
+                json.dumps(self.document, default=str)  # an anchor within itself has no end
+            else:
+                run = _for_cluster(check_document(self.document, where), where)
+        except (RecursionError, ValueError, TypeError) as error:
+            raise SpecError(f"this is no plain document: {error}", where=where, fix=fix) from error
+        if run.metadata.name != self.name:
+            raise SpecError(
+                f"the document's name is {run.metadata.name}, its record's {self.name}", where=where, fix=fix
+            )
+        return run
 
 
 def parse_for_cluster(text: str, where: str) -> SelectionRun:
     """A document that pods can run: parse_spec's checks, and those that hold on a cluster alone. Raises SpecError."""
-    run = parse_spec(text, where)
+    return _for_cluster(parse_spec(text, where), where)
+
+
+def _for_cluster(run: SelectionRun, where: str) -> SelectionRun:
     wrong = []
     if len(run.metadata.name) > LONGEST_NAME:
         wrong.append(f"metadata.name has {len(run.metadata.name)} characters; at most {LONGEST_NAME} on a cluster")

@@ -256,6 +256,11 @@ def parse_spec(text: str, where: str) -> SelectionRun:
         document = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         raise SpecError(f"not YAML: {error}", where=where, fix="correct the syntax at the place named") from error
+    return check_document(document, where)
+
+
+def check_document(document: Any, where: str) -> SelectionRun:
+    """A document that was read already, as plain values. Raises SpecError as parse_spec does."""
     if not isinstance(document, dict):
         raise SpecError(
             f"the document is a {type(document).__name__}, not a mapping",
