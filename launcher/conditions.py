@@ -41,7 +41,8 @@ class Conditions:
         )
 
     def all(self) -> tuple[Condition, ...]:
-        return tuple(self.found.values())
+        """Each says the present generation: `kubectl wait` takes one that does not for out of date, and waits on."""
+        return tuple(one.model_copy(update={"observed_generation": self.generation}) for one in self.found.values())
 
 
 @dataclass(frozen=True)
