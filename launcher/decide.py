@@ -440,14 +440,15 @@ class _Pass:
 
     def _drop_earlier_attempts(self) -> None:
         """One Job at a time: those of attempts given up, and of a host that went on from an older status, are removed."""
+        at_work = {(one.stage, str(one.group)): one for one in self.status.stages}
         for job in self.seen.jobs.values():
             labels = job["metadata"].get("labels", {})
-            if labels.get(ROUND) != str(self.status.round) or not _is_there(job) or _is_finished(job):
+            entry, attempt = at_work.get((labels.get(STAGE), labels.get(GROUP_LABEL))), labels.get(ATTEMPT, "")
+            is_of_round = labels.get(ROUND) == str(self.status.round) and attempt.isdecimal()
+            if entry is None or not is_of_round or not _is_there(job) or _is_finished(job):
                 continue
-            places = {(one.stage, str(one.group)): one for one in self.status.stages}
-            entry = places.get((labels.get(STAGE), labels.get(GROUP_LABEL)))
-            attempt = int(labels.get(ATTEMPT, 0))
-            if entry is None or attempt > entry.attempt or (attempt == entry.attempt and entry.state != "Failed"):
+            in_hand = entry.attempt + (entry.state == "Failed")  # of one that failed for good, none is
+            if int(attempt) >= in_hand:
                 continue
             if (gone := self._delete(job)) not in self.actions:
                 self.actions.insert(0, gone)

@@ -69,6 +69,11 @@ def ending_of(job: Object, pods: Sequence[Object], disrupted: bool) -> Ended | N
     return Ended("crashed", f"{reason}: {said}", time)
 
 
+def are_told_ended(pods: Sequence[Object]) -> bool:
+    """Whether every pod is seen to have ended. Pods and Jobs are watched apart: an ended Job may be told of first."""
+    return all(pod.get("status", {}).get("phase") in ("Succeeded", "Failed") for pod in pods)
+
+
 def is_seen_evicted(pods: Sequence[Object]) -> bool:
     """Whether any pod carries DisruptionTarget: an eviction, a preemption, a node that went away."""
     return any(
@@ -113,8 +118,8 @@ def _exit_codes(pods: Sequence[Object]) -> dict[int, str]:
         words = _parse(message)
         if "error" in words:
             message = f"{words['error']} ({words.get('where', '')}); {words.get('fix', '')}"
-        elif message:
-            message = message.strip().splitlines()[-1]
+        else:
+            message = (message.strip().splitlines() or [""])[-1]
         found.setdefault(ended["exitCode"], f"{out_of_memory}{message}")
     return found
 
