@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import enum
 import os
 import sys
 import time
@@ -25,6 +26,7 @@ from launcher.output import (
     fail,
     print_facts,
     read_text,
+    yaml_documents,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +56,21 @@ WaitOption = Annotated[
 DriverVerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say what is done in the cluster, a JSON line each, on stderr.")
 ]
+
+
+class Stage(enum.StrEnum):
+    """Whose logs."""
+
+    plan = "plan"
+    extract = "extract"
+    reduce = "reduce"
+
+
+class DryRun(enum.StrEnum):
+    """Who checks what is rendered."""
+
+    client = "client"
+    server = "server"
 
 
 def add_verbs(app: typer.Typer) -> None:
@@ -97,21 +114,18 @@ def render(
     namespace: NamespaceOption = "",
     context: ContextOption = None,
     dry_run: Annotated[
-        str,
-        typer.Option(metavar="client|server", help="server: have the API server check every object; makes nothing."),
-    ] = "client",
+        DryRun, typer.Option(help="server: have the API server check every object; makes nothing.")
+    ] = DryRun.client,
     output: OutputOption = Output.yaml,
 ) -> None:
     """Print every object of the run's first attempts. Needs no cluster, unless --dry-run=server."""
-    if dry_run not in ("client", "server"):
-        raise typer.BadParameter("give client or server", param_hint="--dry-run")
     with exit_codes(output):
         from launcher import submit as remote
         from launcher.render import render as objects_of
 
         run, place = remote.read_document(read_text(file), file.name, namespace)
         objects = objects_of(run, place or "default")
-        if dry_run == "server":
+        if dry_run is DryRun.server:
             cluster = _cluster(context)
             objects = objects_of(run, place or cluster.namespace)
             for one in objects:
@@ -122,9 +136,7 @@ def render(
         if output is Output.json:
             print_facts({"apiVersion": "v1", "kind": "List", "items": objects}, output, table="")
         else:
-            import yaml
-
-            print(yaml.safe_dump_all(objects, sort_keys=False, allow_unicode=True), end="")
+            print(yaml_documents(objects), end="")
 
 
 def status(
@@ -184,7 +196,10 @@ def watch(name: NameArgument, namespace: NamespaceOption = "", context: ContextO
 
         cluster = _cluster(context)
         record = remote.get_record(cluster, namespace or cluster.namespace, name)
-        _detaching(lambda: watch_run(cluster, record), record)
+        ended = _detaching(lambda: watch_run(cluster, record), record)
+        if ended is None:
+            fail(NOT_FOUND, Output.table, "the run was deleted", f"{record.namespace}/{name}", "submit it again")
+        sys.exit(_exit_code(ended))
 
 
 def logs(
@@ -192,7 +207,7 @@ def logs(
     namespace: NamespaceOption = "",
     context: ContextOption = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
-    stage: Annotated[str | None, typer.Option(metavar="plan|extract|reduce", help="Of this stage alone.")] = None,
+    stage: Annotated[Stage | None, typer.Option(help="Of this stage alone.")] = None,
     group: Annotated[int | None, typer.Option(metavar="N", help="Of this group alone.")] = None,
     tail: Annotated[int | None, typer.Option(metavar="LINES", help="Of each pod, so many lines from its end.")] = None,
     timestamps: Annotated[bool, typer.Option("--timestamps", help="Begin each line with its time.")] = False,
@@ -284,8 +299,6 @@ def schedule(
 ) -> None:
     """Write a plain CronJob whose pod runs `prism submit --wait` on this document."""
     with exit_codes(Output.table):
-        import yaml
-
         from launcher import submit as remote
         from launcher.schedule import cron_job
 
@@ -295,7 +308,7 @@ def schedule(
         place = place or (cluster.namespace if cluster else "default")
         objects = cron_job(run, text, place, cron, image=image, service_account=service_account, time_zone=time_zone)
         if cluster is None:
-            print(yaml.safe_dump_all(objects, sort_keys=False, allow_unicode=True), end="")
+            print(yaml_documents(objects), end="")
             return
         for one in objects:
             cluster.apply(one)
@@ -321,6 +334,10 @@ def doctor(
 
         cluster = _cluster(context)
         run, place = remote.read_document(read_text(file), file.name, namespace) if file else (None, namespace)
+        if probe and run is not None:
+            _say(
+                "trying the buckets from within the cluster; its image may have to come first (--no-probe leaves it out)"
+            )
         findings = examine(cluster, place or cluster.namespace, run, probe=probe and run is not None)
         facts = {"findings": [vars(one) for one in findings]}
         print_facts(facts, output, table=findings_table(findings))
@@ -395,7 +412,11 @@ def _exit_as_it_ended(cluster: Cluster, record: Record, timeout: float | None, o
         fail(NOT_FOUND, output, "the run was deleted", f"{record.namespace}/{record.name}", "submit it again")
     facts = remote.outcome(ended)
     print_facts(facts, output, table=facts["manifest"] or f"{record.name}: {facts['phase']}")
-    sys.exit({"Complete": 0, "Cancelled": CANCELLED}.get(facts["phase"], RUN_FAILED))
+    sys.exit(_exit_code(ended))
+
+
+def _exit_code(ended: Record) -> int:
+    return {"Complete": 0, "Cancelled": CANCELLED}.get(ended.status.phase, RUN_FAILED)
 
 
 def _ended(cluster: Cluster, record: Record, timeout_seconds: float) -> Record | None:

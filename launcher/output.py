@@ -9,7 +9,7 @@ import contextlib
 import enum
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -98,3 +98,17 @@ def print_facts(facts: dict[str, Any], output: Output, *, table: str) -> None:
         print(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True), end="")
     else:
         print(table)
+
+
+def yaml_documents(objects: Iterable[dict[str, Any]]) -> str:
+    """Objects one after the other, as `kubectl apply -f -` reads them; a text of several lines stays one."""
+    import yaml
+
+    class Readable(yaml.SafeDumper):
+        pass
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    Readable.add_representer(str, text)
+    return yaml.dump_all(objects, Dumper=Readable, sort_keys=False, allow_unicode=True)

@@ -1,6 +1,7 @@
 """Runs on a whole cluster of this machine: API server, Job controller, kubelet whose pods are real workers, S3.
 
-What is decided is tested in test_decide.py; here, that it holds when everything is real but the cluster itself.
+What is decided is tested in test_decide.py; here, that it holds when everything is real but the cluster itself. Where
+KUBEBUILDER_ASSETS names the binaries of a control plane, the same tests run against that one too.
 """
 
 from __future__ import annotations
@@ -20,22 +21,30 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.cluster.real import missing_binaries
 from tests.cluster.rig import BUCKET, Rig, eventually, rig
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Rig]:
+def need(server: str) -> bool:
+    """Whether a real control plane is asked for; skips where there is none."""
+    if server == "real" and (reason := missing_binaries()):
+        pytest.skip(f"no real control plane: {reason}")
+    return server == "real"
+
+
+@pytest.fixture(scope="module", params=["fake", "real"])
+def cluster(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, request: Any) -> Iterator[Rig]:
     """With the custom resource."""
-    with rig(tmp_path_factory.mktemp("rig"), tiny_model) as made:
+    with rig(tmp_path_factory.mktemp("rig"), tiny_model, real=need(request.param)) as made:
         yield made
 
 
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Rig]:
+@pytest.fixture(scope="module", params=["fake", "real"])
+def bare(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, request: Any) -> Iterator[Rig]:
     """Without the custom resource: records are ConfigMaps."""
-    with rig(tmp_path_factory.mktemp("bare"), tiny_model, with_crd=False) as made:
+    with rig(tmp_path_factory.mktemp("bare"), tiny_model, with_crd=False, real=need(request.param)) as made:
         yield made
 
 

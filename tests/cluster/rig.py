@@ -20,6 +20,7 @@ from launcher.decide import Patience
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.jobs import JobController
 from tests.cluster.kubelet import Kubelet
+from tests.cluster.real import RealServer
 from tests.conftest import candidate, pair, write_jsonl
 
 QUICK = Patience(backoff_seconds=0.1, longest_backoff_seconds=1.0, stuck_seconds=5.0)
@@ -32,7 +33,7 @@ class Rig:
     """Everything that a run needs, on this machine. Use `rig()` to make one."""
 
     def __init__(
-        self, folder: Path, server: ApiServer, kubelet: Kubelet, model: Path, environment: dict[str, str]
+        self, folder: Path, server: ApiServer | RealServer, kubelet: Kubelet, model: Path, environment: dict[str, str]
     ) -> None:
         self.folder, self.server, self.kubelet, self.model = folder, server, kubelet, model
         self.kubeconfig = server.kubeconfig(folder / "kubeconfig")
@@ -108,8 +109,12 @@ KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
 
 
 @contextlib.contextmanager
-def rig(folder: Path, model: Path, *, with_crd: bool = True, nodes: Any = None) -> Iterator[Rig]:
-    """A running cluster. `environment` of what is made points a command at it."""
+def rig(folder: Path, model: Path, *, with_crd: bool = True, nodes: Any = None, real: bool = False) -> Iterator[Rig]:
+    """A running cluster. `environment` of what is made points a command at it.
+
+    Args:
+        real: a real control plane; see `real.missing_binaries`.
+    """
     logs = folder / "logs"
     with contextlib.ExitStack() as stack:
         moto = ThreadedMotoServer(port=0, verbose=False)
@@ -117,7 +122,7 @@ def rig(folder: Path, model: Path, *, with_crd: bool = True, nodes: Any = None) 
         stack.callback(moto.stop)
         host, port = moto.get_host_and_port()
         s3 = f"http://{host}:{port}"
-        server = stack.enter_context(ApiServer(log_folder=logs))
+        server = stack.enter_context(RealServer(folder / "control-plane") if real else ApiServer(log_folder=logs))
         kubeconfig = server.kubeconfig(folder / "rig-kubeconfig")
         if with_crd:
             server.create(crd())
@@ -130,10 +135,11 @@ def rig(folder: Path, model: Path, *, with_crd: bool = True, nodes: Any = None) 
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }
-        stack.enter_context(JobController(kubeconfig))
+        if not real:
+            stack.enter_context(JobController(kubeconfig))
         more = {"nodes": nodes} if nodes else {}
         kubelet = stack.enter_context(
-            Kubelet(kubeconfig, folder / "pods", log_folder=logs, environment=environment, **more)
+            Kubelet(kubeconfig, folder / "pods", log_folder=logs, environment=environment, schedule=not real, **more)
         )
         yield Rig(folder, server, kubelet, model, environment)
 
