@@ -1,0 +1,347 @@
+"""Many runs in one operator: what they cost in requests, passes, memory and time, and what they cost once they are over.
+
+`prism operator` and the API server (tests/cluster/apiserver.py) are processes of their own. This one creates the runs, all at
+once, and plays the Job controller and the kubelet without any process: each new Job gets pods that have succeeded, with the
+last words of its stage, and is Complete. Three sizes show whether the cost of a run stays the same. Then follows an idle time,
+in which nothing may be written but the lease, and a restart: the next operator must find everything as it is, and write
+nothing.
+
+    python benchmarks/operator_scale.py --runs 500 --json operator_scale.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from launcher.cluster import Cluster, ClusterError  # noqa: E402
+from launcher.crd import crd  # noqa: E402
+from launcher.resource import STAGE, TERMINAL  # noqa: E402
+from tests.cluster.job_rules import TRACKING, job_to_pod  # noqa: E402
+from tests.cluster.mirror import stamp  # noqa: E402
+
+Object = dict[str, Any]
+Requests = Counter[tuple[str, str]]
+
+WORDS: dict[str, Object] = {
+    "plan": {"units": 4, "missing": 4, "examples": 16, "pairs": 3, "badRows": 0},
+    "extract": {"units": 4},
+    "reduce": {"manifest": "s3://scale/manifest.json", "selected": 4, "badRows": 0},
+}
+LEASE_WRITES = (("PUT", "leases"), ("POST", "leases"))
+SETTLE_SECONDS = 5.0
+PLAYERS = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=500, help="of the largest size; a fifth and two fifths go before")
+    parser.add_argument("--groups", type=int, default=1)
+    parser.add_argument("--idle", type=float, default=60.0, help="seconds")
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    figures: dict[str, Any] = {"groups": chosen.groups, "idle_seconds": chosen.idle}
+    sizes = (max(1, chosen.runs // 5), max(1, 2 * chosen.runs // 5), chosen.runs)
+    for size in sizes:
+        with tempfile.TemporaryDirectory(prefix="operator-scale-") as folder:
+            found = measure(Path(folder), size, chosen.groups, chosen.idle if size == sizes[-1] else 0.0)
+        figures |= {f"{name}[{size}]": value for name, value in found.items()}
+        for name, value in found.items():
+            print(f"{f'{name}[{size}]':<44}{value}", flush=True)
+    least, most = (figures[f"requests_a_run[{size}]"] for size in (sizes[0], sizes[-1]))
+    figures["requests_a_run_growth"] = round(most / least, 3)
+    grown = figures[f"rss_end_mb[{sizes[-1]}]"] - figures[f"rss_end_mb[{sizes[0]}]"]
+    figures["kb_a_run"] = round(1024 * grown / (sizes[-1] - sizes[0]), 1) if sizes[-1] > sizes[0] else None
+    print(f"{'requests_a_run_growth':<44}{figures['requests_a_run_growth']}\n{'kb_a_run':<44}{figures['kb_a_run']}")
+    if chosen.json:
+        chosen.json.write_text(json.dumps(figures, indent=1))
+    promises = {
+        "idle runs are written to": figures[f"idle_writes[{sizes[-1]}]"] == 0,
+        "a restart writes": figures[f"restart_writes[{sizes[-1]}]"] == 0,
+        "requests a run grow with their number": figures["requests_a_run_growth"] < 1.2,
+    }
+    if broken := [what for what, holds in promises.items() if not holds]:
+        sys.exit(f"a promise is broken: {'; '.join(broken)}")
+
+
+def measure(folder: Path, size: int, groups: int, idle_seconds: float) -> dict[str, Any]:
+    """One size, in a fresh cluster with a fresh operator."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Server(folder))
+        operator = stack.enter_context(Operator(folder))
+        first_mb = operator.memory("VmRSS")
+        player = stack.enter_context(Player())
+        before = server.requests()
+        started = time.monotonic()
+        for number in range(size):
+            player.count("POST", "selectionruns")
+            player.cluster.create(document(f"run-{number:04}", groups))
+        created_seconds = time.monotonic() - started
+        player.wait_for_all_ended(size)
+        seconds = time.monotonic() - started
+        time.sleep(SETTLE_SECONDS)
+        asked, figures = server.requests() - before - player.requests(), operator.figures()
+        asked -= Counter({key: count for key, count in asked.items() if key[1] == "leases"})
+        found = {
+            "seconds": round(seconds, 1),
+            "creation_seconds": round(created_seconds, 1),
+            "cpu_seconds": round(operator.cpu_seconds(), 1),
+            "requests": sum(asked.values()),
+            "requests_a_run": round(sum(asked.values()) / size, 2),
+            **{f"requests {method} {plural}": count for (method, plural), count in sorted(asked.items())},
+            "reconciles": round(figures["prism_reconciles_total"]),
+            "reconciles_a_run": round(figures["prism_reconciles_total"] / size, 2),
+            "reconcile_failures": round(figures["prism_reconcile_failures_total"]),
+            "status_writes": round(figures["prism_status_writes_total"]),
+            "status_writes_a_run": round(figures["prism_status_writes_total"] / size, 2),
+            "rss_before_mb": first_mb,
+            "rss_end_mb": operator.memory("VmRSS"),
+            "rss_peak_mb": operator.memory("VmHWM"),
+        }
+        if idle_seconds:
+            player.stop()
+            found |= idle(server, operator, idle_seconds)
+            found |= restart(server, operator, size)
+        return found
+
+
+def idle(server: Server, operator: Operator, seconds: float) -> dict[str, Any]:
+    """Nothing happens to the runs: neither may they be written to."""
+    time.sleep(2.0)
+    before, cpu, passes = server.requests(), operator.cpu_seconds(), operator.figures()["prism_reconciles_total"]
+    time.sleep(seconds)
+    asked = server.requests() - before
+    return {
+        "idle_writes": sum(n for key, n in asked.items() if is_write(key)),
+        "idle_lease_writes": sum(asked[key] for key in LEASE_WRITES),
+        "idle_requests": sum(asked.values()),
+        "idle_reconciles": round(operator.figures()["prism_reconciles_total"] - passes),
+        "idle_cpu_seconds": round(operator.cpu_seconds() - cpu, 2),
+    }
+
+
+def restart(server: Server, operator: Operator, size: int) -> dict[str, Any]:
+    """The operator is followed by another, which finds all runs ended."""
+    operator.end()
+    before, started = server.requests(), time.monotonic()
+    operator.start()
+    while operator.figures()["prism_reconciles_total"] < size:
+        time.sleep(0.2)
+    seconds = time.monotonic() - started
+    time.sleep(SETTLE_SECONDS)
+    asked = server.requests() - before
+    return {
+        "restart_writes": sum(n for key, n in asked.items() if is_write(key)),
+        "restart_requests": sum(n for key, n in asked.items() if key[1] != "leases"),
+        "restart_seconds": round(seconds, 1),
+        "restart_rss_peak_mb": operator.memory("VmHWM"),
+    }
+
+
+def is_write(key: tuple[str, str]) -> bool:
+    return key[0] not in ("GET", "LIST", "WATCH") and key not in LEASE_WRITES
+
+
+def document(run: str, groups: int) -> Object:
+    return {
+        "apiVersion": "prism.dev/v1alpha1",
+        "kind": "SelectionRun",
+        "metadata": {"name": run, "namespace": "default"},
+        "spec": {
+            "model": {"uri": "s3://scale/model", "dtype": "bfloat16"},
+            "candidates": {"uris": ["s3://scale/pool/"]},
+            "targets": {"uris": ["s3://scale/targets.jsonl"]},
+            "store": f"s3://scale/store/{run}",
+            "output": "s3://scale/selections",
+            "selection": {"keep": "highest", "budget": {"fraction": 0.3}},
+            "cluster": {"image": "registry/prism@sha256:" + "0" * 64, "groups": groups},
+        },
+    }
+
+
+class Server:
+    """The API server's process."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "kubeconfig"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.cluster.apiserver", "--kubeconfig", str(path)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().strip()
+        os.environ["KUBECONFIG"] = str(path)
+
+    def __enter__(self) -> Server:
+        Cluster().create(crd())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def requests(self) -> Requests:
+        """All that were made so far, by (verb, plural)."""
+        with urllib.request.urlopen(f"{self.url}/__faults", timeout=30) as answer:
+            return Counter({(method, plural): count for method, plural, count in json.load(answer)["requests"]})
+
+
+class Operator:
+    """The process `prism operator`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "operator.log"
+
+    def __enter__(self) -> Operator:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "launcher.cli", "operator", "--port", "0"]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        while '"leading"' not in self.log.read_text():
+            time.sleep(0.1)
+        self.port = json.loads(self.log.read_text().splitlines()[0])["port"]
+        time.sleep(1.0)
+
+    def end(self) -> None:
+        """As a Deployment ends it: the lease is released."""
+        self.process.terminate()
+        self.process.wait(timeout=60)
+
+    def figures(self) -> dict[str, float]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=60) as answer:
+            lines = [line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in lines}
+
+    def memory(self, name: str) -> float:
+        """MB of VmRSS or VmHWM."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return round(next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024, 1)
+
+    def cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Player:
+    """Job controller and kubelet in one: every Job succeeds as soon as it is seen. Counts its own requests."""
+
+    def __init__(self) -> None:
+        self.cluster = Cluster()
+        self.cluster.agent = "player"
+        self.ended: set[str] = set()
+        self.over = threading.Event()
+        self._jobs: queue.SimpleQueue[Object | None] = queue.SimpleQueue()
+        self._made: Requests = Counter()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._play, daemon=True) for _ in range(PLAYERS)]
+        self._threads += [
+            threading.Thread(target=self._watch, args=("Job", self._jobs.put), daemon=True),
+            threading.Thread(target=self._watch, args=("SelectionRun", self._see), daemon=True),
+        ]
+
+    def __enter__(self) -> Player:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self.over.set()
+        for _ in range(PLAYERS):
+            self._jobs.put(None)
+
+    def count(self, method: str, plural: str) -> None:
+        with self._lock:
+            self._made[method, plural] += 1
+
+    def requests(self) -> Requests:
+        with self._lock:
+            return self._made.copy()
+
+    def wait_for_all_ended(self, size: int) -> None:
+        while len(self.ended) < size:
+            time.sleep(0.1)
+
+    def _see(self, record: Object) -> None:
+        phase = (record.get("status") or {}).get("phase")
+        if phase in TERMINAL and phase != "Complete":
+            sys.exit(f"{record['metadata']['name']} ended {phase}: {record['status']['message']}")
+        if phase == "Complete":
+            self.ended.add(record["metadata"]["name"])
+
+    def _watch(self, kind: str, take: Callable[[Object], object]) -> None:
+        try:
+            for event, found in self._changes(kind):
+                if event == "ADDED" or (event == "MODIFIED" and kind == "SelectionRun"):
+                    take(found)
+        except ClusterError:
+            if not self.over.is_set():
+                raise
+
+    def _changes(self, kind: str) -> Iterator[tuple[str, Object]]:
+        plural = "jobs" if kind == "Job" else "selectionruns"
+        self.count("LIST", plural)
+        version = self.cluster.list(kind, None).version
+        while not self.over.is_set():
+            self.count("WATCH", plural)
+            for event, found in self.cluster.watch(kind, None, version):
+                version = found["metadata"]["resourceVersion"]
+                yield event, found
+
+    def _play(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                self._complete(job)
+            except ClusterError as error:
+                print(f"{job['metadata']['name']}: {error}", file=sys.stderr)
+
+    def _complete(self, job: Object) -> None:
+        namespace, name, now = job["metadata"]["namespace"], job["metadata"]["name"], stamp(time.time())
+        words = json.dumps(WORDS[job["metadata"]["labels"][STAGE]])
+        for index in range(job["spec"]["completions"]):
+            pod = job_to_pod(job, index)
+            pod["metadata"]["finalizers"].remove(TRACKING)
+            self.count("POST", "pods")
+            made = self.cluster.create(pod)
+            ended = {"exitCode": 0, "reason": "Completed", "message": words, "startedAt": now, "finishedAt": now}
+            container = {"name": "worker", "image": "", "imageID": "", "ready": False, "restartCount": 0}
+            status = {"phase": "Succeeded", "containerStatuses": [{**container, "state": {"terminated": ended}}]}
+            self.count("PATCH", "pods/status")
+            self.cluster.patch("Pod", namespace, made["metadata"]["name"], {"status": status}, subresource="status")
+        conditions = [
+            {"type": kind, "status": "True", "reason": "CompletionsReached", "message": "", "lastTransitionTime": now}
+            for kind in ("SuccessCriteriaMet", "Complete")
+        ]
+        status = {"conditions": conditions, "startTime": now, "completionTime": now, "succeeded": 1}
+        self.count("PATCH", "jobs/status")
+        self.cluster.patch("Job", namespace, name, {"status": status}, subresource="status")
+
+
+if __name__ == "__main__":
+    main()
