@@ -7,7 +7,7 @@ like one that somebody removed.
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +22,10 @@ Place = tuple[str, str, str]
 """(kind, namespace, name of the object)."""
 
 
+NUM_GONE = 10_000
+"""Removed objects that are remembered: an answer that is late by more than so many removals does not come."""
+
+
 class Cache:
     """Objects by place, and by the run that they belong to."""
 
@@ -29,27 +33,31 @@ class Cache:
         self._lock = threading.RLock()
         self._objects: dict[Place, Object] = {}
         self._of_run: dict[Key, set[Place]] = defaultdict(set)
+        self._gone: OrderedDict[Place, int] = OrderedDict()
 
     def put(self, found: Object) -> Key | None:
-        """Take in an object unless a newer one is here. Returns the run that it belongs to, if any."""
+        """Take in an object unless a newer one is here, or was removed. Returns the run that it belongs to, or did."""
         place, key = place_of(found), key_of(found)
-        if key is None:
-            return None
         with self._lock:
             here = self._objects.get(place)
-            if here is None or _version(here) <= _version(found):
-                self._objects[place] = found
-                self._of_run[key].add(place)
-        return key
+            before = key_of(here) if here is not None else None
+            if (here is None or _version(here) <= _version(found)) and _version(found) > self._gone.get(place, -1):
+                if before is not None and before != key:  # somebody changed its label
+                    self._remove(place, before)
+                if key is not None:
+                    self._objects[place] = _kept(found)
+                    self._of_run[key].add(place)
+        return key or before
 
     def drop(self, gone: Object) -> Key | None:
         """An object was removed; one of the same name that was made since stays."""
         place, key = place_of(gone), key_of(gone)
-        if key is None:
-            return None
         with self._lock:
+            self._bury(place, _version(gone))
             here = self._objects.get(place)
             if here is not None and here["metadata"]["uid"] == gone["metadata"]["uid"]:
+                key = key_of(here)  # as it was when we took it in: its label may be what was removed
+                assert key is not None
                 self._remove(place, key)
         return key
 
@@ -68,6 +76,7 @@ class Cache:
                 key = key_of(found)
                 if place not in told and key is not None and _version(found) <= int(version):
                     self._remove(place, key)
+                    self._bury(place, int(version))
                     touched.add(key)
             return touched | {key for item in items if (key := self.put(item)) is not None}
 
@@ -90,11 +99,25 @@ class Cache:
         jobs = {one["metadata"]["name"]: one for one in found if one["kind"] == "Job" and is_owned(one, record.uid)}
         return Seen(jobs, [one for one in found if one["kind"] == "Pod"], notes)
 
+    def _bury(self, place: Place, version: int) -> None:
+        """An answer that was under way when its object went must not bring it back."""
+        self._gone[place] = max(version, self._gone.pop(place, 0))
+        while len(self._gone) > NUM_GONE:
+            self._gone.popitem(last=False)
+
     def _remove(self, place: Place, key: Key) -> None:
         del self._objects[place]
         self._of_run[key].discard(place)
         if not self._of_run[key]:
             del self._of_run[key]
+
+
+def _kept(found: Object) -> Object:
+    """What decisions read. Who manages which field, and what pods are made of, are four fifths of the memory of a run."""
+    metadata = {name: value for name, value in found["metadata"].items() if name != "managedFields"}
+    left_out = {"Job": ("template",), "Pod": ("containers", "volumes")}.get(found["kind"], ())
+    spec = {name: value for name, value in (found.get("spec") or {}).items() if name not in left_out}
+    return {**found, "metadata": metadata, **({"spec": spec} if left_out else {})}
 
 
 def place_of(found: Object) -> Place:
