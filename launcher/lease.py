@@ -59,9 +59,10 @@ class Lease:
         """Let the next one lead at once. Bad weather costs it the duration, no more."""
         try:
             lease = self.cluster.get("Lease", self.namespace, self.name)
-            if lease["spec"].get("holderIdentity") == self.identity:
-                lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
-                self.cluster.replace(lease)
+            held = lease.get("spec") or {}
+            if held.get("holderIdentity") == self.identity:
+                changed = {**held, "holderIdentity": "", "leaseDurationSeconds": 1}
+                self.cluster.replace({**lease, "kind": "Lease", "spec": changed})
         except ClusterError:
             return
 
@@ -93,16 +94,17 @@ class Lease:
             except Conflict:
                 return False
             return True
-        holder, version = lease["spec"].get("holderIdentity"), lease["metadata"]["resourceVersion"]
+        held = lease.get("spec") or {}
+        holder, version = held.get("holderIdentity"), lease["metadata"]["resourceVersion"]
         if version != self._seen[0]:
             self._seen = (version, time.monotonic())
-        is_stale = time.monotonic() > self._seen[1] + float(lease["spec"].get("leaseDurationSeconds") or 0)
+        is_stale = time.monotonic() > self._seen[1] + float(held.get("leaseDurationSeconds") or 0)
         if holder and holder != self.identity and not is_stale:
             return False
         if holder != self.identity:
-            ours |= {"acquireTime": now, "leaseTransitions": int(lease["spec"].get("leaseTransitions") or 0) + 1}
+            ours |= {"acquireTime": now, "leaseTransitions": int(held.get("leaseTransitions") or 0) + 1}
         try:
-            self.cluster.replace({**lease, "kind": "Lease", "spec": {**lease["spec"], **ours}})
+            self.cluster.replace({**lease, "kind": "Lease", "spec": {**held, **ours}})
         except (Conflict, NotFound):
             return False
         return True
