@@ -219,12 +219,12 @@ class Controller:
         if self._leaves_to_operator(record, before):
             return
         self.counters.reconciles += 1
-        seen = self.cache.seen(record, {})
-        decision = decide(record, self.cache.seen(record, self._notes(record, seen)), self.clock(), self.patience)
+        notes = self._notes(record, self.cache.seen(record, {}))
+        decision = decide(record, self.cache.seen(record, notes), self.clock(), self.patience)
         if _gives_up(before, decision.status):
             # What the watches told may be old, each by its own time: no attempt is counted as lost on their word alone.
             self._ask(record)
-            decision = decide(record, self.cache.seen(record, {}), self.clock(), self.patience)
+            decision = decide(record, self.cache.seen(record, notes), self.clock(), self.patience)
         try:
             for action in decision.actions:
                 self._act(action, record)
@@ -264,7 +264,10 @@ class Controller:
         except Conflict:
             # Made by us with the answer lost, or by another host; or left by an earlier run of this name.
             there = self.cluster.get(wanted["kind"], metadata["namespace"], metadata["name"])
-            if not is_owned(there, record.uid) or "deletionTimestamp" in there["metadata"]:
+            if not is_owned(there, record.uid):
+                what = f"{wanted['kind']} {metadata['name']} is there already and belongs to somebody else"
+                raise Refused(what, where=record.name, fix="remove it, or name the run otherwise") from None
+            if "deletionTimestamp" in there["metadata"]:
                 raise
             return {"kind": wanted["kind"], **there}
 
@@ -359,11 +362,12 @@ class Controller:
             except Gone:
                 pause_seconds = RETRY_SECONDS
                 self.stopping.wait(random.uniform(0.05, 0.2))
-            except ClusterError as error:
+            except Exception as error:  # a flaw of ours, too, must not end what all runs hear by
                 if kind in self.heard:  # it worked for a while: this is another break, not the same one still
                     self.heard.discard(kind)
                     pause_seconds = RETRY_SECONDS
-                self.say(event="watch", kind=kind, error=str(error), seconds=round(pause_seconds, 1))
+                said = str(error) if isinstance(error, ClusterError) else traceback.format_exc()
+                self.say(event="watch", kind=kind, error=said, seconds=round(pause_seconds, 1))
                 self.stopping.wait(pause_seconds * random.uniform(0.5, 1.0))
                 pause_seconds = min(LONGEST_RETRY_SECONDS / 2, pause_seconds * 2)
 
