@@ -1552,5 +1552,5 @@ class AnyHistory(RuleBasedStateMachine):
             assert status.condition("Failed").reason in self.may_fail | {"StartupTimeout"}  # type: ignore[union-attr]
 
 
-AnyHistory.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+AnyHistory.TestCase.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
 TestAnyHistory = AnyHistory.TestCase
