@@ -418,7 +418,9 @@ class _Pass:
         self.actions += _stop(self.record, self.seen)
         self.conditions.set("Complete", phase == "Complete", reason, message if phase == "Complete" else "")
         self.conditions.set("Failed", phase != "Complete", reason, message if phase != "Complete" else "")
-        self._note(phase=phase, message=sentence(message), completion_time=time_text(self.now))
+        still = [entry for entry in self.status.stages if entry.state not in ("Succeeded", "Failed")]
+        self.stages |= {(one.stage, one.group): one.model_copy(update={"state": "Stopped"}) for one in still}
+        self._note(phase=phase, message=sentence(message), completion_time=time_text(self.now), stages=self._all_stages())
         return self._decision()
 
     def _after_the_end(self) -> Decision:

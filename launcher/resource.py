@@ -45,7 +45,7 @@ MAY_CHANGE = ("suspend", "retry", "ttlSecondsAfterFinished")
 StageName = Literal["plan", "extract", "reduce"]
 Phase = Literal["Pending", "Planning", "Extracting", "Reducing", "Suspended", "Complete", "Failed", "Cancelled"]
 TERMINAL = ("Complete", "Failed", "Cancelled")
-StageState = Literal["Waiting", "Queued", "Pending", "Running", "Succeeded", "Failed"]
+StageState = Literal["Waiting", "Queued", "Pending", "Running", "Succeeded", "Failed", "Stopped"]
 
 
 def _check_time(text: str) -> str:
