@@ -45,7 +45,7 @@ class Cache:
                 if before is not None and before != key:  # somebody changed its label
                     self._remove(place, before)
                 if key is not None:
-                    self._objects[place] = _kept(found)
+                    self._objects[place] = kept(found)
                     self._of_run[key].add(place)
         return key or before
 
@@ -112,7 +112,7 @@ class Cache:
             del self._of_run[key]
 
 
-def _kept(found: Object) -> Object:
+def kept(found: Object) -> Object:
     """What decisions read. Who manages which field, and what pods are made of, are four fifths of the memory of a run."""
     metadata = {name: value for name, value in found["metadata"].items() if name != "managedFields"}
     left_out = {"Job": ("template",), "Pod": ("containers", "volumes")}.get(found["kind"], ())

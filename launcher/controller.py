@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from launcher.cache import Cache, Key, is_owned, is_record
+from launcher.cache import Cache, Key, is_owned, is_record, kept
 from launcher.cluster import Cluster, ClusterError, Conflict, Gone, NotFound, Refused
 from launcher.conditions import Transition, sentence, transitions
 from launcher.decide import Action, Apply, Create, Delete, Patience, Seen, decide
@@ -221,9 +221,12 @@ class Controller:
         self.counters.reconciles += 1
         notes = self._notes(record, self.cache.seen(record, {}))
         decision = decide(record, self.cache.seen(record, notes), self.clock(), self.patience)
-        if _gives_up(before, decision.status):
-            # What the watches told may be old, each by its own time: no attempt is counted as lost on their word alone.
-            self._ask(record)
+        if _gives_up(before, decision.status) or any(isinstance(action, Delete) for action in decision.actions):
+            # What the watches told may be old, each by its own time: nothing is given up, or removed, on their word alone.
+            record = self._ask(record)
+            if record is None:
+                return
+            before = record.status
             decision = decide(record, self.cache.seen(record, notes), self.clock(), self.patience)
         try:
             for action in decision.actions:
@@ -240,11 +243,19 @@ class Controller:
             wait_seconds = min(wait_seconds, (decision.look_again - self.clock()).total_seconds() + 0.05)
         self.queue.add(key, wait_seconds)
 
-    def _ask(self, record: Record) -> None:
-        """List a run's children anew."""
+    def _ask(self, record: Record) -> Record | None:
+        """Read a run's record, then its children, anew. None where it is gone."""
+        try:
+            there = self.cluster.get(self.kind, record.namespace, record.metadata["name"])
+        except NotFound:
+            self.cache.drop(record.object)
+            return None
+        self.cache.put({"kind": self.kind, **there})
+        key = (record.namespace, record.name)
         for kind, labels in OBSERVED.items():
-            listing = self.cluster.list(kind, record.namespace, labels=f"{labels},{RUN}={record.name}")
-            self.cache.replace(kind, listing.items, listing.version, of=(record.namespace, record.name))
+            listing = self.cluster.list(kind, record.namespace, labels=f"{labels},{RUN}={record.name}", keep=kept)
+            self.cache.replace(kind, listing.items, listing.version, of=key)
+        return self.cache.record(self.kind, key)
 
     def _act(self, action: Action, record: Record) -> None:
         match action:
@@ -373,7 +384,7 @@ class Controller:
 
     def _list_and_watch(self, kind: str) -> None:
         labels, fields = self._selectors(kind)
-        listing = self.cluster.list(kind, self.namespace, labels=labels, fields=fields)
+        listing = self.cluster.list(kind, self.namespace, labels=labels, fields=fields, keep=kept)
         for key in self.cache.replace(kind, listing.items, listing.version):
             self.queue.add(key)
         self.synced.add(kind)
