@@ -5,6 +5,7 @@ Knows nothing of what the objects mean. All weather (429, 5xx, a dead connection
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import threading
@@ -147,7 +148,8 @@ class Mirror:
     def stop(self) -> None:
         """After `api.stopping` was set."""
         if self._answer is not None:
-            self._answer.shutdown()
+            with contextlib.suppress(ValueError):  # it has just ended by itself
+                self._answer.shutdown()
         if self._thread.is_alive():
             self._thread.join(5)
 
