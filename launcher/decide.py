@@ -398,7 +398,7 @@ class _Pass:
         return entry.model_copy(update={"state": "Succeeded", "message": "", "units": units})
 
     def _suspend(self) -> Decision:
-        self.actions += _stop(self.record, self.seen)
+        self.actions += [one for one in _stop(self.record, self.seen) if one not in self.actions]
         entries = [self.status.stage(*place) for place in render.stages(self.cluster)]
         for entry in entries:
             if entry.state not in ("Succeeded", "Failed") and (entry.started or self._job_of(entry)):
@@ -415,7 +415,7 @@ class _Pass:
         return self._decision()
 
     def _end(self, phase: Phase, reason: str, message: str) -> Decision:
-        self.actions += _stop(self.record, self.seen)
+        self.actions += [one for one in _stop(self.record, self.seen) if one not in self.actions]
         self.conditions.set("Complete", phase == "Complete", reason, message if phase == "Complete" else "")
         self.conditions.set("Failed", phase != "Complete", reason, message if phase != "Complete" else "")
         still = [entry for entry in self.status.stages if entry.state not in ("Succeeded", "Failed")]
@@ -425,7 +425,7 @@ class _Pass:
 
     def _after_the_end(self) -> Decision:
         """A terminal phase stays. What still runs is stopped; the record goes when its time is over."""
-        self.actions += _stop(self.record, self.seen)
+        self.actions += [one for one in _stop(self.record, self.seen) if one not in self.actions]
         ttl, ended = self.run.spec.ttl_seconds_after_finished, self.status.completion_time
         if ttl is not None and ended:
             due = parse_time(ended) + datetime.timedelta(seconds=ttl)
