@@ -39,6 +39,15 @@ STARTUP_TIMEOUT = "StartupTimeout"
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """A Job that the API server would not make. `code` is the HTTP status; `since`: the first time, of those without a break."""
+
+    code: int
+    message: str
+    since: datetime.datetime
+
+
+@dataclass(frozen=True)
 class Seen:
     """What the cluster holds of one run.
 
@@ -46,11 +55,13 @@ class Seen:
         jobs: by name.
         pods: all of the run's.
         notes: by Job name, what its events say of pods that could not be made.
+        refused: by Job name, the last answer to its Create where that was a no.
     """
 
     jobs: Mapping[str, Object]
     pods: Sequence[Object] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, Refusal] = field(default_factory=dict)
 
     def pods_of(self, job: Object) -> list[Object]:
         uid = job["metadata"]["uid"]
