@@ -198,6 +198,12 @@ class Mortal(Cluster):
 class Operators:
     """Operators come and go, by themselves and two at once, as threads and as processes."""
 
+    KINDS = (
+        *(["thread"], ["thread"], ["thread"]),
+        *(["thread", "thread"], ["thread", "process"], ["process", "process"]),
+    )
+    """Who reigns at a time, drawn from these."""
+
     def __init__(self, folder: Path, environment: dict[str, str], seed: int) -> None:
         self.folder, self.environment, self.chance = folder, environment, random.Random(f"{seed} operators")
         self.ends: Counter[str] = Counter()
@@ -234,13 +240,19 @@ class Operators:
             self.ends[" and ".join(kinds)] += 1
             seconds = self.chance.uniform(18, 30) if kinds == ["process", "process"] else self.chance.uniform(2, 10)
             with contextlib.ExitStack() as stack:
-                for kind in kinds:
+                alive = [
                     stack.enter_context(self._process() if kind == "process" else self._thread_of_ours())
-                self.over.wait(seconds)
+                    for kind in kinds
+                ]
+                until = time.monotonic() + seconds
+                while any(one() for one in alive) and time.monotonic() < until:
+                    if self.over.wait(0.1):
+                        break
             self.over.wait(self.chance.uniform(0, 1.0))
 
     @contextlib.contextmanager
-    def _thread_of_ours(self) -> Iterator[None]:
+    def _thread_of_ours(self) -> Iterator[Callable[[], bool]]:
+        """One that may die early. Told: whether it lives."""
         lives = self.chance.choice((20, 60, 150, 400, float("inf")))
         cluster = Mortal(lives * self.chance.uniform(0.3, 1.0), self.chance)
         controller = Controller(cluster, None, patience=QUICK, workers=2, say=self.say)
@@ -248,7 +260,7 @@ class Operators:
         thread = threading.Thread(target=controller.run, daemon=True)
         thread.start()
         try:
-            yield
+            yield lambda: not cluster.dead.is_set()
         finally:
             self.ends["thread: " + ("dead between two requests" if cluster.dead.is_set() else "stopped")] += 1
             controller.stop()
@@ -256,7 +268,7 @@ class Operators:
             cluster.dead.set()  # its watches end too
 
     @contextlib.contextmanager
-    def _process(self) -> Iterator[None]:
+    def _process(self) -> Iterator[Callable[[], bool]]:
         number = self.chance.choice((signal.SIGKILL, signal.SIGTERM))
         command = [sys.executable, "-m", "launcher.cli", "operator", "--port", "0"]
         path = self.folder / f"operator-{sum(self.ends.values())}.log"
@@ -266,7 +278,7 @@ class Operators:
         early = threading.Timer(self.chance.uniform(3, 15), process.send_signal, (number,))
         early.start()
         try:
-            yield
+            yield lambda: process.poll() is None
         finally:
             early.cancel()
             with contextlib.suppress(ProcessLookupError):
@@ -324,20 +336,23 @@ class Weather:
             how = self.chance.choice(("lost", "frozen", "deleted"))
             if how == "deleted" and len(names) <= len(self.rig.nodes) // 2:
                 how = "lost"
-            busy = [name for name in names if self.rig.runs_on(name)] or names
+            busy = [name for name in names if self.rig.pods_on(name)] or names
             name = self.chance.choice(busy)
             self.counts[f"node {how}"] += 1
-            self.rig.blame(name)
+            self.rig.blame(name, deleted=how == "deleted")
             try:
                 if how == "deleted":
                     names.remove(name)
                     self.rig.kubelet.delete_node(name)
+                    for _ in range(30):  # until its pods are collected, and those that were on their way to it
+                        self.rig.blame(name, deleted=True)
+                        time.sleep(0.1)
                 else:
                     self.rig.kubelet.lose_node(name, freeze=how == "frozen")
                     self.over.wait(self.chance.uniform(2, 8))
             finally:
-                self.rig.blame(name)
                 if how != "deleted":
+                    self.rig.blame(name)
                     self.rig.kubelet.return_node(name)
 
 
@@ -375,6 +390,8 @@ class Rig:
         self.kubelet.missing_images.add("registry/no-such-image:1")
         self.blamed: Counter[str] = Counter()
         """Run -> harms done to it: so many attempts it may have had for them."""
+        self.victims: set[str] = set()
+        """Pods that a node's loss was blamed for."""
 
     def _prepare_real(self, stack: contextlib.ExitStack) -> None:
         import boto3
@@ -448,18 +465,22 @@ class Rig:
                 change(there)
                 self.server.update(there)
 
-    def runs_on(self, node: str) -> list[str]:
-        accounts = list(self.witness.accounts.items())
+    def pods_on(self, node: str, *, deleted: bool = False) -> list[tuple[str, str]]:
+        """(run, pod) of what is at work there; those that have ended too, where with the node their last words go."""
+        over = () if deleted else ("Succeeded", "Failed")
         return [
-            run
-            for run, account in accounts
-            for pod in list(account.pods.values())
-            if pod["spec"].get("nodeName") == node and pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
+            (run, name)
+            for run, account in list(self.witness.accounts.items())
+            for name, pod in list(account.pods.items())
+            if pod["spec"].get("nodeName") == node and pod.get("status", {}).get("phase") not in over
         ]
 
-    def blame(self, node: str) -> None:
-        """A node's loss may cost each run with pods there an attempt."""
-        self.blamed.update(self.runs_on(node))
+    def blame(self, node: str, *, deleted: bool = False) -> None:
+        """A node's loss may cost each run an attempt for each pod there."""
+        for run, pod in self.pods_on(node, deleted=deleted):
+            if pod not in self.victims:
+                self.victims.add(pod)
+                self.blamed[run] += 1
 
     def children(self, run: str | None = None) -> list[str]:
         """What is there of one run, or of all: `jobs/r001-plan-0-0` …"""
@@ -649,7 +670,12 @@ def run(folder: Path, chosen: argparse.Namespace, stack: contextlib.ExitStack) -
     weather = Weather(rig, chosen.seed)
     with ThreadPoolExecutor(chosen.at_once) as pool, operators, weather:
         made = [Round(rig, chosen.seed, number) for number in range(chosen.rounds)]
-        rounds = list(pool.map(Round.play, made))
+        rounds = []
+        for one in pool.map(Round.play, made):
+            rounds.append(one)
+            if len(rounds) % 20 == 0:
+                broken_so_far = sum(bool(one.broken) for one in rounds)
+                print(f"{len(rounds)} rounds, {broken_so_far} broken", file=sys.stderr, flush=True)
     broken = [one.report(chosen.seed) for one in rounds if one.broken]
     broken += [f"an operator's own mistake: {one}" for one in operators.tracebacks]
     left, processes = rig.children(), rig.processes()
@@ -694,10 +720,10 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="operator-chaos-") as folder, contextlib.ExitStack() as stack:
         figures, broken = run(Path(folder), chosen, stack)
-    for name, value in figures.items():
-        print(f"{name:<36}{value}")
-    if chosen.json:
-        chosen.json.write_text(json.dumps(figures, indent=1))
+        for name, value in figures.items():
+            print(f"{name:<44}{value}")
+        if chosen.json:
+            chosen.json.write_text(json.dumps(figures, indent=1))
     if broken:
         sys.exit("\n".join(["a promise is broken:", *broken]))
 

@@ -23,7 +23,7 @@ class Account:
 
     began: float
     history: list[tuple[float, int, str, str]] = field(default_factory=list)
-    """(seconds since it began, round, phase, message), a line a change."""
+    """(seconds since it began, round, phase, message), a line a change; Jobs made and removed among them."""
 
     status: Object = field(default_factory=dict)
     is_there: bool = True
@@ -88,8 +88,7 @@ class Witness:
             before.get("round"),
             before.get("message"),
         ):
-            at = round(time.monotonic() - account.began, 2)
-            account.history.append((at, round_number, phase, status.get("message", "")))
+            self._note(account, round_number, phase, status.get("message", ""))
         ended = account.ended_rounds.get(round_number)
         if ended and phase != ended:
             account.broken.append(f"round {round_number} was {ended} and is {phase or 'nothing'}")
@@ -103,6 +102,9 @@ class Witness:
                 if entry.get(name, 0) > spec.get(cap, entry.get(name, 0)):
                     account.broken.append(f"{entry['stage']} {entry['group']}: {entry[name]} {name}, of {spec[cap]}")
 
+    def _note(self, account: Account, round_number: int, what: str, message: str) -> None:
+        account.history.append((round(time.monotonic() - account.began, 2), round_number, what, message))
+
     def _see_job(self, account: Account, run: str, old: Object | None, new: Object | None) -> None:
         seen = new or old
         assert seen is not None
@@ -110,8 +112,11 @@ class Witness:
         here = self._open[run, labels[STAGE], labels[GROUP_LABEL]]
         if old is None:
             account.jobs[labels[ROUND], labels[STAGE], labels[GROUP_LABEL]] += 1
+            self._note(account, int(labels[ROUND]), "+ Job", name)
             if ended := account.ended_rounds.get(int(labels[ROUND])):
                 account.broken.append(f"{name} was made although its round was {ended}")
+        if new is None:
+            self._note(account, int(labels[ROUND]), "- Job", name)
         before = sorted(here)
         (here.add if new is not None and is_unfinished(new) else here.discard)(name)
         if len(here) > 1 and sorted(here) != before:
