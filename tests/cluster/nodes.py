@@ -130,7 +130,11 @@ class Nodes(Controller):
             place, over = pod["spec"].get("nodeName"), pod["status"].get("phase") in OVER
             if not place and "deletionTimestamp" in pod["metadata"] and uid_of(pod) not in self._assumed:
                 _fail_and_delete(self, pod, disrupted=False)
-            elif place and place not in existing and not (over and "deletionTimestamp" in pod["metadata"]):
+            elif (
+                place
+                and place not in existing
+                and not (over and pod["metadata"].get("deletionGracePeriodSeconds") == 0)
+            ):
                 left = (
                     self._homeless.setdefault(uid_of(pod), time.monotonic()) + self._pod_gc_seconds - time.monotonic()
                 )
