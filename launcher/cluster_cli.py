@@ -6,8 +6,10 @@ import contextlib
 import datetime
 import enum
 import os
+import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -45,7 +47,17 @@ NamespaceOption = Annotated[
 ContextOption = Annotated[
     str | None, typer.Option("--context", metavar="NAME", help="Context of the kubeconfig; else its current one.")
 ]
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the run: metadata.name.")]
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name):
+        raise typer.BadParameter(f"'{name}' is no name: it has lower-case letters, digits and '-'")
+    return name
+
+
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of the run: metadata.name.", callback=_check_name)
+]
 TimeoutOption = Annotated[
     float | None, typer.Option(metavar="SECONDS", help="Stop waiting after so long, with exit code 101.", min=0)
 ]
@@ -103,6 +115,8 @@ def submit(
         for warning in cluster.warnings:
             _say(f"warning: {warning}")
         _say(f"{submitted.action}: {place}/{run.metadata.name}")
+        if timeout is not None and not wait:
+            _say("warning: --timeout says how long to --wait, and does nothing without it")
         if wait:
             _wait_and_exit(cluster, submitted.record, timeout, output, verbose)
         _say(f"follow it with: prism watch {run.metadata.name} -n {place}")
@@ -381,12 +395,35 @@ def _wait_and_exit(cluster: Cluster, record: Record, timeout: float | None, outp
     """Carry the run on, unless an operator does or we may not; exit as it ended."""
     from launcher import submit as remote
     from launcher.controller import say_lines
+    from launcher.doctor import SPARE, missing_rights
 
-    if not cluster.may("create", "batch", "jobs", record.namespace):
-        _say("you may not make Jobs here: waiting for an operator to carry the run on")
+    missing = [
+        f"{', '.join(verbs)} {resource}"
+        for resource, verbs in missing_rights(cluster, record.namespace, not record.is_config_map)
+        if resource not in SPARE
+    ]
+    if missing and record.is_config_map:
+        fix = "bind the role prism-driver (k8s/rbac.yaml); `prism doctor` shows all that is missing"
+        fail(LAUNCHER_ERROR, output, f"you may not {'; '.join(missing)}", f"namespace {record.namespace}", fix)
+    if missing:
+        _say(f"you may not {'; '.join(missing)}: waiting for an operator to carry the run on")
         _exit_as_it_ended(cluster, record, timeout, output)
-    with remote.carried_on(cluster, record, say_lines if verbose else None):
+    with remote.carried_on(cluster, record, say_lines if verbose else _say_trouble()):
         _exit_as_it_ended(cluster, record, timeout, output)
+
+
+def _say_trouble() -> Callable[..., None]:
+    """Of what the loop says, what keeps it from going on: said once, at the third time, since a conflict or two is nothing."""
+    times: Counter[str] = Counter()
+
+    def say(*, event: str = "", error: str = "", **_: object) -> None:
+        if event in ("watch", "retry") and error.strip():
+            line = f"{event}: {error.strip().splitlines()[-1]}"
+            times[line] += 1
+            if times[line] == 3:
+                _say(line)
+
+    return say
 
 
 def _exit_as_it_ended(cluster: Cluster, record: Record, timeout: float | None, output: Output) -> None:
@@ -399,7 +436,7 @@ def _exit_as_it_ended(cluster: Cluster, record: Record, timeout: float | None, o
         is_of_this_round = found.status.round >= found.round
         if is_of_this_round and said[-1:] != [line]:
             said.append(line)
-            _say(line)
+            _say(" ".join(line.split()))
 
     def stay() -> Record | None:
         return remote.wait_until(cluster, record, remote.has_ended, timeout_seconds=timeout, on_change=show)
@@ -433,13 +470,32 @@ def _ended(cluster: Cluster, record: Record, timeout_seconds: float) -> Record |
 
 
 def _detaching(act: Callable[[], T], record: Record) -> T:
-    """Ctrl-C leaves, and says how to come back."""
+    """Ctrl-C and SIGTERM leave, and say how to come back."""
+    import signal
+
+    def leave(number: int, _: object) -> None:
+        raise _Left(number)
+
+    # In a pod we are process 1, which SIGTERM does not end by itself.
+    before = signal.signal(signal.SIGTERM, leave)
     try:
         return act()
-    except KeyboardInterrupt:
-        alone = " Nobody carries it on meanwhile." if record.is_config_map else ""
-        _say(f"left; what runs goes on.{alone} Come back: prism wait {record.name} -n {record.namespace}")
-        sys.exit(130)
+    except (KeyboardInterrupt, _Left) as left:
+        back = f"prism wait {record.name} -n {record.namespace}"
+        if record.is_config_map:
+            back = "submit the document again, with --wait (nobody carries the run on meanwhile)"
+        _say(f"left; what runs goes on. Come back: {back}")
+        sys.exit(128 + left.number if isinstance(left, _Left) else 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Left(BaseException):
+    """A signal asked us to leave."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
 
 
 def _say(line: str) -> None:

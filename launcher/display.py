@@ -192,10 +192,13 @@ def metrics_table(metrics: dict[str, Any]) -> str:
 
 def printable(text: str) -> str:
     """Text from data as a terminal may show it: control characters, which could move its cursor, written out."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _CONTROL.sub(
+        lambda found: f"\\x{ord(found[0]):02x}" if ord(found[0]) < 256 else f"\\u{ord(found[0]):04x}", text
+    )
 
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Beside what moves a cursor: what breaks a line, or turns the order of what is read.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def open_in_browser(address: str) -> None:

@@ -97,7 +97,9 @@ def print_facts(facts: dict[str, Any], output: Output, *, table: str) -> None:
 
         print(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True), end="")
     else:
-        print(table)
+        from launcher.display import printable
+
+        print(printable(table))
 
 
 def yaml_documents(objects: Iterable[dict[str, Any]]) -> str:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.cache import is_record
 from launcher.cluster import Cluster, ClusterError, Conflict, Gone, NotFound, Refused, Unavailable
 from launcher.controller import Controller
 from launcher.resource import (
@@ -30,6 +32,8 @@ from prism_job.errors import SpecError
 from prism_job.spec import SelectionRun
 
 Object = dict[str, Any]
+
+NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 MAX_TRIES = 10
 """Of a change to a record that others write too."""
@@ -52,7 +56,7 @@ def find_record(cluster: Cluster, namespace: str, run: str) -> Record | None:
     """The record of a run, of either kind."""
     for kind, name in ((KIND, run), ("ConfigMap", record_name(run))):
         found = cluster.find(kind, namespace, name)
-        if found is not None:
+        if found is not None and is_record({"kind": kind, **found}):
             return Record({"kind": kind, **found})
     return None
 
@@ -105,11 +109,17 @@ def submit(cluster: Cluster, run: SelectionRun, namespace: str) -> Submitted:
 
 
 def _create(cluster: Cluster, run: SelectionRun, namespace: str) -> Record:
-    if record_kind(cluster) == "ConfigMap":
-        return Record({"kind": "ConfigMap", **cluster.create(config_map_record(run, namespace))})
-    document = run.to_document()
-    document["metadata"] = {**document["metadata"], "namespace": namespace}
-    return Record({"kind": KIND, **cluster.create(document)})
+    wanted = config_map_record(run, namespace)
+    if record_kind(cluster) == KIND:
+        wanted = run.to_document()
+        wanted["metadata"] |= {"namespace": namespace}
+    try:
+        return Record({"kind": wanted["kind"], **cluster.create(wanted)})
+    except Refused as error:
+        if error.code not in (400, 422):
+            raise
+        where = f"{namespace}/{run.metadata.name}"
+        raise SpecError(f"the API server refuses the document: {error.what}", where=where, fix=error.fix) from error
 
 
 def _refuse_other_request(run: SelectionRun, there: Record) -> None:
@@ -228,7 +238,11 @@ def is_over(cluster: Cluster, record: Record) -> bool:
 def read_document(text: str, where: str, namespace: str) -> tuple[SelectionRun, str]:
     """(the checked document, the namespace it goes to: that given, else its own, else that of the kubeconfig)."""
     run = parse_for_cluster(text, where)
-    return run, namespace or run.metadata.namespace or ""
+    place = namespace or run.metadata.namespace or ""
+    if place and not NAMESPACE.fullmatch(place):
+        fix = "a namespace has lower-case letters, digits and '-'"
+        raise SpecError(f"'{place}' is no name of a namespace", where="metadata.namespace, or -n", fix=fix)
+    return run, place
 
 
 def outcome(record: Record) -> dict[str, Any]:

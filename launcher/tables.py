@@ -129,7 +129,7 @@ def runs_table(records: list[Record], now: datetime.datetime) -> str:
         [
             *(record.namespace, record.name, it.phase, it.groups, it.shards, str(it.restarts)),
             age_words(record.created, now),
-            printable(it.message)[:60],
+            it.message[:60],
         ]
         for record in records
         for it in [record.status]
@@ -143,7 +143,7 @@ def run_table(record: Record, now: datetime.datetime) -> str:
     lines = [
         f"run       {record.namespace}/{record.name}, {age_words(record.created, now)} old, round {status.round}, "
         f"carried on by {status.driver or 'nobody yet'}",
-        f"phase     {status.phase}{f': {printable(status.message)}' if status.message else ''}",
+        f"phase     {_one_line(f'{status.phase}: {status.message}') if status.message else status.phase}",
     ]
     if status.units is not None:
         bad = f", {status.bad_rows:,} unusable rows" if status.bad_rows else ""
@@ -152,7 +152,7 @@ def run_table(record: Record, now: datetime.datetime) -> str:
             f"of which the store lacked {status.missing_units:,}{bad}"
         )
     if status.manifest:
-        lines.append(f"manifest  {printable(status.manifest)}")
+        lines.append(f"manifest  {_one_line(status.manifest)}")
     if status.stages:
         head = ["STAGE", "STATE", "ATTEMPT", "RESTARTS", "PREEMPTIONS", "UNITS", "WHY"]
         rows = [
@@ -163,7 +163,7 @@ def run_table(record: Record, now: datetime.datetime) -> str:
                 str(it.restarts),
                 str(it.preemptions),
                 "" if it.units is None else f"{it.units:,}",
-                printable(it.message),
+                it.message,
             ]
             for it in status.stages
         ]
@@ -180,8 +180,13 @@ def age_words(since: datetime.datetime, now: datetime.datetime) -> str:
     return f"{seconds}s"
 
 
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
+
+
 def _left(rows: list[list[str]]) -> list[str]:
-    """Every column left, each as wide as its longest cell."""
+    """Every column left, each as wide as its longest cell; a cell is one line, whatever a pod put into it."""
+    rows = [[_one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
