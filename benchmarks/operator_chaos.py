@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import random
 import signal
@@ -400,6 +401,7 @@ class Rig:
         from tests.conftest import candidate, pair, write_jsonl
         from tests.models import save_tiny_model
 
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
         moto = ThreadedMotoServer(port=0, verbose=False)
         moto.start()
         stack.callback(moto.stop)
