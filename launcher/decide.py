@@ -24,6 +24,7 @@ from launcher.resource import (
     Record,
     StageStatus,
     Status,
+    UnknownStatus,
     job_name,
     parse_time,
     request_digest,
@@ -40,7 +41,7 @@ STARTUP_TIMEOUT = "StartupTimeout"
 
 @dataclass(frozen=True)
 class Refusal:
-    """A Job that the API server would not make. `code` is the HTTP status; `since`: the first time, of those without a break."""
+    """A Job that the API server would not make: the HTTP status, its words, and since when that is so without a break."""
 
     code: int
     message: str
@@ -129,10 +130,19 @@ def decide(record: Record, seen: Seen, now: datetime.datetime, patience: Patienc
         record: as last seen; its status is what an earlier pass wrote.
         seen: the run's children.
         now: the time; a clock that jumps costs at most a wait of `longest_backoff_seconds`, or an early end of one.
+
+    Raises:
+        UnknownStatus: the round in hand is a later version's, or nobody's that we can read: nothing is done or written.
     """
     if record.is_deleting:
         return Decision((), record.status)
     before = record.status
+    if before.unknown and record.round <= before.round:
+        raise UnknownStatus(
+            f"its status says {', '.join(dict.fromkeys(before.unknown))}, which this version does not know",
+            where=f"{record.namespace}/{record.name}",
+            fix="let the version that wrote it go on, or raise spec.retry to run it again under this one",
+        )
     try:
         run = record.parse()
     except SpecError as error:
@@ -431,7 +441,9 @@ class _Pass:
         self.conditions.set("Failed", phase != "Complete", reason, message if phase != "Complete" else "")
         still = [entry for entry in self.status.stages if entry.state not in ("Succeeded", "Failed")]
         self.stages |= {(one.stage, one.group): one.model_copy(update={"state": "Stopped"}) for one in still}
-        self._note(phase=phase, message=sentence(message), completion_time=time_text(self.now), stages=self._all_stages())
+        self._note(
+            phase=phase, message=sentence(message), completion_time=time_text(self.now), stages=self._all_stages()
+        )
         return self._decision()
 
     def _after_the_end(self) -> Decision:

@@ -99,9 +99,7 @@ def support(run: SelectionRun, namespace: str, owner: Mapping[str, Any] | None) 
     ]
 
 
-def service(
-    run: SelectionRun, namespace: str, stage: StageName, group: int, owner: Mapping[str, Any] | None
-) -> list[Object]:
+def service(run: SelectionRun, namespace: str, stage: str, group: int, owner: Mapping[str, Any] | None) -> list[Object]:
     """The headless Service by which the nodes of a group find their first; none where a group is one node."""
     if stage != "extract" or _cluster(run).nodes_per_group == 1:
         return []
@@ -124,7 +122,7 @@ def service(
 def job(
     run: SelectionRun,
     namespace: str,
-    stage: StageName,
+    stage: str,
     group: int,
     round_number: int,
     attempt: int,
@@ -168,7 +166,7 @@ def job(
     }
 
 
-def _pod_template(run: SelectionRun, stage: StageName, group: int, job: str, labels: Mapping[str, str]) -> Object:
+def _pod_template(run: SelectionRun, stage: str, group: int, job: str, labels: Mapping[str, str]) -> Object:
     cluster = _cluster(run)
     in_world = stage == "extract" and cluster.nodes_per_group > 1
     pod: Object = {
@@ -202,7 +200,7 @@ def _pod_template(run: SelectionRun, stage: StageName, group: int, job: str, lab
     }
 
 
-def _container(run: SelectionRun, stage: StageName, group: int, job: str) -> Object:
+def _container(run: SelectionRun, stage: str, group: int, job: str) -> Object:
     cluster = _cluster(run)
     amounts = {"cpu": cluster.cpu, "memory": cluster.memory}
     limits = {"memory": cluster.memory}
@@ -236,7 +234,7 @@ def _container(run: SelectionRun, stage: StageName, group: int, job: str) -> Obj
     }
 
 
-def _topology(run: SelectionRun, stage: StageName, group: int, job: str) -> list[str]:
+def _topology(run: SelectionRun, stage: str, group: int, job: str) -> list[str]:
     cluster = _cluster(run)
     if stage != "extract":
         return []

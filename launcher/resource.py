@@ -11,7 +11,7 @@ import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
@@ -58,8 +58,12 @@ Time = Annotated[str, AfterValidator(_check_time)]
 """As Kubernetes writes it. A status by another hand with anything else there cannot be read."""
 
 
+class UnknownStatus(SpecError):
+    """A status that this version cannot go on from: not ours to continue, or to overwrite."""
+
+
 class Shown(Section):
-    """Base of what a status holds. Fields of a later version are passed over: a status is never a reason to stop."""
+    """Base of what a status holds, read leniently: fields of a later version are passed over, its words are kept as text."""
 
     model_config = ConfigDict(extra="ignore", validate_by_name=True)
 
@@ -68,7 +72,7 @@ class Condition(Shown):
     """As metav1.Condition."""
 
     type: str = Field(description="Accepted, Planned, Extracted, Reduced, Complete, Failed or Suspended.")
-    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
+    status: str = Field(description="Whether it holds: True, False or Unknown.")
     reason: str = Field(description="One word for programs.")
     message: str = Field("", description="A sentence for people.")
     last_transition_time: Time = Field(description="When its status last changed.")
@@ -78,10 +82,13 @@ class Condition(Shown):
 class StageStatus(Shown):
     """One stage, or one group of the extract stage, in the present round."""
 
-    stage: StageName = Field(description="plan, extract or reduce.")
+    stage: str = Field(description="plan, extract or reduce.")
     group: int = Field(0, description="Group of the extract stage.")
     attempt: int = Field(0, description="Attempt in hand, from 0.")
-    state: StageState = Field("Waiting", description="How it stands.")
+    state: str = Field(
+        "Waiting",
+        description="Waiting, Queued, Pending, Running, Succeeded, Failed or Stopped; by a later version: others.",
+    )
     message: str = Field("", description="Why it waits, or how its last attempt ended.")
     reason: str = Field("", description="One word for how it failed for good.")
     restarts: int = Field(0, description="Attempts that crashed.")
@@ -98,9 +105,12 @@ class Status(Shown):
 
     observed_generation: int = Field(0, description="Generation of the spec that this was decided on.")
     round: int = Field(0, description="spec.retry of the round in hand.")
-    phase: Phase = Field("Pending", description="Where the run stands; Complete, Failed and Cancelled are final.")
+    phase: str = Field(
+        "Pending",
+        description="Pending, Planning, Extracting, Reducing or Suspended; Complete, Failed and Cancelled are final.",
+    )
     message: str = Field("", description="Why it waits, or how it ended.")
-    driver: Literal["operator", "client"] | None = Field(
+    driver: str | None = Field(
         None, description="Who wrote this: the operator, or a `prism submit --wait`, which yields to an operator."
     )
     groups: str = Field("", description="Groups done, of all.")
@@ -123,6 +133,16 @@ class Status(Shown):
     def is_terminal(self) -> bool:
         return self.phase in TERMINAL
 
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Words of a later version on which it depends what follows; none matters once the run has ended."""
+        phases, states, stages = get_args(Phase), get_args(StageState), get_args(StageName)
+        if self.is_terminal:
+            return ()
+        words = [] if self.phase in phases else [self.phase]
+        words += [one.state for one in self.stages if one.state not in states]
+        return (*words, *(one.stage for one in self.stages if one.stage not in stages))
+
     def condition(self, name: str) -> Condition | None:
         return next((one for one in self.conditions if one.type == name), None)
 
@@ -130,7 +150,7 @@ class Status(Shown):
         found = self.condition(name)
         return found is not None and found.status == "True"
 
-    def stage(self, stage: StageName, group: int = 0) -> StageStatus:
+    def stage(self, stage: str, group: int = 0) -> StageStatus:
         """How a stage stands; untouched where it has not begun."""
         found = (one for one in self.stages if (one.stage, one.group) == (stage, group))
         return next(found, StageStatus(stage=stage, group=group))
@@ -220,13 +240,24 @@ class Record:
 
     @functools.cached_property
     def status(self) -> Status:
-        """What was last written; a fresh one where that is nothing, or nothing we can read."""
+        """What was last written; a fresh one where that is nothing.
+
+        Raises:
+            UnknownStatus: there is one, and it cannot be read. To begin anew would run again what has ended.
+        """
         try:
             if self.is_config_map:
-                return Status.model_validate_json((self.object.get("data") or {}).get("status", "{}"))
-            return Status.model_validate(self.object.get("status") or {})
-        except ValidationError:
-            return Status()
+                return Status.model_validate_json((self.object.get("data") or {}).get("status") or "{}")
+            found = self.object.get("status")
+            return Status.model_validate({} if found is None else found)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in ("status", *first["loc"]))
+            raise UnknownStatus(
+                f"its status cannot be read: {place}: {first['msg']}",
+                where=f"{self.namespace}/{self.name}",
+                fix="use the version of PRISM that wrote it, or remove the status",
+            ) from error
 
     @property
     def owner_reference(self) -> dict[str, Any]:
@@ -321,7 +352,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def job_name(run: str, stage: StageName, group: int, round_number: int, attempt: int) -> str:
+def job_name(run: str, stage: str, group: int, round_number: int, attempt: int) -> str:
     """`curate-math-extract-2-0-1`: group 2, round 0, attempt 1; the other stages have no group.
 
     A long name with large numbers would pass LONGEST_JOB_NAME: its end is then a digest of the whole.

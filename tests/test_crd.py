@@ -292,6 +292,13 @@ def test_a_status_that_we_write_is_one_that_the_server_takes() -> None:
         assert not refusals({**smallest(), "status": written.to_document()})
 
 
+def test_a_status_of_a_later_version_is_taken_by_an_earlier_definition() -> None:
+    # Of two versions that share a cluster, each must be able to write: what it may say is described, not enumerated.
+    assert not [path for path, node, _ in nodes(SCHEMA) if path.startswith(".status") and "enum" in node]
+    later = {"phase": "Indexing", "driver": "scheduler", "stages": [{"stage": "index", "state": "Skipped"}]}
+    assert not refusals({**smallest(), "status": later})
+
+
 # The rules
 
 

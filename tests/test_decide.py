@@ -31,6 +31,7 @@ from launcher.resource import (
     TERMINAL,
     Record,
     Status,
+    UnknownStatus,
     parse_time,
     time_text,
 )
@@ -1122,7 +1123,7 @@ def test_a_document_that_becomes_nonsense_stops_the_run_and_changes_no_end(begin
     assert world.unfinished() == []
 
 
-def config_map(text: str) -> Object:
+def config_map(text: str, status: str | None = None) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -1132,7 +1133,7 @@ def config_map(text: str) -> Object:
             "uid": "record-1",
             "labels": {RUN: "demo", RECORD_LABEL: "true"},
         },
-        "data": {"selection.yaml": text},
+        "data": {"selection.yaml": text} | ({} if status is None else {"status": status}),
     }
 
 
@@ -1191,8 +1192,8 @@ def test_an_overlay_that_holds_itself_is_refused() -> None:
 @pytest.mark.parametrize(
     "status",
     [
-        {"phase": "Sleeping"},
         {"phase": "Complete", "completionTime": "yesterday"},
+        {"phase": 3},
         {"stages": [{"stage": "plan", "notBefore": "soon"}]},
         {"startTime": "2026-05-01T12:00:00"},
         [],
@@ -1201,9 +1202,63 @@ def test_an_overlay_that_holds_itself_is_refused() -> None:
         {"conditions": [{"type": "Complete"}]},
     ],
 )
-def test_a_status_that_cannot_be_read_is_written_anew(status: Any) -> None:
-    decision = decided(a_record() | {"status": status})
-    assert decision.status.phase == "Planning"
+def test_a_status_that_cannot_be_read_is_left_alone(status: Any) -> None:
+    for record in (a_record(), a_record(spec={"store": 7})):
+        with pytest.raises(UnknownStatus, match="cannot be read: status"):
+            decide(Record(record | {"status": status}), Seen({}), START, PATIENCE)
+    with pytest.raises(UnknownStatus, match="cannot be read: status"):
+        decide(Record(config_map(DOCUMENT, json.dumps(status))), Seen({}), START, PATIENCE)
+
+
+@pytest.mark.parametrize("status", [None, {}])
+def test_a_status_of_nothing_is_a_fresh_one(status: Any) -> None:
+    assert decided(a_record() | {"status": status}).status.phase == "Planning"
+    assert decided(config_map(DOCUMENT, json.dumps(status or {}))).status.phase == "Planning"
+    assert decided(config_map(DOCUMENT, "")).status.phase == "Planning"
+
+
+LATER: list[Object] = [
+    {"phase": "Sleeping"},
+    {"phase": "Extracting", "stages": [{"stage": "plan", "state": "Skipped"}]},
+    {"phase": "Extracting", "stages": [{"stage": "index"}]},
+]
+
+
+@pytest.mark.parametrize("later", LATER)
+@pytest.mark.parametrize("begin", [planning, extracting])
+def test_a_run_that_a_later_version_drives_is_left_to_it_until_a_new_round(
+    later: Object, begin: Callable[..., World]
+) -> None:
+    world = begin()
+    assert world.record is not None
+    world.record["status"] |= later
+    for change in ({}, {"suspend": True}, {"store": 7}):
+        world.change(**change)
+        with pytest.raises(UnknownStatus, match=r"says (Sleeping|Skipped|index), which this version does not know"):
+            world.look()
+    world.change(retry=1, suspend=False, store="s3://bucket/store")
+    world.settle()
+    assert (world.status.phase, world.status.round) == ("Planning", 1)
+    assert world.unfinished() == ["demo-plan-1-0"]
+
+
+def test_an_end_that_a_later_version_wrote_is_one() -> None:
+    world = complete()
+    assert world.record is not None
+    world.record["status"] |= {"driver": "scheduler"}
+    world.record["status"]["stages"][1]["state"] = "Skipped"
+    world.record["status"]["conditions"].append(
+        {
+            "type": "Checked",
+            "status": "Maybe",
+            "reason": "x",
+            "lastTransitionTime": time_text(START),
+            "observedGeneration": 1,
+        }
+    )
+    assert world.look().actions == ()
+    assert world.look().status == world.status
+    assert world.status.phase == "Complete"
 
 
 def test_a_status_of_a_later_version_is_read_as_far_as_we_know_it() -> None:

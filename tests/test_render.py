@@ -420,11 +420,11 @@ def test_names_stay_within_their_limits_at_the_largest_numbers() -> None:
     for groups, nodes in ((256, 4), (4, 256), (32, 32)):
         run = run_of("9" + "n" * (LONGEST_NAME - 1), groups=groups, nodesPerGroup=nodes)
         for stage, group in (("plan", 0), ("extract", groups - 1), ("reduce", 0)):
-            job = render.job(run, "team", stage, group, 1_000_000, 99_999, OWNER)  # type: ignore[arg-type]
+            job = render.job(run, "team", stage, group, 1_000_000, 99_999, OWNER)
             name, last = named(job), job["spec"]["completions"] - 1
             assert DNS_LABEL.fullmatch(name)
             assert len(f"{name}-{last}") <= 63  # the host name of the last pod
-            for service in render.service(run, "team", stage, group, OWNER):  # type: ignore[arg-type]
+            for service in render.service(run, "team", stage, group, OWNER):
                 assert DNS_1035.fullmatch(named(service))
                 assert len(named(service)) <= 63
                 assert len(f"{name}-0.{named(service)}.team.svc") <= 253
