@@ -642,7 +642,8 @@ class Round:
         rounds = {place[0] for place in self.account.jobs}
         always = self.fate.cluster.get("maxRestarts", 0) * self.fate.cluster.get("groups", 1)
         causes = self.rig.blamed[self.run] + orders + (always if self.fate.name == "exhausted" else 0)
-        causes += self.harms["suspend"] * self.fate.cluster.get("groups", 1)
+        # A stage that ended well, but not in the status yet, is begun again too where a suspension comes between.
+        causes += self.harms["suspend"] * (self.fate.cluster.get("groups", 1) + 1)
         found = sum(count - 1 for count in self.account.jobs.values())
         if found > causes:
             self.broken.append(f"{found} attempts after the first in {len(rounds)} round(s), for {causes} causes")
