@@ -69,6 +69,6 @@ def transitions(before: Status, after: Status) -> Iterator[Transition]:
 
 
 def sentence(text: str) -> str:
-    """On one line, and short enough for a status."""
-    line = " ".join(text.split())
+    """On one line, short enough for a status, and of characters that UTF-8 has: JSON can name halves of one."""
+    line = " ".join(text.encode("utf-8", "replace").decode().split())
     return line if len(line) <= LONGEST_SENTENCE else f"{line[: LONGEST_SENTENCE - 1]}…"

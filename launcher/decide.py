@@ -8,6 +8,7 @@ the same decision comes again. How Jobs fail, and which traps lie there, was mea
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +37,19 @@ from prism_job.spec import SelectionRun
 
 Object = dict[str, Any]
 
-STARTUP_TIMEOUT = "StartupTimeout"
+STARTUP_TIMEOUT, INVALID_POD = "StartupTimeout", "InvalidPod"
+
+HOPELESS = ("WrongRequest", "DamagedData", INVALID_POD)
+"""Reasons by which one group's failure is that of all."""
+
+NUM_KEPT = 3
+"""Ended attempts of a stage, or group, whose Jobs stay: for their logs. Of 256 groups, all of them would fill a namespace."""
+
+EXACT = 2**53
+"""What a count stays below: JSON as others read it has no larger integers."""
+
+ADDRESS = re.compile(r"(s3://|/)[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,2048}")
+"""Of a manifest: last words are a pod's own, and people see them in their terminals."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +166,8 @@ def decide(record: Record, seen: Seen, now: datetime.datetime, patience: Patienc
 
 def _refuse(record: Record, before: Status, seen: Seen, error: SpecError, now: datetime.datetime) -> Decision:
     """A document that cannot be run: said once, without a crash loop; a mended one is taken up."""
-    if before.is_terminal and before.holds("Accepted"):
+    is_new_round = record.round > before.round
+    if before.is_terminal and before.holds("Accepted") and not is_new_round:
         said = Conditions(before, record.generation, now).all()
         # It was run already: a terminal phase stays.
         return Decision((), before.model_copy(update={"observed_generation": record.generation, "conditions": said}))
@@ -163,9 +177,10 @@ def _refuse(record: Record, before: Status, seen: Seen, error: SpecError, now: d
     conditions.set("Failed", True, "InvalidSpec", str(error.what))
     written = Status(
         observed_generation=record.generation,
+        round=record.round,
         phase="Failed",
         message=sentence(f"{error.what}; {error.fix}"),
-        completion_time=before.completion_time or time_text(now),
+        completion_time=(None if is_new_round else before.completion_time) or time_text(now),
         conditions=conditions.all(),
     )
     return Decision(tuple(_stop(record, seen)), written)
@@ -205,6 +220,7 @@ class _Pass:
         return self.run.spec.cluster
 
     def decide(self) -> Decision:
+        self.begun = self.status
         self.conditions = Conditions(self.status, self.record.generation, self.now)
         self.conditions.set("Accepted", True, "Valid")
         if self.status.is_terminal:
@@ -242,7 +258,7 @@ class _Pass:
         groups = [self._judge("extract", group) for group in range(self.cluster.groups)]
         done = [group for group in groups if group.state == "Succeeded"]
         failed = [group for group in groups if group.state == "Failed"]
-        hopeless = [group for group in failed if group.reason in ("WrongRequest", "DamagedData")]
+        hopeless = [group for group in failed if group.reason in HOPELESS]
         is_over = bool(done or hopeless) or len(failed) == len(groups)
         groups = [self._keep(self._spare(group) if is_over else self._start_if_due(group)) for group in groups]
         # Groups that help each other may meet at a unit.
@@ -266,13 +282,35 @@ class _Pass:
         while is_over and entry.state not in ("Succeeded", "Failed"):
             job = self._job_of(entry)
             if job is None and not entry.started:
-                break
+                return self._judge_refusal(entry)
             entry, is_over = self._look(entry.model_copy(update={"started": True}), job)
         return entry
 
+    def _judge_refusal(self, entry: StageStatus) -> StageStatus:
+        """An attempt that was not made: a pod that breaks a rule never will be; a quota, or a policy, may let it pass yet."""
+        refusal = self.seen.refused.get(self._name_of(entry))
+        if refusal is None:
+            return entry
+        if refusal.code in (400, 422):
+            return _failed(entry, INVALID_POD, f"its Job is refused: {refusal.message}")
+        if self.now >= self._deadline(refusal.since):
+            wait_seconds = self.cluster.startup_timeout_seconds
+            return _failed(entry, STARTUP_TIMEOUT, f"its Job was refused for {wait_seconds} s: {refusal.message}")
+        return entry
+
+    def _written(self, entry: StageStatus) -> StageStatus:
+        """As an earlier pass left it."""
+        return self.begun.stage(entry.stage, entry.group)
+
+    def _name_of(self, entry: StageStatus) -> str:
+        return job_name(self.run.metadata.name, entry.stage, entry.group, self.status.round, entry.attempt)
+
     def _job_of(self, entry: StageStatus) -> Object | None:
-        place = (entry.stage, entry.group, self.status.round, entry.attempt)
-        return self.seen.jobs.get(job_name(self.run.metadata.name, *place))
+        return self.seen.jobs.get(self._name_of(entry))
+
+    def _deadline(self, since: datetime.datetime) -> datetime.datetime:
+        """Until when a pod must run."""
+        return since + datetime.timedelta(seconds=self.cluster.startup_timeout_seconds)
 
     def _keep(self, entry: StageStatus) -> StageStatus:
         self.stages[entry.stage, entry.group] = entry
@@ -297,7 +335,14 @@ class _Pass:
         around = [*render.support(self.run, namespace, owner), *render.service(self.run, namespace, *place, owner)]
         job = render.job(self.run, namespace, *place, self.status.round, entry.attempt, owner)
         self.actions += [*(Apply(one) for one in around if Apply(one) not in self.actions), Create(job)]
-        return entry.model_copy(update={"started": True, "state": "Pending", "not_before": None})
+        begun = entry.model_copy(update={"started": True, "state": "Pending", "not_before": None})
+        refusal = self.seen.refused.get(self._name_of(entry))
+        if refusal is None:
+            return begun
+        self.again.append(self._deadline(refusal.since))
+        return begun.model_copy(
+            update={"started": False, "message": sentence(f"its Job is refused: {refusal.message}")}
+        )
 
     def _look(self, entry: StageStatus, job: Object | None) -> tuple[StageStatus, bool]:
         """How the attempt in hand stands; True where it is over, and the entry speaks of what comes after it."""
@@ -339,22 +384,25 @@ class _Pass:
     def _watch(self, entry: StageStatus, job: Object, pods: list[Object]) -> tuple[StageStatus, bool]:
         """An attempt that goes on: does it run, why not, and is it stuck?"""
         entry, stuck = self._stuck(entry, job, pods)
-        written = self.status.stage(entry.stage, entry.group)
+        written = self._written(entry)
         if stuck and written.attempt == entry.attempt and written.disrupted:
             return self._again(entry, Ended("preempted", stuck, self.now)), True
         if stuck:  # said first, done after: whoever finds its Job gone must know why
             self.again.append(self.now)
             return entry.model_copy(update={"disrupted": True, "message": sentence(stuck)}), False
-        if any(pod.get("status", {}).get("phase") in ("Running", "Succeeded", "Failed") for pod in pods):
-            return entry.model_copy(update={"state": "Running", "message": "", "reason": ""}), False
-        state, why = why_not_running(job, pods, self.seen.notes.get(job["metadata"]["name"], ""), self.cluster)
+        note = self.seen.notes.get(job["metadata"]["name"], "")
+        pending = [pod for pod in pods if pod.get("status", {}).get("phase", "Pending") == "Pending"]
+        if len(pending) < len(pods):
+            _, why = why_not_running(job, pending, note, self.cluster) if pending else ("", "")
+            return entry.model_copy(update={"state": "Running", "message": sentence(why), "reason": ""}), False
+        state, why = why_not_running(job, pods, note, self.cluster)
         entry = entry.model_copy(update={"state": state, "message": sentence(why), "reason": ""})
         if state == "Queued":
             return entry, False
         since = job.get("status", {}).get("startTime")
         if since is None:  # not taken up yet, or let go by a queue a moment ago: it starts to count then
             return entry, False
-        deadline = parse_time(since) + datetime.timedelta(seconds=self.cluster.startup_timeout_seconds)
+        deadline = self._deadline(parse_time(since))
         if self.now < deadline:
             self.again.append(deadline)
             return entry, False
@@ -429,8 +477,8 @@ class _Pass:
         return self._decision()
 
     def _wait(self, phase: Phase, *entries: StageStatus) -> Decision:
-        waiting = [entry for entry in entries if entry.state in ("Waiting", "Queued", "Pending") and entry.message]
-        about = waiting[0] if waiting else None
+        waits = sorted((entry for entry in entries if entry.message), key=lambda it: it.state == "Running")
+        about = next((entry for entry in waits if entry.state in ("Waiting", "Queued", "Pending", "Running")), None)
         place = f"{about.stage} {about.group}" if about and about.stage == "extract" else about and about.stage
         self._note(phase=phase, message=sentence(f"{place}: {about.message}") if about else "")
         return self._decision()
@@ -464,15 +512,20 @@ class _Pass:
                 self.actions.append(self._delete(job))
 
     def _drop_earlier_attempts(self) -> None:
-        """One Job at a time: those of attempts given up, and of a host that went on from an older status, are removed."""
+        """One Job at a time: those of attempts given up, and of a host that went on from an older status, are removed.
+
+        So are those that ended, but for the latest.
+        """
         at_work = {(one.stage, str(one.group)): one for one in self.status.stages}
         for job in self.seen.jobs.values():
             labels = job["metadata"].get("labels", {})
             entry, attempt = at_work.get((labels.get(STAGE), labels.get(GROUP_LABEL))), labels.get(ATTEMPT, "")
             is_of_round = labels.get(ROUND) == str(self.status.round) and attempt.isdecimal()
-            if entry is None or not is_of_round or not _is_there(job) or _is_finished(job):
+            if entry is None or not is_of_round or not _is_there(job):
                 continue
             in_hand = entry.attempt + (entry.state == "Failed")  # of one that failed for good, none is
+            if _is_finished(job):  # it was judged once that is written
+                in_hand = self._written(entry).attempt - NUM_KEPT
             if int(attempt) >= in_hand:
                 continue
             if (gone := self._delete(job)) not in self.actions:
@@ -498,13 +551,15 @@ class _Pass:
 def _count(words: Mapping[str, Any], name: str) -> int | None:
     """A number among last words; what an image of another version says there may be anything."""
     found = words.get(name)
-    return found if isinstance(found, int) and not isinstance(found, bool) else None
+    if not isinstance(found, int) or isinstance(found, bool):
+        return None
+    return found if 0 <= found < EXACT else None
 
 
 def _has_last_words(entry: StageStatus, words: Mapping[str, Any]) -> bool:
     if entry.stage == "plan":
         return all(_count(words, name) is not None for name in ("units", "missing", "examples", "pairs", "badRows"))
-    return entry.stage != "reduce" or isinstance(words.get("manifest"), str)
+    return entry.stage != "reduce" or bool(ADDRESS.fullmatch(str(words.get("manifest"))))
 
 
 def _next_attempt(entry: StageStatus) -> StageStatus:

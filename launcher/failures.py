@@ -148,6 +148,6 @@ def _terminated(pod: Object) -> dict[str, Any] | None:
 def _parse(message: str) -> dict[str, Any]:
     try:
         words = json.loads(message)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return words if isinstance(words, dict) else {}

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from launcher.conditions import transitions
-from launcher.decide import Apply, Create, Decision, Delete, Patience, Seen, decide
+from launcher.decide import Apply, Create, Decision, Delete, Patience, Refusal, Seen, decide
 from launcher.resource import (
     ATTEMPT,
     CANCEL,
@@ -78,6 +78,7 @@ class World:
         self.foreign: dict[str, Object] = {}
         self.objects: dict[tuple[str, str], Object] = {}
         self.notes: dict[str, str] = {}
+        self.refused: dict[str, Refusal] = {}
         self.created: list[str] = []
         self.writes = self.passes = self.uids = 0
         self.actions_of_pass: list[int] = []
@@ -104,8 +105,8 @@ class World:
     def _create(self, wanted: Object) -> None:
         name = wanted["metadata"]["name"]
         assert name not in self.foreign, "the API server refuses it; the host waits"
-        if name in self.jobs:
-            return  # found to be ours
+        if name in self.jobs or name in self.refused:
+            return  # found to be ours; or refused again
         self.uids += 1
         self.created.append(name)
         made = copy.deepcopy(wanted)
@@ -205,7 +206,7 @@ class World:
         return Record(self.record).status
 
     def seen(self) -> Seen:
-        return Seen(copy.deepcopy(self.jobs), copy.deepcopy(self.pods), dict(self.notes))
+        return Seen(copy.deepcopy(self.jobs), copy.deepcopy(self.pods), dict(self.notes), dict(self.refused))
 
     def look(self) -> Decision:
         assert self.record is not None
@@ -534,6 +535,95 @@ def test_a_pod_that_runs_just_when_its_time_is_over_is_kept() -> None:
     assert world.status.phase == "Planning"
 
 
+# What the API server will not make
+
+
+def refused(world: World, name: str, code: int, message: str = "exceeded quota: jobs") -> None:
+    world.refused[name] = Refusal(code, message, world.now)
+
+
+@pytest.mark.parametrize("code", [400, 422])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_job_that_breaks_a_rule_of_the_api_ends_the_run_with_its_words(code: int, groups: int) -> None:
+    world = planning(groups=groups)
+    refused(world, f"demo-extract-{groups - 1}-0-0", code, "Job is invalid: spec.template: hostPath")
+    world.complete("demo-plan-0-0")
+    world.settle()
+    assert (world.status.phase, world.status.condition("Failed").reason) == ("Failed", "InvalidPod")  # type: ignore[union-attr]
+    assert world.status.message == (
+        f"extract, group {groups - 1}: its Job is refused: Job is invalid: spec.template: hostPath"
+    )
+    assert world.unfinished() == []
+    assert world.status.restarts == 0
+
+
+@pytest.mark.parametrize("code", [403, 409, 429, 500])
+def test_a_job_that_a_quota_holds_back_is_tried_again_and_says_why(code: int) -> None:
+    world = World()
+    refused(world, "demo-plan-0-0", code)
+    for _ in range(3):
+        decision = world.reconcile()
+        assert creates(decision) == ["demo-plan-0-0"]
+        assert decision.look_again == START + seconds(600)
+        assert (world.status.phase, world.status.message) == (
+            "Planning",
+            "plan: its Job is refused: exceeded quota: jobs",
+        )
+        world.now += seconds(100)
+    world.refused.clear()
+    world.settle()
+    world.run("demo-plan-0-0")
+    world.settle()
+    assert (world.status.phase, world.status.message, world.status.restarts) == ("Planning", "", 0)
+    assert world.created == ["demo-plan-0-0"]
+
+
+def test_a_job_that_is_refused_for_too_long_is_a_startup_timeout() -> None:
+    world = World()
+    refused(world, "demo-plan-0-0", 403)
+    world.now += seconds(599)
+    assert creates(world.reconcile()) == ["demo-plan-0-0"]
+    world.later(1)
+    assert (world.status.phase, world.status.condition("Failed").reason) == ("Failed", "StartupTimeout")  # type: ignore[union-attr]
+    assert world.status.message == "plan: its Job was refused for 600 s: exceeded quota: jobs"
+
+
+def test_a_group_that_is_refused_holds_no_other_back() -> None:
+    world = planning(groups=2)
+    refused(world, "demo-extract-0-0-0", 403)
+    world.complete("demo-plan-0-0")
+    world.reconcile()
+    assert world.unfinished() == ["demo-extract-1-0-0"]
+    world.run("demo-extract-1-0-0")
+    world.reconcile()
+    states = [world.status.stage("extract", group).state for group in range(2)]
+    assert states == ["Pending", "Running"]
+    assert world.status.message == "extract 0: its Job is refused: exceeded quota: jobs"
+    world.later(600)
+    assert world.status.stage("extract", 0).reason == "StartupTimeout"
+    world.complete("demo-extract-1-0-0")
+    world.settle()
+    assert (world.status.phase, world.status.groups) == ("Reducing", "1/2")
+
+
+def test_a_world_of_which_one_pod_runs_says_what_the_others_wait_for() -> None:
+    world = planning(nodesPerGroup=2)
+    world.complete("demo-plan-0-0")
+    world.settle()
+    first, second = world.pods_of("demo-extract-0-0-0")
+    first["status"] = {"phase": "Running"}
+    second["status"]["conditions"] = [
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
+    ]
+    world.settle()
+    entry = world.status.stage("extract")
+    assert (entry.state, entry.message) == ("Running", "Unschedulable: 0/3 nodes")
+    assert world.status.message == "extract 0: Unschedulable: 0/3 nodes"
+    second["status"] = {"phase": "Running"}
+    world.settle()
+    assert (world.status.stage("extract").message, world.status.message) == ("", "")
+
+
 # How attempts end
 
 ENDINGS = [
@@ -739,7 +829,11 @@ def test_a_job_that_is_being_deleted_counts_as_gone_and_is_not_deleted_again() -
 
 
 @pytest.mark.parametrize(
-    "words", ["", "no json", "[1]", {"units": 1}, PLANNED | {"missing": "six"}, PLANNED | {"units": True}]
+    "words",
+    [
+        *("", "no json", "[1]", "[" * 100_000, {"units": 1}),
+        *(PLANNED | wrong for wrong in ({"missing": "six"}, {"units": True}, {"units": -1}, {"pairs": 2**53})),
+    ],
 )
 def test_a_plan_whose_last_words_are_lost_is_made_again(words: Any) -> None:
     world = planning()
@@ -768,6 +862,44 @@ def test_a_reduce_of_another_version_says_no_nonsense() -> None:
     world.complete("demo-reduce-0-0", {"manifest": "s3://b/m.json", "selected": "all", "badRows": {}})
     world.settle()
     assert (world.status.phase, world.status.selected, world.status.bad_rows) == ("Complete", None, 1)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "",
+        "m.json",
+        "gs://b/m.json",
+        "s3://",
+        "s3://b/\x1b]0;x\x07",
+        "/a\nb",
+        "s3://b/\ud800",
+        "s3://b/" + "m" * 2048,
+        7,
+    ],
+)
+def test_a_manifest_that_is_no_address_is_none(manifest: Any) -> None:
+    world = reducing(maxRestarts=0)
+    world.complete("demo-reduce-0-0", {"manifest": manifest, "selected": 1})
+    world.later(10)
+    assert (world.status.phase, world.status.manifest) == ("Failed", None)
+    assert "last words are lost" in world.status.message
+
+
+@pytest.mark.parametrize("manifest", ["/out/my run/größe/manifest.json", "s3://b/" + "m" * 2000])
+def test_a_manifest_lies_wherever_the_document_says(manifest: str) -> None:
+    world = reducing()
+    world.complete("demo-reduce-0-0", {"manifest": manifest, "selected": 1})
+    world.settle()
+    assert (world.status.phase, world.status.manifest) == ("Complete", manifest)
+
+
+def test_half_a_character_in_last_words_is_shown_and_hurts_nothing() -> None:
+    world = planning()
+    world.fail("demo-plan-0-0", 1, json.dumps({"error": "bad \ud800 row", "where": "a", "fix": "b"}))
+    world.settle()
+    assert "bad ? row" in world.status.message
+    json.dumps(world.status.to_document(), ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize("delay_seconds", [0, 3, 9])
@@ -1005,6 +1137,18 @@ def test_leftovers_of_earlier_attempts_are_removed() -> None:
     assert world.status.stage("extract").preemptions == 1
 
 
+def test_of_ended_attempts_the_latest_keep_their_jobs() -> None:
+    world = extracting(groups=2)
+    for attempt in range(6):
+        world.evict(f"demo-extract-0-0-{attempt}")
+        world.settle()
+    assert [name for name in world.jobs if "extract-0" in name] == [
+        f"demo-extract-0-0-{attempt}" for attempt in (3, 4, 5, 6)
+    ]
+    assert {"demo-plan-0-0", "demo-extract-1-0-0"} <= world.jobs.keys()
+    assert (world.status.stage("extract", 0).preemptions, world.status.stage("extract", 1).preemptions) == (6, 0)
+
+
 # Events
 
 
@@ -1095,6 +1239,20 @@ def test_a_name_that_is_too_long_is_refused_in_words(length: int) -> None:
     record = a_record("n" * length)
     assert is_refused(record)
     assert "metadata.name" in decided(record).status.message
+
+
+@pytest.mark.parametrize("begin", [World, planning, complete, cancelled])
+def test_a_round_of_a_document_that_is_refused_ends_and_a_mended_one_is_run(begin: Callable[..., World]) -> None:
+    world = begin()
+    world.change(retry=1, store="ftp://x")
+    world.settle()
+    # `prism wait` waits for an end of the round that is asked for.
+    assert (world.status.phase, world.status.round, world.status.holds("Accepted")) == ("Failed", 1, False)
+    assert world.status.completion_time == time_text(world.now)
+    world.change(store="s3://bucket/store")
+    world.settle()
+    assert (world.status.phase, world.status.round) == ("Planning", 1)
+    assert world.unfinished() == ["demo-plan-1-0"]
 
 
 def test_a_literal_secret_is_refused_and_repeated_nowhere() -> None:
