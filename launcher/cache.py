@@ -11,7 +11,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.decide import Seen
+from launcher.decide import Refusal, Seen
 from launcher.resource import KIND, RECORD_LABEL, RUN, Record
 
 Object = dict[str, Any]
@@ -92,12 +92,12 @@ class Cache:
         with self._lock:
             return [Record(found) for place, found in self._objects.items() if place[0] == kind and is_record(found)]
 
-    def seen(self, record: Record, notes: Mapping[str, str]) -> Seen:
+    def seen(self, record: Record, notes: Mapping[str, str], refused: Mapping[str, Refusal] | None = None) -> Seen:
         """The children of this very record; those of an earlier one of the same name do not count."""
         with self._lock:
             found = [self._objects[place] for place in self._of_run.get((record.namespace, record.name), ())]
         jobs = {one["metadata"]["name"]: one for one in found if one["kind"] == "Job" and is_owned(one, record.uid)}
-        return Seen(jobs, [one for one in found if one["kind"] == "Pod"], notes)
+        return Seen(jobs, [one for one in found if one["kind"] == "Pod"], notes, refused or {})
 
     def _bury(self, place: Place, version: int) -> None:
         """An answer that was under way when its object went must not bring it back."""

@@ -8,9 +8,13 @@ its connection, its authentication and its configuration are used. What it must 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import random
+import re
+import socket
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,8 +50,32 @@ CLUSTER_WIDE = ("CustomResourceDefinition", "Namespace", "Node", "SelfSubjectAcc
 REQUEST_SECONDS = 30.0
 """A request that is not answered for so long has failed; a watch is told to end, and listens a little longer."""
 
+QUIET_WATCH_SECONDS = 150.0
+"""A server sends a bookmark each minute: a watch that is silent for so long has nobody at its other end."""
+
+RELOAD_SECONDS = 10.0
+"""Credentials that are refused are read again, but no more often than this."""
+
 LONGEST_MESSAGE = 500
 """A refused pod template is answered by a dump of all of it."""
+
+LONGEST_LINE = 2**20
+"""Bytes of a log's line that are handed on at once: one without an end would fill the memory."""
+
+MAX_WARNINGS = 100
+
+DEEPEST = 200
+"""Levels that are read of a document which nests deeper than Python can. The server takes 10,000, Python about 1,000."""
+
+KEEP_ALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))
+        if hasattr(socket, name)
+    ),
+]
+"""A peer that is gone without a word is noticed after one and a half minutes."""
 
 
 class ClusterError(Exception):
@@ -79,6 +107,15 @@ class Unavailable(ClusterError):
 
 
 @dataclass(frozen=True)
+class _Access:
+    """Server, credentials and connections, as they were read together."""
+
+    configuration: Any
+    pool: Any
+    namespace: str
+
+
+@dataclass(frozen=True)
 class Listing:
     """Objects, and the version from which to watch what comes after."""
 
@@ -98,21 +135,23 @@ class Cluster:
     """
 
     def __init__(self, context: str | None = None, *, tries: int = 1) -> None:
-        from kubernetes.client import configuration as settings
-        from kubernetes.client import rest
-
         from prism_job import __version__
 
-        configuration = settings.Configuration()
-        self.namespace = _load(configuration, context)
-        configuration.retries = False  # our own, counted; urllib3's would not say so
-        self.configuration = configuration
-        # Its pool knows certificates and proxies; the rest of the client changes from version to version.
-        self.pool = rest.RESTClientObject(configuration).pool_manager
+        self.context, self.file = context, os.environ.get("KUBECONFIG")
+        self.access = _access(self.context, self.file)
+        self.namespace = self.access.namespace
         self.agent = f"prism/{__version__}"
-        self.tries = tries
+        self.tries, self.seconds = tries, REQUEST_SECONDS
         self.warnings: list[str] = []
+        """The newest that the server sent, each once."""
         self.num_requests = self.num_errors = 0
+        self._reading, self._was_read = threading.Lock(), time.monotonic() - RELOAD_SECONDS
+
+    def within(self, seconds: float) -> Cluster:
+        """The same server, by requests that fail unless they are answered so soon; counted apart."""
+        other = copy.copy(self)
+        other.seconds, other.num_requests, other.num_errors = seconds, 0, 0
+        return other
 
     def get(self, kind: str, namespace: str, name: str) -> Object:
         return self._json("GET", _path(kind, namespace, name))
@@ -157,7 +196,7 @@ class Cluster:
 
         Raises:
             Gone: list again.
-            Unavailable: the connection broke.
+            Unavailable: the connection broke before the time was over.
         """
         query = {
             "watch": "true",
@@ -167,9 +206,10 @@ class Cluster:
             "labelSelector": labels,
             "fieldSelector": fields,
         }
-        for line in self._lines(_path(kind, namespace), query, seconds + REQUEST_SECONDS):
+        quiet_seconds = min(QUIET_WATCH_SECONDS, seconds + REQUEST_SECONDS)
+        for line in self._lines(_path(kind, namespace), query, quiet_seconds, may_be_quiet=True):
             try:
-                event = json.loads(line)
+                event = _loads(line)
             except ValueError:
                 raise Unavailable("a watch was cut off", where=kind, fix="watch again") from None
             if event["type"] == "ERROR":
@@ -223,7 +263,7 @@ class Cluster:
         quiet_seconds: float | None = None,
         opened: Callable[[Callable[[], None]], None] | None = None,
     ) -> Iterator[str]:
-        """Lines of a container's log, as they come.
+        """Lines of a container's log, as they come; one of more than `LONGEST_LINE` bytes in pieces.
 
         Args:
             since: no earlier lines; RFC 3339, to whole seconds.
@@ -241,7 +281,7 @@ class Cluster:
             **({"tailLines": str(tail)} if tail is not None else {}),
         }
         seconds = quiet_seconds if follow else REQUEST_SECONDS
-        yield from self._lines(f"{_path('Pod', namespace, pod)}/log", query, seconds, opened)
+        yield from self._lines(f"{_path('Pod', namespace, pod)}/log", query, seconds, opened, longest=LONGEST_LINE)
 
     def may(self, verb: str, group: str, resource: str, namespace: str | None, subresource: str = "") -> bool:
         """Whether we are allowed to (SelfSubjectAccessReview, which needs no right of its own)."""
@@ -268,7 +308,7 @@ class Cluster:
         return str(self._json("GET", "/version")["gitVersion"])
 
     def close(self) -> None:
-        self.pool.clear()
+        self.access.pool.clear()
 
     def _json(
         self,
@@ -281,7 +321,7 @@ class Cluster:
     ) -> Object:
         for attempt in range(self.tries):
             try:
-                response = self._send(method, path, query or {}, body, content_type, REQUEST_SECONDS)
+                response = self._send(method, path, query or {}, body, content_type, self.seconds)
                 with _translated(path):
                     data = response.read()
                 answer = _parse(data, path)
@@ -303,7 +343,18 @@ class Cluster:
         query: Mapping[str, str],
         seconds: float | None,
         opened: Callable[[Callable[[], None]], None] | None = None,
+        *,
+        may_be_quiet: bool = False,
+        longest: int | None = None,
     ) -> Iterator[str]:
+        """Lines of an answer that goes on.
+
+        Args:
+            seconds: of silence after which the connection counts as broken; or, where it `may_be_quiet`, as ended.
+            longest: bytes of a line that are handed on at once.
+        """
+        import urllib3
+
         response = self._send("GET", path, query, None, "application/json", seconds)
         if response.status >= 300:
             with _translated(path):
@@ -312,14 +363,23 @@ class Cluster:
             _refuse(response.status, _parse(data, path), path)
         if opened:
             opened(response.response.shutdown)
+        quiet: tuple[type[Exception], ...] = (urllib3.exceptions.ReadTimeoutError,) if may_be_quiet else ()
+        parts: list[bytes] = []
+        num_bytes = 0
         try:
-            rest = b""
-            with _translated(path):
+            with _translated(path), contextlib.suppress(*quiet):
                 for chunk in response.response.stream(2**16):
-                    *lines, rest = (rest + chunk).split(b"\n")
-                    yield from (line.decode(errors="replace") for line in lines)
-            if rest:
-                yield rest.decode(errors="replace")
+                    *lines, rest = chunk.split(b"\n")
+                    for line in lines:
+                        yield b"".join((*parts, line)).decode(errors="replace")
+                        parts, num_bytes = [], 0
+                    parts.append(rest)
+                    num_bytes += len(rest)
+                    if longest is not None and num_bytes >= longest:
+                        yield b"".join(parts).decode(errors="replace")
+                        parts, num_bytes = [], 0
+            if num_bytes:
+                yield b"".join(parts).decode(errors="replace")
         finally:
             response.response.close()
 
@@ -332,32 +392,52 @@ class Cluster:
         content_type: str,
         seconds: float | None,
     ) -> Any:
-        headers = {
-            "Accept": "application/json",
-            "User-Agent": self.agent,
-            **({"Content-Type": content_type} if body is not None else {}),
-        }
+        """One request; two where our credentials are refused, and others are there by now."""
         # As text: the client would otherwise guess a form from the content type.
         text = json.dumps(body) if body is not None else None
-        self.num_requests += 1
-        with _translated(path):
-            url = self.configuration.host + path
-            if asked := {name: value for name, value in query.items() if value}:
-                url = f"{url}?{urllib.parse.urlencode(asked)}"
-            # Asked for each time: a token may have been renewed on disk, or by the kubeconfig's own command.
-            if token := self.configuration.auth_settings().get("BearerToken"):
-                headers[token["key"]] = token["value"]
-            timeout = (REQUEST_SECONDS, seconds)
-            response = self.pool.request(
-                method, url, body=text, headers=headers, timeout=_timeout(timeout), preload_content=False
-            )
-        return _Response(response)
+        while True:
+            access = self.access
+            headers = {
+                "Accept": "application/json",
+                "User-Agent": self.agent,
+                **({"Content-Type": content_type} if body is not None else {}),
+            }
+            self.num_requests += 1
+            with _translated(path):
+                url = access.configuration.host + path
+                if asked := {name: value for name, value in query.items() if value}:
+                    url = f"{url}?{urllib.parse.urlencode(asked)}"
+                # Asked for each time: a token may have been renewed on disk, or by the kubeconfig's own command.
+                if token := access.configuration.auth_settings().get("BearerToken"):
+                    headers[token["key"]] = token["value"]
+                timeout = _timeout((self.seconds, seconds))
+                response = access.pool.request(
+                    method, url, body=text, headers=headers, timeout=timeout, preload_content=False
+                )
+            if response.status != 401 or not self._log_in_again(access):
+                return _Response(response)
+            response.close()
+
+    def _log_in_again(self, refused: _Access) -> bool:
+        """Read the credentials anew. False where that was done a moment ago, or they cannot be read."""
+        with self._reading:
+            if self.access is not refused:
+                return True  # by another thread
+            if time.monotonic() < self._was_read + RELOAD_SECONDS:
+                return False
+            self._was_read = time.monotonic()
+            try:
+                self.access = _access(self.context, self.file)
+            except Refused:
+                return False
+            return True
 
     def _note_warnings(self, headers: Mapping[str, str]) -> None:
         """A Job whose pods a policy will refuse is made, with a warning alone."""
         warning = headers.get("Warning")
         if warning and warning not in self.warnings:
             self.warnings.append(warning)
+            del self.warnings[:-MAX_WARNINGS]
 
 
 @dataclass(frozen=True)
@@ -382,13 +462,30 @@ def _timeout(pair: Sequence[float | None]) -> Any:
     return urllib3.Timeout(connect=pair[0], read=pair[1])
 
 
-def _load(configuration: Any, context: str | None) -> str:
-    """Fill in server and credentials; the namespace that they come with."""
+def _access(context: str | None, file: str | None) -> _Access:
+    """Server and credentials as they are on disk now, or as the kubeconfig's own command gives them."""
+    from kubernetes.client import configuration as settings
+    from kubernetes.client import rest
+
+    configuration = settings.Configuration()
+    namespace = _load(configuration, context, file)
+    configuration.retries = False  # our own, counted; urllib3's would not say so
+    # Its pool knows certificates and proxies; the rest of the client changes from version to version.
+    pool = rest.RESTClientObject(configuration).pool_manager
+    pool.connection_pool_kw["socket_options"] = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), *KEEP_ALIVE]
+    return _Access(configuration, pool, namespace)
+
+
+def _load(configuration: Any, context: str | None, file: str | None) -> str:
+    """Fill in server and credentials; the namespace that they come with.
+
+    Args:
+        file: what KUBECONFIG names; the client looks at it once, when it is imported.
+    """
     import pathlib
 
     from kubernetes import config
 
-    file = os.environ.get("KUBECONFIG")  # the client looks at it once, when it is imported
     account = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
     try:
         try:
@@ -408,25 +505,61 @@ def _load(configuration: Any, context: str | None) -> str:
 
 def _path(kind: str, namespace: str | None, name: str = "") -> str:
     prefix, plural = PATHS[kind]
-    place = f"/namespaces/{namespace}" if namespace and kind not in CLUSTER_WIDE else ""
-    return f"{prefix}{place}/{plural}{f'/{name}' if name else ''}"
+    place = f"/namespaces/{_quoted(namespace)}" if namespace and kind not in CLUSTER_WIDE else ""
+    return f"{prefix}{place}/{plural}{f'/{_quoted(name)}' if name else ''}"
+
+
+def _quoted(name: str) -> str:
+    """As one step of an address, whatever is in it."""
+    return name.replace(".", "%2E") if name in (".", "..") else urllib.parse.quote(name, safe="")
 
 
 def _parse(data: bytes, path: str) -> Object:
     try:
-        answer = json.loads(data or b"{}")
+        answer = _loads(data.decode() or "{}")
     except ValueError as error:
         raise Unavailable("an answer was cut off", where=path, fix="try again") from error
     return answer if isinstance(answer, dict) else {"message": str(answer)}
 
 
+def _loads(text: str) -> Any:
+    """JSON of any depth. Below `DEEPEST` levels of what Python cannot read there is null: one object stops no list."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        return json.loads(_cut_off(text))
+
+
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]')
+
+
+def _cut_off(text: str) -> str:
+    """JSON with null in place of all that lies deeper than `DEEPEST` levels."""
+    parts, depth, place = [], 0, 0
+    for token in _TOKEN.finditer(text):
+        if token[0] in "[{":
+            depth += 1
+            if depth == DEEPEST + 1:
+                parts.append(text[place : token.start()])
+        elif token[0] in "]}":
+            if depth == DEEPEST + 1:
+                parts.append("null")
+                place = token.end()
+            depth -= 1
+    return "".join((*parts, text[place:]))
+
+
 @contextlib.contextmanager
 def _translated(path: str) -> Iterator[None]:
-    """The client lets urllib3's errors through, which are none of its own."""
+    """The client lets urllib3's errors through, which are none of its own; and those of reading credentials."""
     import urllib3
+    from kubernetes.config import ConfigException
 
     try:
         yield
+    except ConfigException as error:
+        what = f"the credentials cannot be read: {error}"[:LONGEST_MESSAGE]
+        raise Unavailable(what, where=path, fix="log in again") from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
         fix = "check that the API server is up and reachable from here"
         raise Unavailable(f"no answer from the API server: {error}"[:LONGEST_MESSAGE], where=path, fix=fix) from error
@@ -446,6 +579,7 @@ def _refuse(code: int, answer: Object, path: str) -> None:
     permanent = 400 <= code < 500 and code not in (408, 429)
     # An apply with a field that the schema lacks is answered 500, for ever.
     if permanent or "field not declared in schema" in said:
-        fix = "ask for the right to do this" if code == 403 else "correct what it names"
+        fixes = {401: "log in again", 403: "ask for the right to do this"}
+        fix = fixes.get(code, "correct what it names")
         raise Refused(said, where=path, fix=fix, code=code, reason=reason)
     raise Unavailable(said, where=path, fix="try again later", code=code, reason=reason)

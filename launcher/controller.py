@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from launcher.cache import Cache, Key, is_owned, is_record, kept
-from launcher.cluster import Cluster, ClusterError, Conflict, Gone, NotFound, Refused
+from launcher.cluster import Cluster, ClusterError, Conflict, Gone, NotFound, Refused, Unavailable
 from launcher.conditions import Transition, sentence, transitions
-from launcher.decide import Action, Apply, Create, Delete, Patience, Seen, decide
+from launcher.decide import Action, Apply, Create, Delete, Patience, Refusal, Seen, decide
 from launcher.resource import GROUP, KIND, MANAGER, RECORD_LABEL, RUN, Record, Status, time_text
 from prism_job.spec import digest
 
@@ -33,13 +33,20 @@ RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.5, 60.0
 """A pass that failed is made again after this long, doubled each time."""
 
 RESYNC_SECONDS = 600.0
-"""Every run is looked at this often even if nothing happens: no lost event lasts longer."""
+"""Every run is looked at this often even if nothing happens: at what the watches have told. What they miss is seen where a
+decision asks the server anew, and when they list again, as after each break."""
+
+SHORT_SECONDS = 1.0
+"""A watch that ends before so long has failed: a server that is going away, or a proxy, would be asked without a pause."""
 
 UNTOLD_SECONDS = 3.0
 """A Job without pods for so long: its events are asked why."""
 
-OPERATOR_SECONDS = 10.0
-"""A client that finds a new run waits so long for an operator to take it up."""
+NOTES_SECONDS = 30.0
+"""How long what events said is believed: a run of many groups would ask for them at every change."""
+
+OPERATOR_SECONDS = 30.0
+"""A client that finds a new run waits so long for an operator to take it up: longer than one takes over from another."""
 
 OBSERVED = {"Job": f"app.kubernetes.io/managed-by={MANAGER}", "Pod": f"app.kubernetes.io/managed-by={MANAGER}"}
 """Kinds of children -> the labels by which they are watched."""
@@ -115,6 +122,16 @@ class Counters:
     """Worker -> when its pass in hand began: one that hangs is seen."""
 
 
+@dataclass
+class _Memory:
+    """What is known of one record beside what the watches tell. It may be lost."""
+
+    uid: str
+    notes: dict[str, str] = field(default_factory=dict)
+    noted: float = float("-inf")
+    refused: dict[str, Refusal] = field(default_factory=dict)
+
+
 class Controller:
     """The loop over the runs of one namespace, or of all, or over one run.
 
@@ -143,12 +160,14 @@ class Controller:
     ) -> None:
         self.host: Literal["operator", "client"] = host
         self.first_seen: dict[Key, float] = {}
+        self.memories: dict[Key, _Memory] = {}
         self.cluster, self.namespace, self.kind, self.only = cluster, namespace, kind, only
         self.patience, self.clock, self.num_workers = patience or Patience(), clock, workers
         self.say = say or (lambda **_: None)
         self.cache, self.queue, self.counters = Cache(), Queue(), Counters()
         self.stopping = threading.Event()
         self.synced: set[str] = set()
+        self.all_synced = threading.Event()
         self.heard: set[str] = set()
         """Kinds whose watch has told something since it last broke."""
         self.failed: dict[Key, int] = {}
@@ -157,7 +176,12 @@ class Controller:
     @property
     def is_synced(self) -> bool:
         """Whether every kind was listed once: before that nothing may be decided."""
-        return self.synced == {self.kind, *OBSERVED}
+        return not self.unlisted
+
+    @property
+    def unlisted(self) -> set[str]:
+        """Kinds that were not listed yet."""
+        return {self.kind, *OBSERVED} - self.synced
 
     def run(self) -> None:
         """Until `stop`. Watches in threads of their own; passes in this one and, where wanted, in more."""
@@ -175,8 +199,10 @@ class Controller:
         """End after the pass in hand."""
         self.stopping.set()
         self.queue.close()
+        self.all_synced.set()  # nobody waits for it any more: the queue is closed
 
     def _work(self, place: int) -> None:
+        self.all_synced.wait()
         while (key := self.queue.take()) is not None:
             started = self.counters.busy_since[place] = time.monotonic()
             try:
@@ -209,25 +235,24 @@ class Controller:
         Raises:
             ClusterError: an action failed; what was done stands, and the next pass goes on from there.
         """
-        if not self.is_synced:
-            self.queue.add(key, 0.05)
-            return
         record = self.cache.record(self.kind, key)
         if record is None:
+            self._forget(key)
             return  # Its children go with it: they name it as their owner.
         before = record.status
         if self._leaves_to_operator(record, before):
             return
         self.counters.reconciles += 1
-        notes = self._notes(record, self.cache.seen(record, {}))
-        decision = decide(record, self.cache.seen(record, notes), self.clock(), self.patience)
+        notes, refused = self._notes(record), self._memory(record).refused
+        decision = decide(record, self.cache.seen(record, notes, refused), self.clock(), self.patience)
         if _gives_up(before, decision.status) or any(isinstance(action, Delete) for action in decision.actions):
             # What the watches told may be old, each by its own time: nothing is given up, or removed, on their word alone.
             record = self._ask(record)
             if record is None:
                 return
             before = record.status
-            decision = decide(record, self.cache.seen(record, notes), self.clock(), self.patience)
+            notes, refused = self._notes(record, anew=True), self._memory(record).refused
+            decision = decide(record, self.cache.seen(record, notes, refused), self.clock(), self.patience)
         try:
             for action in decision.actions:
                 self._act(action, record)
@@ -242,6 +267,18 @@ class Controller:
         if decision.look_again is not None:
             wait_seconds = min(wait_seconds, (decision.look_again - self.clock()).total_seconds() + 0.05)
         self.queue.add(key, wait_seconds)
+
+    def _memory(self, record: Record) -> _Memory:
+        """Of this very record: one of the same name that was there before is forgotten."""
+        key = (record.namespace, record.name)
+        memory = self.memories.get(key)
+        if memory is None or memory.uid != record.uid:
+            memory = self.memories[key] = _Memory(record.uid)
+        return memory
+
+    def _forget(self, key: Key) -> None:
+        self.memories.pop(key, None)
+        self.first_seen.pop(key, None)
 
     def _ask(self, record: Record) -> Record | None:
         """Read a run's record, then its children, anew. None where it is gone."""
@@ -260,26 +297,47 @@ class Controller:
     def _act(self, action: Action, record: Record) -> None:
         match action:
             case Apply(wanted):
-                self.cluster.apply(wanted)
+                self._apply(wanted, record)
             case Create(wanted):
-                self.cache.put(self._create(wanted, record))
+                self._create_job(wanted, record)
                 self.say(event="created", run=f"{record.namespace}/{record.name}", job=wanted["metadata"]["name"])
             case Delete(kind, namespace, name, uid):
                 self.cluster.delete(kind, namespace, name, uid=uid)
                 self.say(event="deleted", run=f"{record.namespace}/{record.name}", kind=kind, name=name)
 
+    def _apply(self, wanted: Object, record: Record) -> None:
+        """Make it so, whatever it was; but an object of that name that another owner has is not touched."""
+        metadata = wanted["metadata"]
+        there = self.cluster.find(wanted["kind"], metadata["namespace"], metadata["name"])
+        if there is None:
+            self._create(wanted, record)
+            return
+        _check_ours(wanted, there, record)
+        # That very one: if another takes its place meanwhile, it is Conflict.
+        self.cluster.apply({**wanted, "metadata": {**metadata, "uid": there["metadata"]["uid"]}})
+
+    def _create_job(self, wanted: Object, record: Record) -> None:
+        """Make a Job; that it was refused, and since when, is remembered for the decisions that follow."""
+        name, refused = wanted["metadata"]["name"], self._memory(record).refused
+        try:
+            made = self._create(wanted, record)
+        except Refused as error:
+            if error.code not in (0, 401):  # these say nothing of the Job
+                since = refused[name].since if name in refused else self.clock()
+                refused[name] = Refusal(error.code, error.what, since)
+            raise
+        refused.pop(name, None)
+        self.cache.put(made)
+
     def _create(self, wanted: Object, record: Record) -> Object:
+        """The object as it is there, made now or by us before."""
         metadata = wanted["metadata"]
         try:
             return {"kind": wanted["kind"], **self.cluster.create(wanted)}
         except Conflict:
             # Made by us with the answer lost, or by another host; or left by an earlier run of this name.
             there = self.cluster.get(wanted["kind"], metadata["namespace"], metadata["name"])
-            if not is_owned(there, record.uid):
-                what = f"{wanted['kind']} {metadata['name']} is there already and belongs to somebody else"
-                raise Refused(what, where=record.name, fix="remove it, or name the run otherwise") from None
-            if "deletionTimestamp" in there["metadata"]:
-                raise
+            _check_ours(wanted, there, record)
             return {"kind": wanted["kind"], **there}
 
     def _write_status(self, record: Record, status: Status) -> None:
@@ -315,9 +373,32 @@ class Controller:
         self.queue.add(key, wait_seconds)
         return True
 
-    def _notes(self, record: Record, seen: Seen) -> dict[str, str]:
-        """What events say of Jobs that have had no pod for a while: a quota, a policy."""
-        notes = {}
+    def _notes(self, record: Record, *, anew: bool = False) -> dict[str, str]:
+        """What events say of Jobs that have had no pod for a while: a quota, a policy. By one list, now and then.
+
+        Args:
+            anew: ask, however lately that was done.
+        """
+        key, memory = (record.namespace, record.name), self._memory(record)
+        jobs = {job["metadata"]["uid"]: name for name, job in self._without_pods(self.cache.seen(record, {})).items()}
+        if not jobs:
+            return {}
+        age_seconds = time.monotonic() - memory.noted
+        if anew or age_seconds >= NOTES_SECONDS:
+            about = f"involvedObject.uid={next(iter(jobs))}" if len(jobs) == 1 else "involvedObject.kind=Job"
+            with contextlib.suppress(ClusterError):
+                events = self.cluster.list("Event", record.namespace, fields=f"{about},type=Warning").items
+                said = [one for one in sorted(events, key=_when) if one["involvedObject"].get("uid") in jobs]
+                memory.notes = {
+                    jobs[one["involvedObject"]["uid"]]: f"{one.get('reason')}: {one.get('message')}" for one in said
+                }
+            memory.noted, age_seconds = time.monotonic(), 0.0
+        self.queue.add(key, NOTES_SECONDS - age_seconds)
+        return memory.notes
+
+    def _without_pods(self, seen: Seen) -> dict[str, Object]:
+        """Jobs by name that should have a pod by now, and have none."""
+        found = {}
         for name, job in seen.jobs.items():
             status = job.get("status", {})
             ended = any(one["type"] in ("Complete", "Failed") for one in status.get("conditions") or ())
@@ -325,15 +406,10 @@ class Controller:
                 continue
             age = self.clock() - datetime.datetime.fromisoformat(job["metadata"]["creationTimestamp"])
             if age.total_seconds() < UNTOLD_SECONDS:
-                self.queue.add((record.namespace, record.name), UNTOLD_SECONDS)
+                self.queue.add((job["metadata"]["namespace"], job["metadata"]["labels"][RUN]), UNTOLD_SECONDS)
                 continue
-            fields = f"involvedObject.uid={job['metadata']['uid']}"
-            with contextlib.suppress(ClusterError):
-                events = self.cluster.list("Event", record.namespace, fields=fields).items
-                warnings = [one for one in events if one.get("type") == "Warning"]
-                if warnings:
-                    notes[name] = f"{warnings[-1].get('reason')}: {warnings[-1].get('message')}"
-        return notes
+            found[name] = job
+        return found
 
     def _tell(self, record: Record, transition: Transition) -> None:
         """An Event of a name that its content gives, so that two hosts make one. Losing one costs nothing."""
@@ -388,9 +464,11 @@ class Controller:
         for key in self.cache.replace(kind, listing.items, listing.version):
             self.queue.add(key)
         self.synced.add(kind)
+        if self.is_synced:
+            self.all_synced.set()
         version = listing.version
         while not self.stopping.is_set():
-            seconds = random.randint(200, 280)
+            seconds, began = random.randint(200, 280), time.monotonic()
             for event, found in self.cluster.watch(
                 kind, self.namespace, version, labels=labels, fields=fields, seconds=seconds
             ):
@@ -403,6 +481,8 @@ class Controller:
                     self.queue.add(touched)
                 if event == "DELETED" and kind == self.kind and is_record(found):
                     self.on_status(Record(found), Record(found).status)
+            if time.monotonic() < began + SHORT_SECONDS and not self.stopping.is_set():
+                raise Unavailable("a watch ended as it began", where=kind, fix="watch again")
 
     def _selectors(self, kind: str) -> tuple[str, str]:
         """(labels, fields) by which a kind is listed and watched."""
@@ -410,6 +490,22 @@ class Controller:
             return "", f"metadata.name={self.only}" if self.only else ""
         labels = OBSERVED.get(kind, f"{RECORD_LABEL}=true")
         return f"{labels},{RUN}={self.only}" if self.only else labels, ""
+
+
+def _check_ours(wanted: Object, there: Object, record: Record) -> None:
+    """Raises Refused where an object is somebody else's, Conflict where it is being removed."""
+    named = f"{wanted['kind']} {wanted['metadata']['name']}"
+    if not is_owned(there, record.uid):
+        what = f"{named} is there already and belongs to somebody else"
+        raise Refused(what, where=record.name, fix="remove it, or name the run otherwise")
+    if "deletionTimestamp" in there["metadata"]:
+        raise Conflict(f"{named} is being removed", where=record.name, fix="wait until it is gone", code=409)
+
+
+def _when(event: Object) -> str:
+    """When it happened last, as text that sorts; the API has two ways to say it."""
+    times = (event.get("lastTimestamp"), event.get("eventTime"), event["metadata"].get("creationTimestamp"))
+    return str(next(filter(None, times), "")).rstrip("Z")
 
 
 def _gives_up(before: Status, after: Status) -> bool:

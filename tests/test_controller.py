@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 
 from launcher import controller as hosts
-from launcher.cache import Cache
-from launcher.cluster import Cluster
+from launcher.cache import Cache, is_owned
+from launcher.cluster import Cluster, _loads
 from launcher.controller import Controller, Queue, write_status
 from launcher.crd import crd
-from launcher.decide import Patience
+from launcher.decide import Patience, Seen
 from launcher.lease import Lease
 from launcher.resource import RECORD_LABEL, RUN, Record, Status, config_map_record, parse_for_cluster
-from tests.cluster.apiserver import ApiServer
+from tests.cluster.apiserver import ApiError, ApiServer
 from tests.cluster.rig import eventually, variables
 
 Object = dict[str, Any]
@@ -239,6 +239,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hosts, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(hosts, "LONGEST_RETRY_SECONDS", 0.4)
     monkeypatch.setattr(hosts, "UNTOLD_SECONDS", 0.1)
+    monkeypatch.setattr(hosts, "OPERATOR_SECONDS", 2.0)
 
 
 def a_run(name: str = "demo", **cluster: Any) -> Object:
@@ -397,8 +398,10 @@ def test_each_request_of_a_run_may_fail_once(server: ApiServer, fault: str) -> N
 
     kinds = [
         ("create", "jobs"),
+        ("create", "configmaps"),
+        ("get", "configmaps"),
         ("patch", "configmaps"),
-        ("patch", "networkpolicies"),
+        ("create", "networkpolicies"),
         ("patch", "selectionruns/status"),
         ("list", "jobs"),
         ("list", "pods"),
@@ -504,6 +507,62 @@ def test_a_job_of_somebody_else_is_not_taken_over_and_is_named(server: ApiServer
         assert see_through(server).phase == "Complete"
 
 
+@pytest.mark.parametrize("plural", ["networkpolicies", "configmaps"])
+def test_what_stands_around_a_job_is_taken_over_from_nobody_and_removed_with_no_run(
+    server: ApiServer, plural: str
+) -> None:
+    server.create(a_run("first"))
+    with hosted():
+        eventually(lambda: unfinished(server))
+    (name,) = [it["metadata"]["name"] for it in server.objects(plural) if is_owned(it, uid_of(server, "first"))]
+    theirs = {
+        "networkpolicies": {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "spec": {"podSelector": {}}},
+        "configmaps": {"apiVersion": "v1", "kind": "ConfigMap", "data": {"their": "own"}},
+    }[plural]
+    named = name.replace("first", "demo")
+    before = server.create({**theirs, "metadata": {"name": named, "namespace": "default"}})
+    server.create(a_run())
+    with hosted():
+        eventually(lambda: f"{named} is there already and belongs to somebody else" in status_of(server).message)
+        server.delete("selectionruns", "demo")
+        eventually(lambda: not server.object("selectionruns", "demo"))
+        time.sleep(0.3)
+    assert server.object(plural, named) == before
+
+
+def uid_of(server: ApiServer, name: str) -> str:
+    found = server.object("selectionruns", name)
+    assert found
+    return str(found["metadata"]["uid"])
+
+
+def test_what_a_decision_is_told_of_refused_jobs_is_the_last_answer_and_the_first_time(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Seen] = []
+    decide = hosts.decide
+    monkeypatch.setattr(
+        hosts, "decide", lambda record, seen, *rest: told.append(copy.deepcopy(seen)) or decide(record, seen, *rest)
+    )
+    said = iter([403, 403, 503])
+
+    def answer(_: Any) -> None:
+        code = next(said)
+        raise ApiError(code, f"no, {code}")
+
+    server.faults.script([(lambda it: (it.verb, it.plural) == ("create", "jobs"), answer)] * 3)
+    server.create(a_run())
+    with hosted():
+        eventually(lambda: unfinished(server))
+    refusals = [it.refused["demo-plan-0-0"] for it in told if it.refused]
+    assert [(it.code, it.since == refusals[0].since) for it in refusals] == [(403, True)] * len(refusals)
+    assert len(refusals) >= 2
+    assert not told[0].refused
+    with hosted():
+        assert see_through(server).phase == "Complete"
+    assert not told[-1].refused
+
+
 def test_a_record_that_is_removed_takes_its_children_with_it(server: ApiServer) -> None:
     server.create(a_run())
     with hosted() as host:
@@ -565,6 +624,50 @@ def test_nonsense_by_hand_is_answered_once_and_stops_no_other(server: ApiServer)
     with hosted():
         assert see_through(server).phase == "Complete"
         eventually(lambda: status_of(server, "bad").message)
+
+
+def nested(levels: int) -> str:
+    return '{"a":' * levels + "1" + "}" * levels
+
+
+@pytest.mark.parametrize("levels", [1200, 9900])
+def test_a_document_deeper_than_python_reads_stops_no_other(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch, levels: int
+) -> None:
+    # The stored object is what it was; what goes over the wire has the depth, as a Go server would send it.
+    dumps = json.dumps
+
+    def deep(answer: Any, **options: Any) -> str:
+        return dumps(answer, **options).replace('"@deep@"', nested(levels))
+
+    monkeypatch.setattr("tests.cluster.apiserver.json.dumps", deep)
+    server.create(a_run("bad", podOverlay={"spec": {"a": "@deep@"}}))
+    with hosted() as host:
+        eventually(lambda: host.controller.is_synced)
+        server.create(a_run("worse", podOverlay={"spec": {"a": "@deep@"}}))
+        server.create(a_run())
+        assert see_through(server).phase == "Complete"
+        assert not host.events("watch")
+        eventually(lambda: status_of(server, "bad").message and status_of(server, "worse").message, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        (f'{{"x": [{nested(1500)}, "]}}"], "y": 2}}', ["x", "y"]),
+        ("[" * 5000 + "]" * 5000, None),
+        ('{"s": "\\\\\\"{[{[", "d": ' + nested(3000) + ', "e": [[]]}', ["s", "d", "e"]),
+    ],
+)
+def test_only_what_lies_too_deep_is_left_out(text: str, read: list[str] | None) -> None:
+    found = _loads(text)
+    if read is None:
+        assert isinstance(found, list)
+    else:
+        assert list(found) == read
+        assert found.get("y", 2) == 2
+        assert found.get("s", '\\"{[{[') == '\\"{[{['
+        assert found.get("e", [[]]) == [[]]
 
 
 def test_two_operators_at_once_make_each_job_once(server: ApiServer) -> None:
