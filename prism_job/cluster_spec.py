@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from prism_job.section import Section
 
@@ -58,6 +58,33 @@ class EnvVar(Section):
         return self
 
 
+DEEPEST_OVERLAY, LARGEST_OVERLAY = 20, 32_768
+"""Levels, and bytes as JSON without spaces. It stands in every Job: of 256 groups these are 8 MiB of a cluster's memory."""
+
+
+def _check_overlay(overlay: dict[str, Any]) -> dict[str, Any]:
+    """Without recursion: what nests too deep is not looked into."""
+    level: list[Any] = [overlay]
+    for _ in range(DEEPEST_OVERLAY):
+        mappings = [it for it in level if isinstance(it, dict)]
+        for it in mappings:
+            if it.get("value") is not None and CREDENTIAL.search(str(it.get("name", ""))):
+                raise ValueError(f"{it['name']} is a secret; name it by valueFrom.secretKeyRef")
+        lists = [it for it in level if isinstance(it, list)]
+        level = [inner for it in mappings for inner in it.values()] + [inner for it in lists for inner in it]
+        if len(level) > LARGEST_OVERLAY:
+            raise ValueError(f"has more than {LARGEST_OVERLAY:,} entries")
+    if any(isinstance(it, dict | list) for it in level):
+        raise ValueError(f"is nested deeper than {DEEPEST_OVERLAY} levels")
+    try:
+        text = json.dumps(overlay, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=str)
+    except TypeError as error:
+        raise ValueError(f"is no JSON: {error}") from error
+    if len(text.encode()) > LARGEST_OVERLAY:
+        raise ValueError(f"has {len(text.encode()):,} bytes as JSON; at most {LARGEST_OVERLAY:,}")
+    return overlay
+
+
 class ClusterSpec(Section):
     """Where a submitted run's pods go. A local run ignores it."""
 
@@ -92,9 +119,10 @@ class ClusterSpec(Section):
     startup_timeout_seconds: int = Field(
         1800, ge=10, le=604_800, description="A stage with no pod running after this long fails, and says why."
     )
-    pod_overlay: dict[str, Any] = Field(
+    pod_overlay: Annotated[dict[str, Any], AfterValidator(_check_overlay)] = Field(
         {},
-        description="Merged onto the pod template as `kubectl patch` does it: tolerations, volumes, another runtime.",
+        description="Merged onto the pod template as `kubectl patch` does it: tolerations, volumes, another runtime. "
+        "At most 32 KiB, and 20 levels deep.",
     )
 
     @model_validator(mode="after")
@@ -103,25 +131,6 @@ class ClusterSpec(Section):
             raise ValueError(f"groups × nodesPerGroup is {self.groups * self.nodes_per_group}; at most {MAX_PODS}")
         return self
 
-    @model_validator(mode="after")
-    def _no_secret_in_overlay(self) -> ClusterSpec:
-        for variable in _variables_within(self.pod_overlay):
-            if variable.get("value") is not None and CREDENTIAL.search(str(variable["name"])):
-                raise ValueError(f"podOverlay: {variable['name']} is a secret; name it by valueFrom.secretKeyRef")
-        return self
-
 
 MAX_PODS = 1024
 """Of one run at a time."""
-
-
-def _variables_within(value: Any) -> Iterator[dict[str, Any]]:
-    """Every mapping with a name and a value, however deep."""
-    if isinstance(value, dict):
-        if "name" in value and "value" in value:
-            yield value
-        for inner in value.values():
-            yield from _variables_within(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _variables_within(inner)

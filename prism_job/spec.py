@@ -27,6 +27,9 @@ from prism_job.section import Section, Uri, check_uri
 
 API_VERSION = "prism.dev/v1alpha1"
 
+LONGEST_DOCUMENT = 2**20
+"""Characters. A cluster keeps no more of an object, and reading takes about 10 s a million."""
+
 
 class Metadata(Section):
     """What Kubernetes calls ObjectMeta, as far as a person writes it."""
@@ -252,11 +255,29 @@ def parse_spec(text: str, where: str) -> SelectionRun:
     Raises:
         SpecError: not YAML, or fields missing, unknown (with the nearest known name) or out of bounds; all at once.
     """
+    return check_document(read_yaml(text, where), where)
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """Plain values from YAML or JSON text. Raises SpecError."""
+    if len(text) > LONGEST_DOCUMENT:
+        what = f"the document has {len(text):,} characters; at most {LONGEST_DOCUMENT:,}"
+        raise SpecError(what, where=where, fix="name folders or s3:// prefixes instead of their files")
     try:
-        document = yaml.safe_load(text)
+        return yaml.load(text, Loader=_NoAliases)
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         raise SpecError(f"not YAML: {error}", where=where, fix="correct the syntax at the place named") from error
-    return check_document(document, where)
+
+
+class _NoAliases(yaml.SafeLoader):
+    """Ten lines of aliases, each ten times the last, stand for more than a machine holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()  # type: ignore[no-untyped-call]
+            what = f"'*{alias.anchor}': YAML aliases are not supported; write out what it stands for"
+            raise yaml.MarkedYAMLError(problem=what, problem_mark=alias.start_mark)
+        return super().compose_node(parent, index)
 
 
 def check_document(document: Any, where: str) -> SelectionRun:

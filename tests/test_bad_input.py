@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +244,7 @@ def test_a_budget_over_all_is_refused(job: Job) -> None:
     ("text", "says"),
     [
         ("metadata: {name: {2020-01-01: 1}}", "metadata.name"),
-        ("metadata: &m {name: *m}", "metadata.name"),
+        ("metadata: &m {name: *m}", "'*m': YAML aliases are not supported; write out"),
         (f"spec: {{store: {'x' * 300}}}", "longer than the 255 bytes"),
         ("spec: {store: ~/store}", "'~' is not expanded"),
         ("spec: {extraction: {deepspeed: {offload: cpu}}}", "offload: cpu needs stage: 3"),
@@ -270,6 +271,17 @@ def test_a_stricter_bad_fraction_judges_a_published_selection_anew(job: Job) -> 
 def test_what_is_no_document_is_refused_at_the_door(text: str) -> None:
     with pytest.raises(SpecError, match=r"selection\.yaml"):
         parse_spec(text, "selection.yaml")
+
+
+def test_a_document_that_stands_for_more_than_it_says_is_refused_at_once() -> None:
+    # "Billion laughs": ten levels of ten aliases would be 10**10 words.
+    laughs = "\n".join(f"{one}: &{one} [{', '.join([f'*{before}'] * 10)}]" for before, one in pairwise("abcdefghijk"))
+    began = time.monotonic()
+    with pytest.raises(SpecError, match="aliases are not supported"):
+        parse_spec(f"a: &a [x, x, x, x, x, x, x, x, x, x]\n{laughs}", "selection.yaml")
+    with pytest.raises(SpecError, match="has 3,000,000 characters; at most 1,048,576"):
+        parse_spec("x: " * 1_000_000, "selection.yaml")
+    assert time.monotonic() < began + 2
 
 
 def test_nan_in_weights_is_named(job: Job) -> None:
