@@ -48,7 +48,7 @@ NUM_KEPT = 3
 EXACT = 2**53
 """What a count stays below: JSON as others read it has no larger integers."""
 
-ADDRESS = re.compile(r"(s3://|/)[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,2048}")
+ADDRESS = re.compile(r"(s3://|/)[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,2043}")
 """Of a manifest: last words are a pod's own, and people see them in their terminals."""
 
 

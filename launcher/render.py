@@ -12,6 +12,7 @@ import yaml
 
 from launcher.resource import (
     ATTEMPT,
+    GROUP,
     GROUP_LABEL,
     ROUND,
     STAGE,
@@ -52,6 +53,9 @@ ENVIRONMENT = {
 }
 """The root file system is read-only: whatever a library writes goes to the scratch volumes."""
 
+NOT_CARRIED = (f"{GROUP}/", "kueue.x-k8s.io/", "app.kubernetes.io/", "argocd.argoproj.io/")
+"""Beginnings of labels that say whose an object is, or who sees to it: of a run they are not carried to its children."""
+
 MERGE_KEYS = ("mountPath", "containerPort", "name", "topologyKey", "ip")
 """What tells the items of a pod template's lists apart: a strategic merge meets them by the first that all have. One volume
 may be mounted twice, so that mounts are told apart by their place."""
@@ -88,7 +92,7 @@ def support(run: SelectionRun, namespace: str, owner: Mapping[str, Any] | None) 
         {
             "apiVersion": "networking.k8s.io/v1",
             "kind": "NetworkPolicy",
-            "metadata": _metadata(run, namespace, name, owner, {}),
+            "metadata": _metadata(run, namespace, f"prism-{name}", owner, {}),
             "spec": {
                 # Ranks of one run may reach each other, and nobody else may reach them. Outward they need the object store.
                 "podSelector": {"matchLabels": labels_of_run(name)},
@@ -133,7 +137,8 @@ def job(
     name = job_name(run.metadata.name, stage, group, round_number, attempt)
     labels = {STAGE: stage, GROUP_LABEL: str(group), ROUND: str(round_number), ATTEMPT: str(attempt)}
     nodes = cluster.nodes_per_group if stage == "extract" else 1
-    template = _pod_template(run, stage, group, name, labels)
+    ours = {"metadata": {"labels": {**labels_of_run(run.metadata.name), **labels}}}
+    template = merge(_pod_template(run, stage, group, name, labels), cluster.pod_overlay)
     queue = {QUEUE: cluster.queue_name} if cluster.queue_name else {}
     return {
         "apiVersion": "batch/v1",
@@ -161,7 +166,7 @@ def job(
                     },
                 ]
             },
-            "template": merge(template, cluster.pod_overlay),
+            "template": merge(template, ours),  # by our labels a pod is found: no overlay lends it to another run
         },
     }
 
@@ -189,7 +194,7 @@ def _pod_template(run: SelectionRun, stage: str, group: int, job: str, labels: M
         pod["securityContext"] |= {"fsGroup": 10001, "fsGroupChangePolicy": "OnRootMismatch"}
     return {
         "metadata": {
-            "labels": {**run.metadata.labels, **labels_of_run(run.metadata.name), **labels},
+            "labels": _labels(run, labels),
             "annotations": {
                 "prism.dev/request": request_digest(run),
                 # A node is not worth emptying if that costs a unit of work in hand.
@@ -303,9 +308,14 @@ def _metadata(
     metadata: Object = {
         "name": name,
         "namespace": namespace,
-        "labels": {**run.metadata.labels, **labels_of_run(run.metadata.name), **labels},
+        "labels": _labels(run, labels),
     }
     return {**metadata, "ownerReferences": [dict(owner)]} if owner else metadata
+
+
+def _labels(run: SelectionRun, labels: Mapping[str, str]) -> dict[str, str]:
+    carried = {key: value for key, value in run.metadata.labels.items() if not key.startswith(NOT_CARRIED)}
+    return {**carried, **labels_of_run(run.metadata.name), **labels}
 
 
 def _service_name(run: SelectionRun, group: int) -> str:

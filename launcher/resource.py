@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
@@ -18,7 +17,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
 from prism_job.errors import SpecError
 from prism_job.section import Section
-from prism_job.spec import API_VERSION, SelectionRun, check_document, digest, parse_spec
+from prism_job.spec import API_VERSION, SelectionRun, check_document, digest, parse_spec, read_yaml
 
 GROUP, VERSION = API_VERSION.split("/")
 KIND, PLURAL = "SelectionRun", "selectionruns"
@@ -206,17 +205,19 @@ class Record:
 
     @functools.cached_property
     def document(self) -> dict[str, Any]:
-        """apiVersion, kind, metadata.name and spec; whatever a hand wrote there."""
+        """apiVersion, kind, metadata (name and labels) and spec; whatever a hand wrote there."""
         if self.is_config_map:
             try:
-                written = yaml.safe_load(self._text)
-            except (yaml.YAMLError, RecursionError, ValueError, TypeError):
+                written = read_yaml(self._text, self.name)
+            except SpecError:
                 written = None
             return written if isinstance(written, dict) else {}
+        labels = self.metadata.get("labels")
+        carried = {key: value for key, value in (labels or {}).items() if isinstance(value, str)}
         return {
             "apiVersion": API_VERSION,
             "kind": KIND,
-            "metadata": {"name": self.name},
+            "metadata": {"name": self.name, "labels": carried},
             "spec": self.object.get("spec"),
         }
 
@@ -278,7 +279,6 @@ class Record:
         try:
             if self.is_config_map:
                 run = parse_for_cluster(self._text, where)
-                json.dumps(self.document, default=str)  # an anchor within itself has no end
             else:
                 run = _for_cluster(check_document(self.document, where), where)
         except (RecursionError, ValueError, TypeError) as error:

@@ -17,9 +17,15 @@ from hypothesis import strategies as st
 import prism_job.__main__ as worker
 from launcher import render
 from launcher.resource import (
+    ATTEMPT,
+    GROUP_LABEL,
     LONGEST_JOB_NAME,
     LONGEST_NAME,
+    ROUND,
     RUN,
+    STAGE,
+    Record,
+    config_map_record,
     job_name,
     labels_of_run,
     parse_for_cluster,
@@ -27,7 +33,7 @@ from launcher.resource import (
     request_digest,
 )
 from prism_job.errors import SpecError
-from prism_job.spec import SelectionRun, parse_spec
+from prism_job.spec import SelectionRun, check_document, parse_spec
 from tests.cluster import podsecurity
 
 Object = dict[str, Any]
@@ -77,6 +83,7 @@ EVERYTHING: Object = {
         }
     },
 }
+OUR_LABELS = [*labels_of_run("demo"), STAGE, GROUP_LABEL, ROUND, ATTEMPT]
 DOCUMENTS = {
     "minimal": {},
     "everything": EVERYTHING,
@@ -147,7 +154,7 @@ def test_the_same_run_gives_the_same_bytes_that_json_can_hold(document: str) -> 
 def test_the_stages_come_in_the_order_in_which_they_are_made() -> None:
     assert [(one["kind"], named(one)) for one in objects_of("everything")] == [
         ("ConfigMap", "demo-document"),
-        ("NetworkPolicy", "demo"),
+        ("NetworkPolicy", "prism-demo"),
         ("Job", "demo-plan-0-0"),
         ("Service", "prism-demo-0"),
         ("Job", "demo-extract-0-0-0"),
@@ -283,13 +290,46 @@ def test_every_child_is_found_by_the_labels_of_its_run() -> None:
 
 
 def test_a_label_of_the_document_never_takes_the_place_of_ours() -> None:
-    run = run_of(labels={RUN: "another", "prism.dev/round": "7", "team": "maths"})
+    # Nor one that others go by: of who owns an object, which queue lets it in, what prunes it.
+    theirs = {
+        "prism.dev/record": "true",
+        "prism.dev/round": "7",
+        "kueue.x-k8s.io/queue-name": "fast",
+        "app.kubernetes.io/instance": "app",
+        "argocd.argoproj.io/instance": "app",
+    }
+    run = run_of(labels={RUN: "another", **theirs, "team": "maths"}, nodesPerGroup=2)
     for one in render.render(run, "team", OWNER):
-        labels = one["metadata"]["labels"]
-        assert (labels[RUN], labels["team"]) == ("demo", "maths")
-        assert labels.get("prism.dev/round", "0") in ("0", "7")
-        if one["kind"] == "Job":
-            assert template(one)["metadata"]["labels"]["prism.dev/round"] == labels["prism.dev/round"] == "0"
+        for metadata in (one["metadata"], template(one)["metadata"] if one["kind"] == "Job" else one["metadata"]):
+            labels = metadata["labels"]
+            assert (labels[RUN], labels["team"]) == ("demo", "maths")
+            assert {key: labels[key] for key in theirs if key in labels} in ({}, {"prism.dev/round": "0"})
+
+
+@pytest.mark.parametrize(
+    "labels", [{RUN: "victim"}, dict.fromkeys(OUR_LABELS), "none", None, {"team": "maths", "x": 1}]
+)
+@pytest.mark.parametrize("document", ["minimal", "one world of nodes"])
+def test_no_overlay_takes_a_pod_from_its_run(document: str, labels: Any) -> None:
+    run = run_of(**DOCUMENTS[document], podOverlay={"metadata": {"labels": labels}})
+    for job in (one for one in render.render(run, "team", OWNER) if one["kind"] == "Job"):
+        ours = {key: job["metadata"]["labels"][key] for key in OUR_LABELS}
+        assert ours[RUN] == "demo"
+        assert ours.items() <= template(job)["metadata"]["labels"].items()
+    if isinstance(labels, dict) and "team" in labels:
+        assert template(job)["metadata"]["labels"]["team"] == "maths"
+
+
+def test_an_object_of_a_run_is_rendered_as_its_document_is() -> None:
+    run = run_of(labels={"team": "maths", RUN: "another"})
+    document = run.to_document()
+    stored = {**document, "metadata": {**document["metadata"], "namespace": "team", "uid": "u-1"}}
+    config_map = config_map_record(run, "team")
+    for record in (stored, {**config_map, "metadata": {**config_map["metadata"], "uid": "u-1"}}):
+        assert render.render(Record(record).parse(), "team", OWNER) == render.render(run, "team", OWNER)
+        assert "labels" not in pods_document(Record(record).parse())["metadata"]
+    stored["metadata"]["labels"]["odd"] = 3  # no API server stores it
+    assert Record(stored).document["metadata"]["labels"] == {"team": "maths", RUN: "another"}
 
 
 def test_ranks_of_a_run_may_reach_each_other_and_nobody_else_them() -> None:
@@ -453,6 +493,38 @@ def test_each_attempt_has_a_name_of_its_own(places: list[tuple[Any, int, int, in
         assert all(len(name) <= LONGEST_JOB_NAME and DNS_LABEL.fullmatch(name) for name in names)
 
 
+PARTS = ["a", "b", "extract", "plan", "reduce", "prism", "document", "record", "0", "1", "00"]
+RUNS = st.lists(st.sampled_from(PARTS), min_size=1, max_size=6).map("-".join).filter(lambda it: len(it) <= LONGEST_NAME)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            RUNS,
+            st.sampled_from(["plan", "extract", "reduce"]),
+            st.integers(0, 2),
+            st.sampled_from([0, 1, 10, 1_000_000]),
+            st.sampled_from([0, 1, 10, 99_999]),
+        ),
+        min_size=2,
+        max_size=30,
+    )
+)
+@example([("x", "extract", 0, 0, 0), ("x-extract-0", "plan", 0, 0, 0), ("x-extract", "extract", 0, 0, 0)])
+@example([("a", "extract", 0, 0, 0), ("a-0", "extract", 0, 0, 0), ("a-0-0", "plan", 0, 0, 0)])
+def test_no_two_runs_of_a_namespace_share_the_name_of_an_object(places: list[tuple[Any, ...]]) -> None:
+    wanted = {(run, stage, group if stage == "extract" else 0, *rest) for run, stage, group, *rest in places}
+    owners: dict[tuple[str, str], tuple[Any, ...]] = {}
+    for run_name, stage, group, round_number, attempt in wanted:
+        run = run_of(run_name, groups=3, nodesPerGroup=2)
+        job = render.job(run, "team", stage, group, round_number, attempt, OWNER)
+        assert owners.setdefault(("Job", named(job)), (run_name, stage, group, round_number, attempt))[0] == run_name
+        around = [*render.support(run, "team", OWNER), *render.service(run, "team", stage, group, OWNER)]
+        for one in (config_map_record(run, "team"), *around):
+            assert owners.setdefault((one["kind"], named(one)), (run_name,))[0] == run_name
+    assert sum(kind == "Job" for kind, _ in owners) == len(wanted)
+
+
 def test_usual_names_can_be_read() -> None:
     assert job_name("curate-math", "extract", 2, 0, 1) == "curate-math-extract-2-0-1"
     assert job_name("curate-math", "plan", 0, 3, 0) == "curate-math-plan-3-0"
@@ -595,6 +667,36 @@ def test_any_overlay_can_be_rendered(overlay: Object) -> None:
 def test_laying_an_overlay_twice_is_laying_it_once(overlay: Object) -> None:
     once = render.merge({}, overlay)
     assert render.merge(once, overlay) == once
+
+
+def nested(levels: int, inner: Any = 1) -> Any:
+    for _ in range(levels):
+        inner = {"a": inner} if levels % 2 else [inner]
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("overlay", "says"),
+    [
+        ({"spec": nested(20)}, "is nested deeper than 20 levels"),
+        ({"spec": nested(9_999)}, "is nested deeper than 20 levels"),
+        ({"spec": nested(10_000)}, "is nested deeper than 20 levels"),
+        ({"spec": {"x": "y" * 32_768}}, "has 32,785 bytes as JSON; at most 32,768"),
+        ({"spec": [[]] * 40_000}, "has more than 32,768 entries"),
+        ({"spec": float("nan")}, "not JSON compliant"),
+        ({"spec": {(1, 2): 3}}, "is no JSON"),
+    ],
+)
+def test_an_overlay_has_its_bounds(overlay: Object, says: str) -> None:
+    document = run_of().to_document()
+    document["spec"]["cluster"]["podOverlay"] = overlay
+    with pytest.raises(SpecError, match=rf"spec\.cluster\.podOverlay: .*{says}"):
+        check_document(document, "test")
+
+
+def test_an_overlay_as_large_and_deep_as_may_be_is_taken() -> None:
+    for overlay in ({"spec": nested(19)}, {"spec": nested(18)}, {"spec": {"x": "y" * (32_768 - 17)}}):
+        assert run_of(podOverlay=overlay).spec.cluster.pod_overlay == overlay  # type: ignore[union-attr]
 
 
 def test_yaml_of_the_document_is_plain() -> None:
