@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +17,12 @@ from launcher.resource import StageState, parse_time
 from prism_job.cluster_spec import ClusterSpec
 
 Object = dict[str, Any]
+
+EXACT = 2**53
+"""What a count stays below: JSON as others read it has no larger integers."""
+
+ADDRESS = re.compile(r"(s3://|/)[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,2043}")
+"""Of a manifest: last words are a pod's own, and people see them in their terminals."""
 
 MEANINGS = {
     75: "try again: bad weather",
@@ -38,6 +45,17 @@ class Ended:
     message: str
     time: datetime.datetime
     words: dict[str, Any] = field(default_factory=dict)
+
+
+def is_there(job: Object) -> bool:
+    """Whether nobody has deleted it."""
+    return "deletionTimestamp" not in job["metadata"]
+
+
+def is_finished(job: Object) -> bool:
+    """Whether it has completed or failed: its pods have all ended."""
+    found = job.get("status", {}).get("conditions") or ()
+    return any(one["type"] in ("Complete", "Failed") and one["status"] == "True" for one in found)
 
 
 def ending_of(job: Object, pods: Sequence[Object], disrupted: bool) -> Ended | None:
@@ -81,6 +99,21 @@ def is_seen_evicted(pods: Sequence[Object]) -> bool:
         for pod in pods
         for one in pod.get("status", {}).get("conditions") or ()
     )
+
+
+def count(words: Mapping[str, Any], name: str) -> int | None:
+    """A number among last words; what an image of another version says there may be anything."""
+    found = words.get(name)
+    if not isinstance(found, int) or isinstance(found, bool):
+        return None
+    return found if 0 <= found < EXACT else None
+
+
+def has_last_words(stage: str, words: Mapping[str, Any]) -> bool:
+    """Whether a stage that ended well says all that is needed to go on."""
+    if stage == "plan":
+        return all(count(words, name) is not None for name in ("units", "missing", "examples", "pairs", "badRows"))
+    return stage != "reduce" or bool(ADDRESS.fullmatch(str(words.get("manifest"))))
 
 
 def why_not_running(job: Object, pods: Sequence[Object], note: str, cluster: ClusterSpec) -> tuple[StageState, str]:
