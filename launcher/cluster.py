@@ -395,7 +395,7 @@ class Cluster:
         """One request; two where our credentials are refused, and others are there by now."""
         # As text: the client would otherwise guess a form from the content type.
         text = json.dumps(body) if body is not None else None
-        while True:
+        for is_second in (False, True):
             access = self.access
             headers = {
                 "Accept": "application/json",
@@ -414,9 +414,10 @@ class Cluster:
                 response = access.pool.request(
                     method, url, body=text, headers=headers, timeout=timeout, preload_content=False
                 )
-            if response.status != 401 or not self._log_in_again(access):
-                return _Response(response)
+            if response.status != 401 or is_second or not self._log_in_again(access):
+                break
             response.close()
+        return _Response(response)
 
     def _log_in_again(self, refused: _Access) -> bool:
         """Read the credentials anew. False where that was done a moment ago, or they cannot be read."""
