@@ -22,7 +22,6 @@ from launcher.resource import (
     Record,
     StageStatus,
     Status,
-    UnknownStatus,
     parse_time,
     request_digest,
     time_text,
@@ -30,7 +29,11 @@ from launcher.resource import (
 from prism_job.errors import SpecError
 from prism_job.spec import SelectionRun
 
-__all__ = ["Action", "Apply", "Create", "Decision", "Delete", "Patience", "Refusal", "Seen", "decide"]
+__all__ = ["Action", "Apply", "Create", "Decision", "Delete", "Patience", "Refusal", "Seen", "UnknownStatus", "decide"]
+
+
+class UnknownStatus(SpecError):
+    """A status that this version cannot go on from: not ours to continue, or to overwrite."""
 
 
 def decide(record: Record, seen: Seen, now: datetime.datetime, patience: Patience | None = None) -> Decision:
@@ -44,15 +47,16 @@ def decide(record: Record, seen: Seen, now: datetime.datetime, patience: Patienc
     Raises:
         UnknownStatus: the round in hand is a later version's, or nobody's that we can read: nothing is done or written.
     """
-    if record.is_deleting:
-        return Decision((), record.status)
     before = record.status
     if before.unknown and record.round <= before.round:
+        words = ", ".join(dict.fromkeys(before.unknown))
         raise UnknownStatus(
-            f"its status says {', '.join(dict.fromkeys(before.unknown))}, which this version does not know",
+            f"this version does not know what its status says: {words}{f' ({before.message})' if before.message else ''}",
             where=f"{record.namespace}/{record.name}",
-            fix="let the version that wrote it go on, or raise spec.retry to run it again under this one",
+            fix="let the version of PRISM that wrote it go on, or submit it under another name",
         )
+    if record.is_deleting:
+        return Decision((), before)
     try:
         run = record.parse()
     except SpecError as error:

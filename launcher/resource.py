@@ -57,10 +57,6 @@ Time = Annotated[str, AfterValidator(_check_time)]
 """As Kubernetes writes it. A status by another hand with anything else there cannot be read."""
 
 
-class UnknownStatus(SpecError):
-    """A status that this version cannot go on from: not ours to continue, or to overwrite."""
-
-
 class Shown(Section):
     """Base of what a status holds, read leniently: fields of a later version are passed over, its words are kept as text."""
 
@@ -243,8 +239,8 @@ class Record:
     def status(self) -> Status:
         """What was last written; a fresh one where that is nothing.
 
-        Raises:
-            UnknownStatus: there is one, and it cannot be read. To begin anew would run again what has ended.
+        One that cannot be read is of the phase Unknown, in the round in hand, and says why: it can be shown, and nobody goes
+        on from it. To begin anew would run again what has ended.
         """
         try:
             if self.is_config_map:
@@ -254,11 +250,7 @@ class Record:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in ("status", *first["loc"]))
-            raise UnknownStatus(
-                f"its status cannot be read: {place}: {first['msg']}",
-                where=f"{self.namespace}/{self.name}",
-                fix="use the version of PRISM that wrote it, or remove the status",
-            ) from error
+            return Status(round=self.round, phase="Unknown", message=f"{place} cannot be read: {first['msg']}")
 
     @property
     def owner_reference(self) -> dict[str, Any]:

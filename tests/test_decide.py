@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from launcher.conditions import transitions
-from launcher.decide import Apply, Create, Decision, Delete, Patience, Refusal, Seen, decide
+from launcher.decide import Apply, Create, Decision, Delete, Patience, Refusal, Seen, UnknownStatus, decide
 from launcher.resource import (
     ATTEMPT,
     CANCEL,
@@ -31,7 +31,6 @@ from launcher.resource import (
     TERMINAL,
     Record,
     Status,
-    UnknownStatus,
     parse_time,
     time_text,
 )
@@ -1361,11 +1360,16 @@ def test_an_overlay_that_holds_itself_is_refused() -> None:
     ],
 )
 def test_a_status_that_cannot_be_read_is_left_alone(status: Any) -> None:
-    for record in (a_record(), a_record(spec={"store": 7})):
-        with pytest.raises(UnknownStatus, match="cannot be read: status"):
-            decide(Record(record | {"status": status}), Seen({}), START, PATIENCE)
-    with pytest.raises(UnknownStatus, match="cannot be read: status"):
-        decide(Record(config_map(DOCUMENT, json.dumps(status))), Seen({}), START, PATIENCE)
+    retried, going, refused = a_record(), a_record(), a_record(spec={"store": 7})
+    retried["spec"]["retry"] = 3
+    going["metadata"]["deletionTimestamp"] = time_text(START)
+    stored = [it | {"status": status} for it in (a_record(), retried, going, refused)]
+    for found in (*stored, config_map(DOCUMENT, json.dumps(status))):
+        with pytest.raises(UnknownStatus, match=r"Unknown \(status.* cannot be read: "):
+            decide(Record(found), Seen({}), START, PATIENCE)
+        shown = Record(found).status
+        assert (shown.phase, shown.is_terminal) == ("Unknown", False)
+        assert "cannot be read" in shown.message
 
 
 @pytest.mark.parametrize("status", [None, {}])
@@ -1392,7 +1396,7 @@ def test_a_run_that_a_later_version_drives_is_left_to_it_until_a_new_round(
     world.record["status"] |= later
     for change in ({}, {"suspend": True}, {"store": 7}):
         world.change(**change)
-        with pytest.raises(UnknownStatus, match=r"says (Sleeping|Skipped|index), which this version does not know"):
+        with pytest.raises(UnknownStatus, match=r"does not know what its status says: (Sleeping|Skipped|index)"):
             world.look()
     world.change(retry=1, suspend=False, store="s3://bucket/store")
     world.settle()
