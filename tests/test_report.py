@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from prism_job.reduce.column import Column
 from prism_job.reduce.manifest import summary
 from prism_job.reduce.report import (
     DOMINANT_SHARE,
@@ -80,6 +81,12 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.text).split())
 
 
+def column_of(values: np.ndarray) -> Column:
+    column = Column("f8")
+    column.append(values)
+    return column
+
+
 def shown(number: int, text: str | None = None) -> ShownExample:
     return ShownExample(number / 7, f"s3://pool/{number}.jsonl", number, number % 2 == 0, text or f"text of {number}")
 
@@ -113,7 +120,7 @@ def report_of(scores: list[float] | np.ndarray, **changes: object) -> Report:
         },
         threshold=half,
         action="keep highest",
-        scores=values,
+        scores=column_of(values),
         usable=np.ones(len(values), np.bool_),
         summary=summary(values.copy()),
         selected=chosen,

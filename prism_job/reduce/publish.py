@@ -90,18 +90,18 @@ def _selected_parts(origins: _Origins, scored: Scored, chosen: Selected) -> Iter
         yield {
             "example_id": _id_column(scored.ids.at(places)),
             **origins.columns(places),
-            "score": scored.scores_N[places],
+            "score": scored.scores.at(places),
             "num_tokens": scored.tokens.at(places),
         }
 
 
 def _score_parts(origins: _Origins, scored: Scored, chosen: Selected) -> Iterator[dict[str, Any]]:
-    for part in parts(len(scored.scores_N)):
+    for part in parts(len(scored.scores)):
         unusable = ~scored.usable_N[part]
         yield {
             "example_id": _id_column(scored.ids.part(part)),
             **origins.columns(np.arange(part.start, part.stop)),
-            "score": pa.array(scored.scores_N[part], mask=unusable),
+            "score": pa.array(scored.scores.part(part), mask=unusable),
             "nll": pa.array(scored.nll.part(part), mask=unusable),
             "norm": pa.array(scored.norm.part(part), mask=unusable),
             "num_tokens": scored.tokens.part(part),
@@ -205,7 +205,7 @@ def _document(found: Reduced, folder: str) -> manifest.Manifest:
         work=plan.work_digest(),
         counts=counts,
         threshold=chosen.threshold,
-        scores=manifest.summary(scored.scores_N[usable_N]),
+        scores=manifest.summary(scored.scores.part(slice(0, len(usable_N)))[usable_N]),
         preference=manifest.summary(found.known_preference.copy()),
         curvature=found.curvature,
         code_version=__version__,
@@ -229,7 +229,7 @@ def _report(found: Reduced, origins: _Origins, document: manifest.Manifest) -> R
         counts=document.counts.model_dump(),
         threshold=chosen.threshold,
         action=f"drop {spec.selection.drop}" if spec.selection.drop else f"keep {spec.selection.keep}",
-        scores=scored.scores_N,
+        scores=scored.scores,
         usable=scored.usable_N,
         summary=document.scores,
         selected=chosen.selected_N,
@@ -249,15 +249,16 @@ def _report(found: Reduced, origins: _Origins, document: manifest.Manifest) -> R
 def _shown(found: Reduced, origins: _Origins, places: list[int]) -> list[ShownExample]:
     plan = found.plan
     sources, lines = origins.of(np.array(places, np.int64))
+    scores = found.scored.scores.at(np.array(places, np.int64)).tolist()
     return [
         ShownExample(
-            score=float(found.scored.scores_N[place]),
+            score=score,
             source=plan.sources[source],
             line=line,
             selected=bool(found.chosen.selected_N[place]),
             text=examples.shown_text(examples.candidate_content(_row_at(plan.candidates, place, found.store))),
         )
-        for place, source, line in zip(places, sources.tolist(), lines.tolist(), strict=True)
+        for place, score, source, line in zip(places, scores, sources.tolist(), lines.tolist(), strict=True)
     ]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism_job.reduce.chart import Bar, chart, compact, number, ticks_between, view
-from prism_job.reduce.column import parts
+from prism_job.reduce.column import Column, parts
 from prism_job.reduce.markup import MAX_ROWS, flat, meter, more, path, percent, safe, section, shortened
 
 Float64 = NDArray[np.float64]
@@ -58,7 +58,7 @@ class Report:
         counts: candidates, quarantined, duplicates, taken_by_budget, selected, selected_tokens, tokens, target_pairs.
         threshold: score of the last row that the budget took; None where it took none.
         action: the verb and the end, such as "drop lowest".
-        scores: finite float64 [N], of which the `usable` bool [N] count, and the `selected` bool [N] are chosen.
+        scores: finite, float64 [N], of which the `usable` bool [N] count, and the `selected` bool [N] are chosen.
         summary: what `manifest.summary` makes of the usable scores.
         usable_by_source, selected_by_source: how many of the usable, and of those selected, each source holds, int [S].
         preference: π of the pairs that have one, float64 [at most Q].
@@ -74,7 +74,7 @@ class Report:
     counts: dict[str, int]
     threshold: float | None
     action: str
-    scores: Float64
+    scores: Column
     usable: NDArray[np.bool_]
     summary: dict[str, float]
     selected: NDArray[np.bool_]
@@ -153,15 +153,15 @@ def _header(report: Report) -> str:
 
 
 def _scores(report: Report) -> str:
-    scores_N, chosen_N, cut = report.scores, report.selected, report.threshold
+    chosen_N, cut = report.selected, report.threshold
     num_usable = report.num_usable
     if not num_usable:
         return '<p class="none">No usable candidate, so no scores.</p>'
     low, high = view(report.summary, cut)
     edges = np.linspace(low, high, int(np.clip(2 * num_usable**0.5, 10, 48)) // 2 * 2)
     # Counts of the rows under the view, of each bar, and over the view: all of them, and those selected.
-    everyone = _binned(scores_N, edges, report.usable)
-    picked = _binned(scores_N, edges, chosen_N)
+    everyone = _binned(report.scores, edges, report.usable)
+    picked = _binned(report.scores, edges, chosen_N)
     below, above = everyone[0], everyone[-1]
     first, last = (6.0 if below else 0.0), (94.0 if above else 100.0)
 
@@ -207,11 +207,11 @@ def _scores(report: Report) -> str:
     )
 
 
-def _binned(scores_N: Float64, edges: Float64, among_N: NDArray[np.bool_]) -> list[int]:
+def _binned(scores: Column, edges: Float64, among_N: NDArray[np.bool_]) -> list[int]:
     """Rows under the first edge, from each edge to the next (the last bin holds its upper edge), over the last edge."""
     counts_B = np.zeros(len(edges) + 1, np.int64)
-    for part in parts(len(scores_N)):
-        values = scores_N[part][among_N[part]]
+    for part in parts(len(scores)):
+        values = scores.part(part)[among_N[part]]
         bin_N = np.searchsorted(edges, values, side="right")
         bin_N[values == edges[-1]] -= 1
         counts_B += np.bincount(bin_N, minlength=len(counts_B))

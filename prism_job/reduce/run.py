@@ -44,7 +44,9 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
     scored = score_candidates(run.spec, plan, store, direction_D)
     memory.give_back_what_is_freed()
     check_bad_fraction([*plan.quarantine, *scored.quarantined], int(scored.usable_N.sum()), run.spec)
-    chosen = select(scored.scores_N, scored.ids, scored.tokens, scored.usable_N, run.spec.selection)
+    chosen = select(
+        scored.scores.part(slice(0, len(scored.scores))), scored.ids, scored.tokens, scored.usable_N, run.spec.selection
+    )
     if not len(chosen.order):
         what = (
             f"nothing would be selected: the budget takes {chosen.num_taken} of {int(scored.usable_N.sum())} examples"

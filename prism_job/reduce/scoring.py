@@ -77,12 +77,12 @@ def finish(raw_N: Float64, tokens_N: NDArray[np.int32], norm_N: NDArray[np.float
 
 @dataclass
 class Scored:
-    """What is kept of the candidates: in memory what ranking needs whole (9 bytes a row), the rest in columns.
+    """What is kept of the candidates: in columns, all but one byte a row.
 
     `usable_N`: False for rows without a response token; extraction quarantined them.
     """
 
-    scores_N: Float64
+    scores: Column
     usable_N: NDArray[np.bool_]
     ids: Column
     tokens: Column
@@ -115,7 +115,7 @@ def score_candidates(spec: RunSpec, plan: Plan, store: Store, direction_D: Float
 
     total = plan.num_examples
     scored = Scored(
-        np.zeros(total), np.zeros(total, np.bool_), Column("V16"), Column("i4"), Column("f8"), Column("f4"), []
+        Column("f8"), np.zeros(total, np.bool_), Column("V16"), Column("i4"), Column("f8"), Column("f4"), []
     )
     meter = Meter("reduce", total)
     row_bytes = len(direction_D) // 8 if kind == "sign" else 2 * len(direction_D)
@@ -124,7 +124,7 @@ def score_candidates(spec: RunSpec, plan: Plan, store: Store, direction_D: Float
     start = 0
     for unit, part in zip(plan.candidates, found, strict=True):
         rows = slice(start, start + unit.num_rows)
-        scored.scores_N[rows] = part.scores
+        scored.scores.append(part.scores)
         scored.usable_N[rows] = part.small["tokens"] > 0
         columns = {"ids": scored.ids, "tokens": scored.tokens, "nll": scored.nll, "norm": scored.norm}
         for name, column in columns.items():

@@ -51,7 +51,7 @@ def select(
     usable_N: Bools,
     spec: SelectionSpec,
 ) -> Selected:
-    """Rank usable rows and let the budget take from one end. Holds about 16 bytes a row beside what it is given.
+    """Rank usable rows and let the budget take from one end. Holds about 12 bytes a row beside what it is given.
 
     Args:
         ids: 16 raw bytes a row (dtype V16), compared as bytes. tokens: int32, of the response.
@@ -59,21 +59,30 @@ def select(
     """
     duplicate_N = _duplicates(ids, usable_N) if spec.dedupe == "exact" else np.zeros(len(scores_N), np.bool_)
     pool_N = usable_N & ~duplicate_N
-    rising = _rising(scores_N, pool_N)
-    highest_first = _ties_by_id(rising[::-1], scores_N, ids)
-    ranked = highest_first if "highest" in (spec.keep, spec.drop) else _ties_by_id(rising, scores_N, ids)
+    highest_first = _rising(scores_N, pool_N)
+    highest_first[:] = highest_first[::-1]
+    _order_ties(highest_first, scores_N, ids)
+    ranked = highest_first
+    if "highest" not in (spec.keep, spec.drop):
+        ranked = highest_first[::-1].copy()
+        _order_ties(ranked, scores_N, ids)
     num_taken = _within_budget(ranked, tokens, spec)
-    taken_N = np.zeros(len(scores_N), np.bool_)
-    taken_N[ranked[:num_taken]] = True
-    selected_N = pool_N & (taken_N if spec.keep else ~taken_N)
+    selected_N = pool_N  # from here on it says what is left of the pool
+    if spec.keep:
+        selected_N[:] = False
+    selected_N[ranked[:num_taken]] = bool(spec.keep)
+    threshold = float(scores_N[ranked[num_taken - 1]]) if num_taken else None
+    del ranked
+    lowest = highest_first[::-1][: _num_in_ties(highest_first[::-1], scores_N)].copy()
+    _order_ties(lowest, scores_N, ids)
     return Selected(
         selected_N=selected_N,
         duplicate_N=duplicate_N,
         order=highest_first[selected_N[highest_first]],
-        threshold=float(scores_N[ranked[num_taken - 1]]) if num_taken else None,
+        threshold=threshold,
         num_taken=num_taken,
         highest=highest_first[:NUM_ENDS].tolist(),
-        lowest=_ties_by_id(rising[: _num_in_ties(rising, scores_N)], scores_N, ids)[:NUM_ENDS].tolist(),
+        lowest=lowest[:NUM_ENDS].tolist(),
     )
 
 
@@ -86,14 +95,22 @@ def _num_in_ties(rising: Places, scores_N: NDArray[np.float64]) -> int:
 
 
 def _rising(scores_N: NDArray[np.float64], pool_N: Bools) -> Places:
-    # Half of numpy's own index type, and no sort is asked to be stable: ids break the ties afterwards.
-    order = np.argsort(scores_N).astype(np.uint32)
-    return order[pool_N[order]]
+    # numpy's index type is twice as wide as needed: halved and filtered within the memory it has, part by part. No sort is
+    # asked to be stable: ids break the ties afterwards.
+    order = np.argsort(scores_N)
+    places, kept = order.view(np.uint32), 0
+    for part in parts(len(order)):
+        rows = order[part].astype(np.uint32)
+        rows = rows[pool_N[rows]]
+        places[kept : kept + len(rows)] = rows
+        kept += len(rows)
+    del places
+    order.resize((kept + 1) // 2, refcheck=False)
+    return order.view(np.uint32)[:kept]
 
 
-def _ties_by_id(ranked: Places, scores_N: NDArray[np.float64], ids: Column) -> Places:
-    """The same ranking, rows of equal scores by id, and those of equal ids by plan order."""
-    ranked = ranked.copy()
+def _order_ties(ranked: Places, scores_N: NDArray[np.float64], ids: Column) -> None:
+    """In place: rows of equal scores by id, and those of equal ids by plan order."""
     as_before = np.zeros(len(ranked) + 1, np.bool_)  # has the score of the row ranked before it
     for part in parts(len(ranked) - 1):
         values = scores_N[ranked[part.start : part.stop + 1]]
@@ -104,7 +121,6 @@ def _ties_by_id(ranked: Places, scores_N: NDArray[np.float64], ids: Column) -> P
         rows = ranked[tied]
         high, low = _as_numbers(ids.at(rows))
         ranked[tied] = rows[np.lexsort((rows, low, high, run_of))]
-    return ranked
 
 
 def _within_budget(ranked: Places, tokens: Column, spec: SelectionSpec) -> int:
