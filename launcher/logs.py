@@ -1,19 +1,21 @@
 """The lines of all pods of a run, each with a prefix that says where it comes from. Not: what a line says, how it is shown.
 
-Following, a thread reads each pod, another one finds new pods, and one bounded queue lies between them and the reader:
-whoever reads slowly slows them down.
+Following, a thread reads each pod, of a bounded number at a time, another one finds new pods, and one bounded queue lies
+between them and the reader: whoever reads slowly slows them down.
 """
 
 from __future__ import annotations
 
 import contextlib
 import queue
+import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
-from launcher.cluster import Cluster, ClusterError, Gone, Refused, Unavailable
+from launcher.cluster import Cluster, ClusterError, Gone, Unavailable
 from launcher.podlog import PodLog, has_ended, has_started
 from launcher.resource import ATTEMPT, GROUP_LABEL, ROUND, RUN, STAGE
 
@@ -28,9 +30,15 @@ WATCH_SECONDS = 5
 """A watch of the pods ends and begins again this often, so that it can be told to stop."""
 
 DRAIN_SECONDS = 60.0
-"""Once the run is over: a pod whose log does not end within this time is left."""
+"""Once the run is over: pods are left where no log has ended for so long."""
+
+SHORT_SECONDS = 1.0
+"""A watch of the pods that ends before so long is not asked for again at once."""
 
 MAX_QUEUED = 1000
+MAX_STREAMS = 64
+"""Logs that are read at a time: each holds a connection here and at the API server. Others wait until one has ended."""
+
 STAGES = ("plan", "extract", "reduce")
 
 
@@ -105,10 +113,14 @@ class _Following:
     ) -> None:
         self.cluster, self.namespace, self.labels = cluster, namespace, labels
         self.tail, self.timestamps, self.is_over = tail, timestamps, is_over
-        self.queue: queue.Queue[Line | Refused] = queue.Queue(MAX_QUEUED)
+        self.queue: queue.Queue[Line | Exception] = queue.Queue(MAX_QUEUED)
         self.stopping = threading.Event()
         self.ended_pods: set[str] = set()
-        self.logs: dict[str, tuple[PodLog, threading.Thread]] = {}
+        self.logs: dict[str, PodLog] = {}
+        self.waiting: deque[tuple[PodLog, str]] = deque()
+        """Logs that nobody reads yet, each with its prefix."""
+        self.num_read = 0
+        self.last_end = time.monotonic()
         self.taking = threading.Lock()
 
     def lines(self) -> Generator[Line, None, None]:
@@ -119,7 +131,7 @@ class _Following:
                 with contextlib.suppress(queue.Empty):
                     while True:
                         item = self.queue.get(timeout=0.2)
-                        if isinstance(item, Refused):
+                        if isinstance(item, Exception):
                             raise item
                         yield item
                 if over_since is None and time.monotonic() - asked >= LOOK_SECONDS:
@@ -130,13 +142,14 @@ class _Following:
                     return
         finally:
             self.stopping.set()
-            for log, _ in list(self.logs.values()):
+            for log in list(self.logs.values()):
                 log.stop()
 
     def _is_drained(self, over_since: float) -> bool:
         """Nothing more will come; or it is not waited for any longer."""
-        is_late = time.monotonic() > over_since + DRAIN_SECONDS
-        reading = any(thread.is_alive() for _, thread in list(self.logs.values()))
+        is_late = time.monotonic() > max(over_since, self.last_end) + DRAIN_SECONDS
+        with self.taking:
+            reading = self.num_read or self.waiting
         return self.queue.empty() and (is_late or not reading)
 
     def _find_pods(self) -> None:
@@ -145,12 +158,15 @@ class _Following:
             try:
                 version = self._take_all()
                 while not self.stopping.is_set():
+                    began = time.monotonic()
                     for event, pod in self.cluster.watch(
                         "Pod", self.namespace, version, labels=self.labels, seconds=WATCH_SECONDS
                     ):
                         version = pod["metadata"].get("resourceVersion", version)
                         if event != "BOOKMARK":
                             self._take(pod, gone=event == "DELETED")
+                    if time.monotonic() < began + min(SHORT_SECONDS, WATCH_SECONDS / 2):
+                        self.stopping.wait(SHORT_SECONDS)
             except (Gone, Unavailable):
                 self.stopping.wait(1.0)
 
@@ -172,21 +188,36 @@ class _Following:
             if uid in self.logs or gone or not has_started(pod) or self.stopping.is_set():
                 return
             log = PodLog(self.cluster, pod, self.tail, self.timestamps, self.stopping, lambda: uid in self.ended_pods)
-            thread = threading.Thread(target=self._guarded, args=(self._hand_on, log, prefix_of(pod)), daemon=True)
-            self.logs[uid] = (log, thread)
-            thread.start()
+            self.logs[uid] = log
+            self.waiting.append((log, prefix_of(pod)))
+            self._read_next()
+
+    def _read_next(self) -> None:
+        """Begin to read where there is room. Under `taking`."""
+        while self.waiting and self.num_read < MAX_STREAMS and not self.stopping.is_set():
+            self.num_read += 1
+            arguments = (self._hand_on, *self.waiting.popleft())
+            threading.Thread(target=self._guarded, args=arguments, daemon=True).start()
 
     def _hand_on(self, log: PodLog, prefix: str) -> None:
-        for line in log.lines():
-            self._put((prefix, line))
+        try:
+            for line in log.lines():
+                self._put((prefix, line))
+        except Exception as error:  # told before this log counts as ended
+            self._put(error)
+        finally:
+            with self.taking:
+                self.num_read -= 1
+                self.last_end = time.monotonic()
+                self._read_next()
 
     def _guarded(self, do: Callable[..., None], *arguments: Any) -> None:
         try:
             do(*arguments)
-        except Refused as error:
+        except Exception as error:  # whoever reads should hear of it, and not wait for ever
             self._put(error)
 
-    def _put(self, item: Line | Refused) -> None:
+    def _put(self, item: Line | Exception) -> None:
         while not self.stopping.is_set():
             with contextlib.suppress(queue.Full):
                 self.queue.put(item, timeout=0.5)
@@ -197,7 +228,12 @@ def _node(pod: Object) -> int:
     annotations = pod["metadata"].get("annotations") or {}
     labels = pod["metadata"].get("labels") or {}
     name = "batch.kubernetes.io/job-completion-index"
-    return int(annotations.get(name) or labels.get(name) or 0)
+    return _number(annotations.get(name) or labels.get(name))
+
+
+def _number(text: Any) -> int:
+    """0 where it is none: others may label their pods as they like."""
+    return int(text) if isinstance(text, str) and re.fullmatch("[0-9]{1,9}", text) else 0
 
 
 def _order(pod: Object) -> tuple[Any, ...]:
@@ -205,6 +241,6 @@ def _order(pod: Object) -> tuple[Any, ...]:
     labels = pod["metadata"].get("labels") or {}
     stage = labels.get(STAGE, "")
     place = STAGES.index(stage) if stage in STAGES else len(STAGES)
-    numbers = [int(labels.get(name, "0")) for name in (ROUND, ATTEMPT, GROUP_LABEL)]
+    numbers = [_number(labels.get(name)) for name in (ROUND, ATTEMPT, GROUP_LABEL)]
     started = pod.get("status", {}).get("startTime") or pod["metadata"].get("creationTimestamp", "")
     return numbers[0], place, numbers[1], started, numbers[2], _node(pod)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,9 @@ Place = tuple[str, int]
 
 PREFIX = re.compile(r"(?P<stage>[a-z]+)(-(?P<group>\d+))?(\.(?P<attempt>\d+))?(/(?P<node>\d+))?$")
 """As `launcher.logs.prefix_of` writes it."""
+
+MAX_UNITS, MAX_RANKS, MAX_PLACES = 100_000, 4096, 4096
+"""Of each are remembered: whatever a pod writes, this process does not grow without an end."""
 
 LARGEST = 10**12
 """A count, or seconds, from here on is not believed, and can be no overflow of ours."""
@@ -109,14 +112,19 @@ class RunView:
         attempt, node = int(match["attempt"] or 0), int(match["node"] or 0)
         match event["event"]:
             case "progress" if (count := _count(event)) is not None:
-                self._told.counts[place, attempt][node, _number(event.get("rank"))] = count
-            case "shard":
-                self._told.written[place].setdefault(str(event.get("unit")), (attempt, _number(event.get("rows"))))
-            case "loading":
+                if _has_room(self._told.counts, (place, attempt), MAX_PLACES):
+                    ranks, rank = self._told.counts[place, attempt], (node, _number(event.get("rank")))
+                    if _has_room(ranks, rank, MAX_RANKS):
+                        ranks[rank] = count
+            case "shard" if _has_room(self._told.written, place, MAX_PLACES):
+                units, unit = self._told.written[place], str(event.get("unit"))[:200]
+                if _has_room(units, unit, MAX_UNITS):
+                    units.setdefault(unit, (attempt, _number(event.get("rows"))))
+            case "loading" if _has_room(self._told.loading, (place, attempt), MAX_PLACES):
                 self._told.loading[place, attempt] = f"loading {event.get('model')} on {event.get('device')}"
             case "ignored" if {"uri", "reason"} <= event.keys():
                 note = f"{place[0]}: {_one_line(note_of(event) or '')}"
-                if note not in self._told.notes:
+                if note not in self._told.notes and len(self._told.notes) < MAX_PLACES:
                     self._told.notes.append(note)
 
     def take_notes(self) -> list[str]:
@@ -134,7 +142,7 @@ class RunView:
             *([f"shards {it.shards}"] if it.shards else []),
         ]
         parts += [f"{it.restarts} restart{'s' * (it.restarts > 1)}"] if it.restarts else []
-        return "; ".join([*parts, *([_one_line(it.message)] if it.message else [])])
+        return _one_line("; ".join([*parts, *([it.message] if it.message else [])]))
 
     def rows(self) -> list[Row]:
         """plan, extract (a row for all groups where there are several, then one each), reduce."""
@@ -234,6 +242,10 @@ def _count(event: dict[str, Any]) -> Count | None:
     if not isinstance(seconds, int | float) or not 0 <= seconds < LARGEST:
         return None
     return Count(done, total, tokens, float(seconds))
+
+
+def _has_room(table: Mapping[Any, Any], key: Any, most: int) -> bool:
+    return key in table or len(table) < most
 
 
 def _number(value: Any) -> int:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from launcher.cluster import Cluster, ClusterError, Refused
+from launcher.cluster import Cluster, ClusterError
 from launcher.display import QUIET_SECONDS, Bars, Lines, open_display, printable
 from launcher.logs import log_lines
 from launcher.resource import Record
@@ -70,7 +70,7 @@ class _Watch:
         self.record: Record | None = record
         self.view = RunView(record.status)
         self.note = ""
-        self.error: Refused | None = None
+        self.error: Exception | None = None
         self._lock = threading.Lock()
         self._ended, self._stopping = threading.Event(), threading.Event()
         self._log_thread = threading.Thread(target=self._read_logs, daemon=True)
@@ -92,14 +92,14 @@ class _Watch:
         self._log_thread.join(LAST_WORDS_SECONDS)
 
     def draw(self, screen: Screen, *, last: bool = False) -> None:
-        title = f"{self.first.namespace}/{self.first.name}{self.note}"
+        title = printable(f"{self.first.namespace}/{self.first.name}{self.note}")
         with self._lock:
             screen.draw(title, self.view, last=last)
 
     def _follow_record(self) -> None:
         try:
             self.record = wait_until(self.cluster, self.first, self._is_enough, on_change=self._take)
-        except Refused as error:
+        except Exception as error:  # or the view would stay for ever
             self.error = error
         self._ended.set()
 
@@ -118,8 +118,8 @@ class _Watch:
                     return
                 with self._lock:
                     self.view.take_line(prefix, line)
-        except ClusterError as error:
-            self.note = f" (no bars: {printable(error.what)})"
+        except Exception as error:  # the record is followed all the same
+            self.note = f" (no bars: {printable(error.what if isinstance(error, ClusterError) else repr(error))})"
         finally:
             lines.close()
 

@@ -330,6 +330,82 @@ def test_who_may_not_read_logs_is_told(
         list(log_lines(Cluster(), "default", "demo", follow=follow))
 
 
+@pytest.mark.parametrize("follow", [False, True])
+def test_labels_of_another_hand_stop_no_log(server: Server, follow: bool) -> None:
+    put(server, pod_of("plan"), "terminated", "p")
+    pod = pod_of("extract")
+    pod["metadata"]["labels"] |= {ROUND: "x", ATTEMPT: "1.5", GROUP_LABEL: "9" * 50}
+    pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"] = "y"
+    pod["spec"]["subdomain"] = "theirs"
+    put(server, pod, "terminated", "theirs")
+    if follow:
+        follower = Follower()
+        follower.until(2)
+        found = follower.end()
+    else:
+        found = list(log_lines(Cluster(), "default", "demo", follow=False))
+    assert sorted(line for _, line in found) == ["p", "theirs"]
+
+
+def test_a_flaw_of_ours_ends_it_with_a_word_and_not_with_silence(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flawed(_: Pod) -> str:
+        raise KeyError("a flaw of ours")
+
+    monkeypatch.setattr(logs, "prefix_of", flawed)
+    put(server, pod_of("plan"), "running", "p")
+    follower = Follower()
+    follower.thread.join(10)
+    assert "a flaw of ours" in str(follower.failed)
+
+
+def test_few_logs_are_read_at_a_time_and_all_in_the_end(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "MAX_STREAMS", 3)
+    names = [put(server, pod_of("extract", group=group), "running", str(group)) for group in range(9)]
+    follower = Follower()
+    follower.until(3)
+    time.sleep(0.3)
+    assert len(follower.found) == 3
+    assert len(server.asked) == 3
+    for name in names:
+        turn(server, name, "terminated")
+    follower.over.set()
+    found = follower.end()
+    assert sorted(line for _, line in found) == sorted(map(str, range(9)))
+
+
+def test_a_very_long_line_is_not_repeated_after_a_broken_connection(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.cluster.LONGEST_LINE", 2**16)
+    monkeypatch.setattr("launcher.podlog.LONGEST_LINE", 2**16)
+    long = "y" * 2**19
+    put(server, pod_of("plan"), "terminated", long, "after")
+    server.cuts = [1]
+    lines = [line for _, line in log_lines(Cluster(), "default", "demo", follow=False)]
+    assert len(lines) > 3
+    assert "".join(lines) == long + "after"
+
+
+def test_a_watch_of_pods_that_ends_as_it_begins_is_not_asked_for_without_a_pause(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def over_at_once(*_: Any, **__: Any) -> Iterator[Any]:
+        asked.append(time.monotonic())
+        return iter(())
+
+    put(server, pod_of("plan"), "terminated", "p")
+    monkeypatch.setattr(Cluster, "watch", over_at_once)
+    follower = Follower()
+    follower.until(1)
+    time.sleep(1.2)
+    assert follower.end() == [("plan", "p")]
+    assert len(asked) <= 4
+
+
 def test_closing_ends_all_threads_though_streams_are_silent(server: Server) -> None:
     before = set(threading.enumerate())
     for group in range(3):

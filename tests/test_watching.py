@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher import logs, watching
+from launcher import logs, run_view, watching
 from launcher.cluster import Cluster
 from launcher.controller import write_status
 from launcher.resource import Record, StageStatus, Status, config_map_record, parse_for_cluster
@@ -130,6 +130,31 @@ def test_an_ignored_file_is_noted_once() -> None:
         view.take_line("plan", json.dumps({"event": "ignored", "uri": "s3://b/x\x1b[2J", "reason": "no"}))
     assert view.take_notes() == ["plan: ignored s3://b/x\\x1b[2J: no"]
     assert view.take_notes() == []
+
+
+def test_whatever_pods_write_the_view_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MAX_UNITS", "MAX_RANKS", "MAX_PLACES"):
+        monkeypatch.setattr(run_view, name, 5)
+    view = view_of(stage("extract"))
+    for number in range(20):
+        for prefix in ("extract-0", f"extract-{number}"):
+            for event in (
+                {"event": "progress", "done": 1, "total": 9, "rank": number},
+                {"event": "shard", "unit": f"u{number}", "rows": 1},
+                {"event": "loading", "model": "m", "device": "d"},
+                {"event": "ignored", "uri": f"s3://b/{number}", "reason": "no"},
+            ):
+                view.take_line(prefix, json.dumps(event))
+    told = view._told
+    for table in (told.counts, told.written, told.loading, told.notes):
+        assert len(table) <= 5
+    assert max(map(len, (*told.counts.values(), *told.written.values()))) == 5
+    assert row(view, "extract").words
+
+
+def test_no_word_of_a_status_moves_a_cursor() -> None:
+    view = RunView(Status(phase="Extracting", groups="1/2\x1b[2J", shards="\x9b1\n2", message="\x1b]0;owned\x07"))
+    assert view.headline().isprintable()
 
 
 anything = st.one_of(
