@@ -20,6 +20,7 @@ from launcher import resource, submit
 from launcher.cluster import Cluster, Refused
 from launcher.controller import Controller
 from launcher.lease import Lease
+from launcher.logs import log_lines
 from launcher.operator import LEASE
 from prism_job.spec import SelectionRun
 from tests.cluster.apiserver import ApiServer
@@ -248,24 +249,44 @@ def test_nights_never_overlap() -> None:
 # Rights
 
 
-CHILDREN = {("", "configmaps"), ("", "services"), ("networking.k8s.io", "networkpolicies"), ("batch", "jobs")}
+AROUND = {("", "configmaps"), ("", "services"), ("networking.k8s.io", "networkpolicies")}
 
 OPERATOR_CALLS: dict[str, set[Right]] = {
     "list and watch runs": {("prism.dev", "selectionruns", verb) for verb in ("get", "list", "watch")},
     "remove a run at the end of its time": {("prism.dev", "selectionruns", "delete")},
     "write how a run stands": {("prism.dev", "selectionruns/status", "patch")},
-    "own children, where that is guarded": {("prism.dev", "selectionruns/finalizers", "update")},
-    "server-side apply of children": {(*child, verb) for child in CHILDREN for verb in ("get", "create", "patch")},
-    "list, watch and remove Jobs": {("batch", "jobs", verb) for verb in ("list", "watch", "delete")},
+    "make what stands around Jobs, unless it is another's": {
+        (*child, verb) for child in AROUND for verb in ("get", "create", "patch")
+    },
+    "make, watch and remove Jobs": {("batch", "jobs", verb) for verb in ("get", "list", "watch", "create", "delete")},
     "look at pods": {("", "pods", verb) for verb in ("get", "list", "watch")},
     "say why a Job has no pods": {("", "events", "list")},
-    "tell of a transition": {("", "events", "create"), ("", "events", "patch")},
+    "tell of a transition": {("", "events", "create")},
+}
+
+VIEWER_CALLS: dict[str, set[Right]] = {
+    "find runs of either kind": {
+        *(("prism.dev", "selectionruns", verb) for verb in ("get", "list", "watch")),
+        *(("", "configmaps", verb) for verb in ("get", "list")),
+    },
+    "find pods and show their logs": {
+        *(("", "pods", verb) for verb in ("get", "list", "watch")),
+        ("", "pods/log", "get"),
+    },
+    "say why a Job has no pods": {("", "events", "list")},
+}
+
+USER_CALLS = VIEWER_CALLS | {
+    "make, cancel, retry and remove a run": {
+        ("prism.dev", "selectionruns", it) for it in ("create", "patch", "delete")
+    },
 }
 
 DRIVER_CALLS = OPERATOR_CALLS | {
     "make, cancel, retry and suspend a run": {("prism.dev", "selectionruns", verb) for verb in ("create", "patch")},
     "keep a run in a ConfigMap": {("", "configmaps", verb) for verb in ("list", "watch", "delete")},
     "show logs": {("", "pods/log", "get")},
+    "ask the server about a Job by a dry run": {("batch", "jobs", "patch")},
 }
 
 
@@ -274,6 +295,8 @@ DRIVER_CALLS = OPERATOR_CALLS | {
     [
         ("ClusterRole/prism-operator", OPERATOR_CALLS),
         ("ClusterRole/prism-driver", DRIVER_CALLS),
+        ("ClusterRole/prism-user", USER_CALLS),
+        ("ClusterRole/prism-viewer", VIEWER_CALLS),
         (
             "Role/prism-operator-lease",
             {"lead": {("coordination.k8s.io", "leases", verb) for verb in ("get", "create", "update")}},
@@ -284,6 +307,29 @@ def test_a_role_grants_what_its_calls_need_and_no_more(role: str, calls: dict[st
     granted = rights(role)
     assert len(granted) == len(set(granted))
     assert set(granted) == set().union(*calls.values())
+
+
+def test_whoever_may_edit_or_view_a_namespace_may_do_so_with_its_runs() -> None:
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    into = {
+        title(role): [name.removeprefix(prefix) for name in role["metadata"]["labels"] if name.startswith(prefix)]
+        for role in ROLES
+    }
+    assert {role: where for role, where in into.items() if where} == {
+        "ClusterRole/prism-user": ["edit"],
+        "ClusterRole/prism-viewer": ["view"],
+    }
+
+
+def test_the_operator_is_reached_where_it_answers_and_nowhere_else() -> None:
+    spec = one("NetworkPolicy/prism-operator")["spec"]
+    deployment = one("Deployment/prism-operator")["spec"]
+    assert spec["podSelector"] == deployment["selector"]
+    assert spec["policyTypes"] == ["Ingress"]
+    (container,) = deployment["template"]["spec"]["containers"]
+    assert [port["port"] for rule in spec["ingress"] for port in rule["ports"]] == [
+        port["containerPort"] for port in container["ports"]
+    ]
 
 
 ROLES = [it for it in EVERYTHING if it["kind"] in ("Role", "ClusterRole")]
@@ -423,6 +469,34 @@ def test_the_drivers_role_is_enough_where_the_kind_is_not_installed(server: ApiS
     assert made.record.object["kind"] == "ConfigMap"
     with submit.carried_on(driver, made.record):
         assert carry_through(server, driver, "configmaps", "nightly-math-prism-record")
+
+
+def bind(server: ApiServer, role: str) -> str:
+    """A service account of team-a that has a role there."""
+    subject = {"kind": "ServiceAccount", "name": role, "namespace": "team-a"}
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role}
+    binding = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": role}}
+    server.create({**binding, "roleRef": reference, "subjects": [subject]}, namespace="team-a")
+    return f"team-a:{role}"
+
+
+def test_the_users_role_is_enough_to_leave_a_run_to_the_operator_and_the_viewers_to_look(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    user = as_account(server, tmp_path, bind(server, "prism-user"))
+    viewer = as_account(server, tmp_path, bind(server, "prism-viewer"))
+    with running(Controller(as_account(server, tmp_path, "prism-system:prism-operator"), None)):
+        record = submit.submit(user, example(), "team-a").record
+        eventually(lambda: submit.get_record(viewer, "team-a", "nightly-math").status.phase == "Planning", 20)
+        assert [it.name for it in submit.list_records(viewer, "team-a")] == ["nightly-math"]
+        assert list(log_lines(viewer, "team-a", "nightly-math", follow=False)) == []
+        with pytest.raises(Refused):
+            submit.cancel(viewer, record)
+        submit.cancel(user, record)
+        ended = submit.wait_until(user, record, submit.has_ended, timeout_seconds=20)
+        assert ended
+        assert ended.status.phase == "Cancelled"
+        submit.run_again(user, ended)
 
 
 def test_a_worker_may_ask_for_nothing(server: ApiServer, tmp_path: Path) -> None:
