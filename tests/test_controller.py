@@ -563,6 +563,20 @@ def test_what_a_decision_is_told_of_refused_jobs_is_the_last_answer_and_the_firs
     assert not told[-1].refused
 
 
+def test_a_job_that_the_server_calls_invalid_ends_the_run(server: ApiServer) -> None:
+    def answer(_: Any) -> None:
+        raise ApiError(422, "spec.template.spec.restartPolicy: Unsupported value")
+
+    server.faults.script([(lambda it: (it.verb, it.plural) == ("create", "jobs"), answer)] * 50)
+    server.create(a_run())
+    with hosted():
+        eventually(lambda: status_of(server).is_terminal, 10)
+    status = status_of(server)
+    assert status.phase == "Failed"
+    assert "restartPolicy: Unsupported value" in status.message
+    assert "InvalidPod" in {one.reason for one in status.conditions}
+
+
 def test_a_record_that_is_removed_takes_its_children_with_it(server: ApiServer) -> None:
     server.create(a_run())
     with hosted() as host:
