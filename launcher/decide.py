@@ -189,7 +189,10 @@ class _Pass:
         self._stop_jobs()
         entries = [self.status.stage(*place) for place in render.stages(self.attempts.cluster)]
         for entry in entries:
-            if entry.state not in ("Succeeded", "Failed") and (entry.started or self.attempts.job_of(entry)):
+            job = self.attempts.job_of(entry)
+            if entry.state in ("Succeeded", "Failed") or (job is not None and is_there(job) and is_finished(job)):
+                continue  # it has ended, which is judged once the run goes on
+            if entry.started or job is not None:
                 self.stages[entry.stage, entry.group] = next_attempt(entry)
         self.conditions.set("Suspended", True, "Suspended", "spec.suspend is true")
         self._note(phase="Suspended", message="suspended; finished shards are kept", stages=self._all_stages())

@@ -1010,6 +1010,19 @@ def test_a_group_that_is_given_up_loses_its_job_and_the_others_go_on() -> None:
 # Suspend, cancel, retry, the end of a record
 
 
+def test_a_suspension_costs_no_stage_that_had_ended_before_the_status_said_so() -> None:
+    world = World()
+    world.reconcile()
+    world.complete(world.unfinished()[0], PLANNED)  # and before the next pass:
+    world.change(suspend=True)
+    world.reconcile()
+    assert world.status.phase == "Suspended"
+    world.change(suspend=False)
+    world.reconcile()
+    assert [name for name in world.created if "plan" in name] == ["demo-plan-0-0"]
+    assert world.status.stage("plan").state == "Succeeded"
+
+
 @pytest.mark.parametrize("begin", [World, planning, extracting, reducing])
 def test_a_suspended_run_has_no_job_and_goes_on_where_it_was(begin: Callable[..., World]) -> None:
     world = begin()
