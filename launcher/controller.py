@@ -253,20 +253,34 @@ class Controller:
             before = record.status
             notes, refused = self._notes(record, anew=True), self._memory(record).refused
             decision = decide(record, self.cache.seen(record, notes, refused), self.clock(), self.patience)
-        try:
-            for action in decision.actions:
+        refusal: Refused | None = None
+        for action in decision.actions:
+            try:
                 self._act(action, record)
-        except Refused as error:
-            # A quota, a right that is missing: it may pass, and whoever asks for the status should read it.
-            self._write_status(record, before.model_copy(update={"message": sentence(error.what)}))
-            raise
+            except Refused as error:
+                refusal = error
+                if not self._is_remembered(action, record):
+                    # A right that is missing, a name that is taken: it may pass, and who asks for the status should read it.
+                    self._write_status(record, before.model_copy(update={"message": sentence(error.what)}))
+                    raise
+        if refusal is not None:
+            # How the refused Jobs stand, and all others with those just made. Nothing of it is done in this pass.
+            seen = self.cache.seen(record, notes, self._memory(record).refused)
+            decision = decide(record, seen, self.clock(), self.patience)
         self._write_status(record, decision.status)
         for transition in transitions(before, decision.status):
             self._tell(record, transition)
+        if refusal is not None and not decision.status.is_terminal:
+            raise refusal  # to be tried again, with growing pauses
         wait_seconds = RESYNC_SECONDS
         if decision.look_again is not None:
             wait_seconds = min(wait_seconds, (decision.look_again - self.clock()).total_seconds() + 0.05)
         self.queue.add(key, wait_seconds)
+
+    def _is_remembered(self, action: Action, record: Record) -> bool:
+        """Whether it is a Job whose refusal decisions are told of."""
+        name = action.object["metadata"]["name"] if isinstance(action, Create) else ""
+        return name in self._memory(record).refused
 
     def _memory(self, record: Record) -> _Memory:
         """Of this very record: one of the same name that was there before is forgotten."""
