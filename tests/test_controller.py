@@ -577,6 +577,27 @@ def test_a_job_that_the_server_calls_invalid_ends_the_run(server: ApiServer) -> 
     assert "InvalidPod" in {one.reason for one in status.conditions}
 
 
+def test_a_group_whose_job_is_refused_holds_back_no_word_of_the_others(server: ApiServer) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "small", "namespace": "default"},
+        "spec": {"hard": {"count/jobs.batch": "3"}},  # the plan and two of three groups
+    }
+    server.create(quota)
+    server.create(a_run(groups=3))
+    with hosted():
+        end(server, eventually(lambda: unfinished(server))[0])
+        eventually(
+            lambda: [one.started for one in status_of(server).stages if one.stage == "extract"] == [True, True, False]
+        )
+        status = status_of(server)
+        assert status.phase == "Extracting"
+        assert "exceeded quota: small" in status.stage("extract", 2).message
+        server.delete("resourcequotas", "small")
+        eventually(lambda: len(unfinished(server)) == 3)
+
+
 def test_a_record_that_is_removed_takes_its_children_with_it(server: ApiServer) -> None:
     server.create(a_run())
     with hosted() as host:

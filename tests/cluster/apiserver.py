@@ -1548,7 +1548,9 @@ def _follow(server: ApiServer, place: Path, request: Request, uid: str, alive: C
         if since is not None:
             lines = [(line, words) for line, words in lines if times[line] >= since]
         stamps = query.get("timestamps") in ("true", "1")
-        out = b"".join((f"{times[line]:%Y-%m-%dT%H:%M:%S.%f}000Z ".encode() if stamps else b"") + it for line, it in lines)
+        out = b"".join(
+            (f"{times[line]:%Y-%m-%dT%H:%M:%S.%f}000Z ".encode() if stamps else b"") + it for line, it in lines
+        )
         yield out[: limit - sent]
         sent += len(out)
         if not following or sent >= limit or not alive() or (ended and not text):
