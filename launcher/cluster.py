@@ -60,7 +60,9 @@ LONGEST_MESSAGE = 500
 """A refused pod template is answered by a dump of all of it."""
 
 LONGEST_LINE = 2**20
-"""Bytes of a log's line that are handed on at once: one without an end would fill the memory."""
+"""Bytes of a log's line that are read: one without an end would fill the memory."""
+
+CUT = "… (the rest of this line is left out)"
 
 MAX_WARNINGS = 100
 
@@ -351,7 +353,7 @@ class Cluster:
 
         Args:
             seconds: of silence after which the connection counts as broken; or, where it `may_be_quiet`, as ended.
-            longest: bytes of a line that are handed on at once.
+            longest: bytes of a line; what comes after them is left out, and a mark says so.
         """
         import urllib3
 
@@ -365,20 +367,24 @@ class Cluster:
             opened(response.response.shutdown)
         quiet: tuple[type[Exception], ...] = (urllib3.exceptions.ReadTimeoutError,) if may_be_quiet else ()
         parts: list[bytes] = []
-        num_bytes = 0
+        num_bytes, is_cut = 0, False
         try:
             with _translated(path), contextlib.suppress(*quiet):
                 for chunk in response.response.stream(2**16):
-                    *lines, rest = chunk.split(b"\n")
-                    for line in lines:
-                        yield b"".join((*parts, line)).decode(errors="replace")
-                        parts, num_bytes = [], 0
-                    parts.append(rest)
-                    num_bytes += len(rest)
-                    if longest is not None and num_bytes >= longest:
-                        yield b"".join(parts).decode(errors="replace")
-                        parts, num_bytes = [], 0
-            if num_bytes:
+                    for place, piece in enumerate(chunk.split(b"\n")):
+                        if place:  # a line break stood before this piece
+                            if not is_cut:
+                                yield b"".join(parts).decode(errors="replace")
+                            parts, num_bytes, is_cut = [], 0, False
+                        if is_cut:
+                            continue
+                        parts.append(piece)
+                        num_bytes += len(piece)
+                        if longest is not None and num_bytes > longest:
+                            # Always at the same byte: after a broken connection it must look the same.
+                            yield b"".join(parts)[:longest].decode(errors="replace") + CUT
+                            parts, is_cut = [], True
+            if num_bytes and not is_cut:
                 yield b"".join(parts).decode(errors="replace")
         finally:
             response.response.close()

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from launcher.cluster import LONGEST_LINE, Cluster, NotFound, Refused, Unavailable
+from launcher.cluster import Cluster, NotFound, Refused, Unavailable
 from launcher.render import CONTAINER
 from launcher.resource import parse_time, time_text
 
@@ -98,17 +98,13 @@ class PodLog:
             quiet_seconds=QUIET_SECONDS,
             opened=self._opened,
         )
-        is_long = is_known = False
         for text in lines:
             if self.stopping.is_set():
                 return
             time_words, _, line = text.partition(" ")
-            goes_on, is_long = is_long, len(text) >= LONGEST_LINE // 4  # characters of up to four bytes
-            if not TIME.match(time_words):  # words of the node's own, in place of a log; or more of a very long line
-                if not (goes_on and is_known):
-                    yield text
+            if not TIME.match(time_words):  # words of the node's own, in place of a log
+                yield text
                 continue
-            is_known = True
             when = parse_time(time_words)
             if before is not None and when < before:
                 continue
@@ -117,7 +113,6 @@ class PodLog:
                 continue
             if before is not None and when > before:
                 before = None
-            is_known = False
             if when != self.last:
                 self.last, self.at_last = when, Counter()
             self.at_last[line] += 1

@@ -283,7 +283,7 @@ def test_trap_a_an_evicted_pod_still_terminating_hides_behind_its_peers_exit(clu
     pods = cluster.running()
     until(lambda: "deaf" in cluster.log(pods[1]))
     cluster.kubelet.evict("default", pods[1]["metadata"]["name"])
-    cluster.kubelet.kill("default", pods[0]["metadata"]["name"], signal.SIGINT)  # Python exits 1, or 130
+    cluster.kubelet.kill("default", pods[0]["metadata"]["name"], signal.SIGKILL)
     until(lambda: "FailureTarget" in cluster.conditions())
     assert cluster.reason("FailureTarget")[0] == "BackoffLimitExceeded"
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from launcher import logs
-from launcher.cluster import Cluster, Refused
+from launcher.cluster import CUT, Cluster, Refused
 from launcher.logs import log_lines, prefix_of
 from launcher.render import CONTAINER
 from launcher.resource import ATTEMPT, GROUP_LABEL, ROUND, RUN, STAGE
@@ -375,17 +375,16 @@ def test_few_logs_are_read_at_a_time_and_all_in_the_end(server: Server, monkeypa
     assert sorted(line for _, line in found) == sorted(map(str, range(9)))
 
 
-def test_a_very_long_line_is_not_repeated_after_a_broken_connection(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("cuts", [[], [0], [1]])
+def test_a_very_long_line_is_cut_and_comes_once_however_the_connection_breaks(
+    server: Server, monkeypatch: pytest.MonkeyPatch, cuts: list[int]
 ) -> None:
     monkeypatch.setattr("launcher.cluster.LONGEST_LINE", 2**16)
-    monkeypatch.setattr("launcher.podlog.LONGEST_LINE", 2**16)
-    long = "y" * 2**19
-    put(server, pod_of("plan"), "terminated", long, "after")
-    server.cuts = [1]
+    put(server, pod_of("plan"), "terminated", "before", "y" * 2**19, "z" * 2**17, "after")
+    server.cuts = cuts
     lines = [line for _, line in log_lines(Cluster(), "default", "demo", follow=False)]
-    assert len(lines) > 3
-    assert "".join(lines) == long + "after"
+    stamp = len("2026-01-01T00:00:00.000000000Z ")
+    assert lines == ["before", "y" * (2**16 - stamp) + CUT, "z" * (2**16 - stamp) + CUT, "after"]
 
 
 def test_a_watch_of_pods_that_ends_as_it_begins_is_not_asked_for_without_a_pause(
