@@ -29,7 +29,6 @@ KEPT_SECONDS = 600
 """A doctor that is killed leaves its Job; the cluster removes it so long after its end."""
 
 CONTAINER = render.CONTAINER
-TAIL_LINES = 20
 
 SCRIPT = """\
 import json, sys, uuid

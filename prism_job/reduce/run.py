@@ -1,6 +1,7 @@
 """The reduce stage: weigh the targets, merge factors, apply curvature, fold, score, select, publish.
 
-Streams the shards; of a candidate it holds the score in memory, a few numbers more in scratch files, never its row.
+Streams the shards; of a candidate it holds a byte in memory, its score while all are ranked, a few numbers in scratch files,
+never its row.
 
 Shapes: N candidates in plan order, L layers, P projected dims a side, D stored dims.
 """
