@@ -51,7 +51,7 @@ def select(
     usable_N: Bools,
     spec: SelectionSpec,
 ) -> Selected:
-    """Rank usable rows and let the budget take from one end. Holds about 9 bytes a row beside what it is given (10 million rows).
+    """Rank usable rows and let the budget take from one end. Holds about 9 bytes a row beside what it is given (at 10 million).
 
     Args:
         ids: 16 raw bytes a row (dtype V16), compared as bytes. tokens: int32, of the response.
