@@ -84,18 +84,25 @@ def evaluate(
     context: typer.Context,
     manifest: ManifestArgument,
     label: Annotated[
-        str, typer.Option(metavar="COLUMN", help="Column of the candidates that says good or bad.")
-    ] = "label",
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="Column of the candidates that says good or bad; else spec.evaluation's, or 'label'."
+        ),
+    ] = None,
     positive: Annotated[
         str | None, typer.Option(metavar="VALUE", help="Its value that means good; else 1, true and yes do.")
+    ] = None,
+    target_label: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of the targets that says which pairs are right.")
     ] = None,
     output: OutputOption = Output.table,
     verbose: VerboseOption = False,
 ) -> None:
-    """Compare a selection's ranking with a label, beside the plain loss. Intervals are 95 %."""
-    chosen = ["--label", label] + (["--positive", positive] if positive is not None else [])
+    """Compare a selection's ranking with a label, beside the plain loss; and π with the targets'. Intervals are 95 %."""
+    options = {"--label": label, "--positive": positive, "--target-label": target_label}
+    chosen = [word for name, value in options.items() if value is not None for word in (name, value)]
     metrics = _ask("evaluate", [manifest, *chosen], context, output, verbose)
-    from launcher.display import metrics_table
+    from launcher.evaluation import metrics_table
 
     print_facts(metrics, output, table=metrics_table(metrics))
 

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 QUIET_SECONDS = 5.0
 """At most one plain progress line in this time: a CI log of an hour stays under a thousand lines."""
 
-RANKINGS = {"PRISM's score": "", "own loss, token mean": "loss_", "own loss, sum": "loss_sum_"}
-"""What `evaluate` compares, and how its figures' names begin."""
-
 LONGEST_WORDS = 66
 """Columns that the stage's name and the words beside a bar need; the bar takes what is left."""
 
@@ -169,25 +166,6 @@ def outcome_words(words: dict[str, Any]) -> str:
         case "reduce":
             return f"{words['selected']:,} of {words['candidates']:,} examples selected"
     return "done"
-
-
-def metrics_table(metrics: dict[str, Any]) -> str:
-    """Agreement with the label, a ranking a row: PRISM's score, then the baselines that need no gradient."""
-    # What `evaluate` calls precision_at_budget, in the words of what the budget did.
-    precision = "good of the kept" if metrics["action"].startswith("keep") else "bad of the dropped"
-    lines = [
-        f"{metrics['num_examples']:,} examples, {metrics['num_positive']:,} of them good by '{printable(metrics['label'])}'; "
-        f"the budget took {metrics['taken_by_budget']:,} ({metrics['action']})",
-        "",
-        f"{'ranked by':<24}{'AUROC':>6}  {'95 % interval':<16}{precision:>20}  95 % interval",
-    ]
-    for name, prefix in RANKINGS.items():
-        cells = []
-        for measure in ("auroc", "precision_at_budget"):
-            value, low, high = (metrics[f"{prefix}{measure}{end}"] for end in ("", "_low", "_high"))
-            cells += ["–", "–"] if value is None else [f"{value:.3f}", f"{low:.3f} to {high:.3f}"]
-        lines.append(f"{name:<24}{cells[0]:>6}  {cells[1]:<16}{cells[2]:>20}  {cells[3]}")
-    return "\n".join(lines)
 
 
 def printable(text: str) -> str:

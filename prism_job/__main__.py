@@ -50,7 +50,7 @@ def _reduce(run: SelectionRun, _: argparse.Namespace) -> dict[str, Any]:
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     from prism_job.reduce.evaluate import evaluate
 
-    return evaluate(arguments.manifest, arguments.label, arguments.positive)
+    return evaluate(arguments.manifest, arguments.label, arguments.positive, arguments.target_label)
 
 
 def _export(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -116,8 +116,13 @@ def main(arguments: list[str] | None = None) -> int:
         verbs.add_parser(name).add_argument("manifest", help="address of a manifest.json")
     for name, (default, text) in TOPOLOGY.items():
         verbs.choices["extract"].add_argument(f"--{name}", type=type(default), default=default, help=text)
-    verbs.choices["evaluate"].add_argument("--label", default="label", help="column that says good or bad")
+    verbs.choices["evaluate"].add_argument(
+        "--label", help="column that says good or bad; else as the run's document says"
+    )
     verbs.choices["evaluate"].add_argument("--positive", help="its value that means good")
+    verbs.choices["evaluate"].add_argument(
+        "--target-label", help="column of the targets that says which pairs are right"
+    )
     verbs.choices["export"].add_argument("destination", help="path or s3:// address of the file to write")
     estimating = verbs.add_parser("estimate")
     estimating.add_argument("--spec", required=True, help="path of selection.yaml")

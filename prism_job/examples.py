@@ -1,4 +1,4 @@
-"""One row of a data file -> the training content it stands for, by the conventions of TRL. Not: tokens, files.
+"""One row of a data file -> the training content it stands for, by the conventions of TRL, or its label. Not: tokens, files.
 
 Candidates: `messages`, or `prompt` + `completion`, or `text`. Targets: `prompt` + `chosen` + `rejected`.
 Columns not named here are carried along and change nothing: the content alone makes the example's id.
@@ -7,8 +7,10 @@ Columns not named here are carried along and change nothing: the content alone m
 from __future__ import annotations
 
 import json
+import reprlib
 from typing import Any
 
+from prism_job.errors import RequestError
 from prism_job.spec import digest
 
 Content = dict[str, Any]
@@ -19,6 +21,9 @@ Message = dict[str, Any]
 
 MAX_COLUMNS_SHOWN = 8
 """Column names that a message lists."""
+
+_YES = {"1", "1.0", "true", "yes"}
+_NO = {"0", "0.0", "false", "no"}
 
 
 class BadRow(Exception):
@@ -78,6 +83,34 @@ def target_content(row: dict[str, Any], needs_rejected: bool) -> Content:
     if chosen == rejected:
         raise BadRow("chosen equals rejected: such a pair prefers nothing")
     return _with_tools({"prompt": canonical, "chosen": chosen, "rejected": rejected}, row)
+
+
+def label_of(row: dict[str, Any], column: str, positive: str | None, where: str) -> bool:
+    """Whether the row is good by this column: it holds `positive`, or without that 1, true or yes; in any case of letters.
+
+    Raises:
+        RequestError: nothing stands there, or without `positive` neither yes nor no does; names `where`, source and line.
+    """
+    if row.get(column) is None:
+        raise RequestError(
+            f"no '{column}' in this row; {_columns(row)}", where=where, fix="name a column that all rows have"
+        )
+    # A list or an object is no value to compare, and may be nested too deep to be written out.
+    value = "" if isinstance(row[column], list | dict) else str(row[column]).lower()
+    if positive is not None:
+        return value == positive.lower()
+    if value not in _YES | _NO:
+        fix = "use 1/0, true/false or yes/no; for a label of candidates, positive (--positive) names the good value"
+        raise RequestError(f"'{column}' holds {reprlib.repr(row[column])}, neither yes nor no", where=where, fix=fix)
+    return value in _YES
+
+
+def refuse_one_sided(num_good: int, num_rows: int, column: str, where: str) -> None:
+    """Raises RequestError where a label calls all rows good, or all bad: there is nothing to tell apart."""
+    if num_good in (0, num_rows):
+        what = f"column '{column}' calls all {num_rows:,} candidates {'good' if num_good else 'bad'}"
+        fix = "name a column with both kinds, or the value that means good, positive (--positive)"
+        raise RequestError(what, where=where, fix=fix)
 
 
 def example_id(content: Content) -> str:

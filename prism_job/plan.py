@@ -17,7 +17,7 @@ from prism_job import examples, projection
 from prism_job.errors import DataError, RequestError
 from prism_job.examples import BadRow, Content
 from prism_job.progress import Meter, event
-from prism_job.spec import RunSpec, SelectionRun, digest
+from prism_job.spec import EvaluationSpec, RunSpec, SelectionRun, digest
 from prism_job.storage import rows, shards, staged, weights
 from prism_job.storage.objects import Store, open_store
 from prism_job.storage.rows import Row, Source, Unreadable
@@ -114,7 +114,7 @@ def make_plan(run: SelectionRun) -> Plan:
     """Read the data, name the units, stage their rows, and list what is missing. Writes the plan last.
 
     Raises:
-        RequestError: nothing to read, empty pool, empty targets.
+        RequestError: nothing to read, empty pool, empty targets, a row without the label that `evaluation` names.
         DataError: a bad target, or more bad candidates than `maxBadFraction`.
     """
     spec = run.spec
@@ -126,10 +126,16 @@ def make_plan(run: SelectionRun) -> Plan:
     extractor = digest(parts)
     known = staged.staged_names(store)
 
+    labels = _Labels(spec.evaluation)
     target_sources, _ = rows.list_sources(spec.targets.uris)
     needs_rejected = spec.scoring.weighting == "preference"
     targets, bad_targets = cut_units(
-        target_sources, lambda row: examples.target_content(row, needs_rejected), PAIRS_PER_UNIT, store, known
+        target_sources,
+        lambda row: examples.target_content(row, needs_rejected),
+        PAIRS_PER_UNIT,
+        store,
+        known,
+        labels.check_target,
     )
     check_targets(targets, bad_targets, spec)
 
@@ -137,9 +143,10 @@ def make_plan(run: SelectionRun) -> Plan:
     for uri in ignored:
         event("ignored", uri=uri, reason="not a kind of data file that PRISM reads")
     candidates, quarantine = cut_units(
-        sources, examples.candidate_content, spec.extraction.examples_per_shard, store, known
+        sources, examples.candidate_content, spec.extraction.examples_per_shard, store, known, labels.check_candidate
     )
     check_bad_fraction(quarantine, sum(unit.num_rows for unit in candidates), spec)
+    labels.check_both_kinds()
 
     factors = factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []
     present = shards.units_present(store, extractor)
@@ -266,10 +273,40 @@ def check_targets(units: list[Unit], bad: list[Quarantined], spec: RunSpec) -> N
         raise RequestError("there are no targets: no rows in any file", where=where, fix="check targets.uris")
 
 
+class _Labels:
+    """What `spec.evaluation` asks of the rows, looked at while they are read: known before anything is extracted."""
+
+    def __init__(self, asked: EvaluationSpec | None) -> None:
+        self.asked = asked
+        self.num_rows = self.num_good = 0
+
+    def check_candidate(self, row: Row, where: str) -> None:
+        if self.asked:
+            self.num_rows += 1
+            self.num_good += examples.label_of(row, self.asked.label, self.asked.positive, where)
+
+    def check_target(self, row: Row, where: str) -> None:
+        if self.asked and self.asked.target_label:
+            examples.label_of(row, self.asked.target_label, None, where)
+
+    def check_both_kinds(self) -> None:
+        if self.asked:
+            examples.refuse_one_sided(self.num_good, self.num_rows, self.asked.label, "spec.evaluation.label")
+
+
 def cut_units(
-    sources: list[Source], parse: Callable[[Row], Content], size: int, store: Store, known: set[str]
+    sources: list[Source],
+    parse: Callable[[Row], Content],
+    size: int,
+    store: Store,
+    known: set[str],
+    check: Callable[[Row, str], None] = lambda row, where: None,
 ) -> tuple[list[Unit], list[Quarantined]]:
-    """Read the sources, cut their good rows into units of `size`, stage those that are not `known`; and the bad rows."""
+    """Read the sources, cut their good rows into units of `size`, stage those that are not `known`; and the bad rows.
+
+    Args:
+        check: is shown each good row and its place; what it raises ends the reading.
+    """
     units: list[Unit] = []
     bad: list[Quarantined] = []
     meter = Meter("plan", len(sources))
@@ -284,6 +321,8 @@ def cut_units(
                 # Lone surrogates, dates within messages, endless nesting: nothing in a row may end the run.
                 reason = str(error)[:500].encode("utf-8", "backslashreplace").decode()
                 bad.append(Quarantined(source=source.uri, line=line, reason=reason))
+                continue
+            check(waiting[-1][1], f"{source.uri} line {line}")
             if len(waiting) == size:
                 units.append(_stage(position, waiting, store, known))
                 waiting = []

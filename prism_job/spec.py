@@ -206,6 +206,25 @@ class SelectionSpec(Section):
         return self
 
 
+Column = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+class EvaluationSpec(Section):
+    """Columns that say what is good, to compare the ranking with. They change no score and no choice."""
+
+    label: Column = Field(
+        description="Column of the candidates that says good or bad. Every row must have it, and the pool both kinds."
+    )
+    positive: Annotated[str, StringConstraints(max_length=256)] | None = Field(
+        None, description="Its value that means good, in any case; else 1, true and yes mean good, 0, false and no bad."
+    )
+    target_label: Column | None = Field(
+        None,
+        description="Column of the targets that says whether the pair itself is right, as 1/0, true/false or yes/no; "
+        "without it every pair is taken as right.",
+    )
+
+
 class RunSpec(Section):
     """The whole request."""
 
@@ -217,6 +236,9 @@ class RunSpec(Section):
     extraction: ExtractionSpec = Field(ExtractionSpec(), description="Rows from candidates.")
     scoring: ScoringSpec = Field(ScoringSpec(), description="Scores from rows.")
     selection: SelectionSpec = Field(description="The subset from scores.")
+    evaluation: EvaluationSpec | None = Field(
+        None, description="Compare the ranking with a label: figures in the manifest and in the report."
+    )
     cluster: ClusterSpec | None = Field(None, description="Kubernetes only.")
     suspend: bool = Field(
         False, description="Stop the pods and wait, on a cluster. May be changed while the run exists."

@@ -27,9 +27,36 @@ VERBS = ("run", "evaluate", "report", "export", "estimate", "store")
 
 METRICS = {"label": "label", "num_examples": 40, "num_positive": 20, "action": "drop lowest", "taken_by_budget": 10}
 for number, ranking in enumerate(("", "loss_", "loss_sum_")):
-    for measure in ("auroc", "precision_at_budget"):
+    for measure in ("auroc", "precision_at_budget", "recall_at_budget", "precision_at_5", "recall_at_5"):
         name = f"{ranking}{measure}"
         METRICS |= {name: 0.9 - number / 10, f"{name}_low": 0.8 - number / 10, f"{name}_high": 0.95 - number / 10}
+METRICS |= {
+    "taken_at_5": 2,
+    "by_source": [
+        {"source": "s3://pool/a.jsonl", "candidates": 30, "good": 20, "selected": 25, "precision": 0.8, "auroc": 0.75},
+        {"source": "\x1b[2Jb.jsonl", "candidates": 10, "good": 0, "selected": 10, "precision": None, "auroc": None},
+    ],
+    "target_label": None,
+    "num_pairs": 8,
+    "num_pairs_right": None,
+    "preference_mean": 0.625,
+    "preference_above_half": 0.75,
+    "preference_brier": 0.125,
+    "preference_auroc": None,
+    "preference_ece": None,
+    "reliability": [],
+}
+JUDGED = {
+    "target_label": "right",
+    "num_pairs_right": 5,
+    "preference_auroc": 0.875,
+    "preference_ece": 0.0625,
+    "reliability": [
+        {"from": 0.3, "to": 0.4, "pairs": 3, "mean": 0.35, "right": 0.0, "right_low": 0.0, "right_high": 0.562},
+        {"from": 0.9, "to": 1.0, "pairs": 5, "mean": 0.95, "right": 1.0, "right_low": 0.566, "right_high": 1.0},
+    ],
+}
+"""What is known of the pairs besides, where a column says which of them are right."""
 
 ESTIMATE = {
     "model": "m",
@@ -457,7 +484,8 @@ def test_a_launcher_killed_hard_leaves_no_stage(rig: Rig) -> None:
 def test_evaluate_prints_a_ranking_a_row_with_its_intervals(rig: Rig) -> None:
     code, stdout, stderr = rig.call("evaluate", "/out/manifest.json", "--label", "good", "--positive", "yes")
     assert (code, stderr) == (0, "")
-    opening, _, header, *rows = stdout.splitlines()
+    opening, rankings, *_ = stdout.split("\n\n")
+    header, *rows = rankings.splitlines()
     assert "bad of the dropped" in header
     assert opening == "40 examples, 20 of them good by 'label'; the budget took 10 (drop lowest)"
     assert [" ".join(row.split()) for row in rows] == [
@@ -469,20 +497,50 @@ def test_evaluate_prints_a_ranking_a_row_with_its_intervals(rig: Rig) -> None:
 
 
 def test_a_budget_of_nothing_has_no_precision_to_show() -> None:
-    from launcher.display import metrics_table
+    from launcher.evaluation import metrics_table
 
-    nothing = {name: None if "precision" in name else value for name, value in METRICS.items()}
-    assert metrics_table(nothing).splitlines()[-1].split() == [
-        "own",
-        "loss,",
-        "sum",
-        "0.700",
-        "0.600",
-        "to",
-        "0.750",
-        "–",
-        "–",
+    nothing = {name: None if "at_budget" in name else value for name, value in METRICS.items()}
+    _, rankings, budgets, *_ = metrics_table(nothing | {"taken_by_budget": 0}).split("\n\n")
+    assert rankings.splitlines()[-1].split() == ["own", "loss,", "sum", "0.700", "0.600", "to", "0.750", "–", "–"]
+    assert budgets.splitlines()[-2].split() == ["the", "run", "0", *["–"] * 8]
+
+
+def test_evaluate_prints_precision_and_recall_a_budget_a_row(rig: Rig) -> None:
+    _, stdout, _ = rig.call("evaluate", "/out/manifest.json")
+    first, _, *rows, _ = stdout.split("\n\n")[2].splitlines()
+    assert " ".join(first.split()) == "budget rows bad of the dropped dropped of all bad"
+    figures = "0.900 0.800 to 0.950 0.800 0.700"
+    assert [" ".join(row.split()) for row in rows] == [f"5 % 2 {figures} {figures}", f"the run 10 {figures} {figures}"]
+    assert rig.note("evaluate")["arguments"] == ["/out/manifest.json"], "what is not given is the document's to say"
+
+
+def test_evaluate_prints_a_source_a_row_and_no_control_character(rig: Rig) -> None:
+    _, stdout, _ = rig.call("evaluate", "/out/manifest.json")
+    _, *rows = stdout.split("\n\n")[3].splitlines()
+    assert [" ".join(row.split()) for row in rows] == [
+        "30 20 25 0.800 0.750 s3://pool/a.jsonl",
+        "10 0 10 – – \\x1b[2Jb.jsonl",
     ]
+
+
+def test_evaluate_says_what_it_takes_for_right_where_no_column_does(rig: Rig) -> None:
+    _, stdout, _ = rig.call("evaluate", "/out/manifest.json")
+    assert stdout.split("\n\n")[4] == (
+        "π of 8 pairs, each taken as right (no --target-label): mean 0.625, above one half 0.750, Brier score 0.125\n"
+    )
+
+
+def test_evaluate_prints_a_bin_of_pi_a_row_where_a_column_judges_the_pairs(rig: Rig) -> None:
+    arguments = ("evaluate", "/out/manifest.json", "--target-label", "right")
+    _, stdout, _ = rig.call(*arguments, evaluate=JUDGED)
+    opening, table = stdout.split("\n\n")[4:]
+    assert opening.startswith("π of 8 pairs, 5 of them right by 'right': mean 0.625")
+    assert opening.endswith("Brier score 0.125, calibration error 0.062, AUROC 0.875")
+    assert [" ".join(row.split()) for row in table.splitlines()[1:]] == [
+        "0.3 to 0.4 3 0.350 0.000 0.000 to 0.562",
+        "0.9 to 1.0 5 0.950 1.000 0.566 to 1.000",
+    ]
+    assert rig.note("evaluate")["arguments"] == list(arguments[1:])
 
 
 def test_evaluate_prints_json_without_the_envelope(rig: Rig) -> None:

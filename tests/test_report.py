@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
 
+from prism_job.reduce.chart import PLOT_PX
 from prism_job.reduce.column import Column
 from prism_job.reduce.manifest import summary
 from prism_job.reduce.report import (
@@ -22,6 +24,7 @@ from prism_job.reduce.report import (
 )
 
 HOSTILE = "<script src=\"http://evil/x.js\">alert('1')</script><img src=x onerror=alert(1)> & \ud800 \x00 \u202e </pre></style>"
+BUDGETED = [f"{ranking}{measure}" for ranking in ("", "loss_", "loss_sum_") for measure in ("precision", "recall")]
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 NONE = np.zeros(0, np.int64)
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -142,6 +145,45 @@ def heavy_tails(num: int) -> np.ndarray:
     return np.random.default_rng(0).standard_cauchy(num)
 
 
+def figures_of(
+    label: str = "label", target_label: str | None = "right", source: str = "s3://pool/a.jsonl"
+) -> dict[str, Any]:
+    """What an evaluation says, with figures that can be told apart."""
+    figures: dict[str, Any] = {
+        "label": label,
+        "num_examples": 1234,
+        "num_positive": 617,
+        "action": "drop lowest",
+        "taken_by_budget": 246,
+        "taken_at_5": 62,
+        "target_label": target_label,
+        "num_pairs": 8,
+        "num_pairs_right": 5,
+        "preference_mean": 0.611,
+        "preference_above_half": 0.75,
+        "preference_brier": 0.123,
+        "preference_auroc": 0.877,
+        "preference_ece": 0.066,
+        "reliability": [
+            {"from": 0.3, "to": 0.4, "pairs": 3, "mean": 0.35, "right": 0.0, "right_low": 0.0, "right_high": 0.562},
+            {"from": 0.9, "to": 1.0, "pairs": 5, "mean": 0.95, "right": 1.0, "right_low": 0.566, "right_high": 1.0},
+        ],
+        "by_source": [
+            {"source": source, "candidates": 1200, "good": 600, "selected": 980, "precision": 0.811, "auroc": 0.722},
+            {"source": source, "candidates": 34, "good": 17, "selected": 34, "precision": None, "auroc": None},
+        ],
+    }
+    for number, ranking in enumerate(("", "loss_", "loss_sum_")):
+        for place, measure in enumerate(
+            ("auroc", "precision_at_5", "precision_at_budget", "recall_at_5", "recall_at_budget")
+        ):
+            value = 0.9 - number / 10 - place / 100
+            figures |= {
+                f"{ranking}{measure}{end}": value + by for end, by in (("", 0), ("_low", -0.05), ("_high", 0.04))
+            }
+    return figures
+
+
 def hostile_report() -> Report:
     return report_of(
         heavy_tails(50),
@@ -155,6 +197,7 @@ def hostile_report() -> Report:
         pairs=[ShownPair(3, 0.7, HOSTILE)],
         quarantine=[(HOSTILE, 1, HOSTILE)],
         ignored=[HOSTILE],
+        evaluation=figures_of(HOSTILE, HOSTILE, HOSTILE),
     )
 
 
@@ -163,12 +206,14 @@ def test_untrusted_text_stays_text_wherever_it_stands() -> None:
     assert {tag for tag, _ in page.elements} <= ALLOWED
     safe = HOSTILE.replace("\ud800", "\ufffd").replace("\x00", "\ufffd")
     assert [text.strip() for text in page.pre[:2]] == [safe.strip()] * 2  # the pair, the highest example
-    # title, h1, lead, action, model, selection, setting's two sides and weighting, quarantine's reason twice, ignored, both
-    assert "".join(page.text).count("alert('1')</script>") >= 14
+    # title, h1, lead, action, model, selection, setting's two sides and weighting, quarantine's reason twice, ignored, both,
+    # and of the evaluation the label, that of the targets, and two sources
+    assert "".join(page.text).count("alert('1')</script>") >= 18
 
 
 def test_untrusted_text_adds_no_element_and_no_attribute() -> None:
-    plain, hostile = (Page(render(report)) for report in (report_of(heavy_tails(50)), hostile_report()))
+    plain_report = report_of(heavy_tails(50), evaluation=figures_of())
+    plain, hostile = (Page(render(report)) for report in (plain_report, hostile_report()))
     names = [{(tag, name) for tag, of in page.elements for name in of} for page in (plain, hostile)]
     assert names[1] <= names[0]
 
@@ -269,6 +314,66 @@ def test_a_dominant_pair_is_pointed_out(largest: float) -> None:
     share[30] = largest
     words = Page(render(report_of([1.0, 2.0], contribution=share, pairs=pairs_of(share)))).words()
     assert ("Pair 31 alone holds" in words) == (largest > DOMINANT_SHARE)
+
+
+def test_every_figure_of_an_evaluation_is_on_the_page() -> None:
+    figures = figures_of()
+    page = Page(render(report_of(heavy_tails(50), evaluation=figures)))
+    words = page.words()
+    for name, value in figures.items():
+        if isinstance(value, float) and name != "preference_above_half":
+            assert f"{value:.3f}" in words, name
+    assert "75.0 % of the pairs above 0.5" in words
+    for row in figures["reliability"]:
+        assert f"π {row['from']:.1f} to {row['to']:.1f}: {row['pairs']} pairs" in words
+        assert f"{row['right_low']:.3f} to {row['right_high']:.3f}" in words
+    assert "1,200 600 980 0.811 0.722" in words
+    assert "34 17 34 – –" in words
+
+
+def test_bars_of_shares_are_as_tall_as_their_figures() -> None:
+    figures = figures_of()
+    page = Page(render(report_of(heavy_tails(50), evaluation=figures)))
+
+    def heights(colour: str) -> list[float]:
+        drawn = [of for tag, of in page.elements if tag == "rect" and of["class"] == colour]
+        assert all(float(of["y"]) + float(of["height"]) == pytest.approx(PLOT_PX + 8) for of in drawn), "from the floor"
+        assert all(0 <= float(of["x"].rstrip("%")) <= 100 for of in drawn)
+        return [float(of["height"]) / PLOT_PX for of in drawn]
+
+    for prefix, colour in {"": "score", "loss_": "loss mean", "loss_sum_": "loss sum"}.items():
+        wanted = [
+            figures[f"{prefix}{measure}_at_{at}"] for measure in ("precision", "recall") for at in ("5", "budget")
+        ]
+        assert heights(colour) == pytest.approx(wanted, abs=0.05 / PLOT_PX)  # a tenth of a pixel is written
+    assert heights("claimed") == pytest.approx([0.35, 0.95], abs=0.05 / PLOT_PX)
+    assert heights("found") == [0.0, 1.0]
+
+
+def test_a_report_without_an_evaluation_shows_none() -> None:
+    assert "Agreement" not in Page(render(report_of([1.0, 2.0]))).words()
+
+
+def test_pairs_that_no_column_judges_are_said_to_be_taken_as_right() -> None:
+    unjudged = figures_of(target_label=None) | {"preference_ece": None, "preference_auroc": None, "reliability": []}
+    words = Page(render(report_of([1.0, 2.0], evaluation=unjudged))).words()
+    assert "All 8 pairs are taken as right" in words
+    assert "Brier score 0.123 against 1" in words
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_pairs": 0, "preference_mean": None, "preference_brier": None, "reliability": []},
+        {"taken_by_budget": 0} | {f"{name}_at_budget{end}": None for name in BUDGETED for end in ("", "_low", "_high")},
+        {"by_source": [], "preference_auroc": None},
+    ],
+    ids=["no π", "a budget of nothing", "no source"],
+)
+def test_evaluations_with_little_to_say_render(changes: dict[str, object]) -> None:
+    words = Page(render(report_of([1.0, 2.0], evaluation=figures_of() | changes))).words()
+    assert "nan" not in words.lower().split()
+    assert "None" not in words.replace("None.", "")
 
 
 def test_pairs_without_direction_are_said() -> None:

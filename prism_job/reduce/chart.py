@@ -1,4 +1,4 @@
-"""Histograms as inline SVG: columns, ticks, vertical lines. Not: what they show. Labels must be safe HTML already."""
+"""Histograms, and shares side by side, as inline SVG. Not: what they show. Labels must be safe HTML already."""
 
 from __future__ import annotations
 
@@ -94,3 +94,55 @@ def compact(value: int, above: float = 1e6) -> str:
         if value >= max(size, above):
             return f"{value / size:.3g}\u202f{letter}"
     return f"{value:,}"
+
+
+@dataclass(frozen=True)
+class Share:
+    """A column from 0 to 1, with its interval where it has one."""
+
+    colour: str
+    value: float
+    interval: tuple[float, float] | None
+    title: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Columns that stand side by side over one label."""
+
+    label: str
+    bars: tuple[Share, ...]
+
+
+def shares(name: str, groups: list[Group]) -> str:
+    """Groups of columns on a scale of 0 to 1 in an inline SVG; a thin line in the middle of a column is its interval."""
+    top = 8
+    floor = top + PLOT_PX
+
+    def y(share: float) -> str:
+        return f"{floor - PLOT_PX * share:.1f}"
+
+    drawn = []
+    for label in ("0", "0.25", "0.5", "0.75", "1"):
+        drawn.append(f'<line class="grid" x1="0" x2="100%" y1="{y(float(label))}" y2="{y(float(label))}"/>')
+        drawn.append(f'<text x="-8" y="{float(y(float(label))) + 4:.1f}" text-anchor="end">{label}</text>')
+    room = 100 / len(groups) if groups else 100.0
+    for place, group in enumerate(groups):
+        width = 0.8 * room / len(group.bars)
+        for nth, bar in enumerate(group.bars):
+            left = place * room + 0.1 * room + nth * width
+            whisker = ""
+            if bar.interval:
+                low, high = bar.interval
+                middle = f"{left + width / 2:.3f}%"
+                whisker = f'<line class="whisker" x1="{middle}" x2="{middle}" y1="{y(high)}" y2="{y(low)}"/>'
+            drawn.append(
+                f'<g><title>{bar.title}</title><rect class="{bar.colour}" x="{left:.3f}%" width="{width:.3f}%" '
+                f'y="{y(bar.value)}" height="{PLOT_PX * bar.value:.1f}"/>{whisker}</g>'
+            )
+        drawn.append(
+            f'<text x="{(place + 0.5) * room:.3f}%" y="{floor + 18}" text-anchor="middle">{group.label}</text>'
+        )
+    return (
+        f'<svg class="chart" width="100%" height="{floor + 24}" role="img" aria-label="{name}">{"".join(drawn)}</svg>'
+    )

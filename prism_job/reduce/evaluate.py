@@ -1,40 +1,60 @@
-"""How well a published ranking agrees with a label that the candidates carry, beside the candidate-loss baseline.
+"""A selection, published or in the making, held against labels that its rows carry. Not: the maths of the figures.
 
-Shapes: N labelled candidates (usable, duplicates left out), R bootstrap resamples.
+Shapes: A rows of the plan, N ranked ones (usable, duplicates left out), Q target pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prism_job.errors import RequestError
-from prism_job.plan import Plan
+from prism_job.examples import label_of, refuse_one_sided
+from prism_job.plan import Plan, Unit
 from prism_job.reduce import manifest
+from prism_job.reduce.agreement import Measure, auroc, preference_figures, ranking_figures, with_intervals
+from prism_job.reduce.publish import Reduced
+from prism_job.spec import EvaluationSpec, SelectionSpec
 from prism_job.storage import staged
 from prism_job.storage.objects import Store, open_store
 
 Float64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-NUM_RESAMPLES = 1000
-_YES = {"1", "1.0", "true", "yes"}
-_NO = {"0", "0.0", "false", "no"}
+PERCENTS = (1, 2, 5, 10, 20, 50)
+"""Budgets that precision and recall are told at, beside the run's own, in percent of the ranked candidates."""
 
 
-def evaluate(manifest_uri: str, label: str, positive: str | None) -> dict[str, Any]:
-    """AUROC and precision at the budget, each with a 95 % bootstrap interval, for the score and for the loss.
+@dataclass(frozen=True)
+class Outcome:
+    """What a selection says of its rows, in plan order.
 
-    The score is oriented by the selection: under `keep: highest` and `drop: lowest` a good candidate should score high.
-    Precision is the share of good ones among those kept, or of bad ones among those dropped. The baseline calls a
-    candidate bad by its own loss: `loss` is the token mean, `loss_sum` the sum.
+    Attributes:
+        ranked_A: which of the plan's rows were ranked; all else is of these: scores, own losses, response tokens, the subset.
+        preference_Q: π, nan where a pair has none.
+        num_taken: rows the budget took, kept or dropped.
+    """
+
+    ranked_A: Bools
+    score_N: Float64
+    nll_N: Float64
+    tokens_N: NDArray[np.int32]
+    selected_N: Bools
+    preference_Q: Float64
+    num_taken: int
+
+
+def evaluate(
+    manifest_uri: str, label: str | None = None, positive: str | None = None, target_label: str | None = None
+) -> dict[str, Any]:
+    """What `compare` says of a published selection.
 
     Args:
-        label: column of the candidate rows.
-        positive: the value that means good; without it the column must hold 1/0, true/false or yes/no.
+        label: column of the candidates; without it the run's own document names the column and its good value, else `label`.
+        positive, target_label: as in `spec.evaluation`; without them that of the run's own document.
 
     Raises:
         RequestError: no such column, values that are not two-sided, or only one side present.
@@ -43,106 +63,134 @@ def evaluate(manifest_uri: str, label: str, positive: str | None) -> dict[str, A
     published = manifest.load(manifest_uri)
     spec = published.manifest.spec.spec
     scores = published.table("scores.parquet")
-    ranked = scores["score"].is_valid().to_numpy() & ~scores["duplicate"].to_numpy()
-    good_N = _labels(published.plan(), open_store(spec.store), ranked, label, positive, manifest_uri)
-    if good_N.all() or not good_N.any():
-        what = f"column '{label}' calls all {len(good_N)} candidates {'good' if good_N.all() else 'bad'}"
-        raise RequestError(
-            what, where=manifest_uri, fix="name a column with both kinds, or the good value (--positive)"
-        )
+    ranked_A = scores["score"].is_valid().to_numpy() & ~scores["duplicate"].to_numpy()
+    outcome = Outcome(
+        ranked_A=ranked_A,
+        score_N=scores["score"].to_numpy()[ranked_A],
+        nll_N=scores["nll"].to_numpy()[ranked_A],
+        tokens_N=scores["num_tokens"].to_numpy()[ranked_A],
+        selected_N=scores["selected"].to_numpy()[ranked_A],
+        preference_Q=published.table("targets.parquet")["preference"].to_numpy(),
+        num_taken=published.manifest.counts.taken_by_budget,
+    )
+    asked = spec.evaluation or EvaluationSpec(label="label")
+    if label is not None:
+        asked = asked.model_copy(update={"label": label, "positive": None})
+    options = {"positive": positive, "target_label": target_label}
+    asked = asked.model_copy(update={name: value for name, value in options.items() if value is not None})
+    facts = compare(outcome, published.plan(), open_store(spec.store), spec.selection, asked)
+    return facts | {"selection_id": published.manifest.selection_id}
 
-    selection = spec.selection
+
+def evaluate_unpublished(found: Reduced, asked: EvaluationSpec) -> dict[str, Any]:
+    """What `compare` says of a selection that is being made. Holds columns of the ranked rows in memory."""
+    scored, chosen = found.scored, found.chosen
+    ranked_A = scored.usable_N & ~chosen.duplicate_N
+    every = slice(0, len(ranked_A))
+    outcome = Outcome(
+        ranked_A=ranked_A,
+        score_N=scored.scores.part(every)[ranked_A],
+        nll_N=scored.nll.part(every)[ranked_A],
+        tokens_N=scored.tokens.part(every)[ranked_A],
+        selected_N=chosen.selected_N[ranked_A],
+        preference_Q=found.targets.preference_Q,
+        num_taken=chosen.num_taken,
+    )
+    return compare(outcome, found.plan, found.store, found.run.spec.selection, asked)
+
+
+def compare(
+    outcome: Outcome, plan: Plan, store: Store, selection: SelectionSpec, asked: EvaluationSpec
+) -> dict[str, Any]:
+    """Figures of the ranking beside those of the candidates' own loss, of π, and of each source; plain values.
+
+    The score is oriented by the selection: under `keep: highest` and `drop: lowest` a good candidate should score high.
+    The baselines call a candidate bad by its own loss: `loss_` is the token mean, `loss_sum_` the sum. `precision_at_5` is
+    the share of good ones among those that a budget of 5 % keeps, or of bad ones among those that it drops; `recall_at_5`
+    how many of all good ones are kept, of all bad ones dropped; `taken_at_5` its rows. A budget of no row is left out.
+    Every figure of a ranking has a 95 % bootstrap interval, `_low` to `_high`. What is said of π: `preference_figures`.
+
+    Raises:
+        RequestError: a ranked row without a readable label (names source and line), or one kind alone.
+        DataError: staged rows are missing or damaged.
+    """
+    good_N = _labels(plan.candidates, plan.sources, store, outcome.ranked_A, asked.label, asked.positive)
+    num_ranked, num_good = len(good_N), int(good_N.sum())
+    refuse_one_sided(num_good, num_ranked, asked.label, ", ".join(plan.sources[:3]))
+    keeps = selection.keep is not None
     sign = 1.0 if (selection.keep == "highest" or selection.drop == "lowest") else -1.0
-    nll_N = scores["nll"].to_numpy()[ranked]
-    tokens_N = scores["num_tokens"].to_numpy()[ranked]
-    rankings = {
-        "": sign * scores["score"].to_numpy()[ranked],
-        "loss_": -nll_N / tokens_N,
-        "loss_sum_": -nll_N,
+    score_N = sign * outcome.score_N
+    rankings = {"": score_N, "loss_": -outcome.nll_N / outcome.tokens_N, "loss_sum_": -outcome.nll_N}
+    taken = {"budget": outcome.num_taken} | {str(percent): round(percent / 100 * num_ranked) for percent in PERCENTS}
+    taken = {name: num_taken for name, num_taken in taken.items() if num_taken}
+    measures: dict[Sequence[str], Measure] = {
+        _names(prefix, list(taken)): ranking_figures(ranking_N, good_N, keeps, list(taken.values()))
+        for prefix, ranking_N in rankings.items()
     }
-    num_taken = published.manifest.counts.taken_by_budget
-    facts: dict[str, Any] = {
-        "label": label,
-        "num_examples": len(good_N),
-        "num_positive": int(good_N.sum()),
+    # A budget of the run's own that takes nothing is said to have no figure.
+    nothing = {f"{name}{end}": None for prefix in rankings for name in _names(prefix, ["budget"]) for end in _ENDS}
+    known_Q = ~np.isnan(outcome.preference_Q)
+    column = asked.target_label
+    right_Q = None if column is None else _labels(plan.targets, plan.target_sources, store, known_Q, column, None)
+    return {
+        "label": asked.label,
+        "num_examples": num_ranked,
+        "num_positive": num_good,
         "action": f"keep {selection.keep}" if selection.keep else f"drop {selection.drop}",
-        "taken_by_budget": num_taken,
-        "selection_id": published.manifest.selection_id,
+        "taken_by_budget": outcome.num_taken,
+        **{f"taken_at_{name}": num_taken for name, num_taken in taken.items() if name != "budget"},
+        **nothing,
+        **with_intervals(measures, num_ranked),
+        "by_source": _by_source(outcome, plan, score_N, good_N, keeps),
+        "target_label": asked.target_label,
+        **preference_figures(outcome.preference_Q[known_Q], right_Q),
     }
-    for prefix, ranking_N in rankings.items():
-        precision = f"{prefix}precision_at_budget"
-        measures = {f"{prefix}auroc": auroc(ranking_N, good_N)}
-        if num_taken:
-            measures[precision] = _precision(ranking_N, good_N, num_taken, selection.keep is not None)
-        else:  # a budget that rounds to nothing has no precision
-            facts |= {precision: None, f"{precision}_low": None, f"{precision}_high": None}
-        facts |= _with_intervals(measures, len(good_N))
-    return facts
 
 
-Measure = Callable[[Float64], float]
-"""A figure of the labelled candidates, as a function of how often each is counted: float64 [N]."""
+_ENDS = ("", "_low", "_high")
 
 
-def auroc(ranking_N: Float64, good_N: Bools) -> Measure:
-    """Probability that a good candidate ranks above a bad one, ties counting half."""
-    values, place_N = np.unique(ranking_N, return_inverse=True)
-
-    def measure(weights_N: Float64) -> float:
-        good_V = np.bincount(place_N, weights_N * good_N, len(values))
-        bad_V = np.bincount(place_N, weights_N * ~good_N, len(values))
-        below_V = np.cumsum(bad_V) - bad_V
-        pairs = good_V.sum() * bad_V.sum()
-        return float((good_V * (below_V + bad_V / 2)).sum() / pairs) if pairs else float("nan")
-
-    return measure
+def _names(prefix: str, budgets: list[str]) -> tuple[str, ...]:
+    """What the figures of a ranking are called, in the order of `ranking_figures`."""
+    return (
+        f"{prefix}auroc",
+        *(f"{prefix}precision_at_{name}" for name in budgets),
+        *(f"{prefix}recall_at_{name}" for name in budgets),
+    )
 
 
-def _precision(ranking_N: Float64, good_N: Bools, num_taken: int, keeps: bool) -> Measure:
-    # The first rows whose multiplicities fill the budget; of the row at the edge, as much as fits.
-    order = np.argsort(-ranking_N if keeps else ranking_N, kind="stable")
-    right_N = good_N[order] if keeps else ~good_N[order]
-
-    def measure(weights_N: Float64) -> float:
-        before = np.cumsum(weights_N[order]) - weights_N[order]
-        taken = np.clip(num_taken - before, 0, weights_N[order])
-        return float((taken * right_N).sum() / taken.sum())
-
-    return measure
-
-
-def _with_intervals(measures: dict[str, Measure], size: int) -> dict[str, float]:
-    """Each measure with the middle 95 % of its bootstrap. Every call draws the same resamples, one at a time."""
-    generator = np.random.default_rng(0)
-    resampled = np.empty((NUM_RESAMPLES, len(measures)))
-    for row in resampled:
-        weights_N = np.bincount(generator.integers(size, size=size), minlength=size).astype(np.float64)
-        row[:] = [measure(weights_N) for measure in measures.values()]
-    low, high = np.nanquantile(resampled, [0.025, 0.975], axis=0)
-    facts: dict[str, float] = {}
-    for column, (name, measure) in enumerate(measures.items()):
-        facts |= {name: measure(np.ones(size)), f"{name}_low": float(low[column]), f"{name}_high": float(high[column])}
-    return facts
+def _by_source(outcome: Outcome, plan: Plan, score_N: Float64, good_N: Bools, keeps: bool) -> list[dict[str, Any]]:
+    """A row for each source with a ranked candidate. Precision is that of its rows that the budget took; None without any."""
+    source_A = np.repeat([unit.source for unit in plan.candidates], [unit.num_rows for unit in plan.candidates])
+    present, starts = np.unique(
+        source_A[outcome.ranked_A], return_index=True
+    )  # rows in plan order: each source in one run
+    taken_N, right_N = outcome.selected_N == keeps, good_N == keeps
+    rows = []
+    for source, start, stop in zip(present.tolist(), starts, [*starts[1:], len(good_N)], strict=True):
+        part = slice(start, stop)
+        num_taken = int(taken_N[part].sum())
+        rows.append(
+            {
+                "source": plan.sources[source],
+                "candidates": int(stop - start),
+                "good": int(good_N[part].sum()),
+                "selected": int(outcome.selected_N[part].sum()),
+                "precision": int((taken_N & right_N)[part].sum()) / num_taken if num_taken else None,
+                "auroc": auroc(score_N[part], good_N[part]),
+            }
+        )
+    return rows
 
 
-def _labels(plan: Plan, store: Store, ranked: Bools, label: str, positive: str | None, where: str) -> Bools:
+def _labels(
+    units: list[Unit], sources: list[str], store: Store, wanted_A: Bools, column: str, positive: str | None
+) -> Bools:
+    """What the column says of the wanted ones among the units' rows."""
     good: list[bool] = []
-    is_ranked = iter(ranked.tolist())
-    for unit in plan.candidates:
+    is_wanted = iter(wanted_A.tolist())
+    for unit in units:
         for line, row in zip(unit.line_numbers(), staged.read_rows(store, unit.rows), strict=True):
-            if not next(is_ranked):
-                continue
-            if row.get(label) is None:
-                fix = f"name a column with --label; this row has {', '.join(row)}"
-                raise RequestError(
-                    f"no '{label}' in this row", where=f"{plan.sources[unit.source]} line {line}", fix=fix
-                )
-            value = str(row[label]).lower()
-            if positive is not None:
-                good.append(value == positive.lower())
-            elif value in _YES | _NO:
-                good.append(value in _YES)
-            else:
-                fix = "say which value means good with --positive"
-                raise RequestError(f"'{label}' holds {row[label]!r}, neither yes nor no", where=where, fix=fix)
-    return np.array(good)
+            if next(is_wanted):
+                good.append(label_of(row, column, positive, f"{sources[unit.source]} line {line}"))
+    return np.array(good, np.bool_)

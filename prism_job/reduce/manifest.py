@@ -73,6 +73,7 @@ class Manifest(_Plain):
         work: digest of the plan: data, units, targets.
         threshold: score of the last row that the budget took.
         scores, preference: five-number summaries; curvature: kind, λ and the tokens it rests on.
+        evaluation: agreement with the labels that `spec.evaluation` names (`evaluate.compare`); None where it names none.
     """
 
     format: Literal["prism-selection/1"] = "prism-selection/1"
@@ -87,6 +88,7 @@ class Manifest(_Plain):
     scores: dict[str, float]
     preference: dict[str, float]
     curvature: dict[str, Any]
+    evaluation: dict[str, Any] | None = None
     code_version: str
     files: dict[FileName, Vouched] = {}
 
@@ -103,11 +105,13 @@ class Manifest(_Plain):
 def selection_id(run: SelectionRun, plan: Plan) -> str:
     """16 hex digits of all that decides the outcome: the work, the scoring, the selection, this format.
 
-    The store counts too: a selection's rows are exported from the store that its own spec names.
+    The store counts too: a selection's rows are exported from the store that its own spec names. So does an evaluation,
+    whose figures the manifest holds.
     """
     spec = run.spec
     scoring, selection = spec.scoring.model_dump(mode="json"), spec.selection.model_dump(mode="json")
     decided = [MANIFEST_FORMAT, plan.work_digest(), scoring, selection, spec.candidates.max_bad_fraction, spec.store]
+    decided += [spec.evaluation.model_dump(mode="json")] if spec.evaluation else []
     return digest(decided)[:16]
 
 

@@ -121,7 +121,10 @@ def _by_source(origins: _Origins, among_N: NDArray[np.bool_]) -> NDArray[np.int6
 
 @dataclass(frozen=True)
 class Reduced:
-    """All that reduction found, to be published: of the targets, of each candidate, and what the budget took."""
+    """All that reduction found, to be published: of the targets, of each candidate, what the budget took, and how well.
+
+    `evaluation`: what `evaluate.compare` says, where the document asks for it.
+    """
 
     run: SelectionRun
     plan: Plan
@@ -130,6 +133,7 @@ class Reduced:
     scored: Scored
     chosen: Selected
     curvature: dict[str, Any]
+    evaluation: dict[str, Any] | None = None
 
     @property
     def quarantine(self) -> list[Quarantined]:
@@ -208,6 +212,7 @@ def _document(found: Reduced, folder: str) -> manifest.Manifest:
         scores=manifest.summary(scored.scores.part(slice(0, len(usable_N)))[usable_N]),
         preference=manifest.summary(found.known_preference.copy()),
         curvature=found.curvature,
+        evaluation=found.evaluation,
         code_version=__version__,
     )
 
@@ -243,6 +248,7 @@ def _report(found: Reduced, origins: _Origins, document: manifest.Manifest) -> R
         lowest=_shown(found, origins, chosen.lowest),
         quarantine=[(entry.source, entry.line, entry.reason) for entry in found.quarantine],
         ignored=plan.ignored,
+        evaluation=found.evaluation,
     )
 
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prism_job.reduce.chart import Bar, chart, compact, number, ticks_between, view
 from prism_job.reduce.column import Column, parts
+from prism_job.reduce.evaluation_sections import evaluation_sections
 from prism_job.reduce.markup import MAX_ROWS, flat, meter, more, path, percent, safe, section, shortened
 
 Float64 = NDArray[np.float64]
@@ -65,6 +67,7 @@ class Report:
         contribution: each pair's share of the direction, float64 [Q]; sums to 1, or all zero where there is no direction.
         pairs: the pairs of the largest shares, largest first.
         quarantine: (source, line, reason) of each unusable row.
+        evaluation: what `evaluate.compare` says, where the document asks for it.
     """
 
     run: str
@@ -88,6 +91,7 @@ class Report:
     lowest: list[ShownExample]
     quarantine: list[tuple[str, int, str]]
     ignored: list[str]
+    evaluation: dict[str, Any] | None = None
 
     @property
     def num_usable(self) -> int:
@@ -101,6 +105,7 @@ def render(report: Report) -> str:
         f'<div class="two">{section("Targets: π", _preferences(report))}'
         f"{section('Targets: contribution', _contributions(report.contribution, report.pairs))}</div>",
         section("What was chosen, by source", _sources(report)),
+        evaluation_sections(report.evaluation) if report.evaluation else "",
         f'<div class="two">{section("Highest scores", _cards(report.highest))}'
         f"{section('Lowest scores', _cards(report.lowest))}</div>",
         section("Quarantine", _quarantine(report.quarantine)),

@@ -8,6 +8,7 @@ Shapes: N candidates in plan order, L layers, P projected dims a side, D stored 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from prism_job import projection
 from prism_job.errors import RequestError
 from prism_job.plan import Plan, check_bad_fraction, read_plan
 from prism_job.reduce import curvature, manifest, memory
+from prism_job.reduce.evaluate import evaluate_unpublished
 from prism_job.reduce.preference import Targets, weigh_targets
 from prism_job.reduce.publish import Reduced, publish
 from prism_job.reduce.scoring import score_candidates
@@ -29,7 +31,7 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
     """Publish the selection that spec and store give. Returns the last words.
 
     Raises:
-        RequestError: no plan.
+        RequestError: no plan, or nothing would be selected.
         DataError: a shard is missing or damaged, too many bad rows, or a damaged selection is in the way.
     """
     memory.share_one_heap()
@@ -53,7 +55,10 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
             f"nothing would be selected: the budget takes {chosen.num_taken} of {int(scored.usable_N.sum())} examples"
         )
         raise RequestError(what, where="spec.selection", fix="widen the budget, or drop less")
-    return publish(Reduced(run, plan, store, targets, scored, chosen, curvature_facts), output, folder)
+    found = Reduced(run, plan, store, targets, scored, chosen, curvature_facts)
+    if asked := run.spec.evaluation:
+        found = replace(found, evaluation=evaluate_unpublished(found, asked))
+    return publish(found, output, folder)
 
 
 def fold_direction(
