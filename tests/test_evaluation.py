@@ -173,6 +173,9 @@ def test_the_document_and_the_verb_give_the_same_figures(job: Job) -> None:
     job.spec["evaluation"] = ASKED
     manifest = job.run()
     figures = json.loads(manifest.read_text())["evaluation"]
+    page = (manifest.parent / "report.html").read_text()
+    for name in ("auroc", "loss_auroc", "recall_at_budget", "preference_brier", "preference_ece"):
+        assert f"{figures[name]:.3f}" in page, name
     named = ("--label", "verdict", "--positive", "fine", "--target-label", "right")
     for options in ((), ("--label", "verdict", "--positive", "fine"), ("--target-label", "right"), named):
         code, words = job.call("evaluate", str(manifest), *options)
