@@ -126,6 +126,7 @@ def report_of(scores: list[float] | np.ndarray, **changes: object) -> Report:
         selected=chosen,
         preference=np.array([0.1, 0.5, 0.5, 1.0]),
         contribution=np.array([0.1, 0.4, 0.7, -0.2]),
+        sets=[],
         pairs=pairs_of([0.1, 0.4, 0.7, -0.2]),
         sources=["s3://pool/a.jsonl", "s3://pool/b.jsonl"],
         usable_by_source=np.array([len(values), 0]),

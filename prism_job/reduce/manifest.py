@@ -26,7 +26,7 @@ from prism_job.plan import Plan
 from prism_job.spec import SelectionRun, digest
 from prism_job.storage.objects import Store, open_store, split_uri
 
-MANIFEST_FORMAT = "prism-selection/1"
+MANIFEST_FORMAT = "prism-selection/2"
 """Any change of how scores or choices follow from shards makes a new version; it is part of the selection id."""
 
 FileName = Literal[
@@ -65,6 +65,24 @@ class Counts(_Plain):
     units: int
 
 
+class TargetSetFacts(_Plain):
+    """One named set of targets.
+
+    Attributes:
+        preference: five-number summary of π of its pairs.
+        norm: ‖g_k‖ of its own direction, before weight and curvature.
+        share: of the combined direction g, ⟨sign·weight·g_k, g⟩ / ‖g‖²; over all sets they add up to 1.
+    """
+
+    name: str
+    pairs: int
+    weight: float
+    sign: int
+    preference: dict[str, float]
+    norm: float
+    share: float
+
+
 class Manifest(_Plain):
     """The document that vouches for a selection.
 
@@ -72,10 +90,11 @@ class Manifest(_Plain):
         extractor: digest under which the shards lie; `extractor_parts`: all that it covers.
         work: digest of the plan: data, units, targets.
         threshold: score of the last row that the budget took.
+        target_sets: where targets are in named sets, what each of them is in the direction.
         scores, preference: five-number summaries; curvature: kind, λ and the tokens it rests on.
     """
 
-    format: Literal["prism-selection/1"] = "prism-selection/1"
+    format: Literal["prism-selection/2"] = "prism-selection/2"
     run: str
     selection_id: str
     spec: SelectionRun
@@ -86,6 +105,7 @@ class Manifest(_Plain):
     threshold: float | None
     scores: dict[str, float]
     preference: dict[str, float]
+    target_sets: list[TargetSetFacts]
     curvature: dict[str, Any]
     code_version: str
     files: dict[FileName, Vouched] = {}
@@ -101,14 +121,16 @@ class Manifest(_Plain):
 
 
 def selection_id(run: SelectionRun, plan: Plan) -> str:
-    """16 hex digits of all that decides the outcome: the work, the scoring, the selection, this format.
+    """16 hex digits of all that decides the outcome: the work, weight and sign of each target set, the scoring, the selection,
+    this format.
 
     The store counts too: a selection's rows are exported from the store that its own spec names.
     """
     spec = run.spec
     scoring, selection = spec.scoring.model_dump(mode="json"), spec.selection.model_dump(mode="json")
-    decided = [MANIFEST_FORMAT, plan.work_digest(), scoring, selection, spec.candidates.max_bad_fraction, spec.store]
-    return digest(decided)[:16]
+    sets = [[one.name, one.weight, one.sign] for one in spec.targets.as_sets()]
+    bad = spec.candidates.max_bad_fraction
+    return digest([MANIFEST_FORMAT, plan.work_digest(), sets, scoring, selection, bad, spec.store])[:16]
 
 
 def folder_key(run: SelectionRun, chosen_id: str) -> str:
