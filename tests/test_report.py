@@ -18,6 +18,7 @@ from prism_job.reduce.report import (
     Report,
     ShownExample,
     ShownPair,
+    ShownSet,
     render,
 )
 
@@ -153,6 +154,7 @@ def hostile_report() -> Report:
         settings={HOSTILE: HOSTILE, "weighting": HOSTILE},
         sources=[HOSTILE, HOSTILE],
         highest=[replace(shown(1, HOSTILE), source=HOSTILE)],
+        sets=[ShownSet(HOSTILE, 1, -2.0, None, 0.0, 1.5), ShownSet(HOSTILE, 3, 1.0, 0.5, 1e-9, -0.5)],
         pairs=[ShownPair(3, 0.7, HOSTILE)],
         quarantine=[(HOSTILE, 1, HOSTILE)],
         ignored=[HOSTILE],

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from launcher.resource import parse_for_cluster
 from prism_job.errors import SpecError
 from prism_job.plan import read_plan
 from prism_job.reduce import column
@@ -340,3 +341,11 @@ def test_store_and_output_may_not_lie_in_the_folder_of_a_set(job: Job) -> None:
     sets = three_sets(job)
     sets.spec["targets"]["sets"][1]["uris"] = [str(job.folder / "sets")]
     sets.copy(store=str(job.folder / "sets" / "store")).fails("plan", 64, "spec.store", "lies inside the data")
+
+
+def test_a_set_with_a_path_of_one_machine_is_refused_for_a_cluster_by_its_field(job: Job) -> None:
+    document = three_sets(job).document
+    document["spec"]["cluster"] = {"image": "registry/prism"}
+    document["spec"]["targets"]["sets"][1]["uris"] = ["s3://corpora/toxic.jsonl", "toxic.jsonl"]
+    with pytest.raises(SpecError, match=re.escape("spec.targets.sets[1].uris[1] is 'toxic.jsonl'")):
+        parse_for_cluster(yaml.safe_dump(document), "here")

@@ -150,7 +150,7 @@ def write_table(path: Path, parts: Iterable[Mapping[str, Any]]) -> Path:
             for table in chain([first], waiting):
                 writer.write_table(table)
     except OSError as error:
-        fix = "free about 100 bytes a candidate there, or point TMPDIR to a larger disk"
+        fix = "free about 100 bytes a candidate there (16 more for each target set), or point TMPDIR to a larger disk"
         raise TryAgain(f"cannot be written: {error}", where=str(path), fix=fix) from error
     return path
 
