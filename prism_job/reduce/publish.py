@@ -235,20 +235,22 @@ def _document(found: Reduced, folder: str) -> manifest.Manifest:
 
 
 def _target_sets(found: Reduced) -> list[manifest.TargetSetFacts]:
-    targets = found.targets
-    among = [targets.set_Q == place for place in range(len(found.set_names))]
-    return [
-        manifest.TargetSetFacts(
-            name=one.name,
-            pairs=int(among_Q.sum()),
-            weight=one.weight,
-            sign=one.sign,
-            preference=manifest.summary(targets.preference_Q[among_Q & ~np.isnan(targets.preference_Q)]),
-            norm=float(np.linalg.norm(targets.directions_KLPP[place])),
-            share=float(targets.contribution_Q[among_Q].sum()),
+    targets, facts = found.targets, []
+    for place, one in enumerate(found.run.spec.targets.sets or ()):
+        among_Q = targets.set_Q == place
+        known_Q = among_Q & ~np.isnan(targets.preference_Q)
+        facts.append(
+            manifest.TargetSetFacts(
+                name=one.name,
+                pairs=int(among_Q.sum()),
+                weight=one.weight,
+                sign=one.sign,
+                preference=manifest.summary(targets.preference_Q[known_Q]),
+                norm=float(np.linalg.norm(targets.directions_KLPP[place])),
+                share=float(targets.contribution_Q[among_Q].sum()),
+            )
         )
-        for place, (one, among_Q) in enumerate(zip(found.run.spec.targets.sets or (), among, strict=False))
-    ]
+    return facts
 
 
 def _report(found: Reduced, origins: _Origins, document: manifest.Manifest) -> Report:
