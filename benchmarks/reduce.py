@@ -214,6 +214,7 @@ def publish_plan(
         ignored=[],
         candidates=candidates,
         target_sources=["targets.jsonl"],
+        target_sets=[""],
         targets=targets,
         factors=factors,
         quarantine=[],

@@ -231,7 +231,17 @@ def _rules() -> dict[str, list[dict[str, str]]]:
             _rule(f"!has(self.adapter) || {_is_address('self.adapter')}", ADDRESS, ".adapter"),
         ],
         "candidates": [_rule(f"self.uris.all(uri, {_is_address('uri')})", f"each {ADDRESS}", ".uris")],
-        "targets": [_rule(f"self.uris.all(uri, {_is_address('uri')})", f"each {ADDRESS}", ".uris")],
+        "targets": [
+            _rule("has(self.uris) != has(self.sets)", "give exactly one of uris, sets"),
+            _rule(f"!has(self.uris) || self.uris.all(uri, {_is_address('uri')})", f"each {ADDRESS}", ".uris"),
+            _rule(
+                "!has(self.sets) || self.sets.all(one, self.sets.exists_one(other, other.name == one.name))",
+                "two sets have the same name; give each its own",
+                ".sets",
+                "FieldValueDuplicate",
+            ),
+        ],
+        "targets.sets[]": [_rule(f"self.uris.all(uri, {_is_address('uri')})", f"each {ADDRESS}", ".uris")],
         "extraction.codec": [
             _rule(f"!has(self.dims) || self.dims in {powers}", "must be a power of two: 32768 or 65536, say", ".dims")
         ],

@@ -66,13 +66,16 @@ def _sections(path: str, section: dict[str, Any], known: dict[str, Any]) -> Iter
     for name, field in section["properties"].items():
         if reference := _reference(field):
             yield from _sections(f"{path}.{name}".lstrip("."), known[reference], known)
-        elif reference := _reference(field.get("items", {})):
+        elif reference := next(filter(None, (_reference(option.get("items", {})) for option in _options(field))), None):
             yield from _sections(f"{path}.{name}[]", known[reference], known)
 
 
 def _reference(field: dict[str, Any]) -> str | None:
-    options = [field, *field.get("anyOf", [])]
-    return next((str(option["$ref"]).rpartition("/")[2] for option in options if "$ref" in option), None)
+    return next((str(option["$ref"]).rpartition("/")[2] for option in _options(field) if "$ref" in option), None)
+
+
+def _options(field: dict[str, Any]) -> list[dict[str, Any]]:
+    return [field, *field.get("anyOf", [])]
 
 
 def _row(path: str, name: str, field: dict[str, Any], section: dict[str, Any]) -> str:

@@ -93,7 +93,7 @@ def addresses_of(run: SelectionRun) -> list[tuple[str, str]]:
     """('write' or 'read', address), each once: what the stages write, then what they read."""
     spec = run.spec
     found = [("write", spec.store), ("write", spec.output)]
-    found += [("read", uri) for uri in (*spec.candidates.uris, *spec.targets.uris)]
+    found += [("read", uri) for uri in (*spec.candidates.uris, *spec.targets.all_uris())]
     # A model without a scheme may be a name on the hub, and cannot be told from a folder.
     found += [("read", uri) for uri in (spec.model.uri, spec.model.adapter) if uri and uri.startswith("s3://")]
     return list(dict.fromkeys(found))

@@ -305,7 +305,9 @@ def _for_cluster(run: SelectionRun, where: str) -> SelectionRun:
 def _addresses(run: SelectionRun) -> Iterator[tuple[str, str]]:
     spec = run.spec
     yield from ((f"spec.candidates.uris[{place}]", uri) for place, uri in enumerate(spec.candidates.uris))
-    yield from ((f"spec.targets.uris[{place}]", uri) for place, uri in enumerate(spec.targets.uris))
+    for number, one in enumerate(spec.targets.as_sets()):
+        field = f"spec.targets.sets[{number}].uris" if one.name else "spec.targets.uris"
+        yield from ((f"{field}[{place}]", uri) for place, uri in enumerate(one.uris))
     yield from (("spec.store", spec.store), ("spec.output", spec.output))
     # A hub id (org/name) looks like a path, and cannot be told from one here.
     if spec.model.uri.startswith(".") or spec.model.uri.endswith(".gguf"):

@@ -22,7 +22,7 @@ from prism_job.storage import rows, shards, staged, weights
 from prism_job.storage.objects import Store, open_store
 from prism_job.storage.rows import Row, Source, Unreadable
 
-PLAN_FORMAT = "prism-plan/1"
+PLAN_FORMAT = "prism-plan/2"
 PAIRS_PER_UNIT = 16
 """Target pairs of one unit: unfolded rows are large (3.4 MB a pair for 135M parameters at dim 64)."""
 
@@ -71,9 +71,13 @@ class Quarantined(_Plain):
 
 
 class Plan(_Plain):
-    """The whole work of a run, and what the store lacked of it when the plan was made."""
+    """The whole work of a run, and what the store lacked of it when the plan was made.
 
-    format: Literal["prism-plan/1"] = "prism-plan/1"
+    Attributes:
+        target_sets: name of the set of each target source, "" where sets are not named. A file in two sets is two sources.
+    """
+
+    format: Literal["prism-plan/2"] = "prism-plan/2"
     request: str
     extractor: str
     extractor_parts: dict[str, Any]
@@ -81,6 +85,7 @@ class Plan(_Plain):
     ignored: list[str]
     candidates: list[Unit]
     target_sources: list[str]
+    target_sets: list[str]
     targets: list[Unit]
     factors: list[str]
     quarantine: list[Quarantined]
@@ -127,7 +132,7 @@ def make_plan(run: SelectionRun) -> Plan:
     known = staged.staged_names(store)
 
     labels = _Labels(spec.evaluation)
-    target_sources, _ = rows.list_sources(spec.targets.uris)
+    target_sources, target_sets = list_targets(spec)
     needs_rejected = spec.scoring.weighting == "preference"
     targets, bad_targets = cut_units(
         target_sources,
@@ -137,7 +142,7 @@ def make_plan(run: SelectionRun) -> Plan:
         known,
         labels.check_target,
     )
-    check_targets(targets, bad_targets, spec)
+    check_targets(targets, bad_targets, target_sets, spec)
 
     sources, ignored = rows.list_sources(spec.candidates.uris)
     for uri in ignored:
@@ -158,6 +163,7 @@ def make_plan(run: SelectionRun) -> Plan:
         ignored=ignored,
         candidates=candidates,
         target_sources=[source.uri for source in target_sources],
+        target_sets=target_sets,
         targets=targets,
         factors=factors,
         quarantine=quarantine,
@@ -253,24 +259,33 @@ def check_bad_fraction(bad: list[Quarantined], num_good: int, spec: RunSpec) -> 
 def _refuse_feedback(spec: RunSpec) -> None:
     """The store holds rows and the output json: inside a data folder the next plan would read them as examples."""
     for name, own in (("spec.store", spec.store), ("spec.output", spec.output)):
-        for uri in (*spec.candidates.uris, *spec.targets.uris):
+        for uri in (*spec.candidates.uris, *spec.targets.all_uris()):
             place, folder = (value if "://" in value else str(Path(value).resolve()) for value in (own, uri))
             if f"{place.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/"):
                 fix = "give it a folder or prefix of its own, beside the data"
                 raise RequestError(f"{name} {own} lies inside the data at {uri}", where=name, fix=fix)
 
 
-def check_targets(units: list[Unit], bad: list[Quarantined], spec: RunSpec) -> None:
-    """Raises DataError where a target is bad, RequestError where there is none."""
+def list_targets(spec: RunSpec) -> tuple[list[Source], list[str]]:
+    """The data files of all target sets, set by set, and the name of the set of each."""
+    listed = [(source, one.name) for one in spec.targets.as_sets() for source in rows.list_sources(one.uris)[0]]
+    return [source for source, _ in listed], [name for _, name in listed]
+
+
+def check_targets(units: list[Unit], bad: list[Quarantined], target_sets: list[str], spec: RunSpec) -> None:
+    """Raises DataError where a target is bad, RequestError where a set has none."""
     if bad:
         raise DataError(
             f"{len(bad)} unusable target(s), the first: {bad[0].reason}",
             where=f"{bad[0].source} line {bad[0].line}",
             fix="mend or remove that row: every target must be good, they are few and weigh much",
         )
-    if not units:
-        where = ", ".join(spec.targets.uris)
-        raise RequestError("there are no targets: no rows in any file", where=where, fix="check targets.uris")
+    filled = {target_sets[unit.source] for unit in units}
+    for one in spec.targets.as_sets():
+        if one.name not in filled:
+            named, place = (f" in the set {one.name}", "targets.sets") if one.name else ("", "targets.uris")
+            what = f"there are no targets{named}: no rows in any file"
+            raise RequestError(what, where=", ".join(one.uris), fix=f"check {place}")
 
 
 class _Labels:

@@ -10,6 +10,8 @@ import difflib
 import hashlib
 import json
 import reprlib
+from collections import Counter
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -31,12 +33,14 @@ LONGEST_DOCUMENT = 2**20
 """Characters. A cluster keeps no more of an object, and reading takes about 10 s a million."""
 
 
+Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+"""A DNS label: lower case letters, digits and '-'."""
+
+
 class Metadata(Section):
     """What Kubernetes calls ObjectMeta, as far as a person writes it."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)] = Field(
-        description="Name of the run: a DNS label, because it becomes part of object names."
-    )
+    name: Label = Field(description="Name of the run: a DNS label, because it becomes part of object names.")
     namespace: str | None = Field(None, description="Kubernetes namespace; a local run ignores it.")
     labels: dict[str, str] = Field({}, description="Kubernetes labels, carried along.")
     annotations: dict[str, str] = Field({}, description="Kubernetes annotations, carried along.")
@@ -73,12 +77,51 @@ class CandidatesSpec(Section):
     )
 
 
-class TargetsSpec(Section):
-    """Examples of the behaviour wanted: prompt, chosen, rejected. Every row must be good: they are few and weigh much."""
+class TargetSet(Section):
+    """One of several behaviours. Weight and sign are scoring: changing them extracts nothing again."""
 
-    uris: Annotated[tuple[Uri, ...], Field(min_length=1, max_length=256)] = Field(
-        description="Files, folders or s3:// prefixes, read like the candidates."
+    name: Label = Field(description="Names the column score_<name> of scores.parquet; unique within the run.")
+    uris: Annotated[tuple[Uri, ...], Field(min_length=1, max_length=16)] = Field(
+        description="Files, folders or s3:// prefixes, read like the candidates. A file may stand in several sets."
     )
+    weight: float = Field(1.0, gt=0, le=1_000_000, description="How much the set's score counts in the combined one.")
+    sign: Literal[1, -1] = Field(1, description="1: toward the behaviour. -1: away from it.")
+
+    @property
+    def signed_weight(self) -> float:
+        return self.sign * self.weight
+
+
+class TargetsSpec(Section):
+    """Examples of the behaviour wanted: prompt, chosen, rejected. Every row must be good: they are few and weigh much.
+
+    Exactly one of uris (one behaviour) and sets (several: each is scored by itself, and the combined score is the sum
+    of sign × weight × its score).
+    """
+
+    uris: Annotated[tuple[Uri, ...], Field(min_length=1, max_length=256)] | None = Field(
+        None, description="Files, folders or s3:// prefixes, read like the candidates."
+    )
+    sets: Annotated[tuple[TargetSet, ...], Field(min_length=1, max_length=64)] | None = Field(
+        None, description="Named sets of targets, in place of uris; one extraction serves all."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> TargetsSpec:
+        if (self.uris is None) == (self.sets is None):
+            raise ValueError("give exactly one of uris, sets")
+        twice = [name for name, count in Counter(one.name for one in self.as_sets()).items() if count > 1]
+        if twice:
+            raise ValueError(f"two sets have the name {', '.join(twice)}; give each its own")
+        return self
+
+    def as_sets(self) -> tuple[TargetSet, ...]:
+        """The sets in order; plain uris are one set without a name ("")."""
+        return self.sets or (TargetSet.model_construct(name="", uris=self.uris or ()),)
+
+    def all_uris(self) -> list[str]:
+        """Of all sets, in order."""
+        return [uri for one in self.as_sets() for uri in one.uris]
 
 
 class ProjectionSpec(Section):
@@ -344,13 +387,18 @@ def known_fields(path: tuple[Any, ...]) -> list[str]:
         if isinstance(part, int):  # a place in a list of sections
             continue
         by_alias = {field.alias: field.annotation for field in section.model_fields.values()}
-        annotation = by_alias.get(part)
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        found = [option for option in options if isinstance(option, type) and issubclass(option, Section)]
-        if not found:
+        section = next(_sections_in(by_alias.get(part)), None)
+        if section is None:
             return []
-        section = found[0]
     return [str(field.alias) for field in section.model_fields.values()]
+
+
+def _sections_in(annotation: Any) -> Iterator[type[Section]]:
+    """The sections that a field's annotation names, within lists and options too."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for option in getattr(annotation, "__args__", ()):
+        yield from _sections_in(option)
 
 
 def digest(value: Any) -> str:

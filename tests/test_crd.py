@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import celpy
 import jsonschema
@@ -263,8 +263,12 @@ def fields_of(model: type[BaseModel], path: str = "") -> Iterator[str]:
     for field in model.model_fields.values():
         yield (place := f"{path}.{field.alias}")
         for option in (field.annotation, *get_args(field.annotation)):
+            if get_origin(option) is Annotated:  # a list that may be left out
+                option = get_args(option)[0]
+            if get_origin(option) is tuple:
+                option, place = get_args(option)[0], f"{place}[]"
             if isinstance(option, type) and issubclass(option, BaseModel):
-                yield from fields_of(option, f"{place}[]" if get_origin(field.annotation) is tuple else place)
+                yield from fields_of(option, place)
 
 
 def test_no_field_of_spec_or_status_is_lost() -> None:
@@ -320,7 +324,7 @@ def test_every_rule_compiles_and_says_what_to_do(rule: dict[str, str]) -> None:
 def test_every_rule_names_a_field_that_exists() -> None:
     for path, node, rule, _ in rules():
         for name in re.findall(r"(?:self|oldSelf)\.(\w+)", rule["rule"]):
-            assert name in node["properties"] or name in ("size", "all"), (path, name)
+            assert name in node["properties"] or name in ("size", "all", "exists_one"), (path, name)
         if "fieldPath" in rule:
             assert rule["fieldPath"].removeprefix(".") in node["properties"], path
         # An item of a list has no elder self to be compared with.
@@ -329,9 +333,12 @@ def test_every_rule_names_a_field_that_exists() -> None:
 
 def steps(rule: str, node: dict[str, Any], times: int) -> float:
     """From above: each operator one step, a text four bytes a character, all of it read at a tenth of a step a byte; a
-    `matches` the product that cel-go takes (tenth of the text, quarter of the expression); `all` its list's length."""
+    `matches` the product that cel-go takes (tenth of the text, quarter of the expression); `all` and `exists_one` their list's
+    length, one within the other."""
     longest = max(4 * field.get("maxLength", 64) for _, field, _ in nodes(node))
-    within = math.prod(node["properties"][name]["maxItems"] for name in re.findall(r"self\.(\w+)\.all\(", rule))
+    within = math.prod(
+        node["properties"][name]["maxItems"] for name in re.findall(r"self\.(\w+)\.(?:all|exists_one)\(", rule)
+    )
     reading = len(re.findall(r"startsWith|endsWith|contains|==", rule)) * (longest * 0.1 + 1)
     # An equality of sections reads all that is in them.
     for name in re.findall(r"self\.(\w+) == oldSelf", rule):
@@ -356,6 +363,10 @@ def test_every_rule_stays_far_below_the_servers_budget() -> None:
 # Judging documents
 
 
+def sets_of(*names: str) -> dict[str, Any]:
+    return {"sets": [{"name": name, "uris": [f"s3://corpora/targets/{name}.jsonl"]} for name in names]}
+
+
 ADDRESS = st.sampled_from(
     ["s3://bucket/a.jsonl", "/data/pool", "s3://b", "/", "s3:///odd", "relative/x", "s3://", "~/x"]
 )
@@ -368,6 +379,20 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "spec.model.dtype": st.sampled_from(["bfloat16", "float64"]),
     "spec.candidates.uris": st.lists(ADDRESS, max_size=3),
     "spec.candidates.maxBadFraction": st.sampled_from([0, 0.5, 1, 1.01, -0.1]),
+    "spec.targets.uris": st.none() | st.lists(ADDRESS, max_size=3),
+    "spec.targets.sets": st.none()
+    | st.lists(
+        st.fixed_dictionaries(
+            {"name": st.sampled_from(["math", "code", "Code", "-", "x" * 64])},
+            optional={
+                "uris": st.lists(ADDRESS, max_size=2),
+                "weight": st.sampled_from([0, 0.5, 1_000_000, 1_000_001]),
+                "sign": st.sampled_from([1, -1, 0]),
+            },
+        ),
+        max_size=2,
+    ),
+    "spec.targets": st.sampled_from([sets_of("math"), sets_of("math", "code"), sets_of("math", "math")]),
     "spec.store": ADDRESS,
     "spec.extraction.maxLength": st.sampled_from([1, 2, 2048, 2**20, 2**20 + 1]),
     "spec.extraction.tokensPerBatch": st.sampled_from([0, 1, 2**24, 2**24 + 1, 2**70]),
@@ -445,6 +470,11 @@ REFUSED = [
     ("spec.candidates.uris", [], "should be non-empty"),
     ("spec.candidates.uris", ["s3://a/b", "pool.jsonl"], "spec.candidates.uris: each must be s3://bucket/prefix"),
     ("spec.targets.uris", ["./wanted.jsonl"], "spec.targets.uris: each must be s3://bucket/prefix"),
+    ("spec.targets.uris", None, "spec.targets: give exactly one of uris, sets"),
+    ("spec.targets.sets", sets_of("math")["sets"], "spec.targets: give exactly one of uris, sets"),
+    ("spec.targets", sets_of("math", "code", "math"), "spec.targets.sets: two sets have the same name"),
+    ("spec.targets", {"sets": [{"name": "a", "uris": ["a.jsonl"]}]}, "spec.targets.sets[0].uris: each must be s3://"),
+    ("spec.targets", sets_of("Math"), "does not match"),
     ("spec.store", "gs://bucket", "spec.store: must be s3://bucket/prefix, or an absolute path that podOverlay"),
     ("spec.output", "s3://", "spec.output: must be s3://bucket/prefix"),
     ("spec.model.adapter", "adapters/math", "spec.model.adapter: must be s3://bucket/prefix"),
@@ -504,6 +534,7 @@ def test_the_definition_knows_the_same_names_of_secrets(words: list[str], spelle
         ("spec.model.dtype", "float32"),
         ("spec.candidates.uris", ["s3://corpora/other/"]),
         ("spec.targets.uris", ["s3://corpora/targets/code.jsonl"]),
+        ("spec.targets", sets_of("math")),
         ("spec.store", "s3://prism/other"),
         ("spec.output", "s3://prism/other"),
         ("spec.extraction", {"maxLength": 1024}),

@@ -19,7 +19,7 @@ from launcher.doctor import Finding, examine, findings_table
 from launcher.doctor_run import quantity
 from launcher.probe import addresses_of, probe_job
 from launcher.resource import RUN, parse_for_cluster
-from prism_job.spec import SelectionRun
+from prism_job.spec import SelectionRun, TargetsSpec
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.podsecurity import violations
 from tests.cluster.rig import Rig, rig
@@ -397,6 +397,15 @@ def test_each_address_is_tried_once() -> None:
         ("write", "s3://cluster/selections"),
         ("read", "s3://cluster/pool/"),
         ("read", "s3://cluster/targets.jsonl"),
+    ]
+    sets = [{"name": name, "uris": ["s3://cluster/targets.jsonl", f"s3://cluster/{name}.jsonl"]} for name in ("a", "b")]
+    targets = TargetsSpec.model_validate({"sets": sets})
+    run = run_of()
+    found = addresses_of(run.model_copy(update={"spec": run.spec.model_copy(update={"targets": targets})}))
+    assert found[3:] == [
+        ("read", "s3://cluster/targets.jsonl"),
+        ("read", "s3://cluster/a.jsonl"),
+        ("read", "s3://cluster/b.jsonl"),
     ]
 
 

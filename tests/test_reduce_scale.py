@@ -18,7 +18,7 @@ from prism_job.plan import Plan, read_plan
 from prism_job.reduce import column
 from prism_job.reduce.column import Column
 from prism_job.reduce.preference import weigh_targets
-from prism_job.reduce.run import fold_direction
+from prism_job.reduce.run import fold_directions
 from prism_job.reduce.scoring import finish, scorer
 from prism_job.spec import SelectionRun, parse_spec
 from prism_job.storage import shards
@@ -55,7 +55,8 @@ def parsed(job: Job) -> tuple[SelectionRun, Plan, Store]:
 def tables_in_memory(job: Job) -> tuple[pa.Table, pa.Table]:
     """scores.parquet and selected.parquet as they must read, with every row held at once and plain Python for the rest."""
     run, plan, store = parsed(job)
-    direction_D, _ = fold_direction(run.spec, plan, store, weigh_targets(run.spec, plan, store))
+    targets = weigh_targets(run.spec, plan, store)
+    (direction_D,), _ = fold_directions(run.spec, plan, store, targets.layers, targets.directions_KLPP)
     loaded = [
         safetensors.numpy.load(store.get(shards.shard_key(plan.extractor, "candidates", unit.id)))
         for unit in plan.candidates

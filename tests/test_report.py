@@ -20,6 +20,7 @@ from prism_job.reduce.report import (
     Report,
     ShownExample,
     ShownPair,
+    ShownSet,
     render,
 )
 
@@ -129,6 +130,7 @@ def report_of(scores: list[float] | np.ndarray, **changes: object) -> Report:
         selected=chosen,
         preference=np.array([0.1, 0.5, 0.5, 1.0]),
         contribution=np.array([0.1, 0.4, 0.7, -0.2]),
+        sets=[],
         pairs=pairs_of([0.1, 0.4, 0.7, -0.2]),
         sources=["s3://pool/a.jsonl", "s3://pool/b.jsonl"],
         usable_by_source=np.array([len(values), 0]),
@@ -194,6 +196,7 @@ def hostile_report() -> Report:
         settings={HOSTILE: HOSTILE, "weighting": HOSTILE},
         sources=[HOSTILE, HOSTILE],
         highest=[replace(shown(1, HOSTILE), source=HOSTILE)],
+        sets=[ShownSet(HOSTILE, 1, -2.0, None, 0.0, 1.5), ShownSet(HOSTILE, 3, 1.0, 0.5, 1e-9, -0.5)],
         pairs=[ShownPair(3, 0.7, HOSTILE)],
         quarantine=[(HOSTILE, 1, HOSTILE)],
         ignored=[HOSTILE],

@@ -171,12 +171,13 @@ def made_up_direction(layers: int = 3) -> np.ndarray:
 @pytest.mark.parametrize("num_tokens", [200, 2], ids=["full rank", "fewer tokens than dims"])
 @pytest.mark.parametrize("damping", [0.001, 0.1, 10.0])
 def test_the_solve_is_that_of_the_dense_matrix(num_tokens: int, damping: float) -> None:
-    factors, direction_LPP = made_up_factors(num_tokens), made_up_direction()
-    found = solve(direction_LPP, factors, damping)
-    wanted = dense_solve(direction_LPP, factors, damping_value(factors, damping))
-    for layer in range(3):
-        # The dense matrix's condition is at most 1e6 here; times 1e-16, and some room.
-        assert np.linalg.norm(found[layer] - wanted[layer]) < 1e-9 * np.linalg.norm(wanted[layer])
+    factors, directions = made_up_factors(num_tokens), [made_up_direction(), made_up_direction()[::-1]]
+    solved = solve(np.stack(directions), factors, damping)
+    for direction_LPP, found in zip(directions, solved, strict=True):
+        wanted = dense_solve(direction_LPP, factors, damping_value(factors, damping))
+        for layer in range(3):
+            # The dense matrix's condition is at most 1e6 here; times 1e-16, and some room.
+            assert np.linalg.norm(found[layer] - wanted[layer]) < 1e-9 * np.linalg.norm(wanted[layer])
 
 
 def test_damping_is_in_units_of_the_mean_eigenvalue_over_all_layers() -> None:
@@ -188,7 +189,7 @@ def test_damping_is_in_units_of_the_mean_eigenvalue_over_all_layers() -> None:
 def test_damping_without_end_leaves_the_plain_direction() -> None:
     factors, direction_LPP = made_up_factors(200), made_up_direction()
     for damping in (1e6, 1e9, 1e12):
-        solved = solve(direction_LPP, factors, damping) * damping_value(factors, damping)
+        solved = solve(direction_LPP[None], factors, damping)[0] * damping_value(factors, damping)
         # 1/(h + λ) = 1/λ · (1 − h/λ + …): at most the largest eigenvalue, here under 50 mean ones, over λ.
         assert np.linalg.norm(solved - direction_LPP) < 50 / damping * np.linalg.norm(direction_LPP) + 1e-12
         cosine = (solved * direction_LPP).sum() / np.linalg.norm(solved) / np.linalg.norm(direction_LPP)
@@ -197,7 +198,7 @@ def test_damping_without_end_leaves_the_plain_direction() -> None:
 
 def test_damping_toward_zero_undoes_the_curvature() -> None:
     factors, direction_LPP = made_up_factors(200), made_up_direction()
-    solved = solve(direction_LPP, factors, 1e-13)
+    (solved,) = solve(direction_LPP[None], factors, 1e-13)
     for layer, curvature in enumerate(dense_curvature(factors)):
         back = (curvature @ solved[layer].flatten(order="F")).reshape(DIM, DIM, order="F")
         # λ over the smallest eigenvalue, which is no less than 1e-7 of the mean: 1e-6.

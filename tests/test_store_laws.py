@@ -353,7 +353,7 @@ def test_labels_of_rows_that_are_not_ranked_are_not_asked_for(job: Job) -> None:
     [
         ("manifest.json", "{}"),
         ("manifest.json", "not JSON"),
-        ("manifest.json", '{"format": "prism-selection/1", "files": {"../../../etc/passwd": {}}}'),
+        ("manifest.json", '{"format": "prism-selection/2", "files": {"../../../etc/passwd": {}}}'),
         ("plan.json", "{}"),
         ("scores.parquet", ""),
         ("report.html", "<html>"),

@@ -131,7 +131,7 @@ class _Worker:
         folded = GradientCapture(model, layers, projected.dim, projected.seed, fold_dims) if fold_dims else unfolded
         missing = {*plan.missing_candidates, *plan.missing_factors}
         num_rows = sum(unit.num_rows for unit in plan.candidates if unit.id in missing)
-        num_pairs = sum(unit.num_rows for unit in plan.targets if unit.id in plan.missing_targets)
+        num_pairs = sum(unit.num_rows for unit in _missing_targets(plan))
         store = open_store(spec.store)
         return _Worker(
             spec,
@@ -176,7 +176,7 @@ class _Worker:
     def all_passes(self) -> Passes:
         """The passes of every unit of this rank's share that nobody has written yet; hands its shards to the uploads."""
         lacking = {*self.plan.missing_candidates, *self.plan.missing_factors}
-        targets = [unit for unit in self.plan.targets if unit.id in self.plan.missing_targets]
+        targets = _missing_targets(self.plan)
         candidates = [unit for unit in self.plan.candidates if unit.id in lacking]
         kinds = {id(unit): self._target_passes for unit in targets}
         for unit in self.world.share([*targets, *candidates]):
@@ -276,6 +276,11 @@ class _Worker:
 
     def _dummy(self) -> Pass:
         return Pass(self.folded, [data.Encoded([0, 0], [False, True])], ["dummy"], False, None, 0)
+
+
+def _missing_targets(plan: Plan) -> list[Unit]:
+    """Each once: what stands in several target sets is one unit."""
+    return list({unit.id: unit for unit in plan.targets if unit.id in plan.missing_targets}.values())
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -18,7 +18,15 @@ from prism_job import examples
 from prism_job.errors import DataError
 from prism_job.examples import BadRow, Content
 from prism_job.extract import data
-from prism_job.plan import PAIRS_PER_UNIT, Unit, check_bad_fraction, check_targets, cut_units, factor_units
+from prism_job.plan import (
+    PAIRS_PER_UNIT,
+    Unit,
+    check_bad_fraction,
+    check_targets,
+    cut_units,
+    factor_units,
+    list_targets,
+)
 from prism_job.spec import RunSpec
 from prism_job.storage import rows
 from prism_job.storage.folder import LocalFolder
@@ -122,12 +130,12 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
         pool.add(data.encode_candidate, content, tokenizer, max_length)
         return content
 
-    target_sources, _ = rows.list_sources(spec.targets.uris)
+    target_sources, target_sets = list_targets(spec)
     targets, bad_targets = cut_units(target_sources, target, PAIRS_PER_UNIT, staging, known)
-    check_targets(targets, bad_targets, spec)
+    check_targets(targets, bad_targets, target_sets, spec)
     if reason := next((texts.first_reason for texts in sides.values() if texts.first_reason), None):
         fix = "mend or remove that row, or raise extraction.maxLength"
-        raise DataError(f"unusable target: {reason}", where=", ".join(spec.targets.uris), fix=fix)
+        raise DataError(f"unusable target: {reason}", where=", ".join(spec.targets.all_uris()), fix=fix)
     sources, _ = rows.list_sources(spec.candidates.uris)
     candidates, quarantine = cut_units(sources, candidate, spec.extraction.examples_per_shard, staging, known)
     check_bad_fraction(quarantine, sum(unit.num_rows for unit in candidates), spec)

@@ -46,7 +46,9 @@ class Column:
             self._file.write(np.ascontiguousarray(values_N, self.dtype).tobytes())
             self._file.flush()
         except OSError as error:
-            fix = "free about 100 bytes a candidate there, or point TMPDIR to a larger disk"
+            fix = (
+                "free about 100 bytes a candidate there (16 more for each target set), or point TMPDIR to a larger disk"
+            )
             raise TryAgain(f"cannot be written: {error.strerror}", where=tempfile.gettempdir(), fix=fix) from error
 
         self._num_rows += len(values_N)

@@ -1,9 +1,9 @@
-"""The curvature of the training objective in the projected space, and (H + λI)⁻¹ applied to the direction.
+"""The curvature of the training objective in the projected space, and (H + λI)⁻¹ applied to the directions.
 
 K-FAC (Martens and Grosse 2015): layer l has H_l = A_l ⊗ B_l with A = E[a aᵀ], B = E[b bᵀ] over tokens, of the projected
 sides. One λ serves all layers, so that λ → ∞ leaves the plain inner product.
 
-Shapes: L layers, P projected dims a side; a sketch is [P, P], b side by a side.
+Shapes: K directions, L layers, P projected dims a side; a sketch is [P, P], b side by a side.
 """
 
 from __future__ import annotations
@@ -52,18 +52,22 @@ def damping_value(factors: Factors, damping: float) -> float:
     return damping * float((trace_a_L * trace_b_L).mean()) / dim**2
 
 
-def solve(direction_LPP: Float64, factors: Factors, damping: float) -> Float64:
-    """(H + λI)⁻¹ g, layer by layer, exactly: in the eigenbases of A and B, H is diagonal with entries α_i β_j."""
+def solve(directions_KLPP: Float64, factors: Factors, damping: float) -> Float64:
+    """(H + λI)⁻¹ g of each direction, exactly: in the eigenbases of A and B, H is diagonal with entries α_i β_j.
+
+    Layer by layer; each layer's eigenbases are computed once, whatever K.
+    """
     lam = damping_value(factors, damping)
-    solved = np.empty_like(direction_LPP)
-    for layer, sketch in enumerate(direction_LPP):
+    solved_KLPP = np.empty_like(directions_KLPP)
+    for layer in range(directions_KLPP.shape[1]):
         alpha, basis_a = np.linalg.eigh(factors.inputs_LPP[layer] / factors.num_tokens)
         beta, basis_b = np.linalg.eigh(factors.outputs_LPP[layer] / factors.num_tokens)
         # Sums of outer products have no negative eigenvalues; what rounding makes of zeros is taken back to zero.
         eigenvalues = np.outer(np.clip(beta, 0, None), np.clip(alpha, 0, None))
-        rotated = basis_b.T @ sketch @ basis_a
-        solved[layer] = basis_b @ (rotated / (eigenvalues + lam)) @ basis_a.T
-    return solved
+        for place, sketch in enumerate(directions_KLPP[:, layer]):
+            rotated = basis_b.T @ sketch @ basis_a
+            solved_KLPP[place, layer] = basis_b @ (rotated / (eigenvalues + lam)) @ basis_a.T
+    return solved_KLPP
 
 
 def merge_factors(plan: Plan, store: Store, dim: int) -> Factors:

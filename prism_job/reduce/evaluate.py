@@ -89,7 +89,7 @@ def evaluate_unpublished(found: Reduced, asked: EvaluationSpec) -> dict[str, Any
     every = slice(0, len(ranked_A))
     outcome = Outcome(
         ranked_A=ranked_A,
-        score_N=scored.scores.part(every)[ranked_A],
+        score_N=found.scores.part(every)[ranked_A],
         nll_N=scored.nll.part(every)[ranked_A],
         tokens_N=scored.tokens.part(every)[ranked_A],
         selected_N=chosen.selected_N[ranked_A],

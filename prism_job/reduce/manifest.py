@@ -26,7 +26,7 @@ from prism_job.plan import Plan
 from prism_job.spec import SelectionRun, digest
 from prism_job.storage.objects import Store, open_store, split_uri
 
-MANIFEST_FORMAT = "prism-selection/1"
+MANIFEST_FORMAT = "prism-selection/2"
 """Any change of how scores or choices follow from shards makes a new version; it is part of the selection id."""
 
 FileName = Literal[
@@ -65,6 +65,24 @@ class Counts(_Plain):
     units: int
 
 
+class TargetSetFacts(_Plain):
+    """One named set of targets.
+
+    Attributes:
+        preference: five-number summary of π of its pairs.
+        norm: ‖g_k‖ of its own direction, before weight and curvature.
+        share: of the combined direction g, ⟨sign·weight·g_k, g⟩ / ‖g‖²; over all sets they add up to 1.
+    """
+
+    name: str
+    pairs: int
+    weight: float
+    sign: int
+    preference: dict[str, float]
+    norm: float
+    share: float
+
+
 class Manifest(_Plain):
     """The document that vouches for a selection.
 
@@ -72,11 +90,12 @@ class Manifest(_Plain):
         extractor: digest under which the shards lie; `extractor_parts`: all that it covers.
         work: digest of the plan: data, units, targets.
         threshold: score of the last row that the budget took.
+        target_sets: where targets are in named sets, what each of them is in the direction.
         scores, preference: five-number summaries; curvature: kind, λ and the tokens it rests on.
         evaluation: agreement with the labels that `spec.evaluation` names (`evaluate.compare`); None where it names none.
     """
 
-    format: Literal["prism-selection/1"] = "prism-selection/1"
+    format: Literal["prism-selection/2"] = "prism-selection/2"
     run: str
     selection_id: str
     spec: SelectionRun
@@ -87,6 +106,7 @@ class Manifest(_Plain):
     threshold: float | None
     scores: dict[str, float]
     preference: dict[str, float]
+    target_sets: list[TargetSetFacts]
     curvature: dict[str, Any]
     evaluation: dict[str, Any] | None = None
     code_version: str
@@ -103,14 +123,17 @@ class Manifest(_Plain):
 
 
 def selection_id(run: SelectionRun, plan: Plan) -> str:
-    """16 hex digits of all that decides the outcome: the work, the scoring, the selection, this format.
+    """16 hex digits of all that decides the outcome: the work, weight and sign of each target set, the scoring, the selection,
+    this format.
 
     The store counts too: a selection's rows are exported from the store that its own spec names. So does an evaluation,
     whose figures the manifest holds.
     """
     spec = run.spec
     scoring, selection = spec.scoring.model_dump(mode="json"), spec.selection.model_dump(mode="json")
-    decided = [MANIFEST_FORMAT, plan.work_digest(), scoring, selection, spec.candidates.max_bad_fraction, spec.store]
+    sets = [[one.name, one.weight, one.sign] for one in spec.targets.as_sets()]
+    bad = spec.candidates.max_bad_fraction
+    decided = [MANIFEST_FORMAT, plan.work_digest(), sets, scoring, selection, bad, spec.store]
     decided += [spec.evaluation.model_dump(mode="json")] if spec.evaluation else []
     return digest(decided)[:16]
 
@@ -132,7 +155,7 @@ def write_table(path: Path, parts: Iterable[Mapping[str, Any]]) -> Path:
             for table in chain([first], waiting):
                 writer.write_table(table)
     except OSError as error:
-        fix = "free about 100 bytes a candidate there, or point TMPDIR to a larger disk"
+        fix = "free about 100 bytes a candidate there (16 more for each target set), or point TMPDIR to a larger disk"
         raise TryAgain(f"cannot be written: {error}", where=str(path), fix=fix) from error
     return path
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from prism_job import __version__, examples
 from prism_job.plan import Plan, Quarantined, Unit
 from prism_job.reduce import manifest
-from prism_job.reduce.column import parts
+from prism_job.reduce.column import Column, parts
 from prism_job.reduce.preference import Targets
-from prism_job.reduce.report import Report, ShownExample, ShownPair, render
+from prism_job.reduce.report import Report, ShownExample, ShownPair, ShownSet, render
 from prism_job.reduce.scoring import Scored
 from prism_job.reduce.selection import Selected
 from prism_job.spec import SelectionRun
@@ -45,7 +45,11 @@ def _replaying(run: SelectionRun, plan: Plan) -> SelectionRun:
     def full(uri: str) -> str:
         return str(Path(uri).resolve()) if "://" not in uri and Path(uri).exists() else uri
 
+    def full_uris(given: Any) -> Any:
+        return given.model_copy(update={"uris": tuple(map(full, given.uris))})
+
     spec = run.spec
+    sets = spec.targets.sets
     model = {
         "uri": full(spec.model.uri),
         "adapter": spec.model.adapter and full(spec.model.adapter),
@@ -53,8 +57,10 @@ def _replaying(run: SelectionRun, plan: Plan) -> SelectionRun:
     }
     changed = {
         "model": spec.model.model_copy(update=model),
-        "candidates": spec.candidates.model_copy(update={"uris": tuple(map(full, spec.candidates.uris))}),
-        "targets": spec.targets.model_copy(update={"uris": tuple(map(full, spec.targets.uris))}),
+        "candidates": full_uris(spec.candidates),
+        "targets": spec.targets.model_copy(update={"sets": tuple(map(full_uris, sets))})
+        if sets
+        else full_uris(spec.targets),
         "store": full(spec.store),
         "output": full(spec.output),
     }
@@ -84,24 +90,28 @@ def _id_column(ids_N: NDArray[Any]) -> Any:
     return pa.array(shards.hex_array(ids_N)).cast(pa.string())
 
 
-def _selected_parts(origins: _Origins, scored: Scored, chosen: Selected) -> Iterator[dict[str, Any]]:
-    for part in parts(len(chosen.order)):
-        places = chosen.order[part]
+def _selected_parts(origins: _Origins, found: Reduced) -> Iterator[dict[str, Any]]:
+    scored, order = found.scored, found.chosen.order
+    for part in parts(len(order)):
+        places = order[part]
         yield {
             "example_id": _id_column(scored.ids.at(places)),
             **origins.columns(places),
-            "score": scored.scores.at(places),
+            "score": found.scores.at(places),
             "num_tokens": scored.tokens.at(places),
         }
 
 
-def _score_parts(origins: _Origins, scored: Scored, chosen: Selected) -> Iterator[dict[str, Any]]:
-    for part in parts(len(scored.scores)):
+def _score_parts(origins: _Origins, found: Reduced) -> Iterator[dict[str, Any]]:
+    scored, chosen = found.scored, found.chosen
+    by_set = {f"score_{name}": column for name, column in zip(found.set_names, scored.scores, strict=True) if name}
+    for part in parts(len(found.scores)):
         unusable = ~scored.usable_N[part]
         yield {
             "example_id": _id_column(scored.ids.part(part)),
             **origins.columns(np.arange(part.start, part.stop)),
-            "score": pa.array(scored.scores.part(part), mask=unusable),
+            "score": pa.array(found.scores.part(part), mask=unusable),
+            **{name: pa.array(column.part(part), mask=unusable) for name, column in by_set.items()},
             "nll": pa.array(scored.nll.part(part), mask=unusable),
             "norm": pa.array(scored.norm.part(part), mask=unusable),
             "num_tokens": scored.tokens.part(part),
@@ -123,6 +133,7 @@ def _by_source(origins: _Origins, among_N: NDArray[np.bool_]) -> NDArray[np.int6
 class Reduced:
     """All that reduction found, to be published: of the targets, of each candidate, what the budget took, and how well.
 
+    `scores`: combined over the target sets; those of each set alone are `scored.scores`.
     `evaluation`: what `evaluate.compare` says, where the document asks for it.
     """
 
@@ -131,9 +142,15 @@ class Reduced:
     store: Store
     targets: Targets
     scored: Scored
+    scores: Column
     chosen: Selected
     curvature: dict[str, Any]
     evaluation: dict[str, Any] | None = None
+
+    @property
+    def set_names(self) -> list[str]:
+        """Of the target sets; one "" where they are not named."""
+        return [one.name for one in self.run.spec.targets.as_sets()]
 
     @property
     def quarantine(self) -> list[Quarantined]:
@@ -167,8 +184,10 @@ def publish(found: Reduced, output: Store, folder: str) -> dict[str, Any]:
 
 def _tables(found: Reduced, origins: _Origins, scratch: Path) -> dict[manifest.FileName, bytes | Path]:
     targets = found.targets
+    in_sets = {"set": np.array(found.set_names)[targets.set_Q]} if found.run.spec.targets.sets else {}
     target_columns = {
         "example_id": targets.ids,
+        **in_sets,
         "preference": pa.array(targets.preference_Q, from_pandas=True),
         "weight": targets.weight_Q,
         "contribution": targets.contribution_Q,
@@ -176,8 +195,8 @@ def _tables(found: Reduced, origins: _Origins, scratch: Path) -> dict[manifest.F
         "rejected_mean_nll": pa.array(targets.rejected_nll_Q, from_pandas=True),
     }
     columns: dict[manifest.FileName, Iterable[dict[str, Any]]] = {
-        "selected.parquet": _selected_parts(origins, found.scored, found.chosen),
-        "scores.parquet": _score_parts(origins, found.scored, found.chosen),
+        "selected.parquet": _selected_parts(origins, found),
+        "scores.parquet": _score_parts(origins, found),
         "targets.parquet": [target_columns],
     }
     return {name: manifest.write_table(scratch / name, parts_of) for name, parts_of in columns.items()}
@@ -209,12 +228,32 @@ def _document(found: Reduced, folder: str) -> manifest.Manifest:
         work=plan.work_digest(),
         counts=counts,
         threshold=chosen.threshold,
-        scores=manifest.summary(scored.scores.part(slice(0, len(usable_N)))[usable_N]),
+        scores=manifest.summary(found.scores.part(slice(0, len(usable_N)))[usable_N]),
         preference=manifest.summary(found.known_preference.copy()),
+        target_sets=_target_sets(found),
         curvature=found.curvature,
         evaluation=found.evaluation,
         code_version=__version__,
     )
+
+
+def _target_sets(found: Reduced) -> list[manifest.TargetSetFacts]:
+    targets, facts = found.targets, []
+    for place, one in enumerate(found.run.spec.targets.sets or ()):
+        among_Q = targets.set_Q == place
+        known_Q = among_Q & ~np.isnan(targets.preference_Q)
+        facts.append(
+            manifest.TargetSetFacts(
+                name=one.name,
+                pairs=int(among_Q.sum()),
+                weight=one.weight,
+                sign=one.sign,
+                preference=manifest.summary(targets.preference_Q[known_Q]),
+                norm=float(np.linalg.norm(targets.directions_KLPP[place])),
+                share=float(targets.contribution_Q[among_Q].sum()),
+            )
+        )
+    return facts
 
 
 def _report(found: Reduced, origins: _Origins, document: manifest.Manifest) -> Report:
@@ -234,12 +273,16 @@ def _report(found: Reduced, origins: _Origins, document: manifest.Manifest) -> R
         counts=document.counts.model_dump(),
         threshold=chosen.threshold,
         action=f"drop {spec.selection.drop}" if spec.selection.drop else f"keep {spec.selection.keep}",
-        scores=scored.scores,
+        scores=found.scores,
         usable=scored.usable_N,
         summary=document.scores,
         selected=chosen.selected_N,
         preference=found.known_preference,
         contribution=found.targets.contribution_Q,
+        sets=[
+            ShownSet(one.name, one.pairs, one.sign * one.weight, one.preference.get("mean"), one.norm, one.share)
+            for one in document.target_sets
+        ],
         pairs=_shown_pairs(plan, found.store, found.targets),
         sources=plan.sources,
         usable_by_source=_by_source(origins, scored.usable_N),
@@ -255,7 +298,7 @@ def _report(found: Reduced, origins: _Origins, document: manifest.Manifest) -> R
 def _shown(found: Reduced, origins: _Origins, places: list[int]) -> list[ShownExample]:
     plan = found.plan
     sources, lines = origins.of(np.array(places, np.int64))
-    scores = found.scored.scores.at(np.array(places, np.int64)).tolist()
+    scores = found.scores.at(np.array(places, np.int64)).tolist()
     return [
         ShownExample(
             score=score,

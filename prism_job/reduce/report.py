@@ -30,6 +30,8 @@ MAX_REASONS = 12
 """Distinct quarantine reasons counted one by one; some carry details of their row, so there may be as many as rows."""
 DOMINANT_SHARE = 0.2
 """A pair above this share of the direction is pointed out: the selection then rests on one example."""
+DOMINANT_SET_SHARE = 0.8
+"""A set above this share of the direction is pointed out where others were wanted: they then hardly count."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,21 @@ class ShownPair:
 
 
 @dataclass(frozen=True)
+class ShownSet:
+    """One named set of targets as the report prints it. `weight` is signed, `share` of the combined direction.
+
+    `mean_preference`: of its pairs that have a π, None where none has.
+    """
+
+    name: str
+    num_pairs: int
+    weight: float
+    mean_preference: float | None
+    norm: float
+    share: float
+
+
+@dataclass(frozen=True)
 class Report:
     """All that the page shows. N candidates in plan order, Q target pairs.
 
@@ -65,6 +82,7 @@ class Report:
         usable_by_source, selected_by_source: how many of the usable, and of those selected, each source holds, int [S].
         preference: π of the pairs that have one, float64 [at most Q].
         contribution: each pair's share of the direction, float64 [Q]; sums to 1, or all zero where there is no direction.
+        sets: named sets of targets, in order; empty where they are not named.
         pairs: the pairs of the largest shares, largest first.
         quarantine: (source, line, reason) of each unusable row.
         evaluation: what `evaluate.compare` says, where the document asks for it.
@@ -83,6 +101,7 @@ class Report:
     selected: NDArray[np.bool_]
     preference: Float64
     contribution: Float64
+    sets: list[ShownSet]
     pairs: list[ShownPair]
     sources: list[str]
     usable_by_source: NDArray[np.int64]
@@ -102,6 +121,7 @@ def render(report: Report) -> str:
     """The page, as text that encodes to UTF-8 whatever the data held. Counts named in `Report` must be there (KeyError)."""
     sections = [
         section("Scores", _scores(report)),
+        section("Targets: sets", _sets(report.sets)) if report.sets else "",
         f'<div class="two">{section("Targets: π", _preferences(report))}'
         f"{section('Targets: contribution', _contributions(report.contribution, report.pairs))}</div>",
         section("What was chosen, by source", _sources(report)),
@@ -205,8 +225,11 @@ def _scores(report: Report) -> str:
     said += ["So is the cut."] if cut is not None and not low <= cut <= high else []
     if report.counts["duplicates"]:
         said.append(f"The {report.counts['duplicates']:,} duplicates count as not selected, wherever they score.")
+    away = (
+        ", and away from those of the sets with a negative weight" if any(one.weight < 0 for one in report.sets) else ""
+    )
     return (
-        '<p class="note">A high score: training on the example moves the model toward the wanted responses.</p>'
+        f'<p class="note">A high score: training on the example moves the model toward the wanted responses{away}.</p>'
         '<p class="legend"><span class="sel"></span>selected <span class="rest"></span>not selected</p>'
         f'{chart("scores", bars, ticks, lines, notes)}<p class="note">{" ".join(said)}</p>'
     )
@@ -276,6 +299,30 @@ def _contributions(share_Q: Float64, pairs: list[ShownPair]) -> str:
     return (
         f'<p class="note">Share of the direction that scores are measured along. Pairs are numbered as the rows of '
         f'targets.parquet, from 1.</p>{warning}<ol class="pairs">{rows}</ol><p class="note">{" ".join(said)}</p>'
+    )
+
+
+def _sets(sets: list[ShownSet]) -> str:
+    rows = "".join(
+        f"<tr><td>{safe(one.name)}</td><td>{one.num_pairs:,}</td><td>{number(one.weight)}</td>"
+        f"<td>{'–' if one.mean_preference is None else f'{one.mean_preference:.2f}'}</td><td>{number(one.norm)}</td>"
+        f'<td><div class="wide">{meter(one.share, "pi")}<b>{percent(one.share, 1)}</b></div></td></tr>'
+        for one in sets
+    )
+    largest = max(sets, key=lambda one: one.share)
+    warning = (
+        f'<p class="warn">The set {safe(largest.name)} holds {percent(largest.share, 1)} of the direction: the others hardly '
+        "count. Give it a smaller weight, or them a larger one.</p>"
+        if len(sets) > 1 and largest.share > DOMINANT_SET_SHARE
+        else ""
+    )
+    return (
+        '<p class="note">Each set is scored by itself (score_… in scores.parquet); the ranking is by the sum of weight × '
+        f"score.</p>{warning}"
+        '<table class="sets"><thead><tr><th>Set</th><th>Pairs</th><th>Weight</th><th>Mean π</th><th>Norm</th>'
+        f"<th>Share of the direction</th></tr></thead><tbody>{rows}</tbody></table>"
+        '<p class="note">Norm: of the mean gradient of the set, before its weight. Share: of the combined direction, before '
+        "curvature; a set with a negative one is outweighed by sets that pull the other way.</p>"
     )
 
 

@@ -3,7 +3,7 @@
 Streams the shards; of a candidate it holds a byte in memory, its score while all are ranked, a few numbers in scratch files,
 never its row.
 
-Shapes: N candidates in plan order, L layers, P projected dims a side, D stored dims.
+Shapes: N candidates in plan order, K target sets, L layers, P projected dims a side, D stored dims.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from prism_job.errors import RequestError
 from prism_job.plan import Plan, check_bad_fraction, read_plan
 from prism_job.reduce import curvature, manifest, memory
 from prism_job.reduce.evaluate import evaluate_unpublished
-from prism_job.reduce.preference import Targets, weigh_targets
+from prism_job.reduce.preference import weigh_targets
 from prism_job.reduce.publish import Reduced, publish
-from prism_job.reduce.scoring import score_candidates
+from prism_job.reduce.scoring import combine, score_candidates
 from prism_job.reduce.selection import select
 from prism_job.spec import RunSpec, SelectionRun
 from prism_job.storage.objects import Store, open_store
@@ -43,38 +43,39 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
         return {**published.manifest.outcome(published.uri), "unchanged": True}
 
     targets = weigh_targets(run.spec, plan, store)
-    direction_D, curvature_facts = fold_direction(run.spec, plan, store, targets)
-    scored = score_candidates(run.spec, plan, store, direction_D)
+    directions_KD, curvature_facts = fold_directions(run.spec, plan, store, targets.layers, targets.directions_KLPP)
+    scored = score_candidates(run.spec, plan, store, directions_KD)
+    scores = combine(scored.scores, [one.signed_weight for one in run.spec.targets.as_sets()])
     memory.give_back_what_is_freed()
     check_bad_fraction([*plan.quarantine, *scored.quarantined], int(scored.usable_N.sum()), run.spec)
-    chosen = select(
-        scored.scores.part(slice(0, len(scored.scores))), scored.ids, scored.tokens, scored.usable_N, run.spec.selection
-    )
+    chosen = select(scores.part(slice(0, len(scores))), scored.ids, scored.tokens, scored.usable_N, run.spec.selection)
     if not len(chosen.order):
         what = (
             f"nothing would be selected: the budget takes {chosen.num_taken} of {int(scored.usable_N.sum())} examples"
         )
         raise RequestError(what, where="spec.selection", fix="widen the budget, or drop less")
-    found = Reduced(run, plan, store, targets, scored, chosen, curvature_facts)
+    found = Reduced(run, plan, store, targets, scored, scores, chosen, curvature_facts)
     if asked := run.spec.evaluation:
         found = replace(found, evaluation=evaluate_unpublished(found, asked))
     return publish(found, output, folder)
 
 
-def fold_direction(
-    spec: RunSpec, plan: Plan, store: Store, targets: Targets
+def fold_directions(
+    spec: RunSpec, plan: Plan, store: Store, layers: list[str], directions_KLPP: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    """(H + λI)⁻¹ g in the unfolded space, then in the form the rows are stored in. Float64 [D], and facts to publish."""
-    direction = targets.direction_LPP
+    """(H + λI)⁻¹ g of each in the unfolded space, then in the form the rows are stored in.
+
+    Float64 [K, D], and facts to publish.
+    """
     facts: dict[str, Any] = {"kind": spec.scoring.curvature.kind}
     if spec.scoring.curvature.kind == "kfac":
         factors = curvature.merge_factors(plan, store, spec.extraction.projection.dim)
         damping = spec.scoring.curvature.damping
         lam = curvature.damping_value(factors, damping)
         facts |= {"damping": damping, "lambda": lam, "tokens": factors.num_tokens, "units": len(plan.factors)}
-        direction = curvature.solve(direction, factors, damping)
+        directions_KLPP = curvature.solve(directions_KLPP, factors, damping)
     if spec.extraction.codec.kind == "float16":
-        return direction.reshape(-1), facts
-    flat = direction.reshape(len(targets.layers), -1)
+        return directions_KLPP.reshape(len(directions_KLPP), -1), facts
+    flat_KLM = directions_KLPP.reshape(*directions_KLPP.shape[:2], -1)
     seed, dims = spec.extraction.projection.seed, spec.extraction.codec.dims
-    return projection.fold(flat, targets.layers, seed, dims), facts
+    return np.stack([projection.fold(flat_LM, layers, seed, dims) for flat_LM in flat_KLM]), facts

@@ -1,11 +1,13 @@
-"""One number a row: the inner product of a stored row with the direction, read straight from the stored bytes.
+"""One number a row and direction: the inner product of a stored row with it, read straight from the stored bytes.
 
-Shapes: N rows, D dims, W = D / 8 bytes of signs, S = D / 256 blocks.
+Shapes: K directions, N rows, D dims, W = D / 8 bytes of signs, S = D / 256 blocks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 
 from prism_job.plan import Plan, Quarantined
 from prism_job.progress import Meter
-from prism_job.reduce.column import Column
+from prism_job.reduce.column import Column, parts
 from prism_job.spec import RunSpec
 from prism_job.storage import shards
 from prism_job.storage.codec import BLOCK
@@ -79,10 +81,10 @@ def finish(raw_N: Float64, tokens_N: NDArray[np.int32], norm_N: NDArray[np.float
 class Scored:
     """What is kept of the candidates: in columns, all but one byte a row.
 
-    `usable_N`: False for rows without a response token; extraction quarantined them.
+    `scores`: a column a direction. `usable_N`: False for rows without a response token; extraction quarantined them.
     """
 
-    scores: Column
+    scores: list[Column]
     usable_N: NDArray[np.bool_]
     ids: Column
     tokens: Column
@@ -93,38 +95,46 @@ class Scored:
 
 @dataclass(frozen=True)
 class _Unit:
-    """What is kept of one shard."""
+    """What is kept of one shard: the scores of its rows along each direction, and the rest."""
 
-    scores: Float64
+    scores: list[Float64]
     small: dict[str, NDArray[Any]]
     quarantined: dict[str, str]
 
 
-def score_candidates(spec: RunSpec, plan: Plan, store: Store, direction_D: Float64) -> Scored:
-    """Equation 4 for every row of the plan, shard by shard, some of them read ahead."""
+def score_candidates(spec: RunSpec, plan: Plan, store: Store, directions_KD: Float64) -> Scored:
+    """Equation 4 for every row of the plan and each direction, shard by shard, some of them read ahead; each is read once."""
     kind = spec.extraction.codec.kind
-    score_rows = scorer(kind, direction_D)
+    scorers = [scorer(kind, direction_D) for direction_D in directions_KD]
 
     def score(shard: shards.Shard) -> _Unit:
         arrays = shard.arrays
-        raw_N = score_rows(arrays)
-        scores_N = finish(raw_N, arrays["tokens"], arrays["norm"], spec.scoring.score, spec.scoring.loss)
+        score, loss = spec.scoring.score, spec.scoring.loss
+        scores = [finish(each(arrays), arrays["tokens"], arrays["norm"], score, loss) for each in scorers]
         small = {name: arrays[name].copy() for name in ("tokens", "nll", "norm")}
         small["ids"] = arrays["ids"].reshape(-1).view("V16").copy()
-        return _Unit(scores_N, small, shard.notes["quarantined"])
+        return _Unit(scores, small, shard.notes["quarantined"])
 
     total = plan.num_examples
     scored = Scored(
-        Column("f8"), np.zeros(total, np.bool_), Column("V16"), Column("i4"), Column("f8"), Column("f4"), []
+        [Column("f8") for _ in scorers],
+        np.zeros(total, np.bool_),
+        Column("V16"),
+        Column("i4"),
+        Column("f8"),
+        Column("f4"),
+        [],
     )
     meter = Meter("reduce", total)
-    row_bytes = len(direction_D) // 8 if kind == "sign" else 2 * len(direction_D)
+    num_dims = directions_KD.shape[1]
+    row_bytes = num_dims // 8 if kind == "sign" else 2 * num_dims
     depth = shards.read_depth(max(unit.num_rows for unit in plan.candidates) * row_bytes)
     found = shards.read_ahead(store, plan.extractor, [unit.id for unit in plan.candidates], score, depth)
     start = 0
     for unit, part in zip(plan.candidates, found, strict=True):
         rows = slice(start, start + unit.num_rows)
-        scored.scores.append(part.scores)
+        for column, scores_N in zip(scored.scores, part.scores, strict=True):
+            column.append(scores_N)
         scored.usable_N[rows] = part.small["tokens"] > 0
         columns = {"ids": scored.ids, "tokens": scored.tokens, "nll": scored.nll, "norm": scored.norm}
         for name, column in columns.items():
@@ -137,3 +147,14 @@ def score_candidates(spec: RunSpec, plan: Plan, store: Store, direction_D: Float
         start += unit.num_rows
         meter.add(unit.num_rows)
     return scored
+
+
+def combine(scores: list[Column], signed_weights: Sequence[float]) -> Column:
+    """Σ_k sign_k weight_k s_k of every row: its score along Σ_k sign_k weight_k g_k. One set of weight 1 stays as it is."""
+    if len(scores) == 1 and signed_weights[0] == 1:
+        return scores[0]
+    combined = Column("f8")
+    for part in parts(len(scores[0])):
+        terms = (weight * column.part(part) for weight, column in zip(signed_weights, scores, strict=True))
+        combined.append(reduce(np.add, terms))  # one after the other: np.sum's order depends on the part's size
+    return combined

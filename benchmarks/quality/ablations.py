@@ -1,0 +1,240 @@
+"""What each setting is worth on the facts task: curvature and damping, projection and codec, layers, loss, number of pairs.
+
+Unfolded float16 rows of the job (dim 64) hold most variants at once: a codec is applied to them as extraction applies it,
+layers are slices, curvature acts on the pairs. Other dims are extracted anew. AUROC of right above wrong statements, preference
+weights, clean pairs and 40 % of them swapped (mean of 100 draws).
+
+    python benchmarks/quality/ablations.py --seeds 3 --json build/quality/ablations.json
+
+Shapes: N candidates, Q pairs, L layers, P projected dims a side, M = L·P², D folded dims.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from itertools import combinations_with_replacement
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+from harness import Extracted, Float64
+from numpy.typing import NDArray
+
+from prism_job import projection
+from prism_job.reduce import curvature
+from prism_job.storage import codec, shards
+from prism_job.storage.objects import open_store
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "facts"))
+from capitals import CAPITALS
+from make_data import OPERANDS, capital_facts, make_data, sum_facts, target
+
+Float32 = NDArray[np.float32]
+DAMPINGS = (0.001, 0.01, 0.1, 1.0, 10.0)
+SIGN_DIMS = (16_384, 65_536, 262_144)
+NUM_PAIRS = (4, 8, 16, 32, 64, 128)
+DRAWS = 100
+DEFAULT_DAMPING = 0.1
+
+
+def main() -> None:
+    options = harness.parser(__doc__, seeds=3).parse_args()
+    by_seed = [one_seed(options.work, options.model, seed) for seed in range(options.seeds)]
+    found = harness.over_seeds(by_seed)
+    names = sorted({name.rpartition("[")[0] for name in found}, key=list(dict.fromkeys(_stem(n) for n in found)).index)
+    lines = [[name, *(found.get(f"{name}[{share}]", "") for share in ("clean", "swapped"))] for name in names]
+    print(harness.table(["variant", "clean pairs", "40 % swapped"], lines))
+    harness.write_json(options.json, {"seeds": options.seeds, **harness.flat(found)})
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("[")[0]
+
+
+def one_seed(work: Path, model: str, seed: int) -> dict[str, float]:
+    settings = [seed, model, DAMPINGS, SIGN_DIMS, NUM_PAIRS, DRAWS]
+    return harness.once(work / "ablations" / f"{seed}.json", settings, lambda: measure(work, model, seed))
+
+
+def extracted(work: Path, model: str, seed: int, dim: int) -> tuple[Extracted, np.ndarray]:
+    """Unfolded rows of the facts task at this dim, with 128 pairs, and which rows are right."""
+    candidates, targets = make_data(seed)
+    options = {"projection": {"dim": dim}, "codec": {"kind": "float16"}}
+    run = harness.extract(
+        work, f"facts-{seed}-p{dim}", candidates, [*targets, *more_pairs(seed)], model=model, extraction=options
+    )
+    return run, np.array([row["label"] == 1 for row in candidates])
+
+
+def more_pairs(seed: int) -> harness.Rows:
+    """Pairs beyond the 60 of `make_data`, of countries and sums that it leaves out: as many as 128 lack."""
+    candidates, targets = make_data(seed)
+    asked = {row["messages"][0]["content"] for row in candidates} | {row["prompt"][0]["content"] for row in targets}
+    chance = random.Random(f"more {seed}")
+    countries = [one for one in CAPITALS if f"What is the capital of {one}?" not in asked]
+    sums = [
+        (a, b)
+        for a, b in combinations_with_replacement(OPERANDS, 2)
+        if not {f"What is {a} + {b}?", f"What is {b} + {a}?"} & asked
+    ]
+    facts = capital_facts(chance.sample(countries, len(countries)))
+    facts += sum_facts(chance, chance.sample(sums, max(NUM_PAIRS) - len(targets) - len(facts)))
+    chance.shuffle(facts)
+    return [target(fact) for fact in facts]
+
+
+def measure(work: Path, model: str, seed: int) -> dict[str, float]:
+    run, good_N = extracted(work, model, seed, 64)
+    rows_NM, norm_N, tokens_N = candidate_rows(run), run.norm_N, run.tokens_N
+    pairs_QM, pi_Q, layers = run.pair_rows_QM, run.targets.preference_Q, run.targets.layers
+    num_first = 60
+    figures: dict[str, float] = {}
+
+    def add(name: str, scores_NQ: Float64) -> None:
+        for share, value in by_share(scores_NQ[:, :num_first], pi_Q[:num_first], good_N, seed).items():
+            figures[f"{name}[{share}]"] = value
+
+    kfac = {damping: solved(run, pairs_QM, damping) for damping in DAMPINGS}
+    add("curvature: none", inner(rows_NM, pairs_QM))
+    for damping, solved_QM in kfac.items():
+        add(f"curvature: K-FAC, damping {damping:g}", inner(rows_NM, solved_QM))
+    for damping in DAMPINGS:
+        add(f"curvature: EK-FAC, damping {damping:g}", inner(rows_NM, solved_ekfac(run, pairs_QM, rows_NM, damping)))
+    best_QM = kfac[DEFAULT_DAMPING]
+    plain_NQ = inner(rows_NM, best_QM)
+    add("rows: p=64 float16, unfolded", plain_NQ)
+    for dims in SIGN_DIMS:
+        add(f"rows: p=64 sign {dims:,}", folded_scores(rows_NM, best_QM, layers, dims, as_sign))
+    add("rows: p=64 folded to 65,536, float32", folded_scores(rows_NM, best_QM, layers, 65_536, lambda rows: rows))
+    add("loss: token sum", plain_NQ)
+    add("loss: token mean", plain_NQ / tokens_N[:, None])
+    add("score: cosine", plain_NQ / norm_N[:, None])
+    for name, wanted in layer_parts(layers).items():
+        mask_M = np.repeat([wanted(place, layer) for place, layer in enumerate(layers)], 64 * 64)
+        add(f"layers: {name}", inner(rows_NM[:, mask_M], best_QM[:, mask_M]))
+    for count in NUM_PAIRS:
+        for share, value in by_number(plain_NQ, pi_Q, good_N, count, seed).items():
+            figures[f"pairs: {count}[{share}]"] = value
+    del rows_NM
+    for dim in (16, 32):
+        other, _ = extracted(work, model, seed, dim)
+        add(
+            f"rows: p={dim} float16, unfolded",
+            inner(candidate_rows(other), solved(other, other.pair_rows_QM, DEFAULT_DAMPING)),
+        )
+    return figures
+
+
+def candidate_rows(run: Extracted) -> Float32:
+    store = open_store(run.run.spec.store)
+    parts = [shards.read_shard(store, run.plan.extractor, "candidates", unit.id) for unit in run.plan.candidates]
+    return np.concatenate([codec.decode_float16(part.arrays) for part in parts])
+
+
+def inner(rows_NM: Float32, pairs_QM: Float32) -> Float64:
+    return (rows_NM @ pairs_QM.astype(np.float32).T).astype(np.float64)
+
+
+def solved(run: Extracted, pairs_QM: Float32, damping: float) -> Float32:
+    """(H + λI)⁻¹ of each pair under K-FAC: what the reducer does to their weighted sum, one pair at a time."""
+    dim = run.run.spec.extraction.projection.dim
+    factors = curvature.merge_factors(run.plan, open_store(run.run.spec.store), dim)
+    lam = curvature.damping_value(factors, damping)
+    return _in_eigenbases(factors, pairs_QM, lambda layer, alpha, beta: np.outer(beta, alpha) + lam)
+
+
+def solved_ekfac(run: Extracted, pairs_QM: Float32, rows_NM: Float32, damping: float) -> Float32:
+    """The same with K-FAC's eigenvalues corrected (George et al. 2018): second moments of the candidates' own gradients in the
+    eigenbases, a token; λ in units of their mean."""
+    dim = run.run.spec.extraction.projection.dim
+    factors = curvature.merge_factors(run.plan, open_store(run.run.spec.store), dim)
+    bases = [_eigen(factors, layer) for layer in range(len(factors.inputs_LPP))]
+    second_LPP = np.empty_like(factors.inputs_LPP)
+    for layer, (_, basis_a, _, basis_b) in enumerate(bases):
+        block = rows_NM[:, layer * dim**2 : (layer + 1) * dim**2].reshape(-1, dim, dim)
+        rotated = np.einsum(
+            "ji,njk,kl->nil", basis_b.astype(np.float32), block, basis_a.astype(np.float32), optimize=True
+        )
+        second_LPP[layer] = (rotated.astype(np.float64) ** 2).sum(0) / factors.num_tokens
+    lam = damping * float(second_LPP.mean())
+    return _in_eigenbases(factors, pairs_QM, lambda layer, alpha, beta: second_LPP[layer] + lam)
+
+
+def _eigen(factors: curvature.Factors, layer: int) -> tuple[Float64, Float64, Float64, Float64]:
+    alpha, basis_a = np.linalg.eigh(factors.inputs_LPP[layer] / factors.num_tokens)
+    beta, basis_b = np.linalg.eigh(factors.outputs_LPP[layer] / factors.num_tokens)
+    return np.clip(alpha, 0, None), basis_a, np.clip(beta, 0, None), basis_b
+
+
+def _in_eigenbases(
+    factors: curvature.Factors, pairs_QM: Float32, divisor: Callable[[int, Float64, Float64], Float64]
+) -> Float32:
+    dim = factors.inputs_LPP.shape[1]
+    found_QM = np.empty_like(pairs_QM)
+    for layer in range(len(factors.inputs_LPP)):
+        alpha, basis_a, beta, basis_b = _eigen(factors, layer)
+        part = slice(layer * dim**2, (layer + 1) * dim**2)
+        block = pairs_QM[:, part].reshape(-1, dim, dim).astype(np.float64)
+        rotated = (basis_b.T @ block @ basis_a) / divisor(layer, alpha, beta)
+        found_QM[:, part] = (basis_b @ rotated @ basis_a.T).reshape(len(block), -1)
+    return found_QM
+
+
+def folded_scores(
+    rows_NM: Float32, pairs_QM: Float32, layers: list[str], dims: int, store: Callable[[Float32], Float32]
+) -> Float64:
+    """Scores of rows folded to `dims` and stored in some form, against the folded pairs."""
+
+    def fold(rows: Float32) -> Float32:
+        return np.stack([projection.fold(row.reshape(len(layers), -1), layers, 0, dims) for row in rows]).astype(
+            np.float32
+        )
+
+    return inner(store(fold(rows_NM)), fold(pairs_QM))
+
+
+def as_sign(rows_ND: Float32) -> Float32:
+    return codec.decode_sign(codec.encode_sign(rows_ND))
+
+
+def layer_parts(layers: list[str]) -> dict[str, Callable[[int, str], bool]]:
+    third = len(layers) / 3
+    return {
+        "attention": lambda place, name: "self_attn" in name,
+        "MLP": lambda place, name: "mlp" in name,
+        "first third": lambda place, name: place < third,
+        "middle third": lambda place, name: third <= place < 2 * third,
+        "last third": lambda place, name: place >= 2 * third,
+    }
+
+
+def by_share(scores_NQ: Float64, pi_Q: Float64, good_N: np.ndarray, seed: int) -> dict[str, float]:
+    """AUROC under preference weights with clean pairs, and with 40 % of them swapped."""
+    generator = np.random.default_rng(seed)
+    swapped = []
+    for _ in range(DRAWS):
+        swapped_Q = np.zeros(len(pi_Q), np.bool_)
+        swapped_Q[generator.permutation(len(pi_Q))[: round(0.4 * len(pi_Q))]] = True
+        sign_Q, weight_Q = harness.flipped(pi_Q, swapped_Q)
+        swapped.append(harness.area(scores_NQ @ (sign_Q * weight_Q), good_N))
+    return {"clean": harness.area(scores_NQ @ pi_Q, good_N), "swapped": float(np.mean(swapped))}
+
+
+def by_number(scores_NQ: Float64, pi_Q: Float64, good_N: np.ndarray, count: int, seed: int) -> dict[str, float]:
+    """The same with so many pairs, drawn among all."""
+    generator = np.random.default_rng(seed)
+    sums: dict[str, Any] = {"clean": [], "swapped": []}
+    for _ in range(DRAWS):
+        drawn_Q = generator.permutation(len(pi_Q))[:count]
+        swapped_Q = np.arange(count) < round(0.4 * count)
+        for share, flips_Q in (("clean", np.zeros(count, np.bool_)), ("swapped", swapped_Q)):
+            sign_Q, weight_Q = harness.flipped(pi_Q[drawn_Q], flips_Q)
+            sums[share].append(harness.area(scores_NQ[:, drawn_Q] @ (sign_Q * weight_Q), good_N))
+    return {share: float(np.mean(values)) for share, values in sums.items()}
+
+
+if __name__ == "__main__":
+    main()

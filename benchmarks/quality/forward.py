@@ -1,0 +1,171 @@
+"""Forward selection: 5 % of a mixed pool that should teach one family of tasks, against random, LESS, uniform and all of it.
+
+The pool is GSM8K train and BIG-Bench-Hard, the shorter rows of each (so that a laptop can train on all of them). A seed
+splits a family's rows: 64 become target pairs (the right answer against another answer of the same form), half of the rest
+stays in the pool, half is held out. The model as it is is tuned on what each method keeps, and asked about the held-out rows:
+mean loss of the right answers, and how often the wrong one is the likelier.
+
+    python benchmarks/quality/forward.py --data ../shared/data --seeds 3 --json build/quality/forward.json
+
+Shapes: N rows of the pool.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+import tuning
+from harness import Rows
+
+from prism_job.extract import data
+
+FAMILIES = {
+    "numbers": ("multistep_arithmetic_two", "object_counting"),
+    "yes-no": ("navigate", "sports_understanding", "web_of_lies"),
+}
+OTHERS = ("boolean_expressions", "dyck_languages", "hyperbaton", "ruin_names", "snarks", "word_sorting")
+NUM_GSM8K = 800
+NUM_PAIRS = 64
+BUDGET = 0.05
+EPOCHS, RATE = 2, 1e-4
+
+METHODS = {
+    "none": "not tuned",
+    "random": "random 5 %",
+    "less": "LESS 5 % (cosine to the mean wanted response)",
+    "uniform": "uniform 5 % (K-FAC)",
+    "preference": "PRISM 5 % (preference, K-FAC)",
+    "preference_cosine": "PRISM 5 % by cosine",
+    "all": "the whole pool",
+}
+
+
+def main() -> None:
+    made = harness.parser(__doc__, seeds=3)
+    made.add_argument("--data", type=Path, required=True, help="folder of gsm8k_train.jsonl and bbh.jsonl")
+    made.add_argument("--all-seeds", type=int, default=1, help="seeds that also tune on the whole pool (%(default)s)")
+    options = made.parse_args()
+    pool = read_pool(options.data)
+    figures: dict[str, Any] = {"seeds": options.seeds, "pool": len(pool), "all_seeds": options.all_seeds}
+    for family in FAMILIES:
+        by_seed = []
+        for seed in range(options.seeds):
+            ranked = Family(options.work, options.model, pool, family, seed)
+            methods = [method for method in METHODS if method != "all"]
+            found = {key: value for method in methods for key, value in ranked.tuned(method).items()}
+            by_seed.append(found)
+        over = harness.over_seeds(by_seed)
+        if options.all_seeds:
+            every = [
+                Family(options.work, options.model, pool, family, seed).tuned("all")
+                for seed in range(options.all_seeds)
+            ]
+            over |= harness.over_seeds(every)
+        print(f"\n{family}: {', '.join(FAMILIES[family])}\n")
+        lines = [
+            [name, *(over[f"{figure}[{method}]"] for figure in ("loss", "wrong", "family"))]
+            for method, name in METHODS.items()
+            if f"loss[{method}]" in over
+        ]
+        print(harness.table(["tuned on", "held-out loss", "prefers the wrong answer", "rows of the family"], lines))
+        figures |= {f"{family}/{name}": value for name, value in harness.flat(over).items()}
+    harness.write_json(options.json, figures)
+
+
+def read_pool(folder: Path) -> Rows:
+    """The shortest rows of GSM8K and all of the chosen tasks, as prompt and completion, with `task` named."""
+    maths = [json.loads(line) for line in (folder / "gsm8k_train.jsonl").open(encoding="utf-8")]
+    maths.sort(key=lambda row: (len(row["prompt"]) + len(row["completion"]), row["id"]))
+    tasks = {*OTHERS, *(task for family in FAMILIES.values() for task in family)}
+    rows = [row("gsm8k", one["prompt"] + "\n", one["completion"]) for one in maths[:NUM_GSM8K]]
+    for line in (folder / "bbh.jsonl").open(encoding="utf-8"):
+        one = json.loads(line)
+        if one["task"] in tasks:
+            rows.append(row(one["task"], one["prompt"] + "\n", one["completion"]))
+    return rows
+
+
+def row(task: str, prompt: str, completion: str) -> dict[str, Any]:
+    return {"prompt": prompt, "completion": completion, "task": task}
+
+
+class Family:
+    """One family of tasks under one seed: its split, the rankings, and what tuning on their tops does."""
+
+    def __init__(self, work: Path, model: str, pool: Rows, family: str, seed: int) -> None:
+        self.work, self.model, self.pool, self.family, self.seed = work, model, pool, family, seed
+        chance = random.Random(f"{family} {seed}")
+        places = [place for place, one in enumerate(pool) if one["task"] in FAMILIES[family]]
+        chance.shuffle(places)
+        middle = NUM_PAIRS + (len(places) - NUM_PAIRS) // 2
+        self.targets = [self._pair(place, chance) for place in places[:NUM_PAIRS]]
+        self.held = [self._pair(place, chance) for place in places[middle:]]
+        outside = {*places[:NUM_PAIRS], *places[middle:]}
+        self.in_pool_N = np.array([place not in outside for place in range(len(pool))])
+
+    def _pair(self, place: int, chance: random.Random) -> dict[str, str]:
+        """The row's own answer against another answer that its task has."""
+        one = self.pool[place]
+        others = sorted({row["completion"] for row in self.pool if row["task"] == one["task"]} - {one["completion"]})
+        return {"prompt": one["prompt"], "chosen": one["completion"], "rejected": chance.choice(others)}
+
+    def tuned(self, method: str) -> dict[str, float]:
+        settings = [method, self.family, self.seed, NUM_GSM8K, NUM_PAIRS, BUDGET, EPOCHS, RATE, self.model]
+        path = self.work / "forward" / f"{self.family}-{self.seed}-{method}.json"
+        return harness.once(path, settings, lambda: self._tune(method))
+
+    def _tune(self, method: str) -> dict[str, float]:
+        chosen = self._chosen(method)
+        tokenizer, model = tuning.load(self.model)
+
+        def encoded(rows: list[dict[str, Any]], side: str) -> list[data.Encoded]:
+            return [data.encode_response(one["prompt"], one[side], None, tokenizer, 512) for one in rows]
+
+        if chosen:
+            rows = [self.pool[place] for place in chosen]
+            tuning.tune(model, encoded(rows, "completion"), epochs=EPOCHS, rate=RATE, seed=self.seed)
+        right_H = tuning.mean_nll(model, encoded(self.held, "chosen"))
+        wrong_H = tuning.mean_nll(model, encoded(self.held, "rejected"))
+        in_family = [self.pool[place]["task"] in FAMILIES[self.family] for place in chosen]
+        return {
+            f"loss[{method}]": float(right_H.mean()),
+            f"wrong[{method}]": float((wrong_H <= right_H).mean()),
+            f"family[{method}]": float(np.sum(in_family)),
+        }
+
+    def _chosen(self, method: str) -> list[int]:
+        places = np.flatnonzero(self.in_pool_N)
+        if method == "none":
+            return []
+        if method == "all":
+            return places.tolist()
+        num_kept = round(BUDGET * len(places))
+        ranking_N = self._ranking(method)
+        return places[np.argsort(-ranking_N[places], kind="stable")[:num_kept]].tolist()
+
+    def _ranking(self, method: str) -> harness.Float64:
+        if method == "random":
+            return np.random.default_rng(self.seed).random(len(self.pool))
+        name = f"forward-{self.family}-{self.seed}"
+        if method == "less":
+            wanted = [{"prompt": one["prompt"], "chosen": one["chosen"]} for one in self.targets]
+            single = self._extract(f"{name}-single", wanted, "uniform").with_damping(None)
+            return single.scores(np.ones(NUM_PAIRS)) / single.norm_N
+        pairs = self._extract(name, self.targets, "preference")
+        uniform = method == "uniform"
+        scores_N = pairs.scores(np.ones(NUM_PAIRS) if uniform else pairs.targets.preference_Q)
+        return scores_N / pairs.norm_N if method == "preference_cosine" else scores_N
+
+    def _extract(self, name: str, targets: Rows, weighting: str) -> harness.Extracted:
+        # The pool's rows are the same for every family, seed and method: extracted once.
+        options = {"model": self.model, "weighting": weighting, "extraction": {"examplesPerShard": 256}}
+        return harness.extract(self.work, name, self.pool, targets, **options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""What the quality experiments share: real extraction through the job, scores of any weighting from its store, statistics.
+
+An experiment is a script with `--work FOLDER` (the store and what is finished; a second run resumes there), `--seeds` and
+`--json FILE`. Rows come from `python -m prism_job plan` and `extract`, as users get them; scores come from the reducer's own
+functions, so that weightings which the product does not offer (1 − π, swapped pairs) differ from it in one array alone.
+
+Shapes: N candidates, Q pairs, L layers, P projected dims a side, S seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from prism_job.plan import Plan, read_plan
+from prism_job.reduce import agreement
+from prism_job.reduce.preference import Targets, weigh_targets
+from prism_job.reduce.run import fold_directions
+from prism_job.reduce.scoring import score_candidates
+from prism_job.spec import CurvatureSpec, SelectionRun, check_document, digest
+from prism_job.storage import shards
+from prism_job.storage.objects import open_store
+
+Float64 = NDArray[np.float64]
+Rows = list[dict[str, Any]]
+
+MODEL = "build/model/SmolLM2-135M-Instruct.gguf"
+
+STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5 % quantiles of Student's t for 1 to 9 degrees of freedom: intervals of a mean over 2 to 10 seeds."""
+
+
+def parser(description: str | None, seeds: int) -> argparse.ArgumentParser:
+    """The options that every experiment has."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--seeds", type=int, default=seeds, help="how many, from 0 (%(default)s)")
+    made.add_argument("--work", type=Path, default=Path("build/quality"), help="store and finished parts (%(default)s)")
+    made.add_argument("--model", default=MODEL, help="%(default)s")
+    made.add_argument("--json", type=Path, help="write the figures there, flat")
+    return made
+
+
+def once(path: Path, settings: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `compute` gives, kept at `path`: a run that was stopped, or repeated, finds what it had finished.
+
+    `settings` says what the figures depend on; a file that was made with others is computed anew.
+    """
+    wanted = digest(settings)
+    if path.exists():
+        kept = json.loads(path.read_text())
+        if kept["settings"] == wanted:
+            return dict(kept["figures"])
+    started = time.monotonic()
+    figures = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    seconds = time.monotonic() - started
+    part.write_text(json.dumps({"settings": wanted, "seconds": seconds, "figures": figures}, indent=1))
+    part.rename(path)
+    say(f"{path.stem}: {seconds:.0f} s")
+    return figures
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A planned and extracted run: its rows lie in the store, and scores of any weighting follow from them."""
+
+    run: SelectionRun
+    plan: Plan
+
+    def with_scoring(self, **changes: Any) -> Extracted:
+        """The same rows under another scoring section: nothing is extracted again."""
+        scoring = self.run.spec.scoring.model_copy(update=changes)
+        spec = self.run.spec.model_copy(update={"scoring": scoring})
+        return replace(self, run=self.run.model_copy(update={"spec": spec}))
+
+    def with_damping(self, damping: float | None) -> Extracted:
+        """K-FAC of that damping, or none."""
+        kind = {"kind": "none"} if damping is None else {"kind": "kfac", "damping": damping}
+        return self.with_scoring(curvature=CurvatureSpec.model_validate(kind))
+
+    @cached_property
+    def targets(self) -> Targets:
+        """What the reducer makes of the pairs under the run's own scoring."""
+        return weigh_targets(self.run.spec, self.plan, open_store(self.run.spec.store))
+
+    @cached_property
+    def pair_rows_QM(self) -> NDArray[np.float32]:
+        """ḡ(y⁺) − ḡ(y⁻) of each pair, unfolded: float32 [Q, L·P²]."""
+        store = open_store(self.run.spec.store)
+        parts = [shards.read_shard(store, self.plan.extractor, "targets", unit.id) for unit in self.plan.targets]
+        return np.concatenate([part.arrays["rows"] for part in parts])
+
+    def scores(self, weight_Q: Float64) -> Float64:
+        """Equation 4 with these weights in equation 3: float64 [N] in plan order."""
+        return self._scores_along(weight_Q[None] @ self.pair_rows_QM.astype(np.float64) / len(weight_Q))[:, 0]
+
+    def scores_by_pair(self) -> Float64:
+        """The score along each pair alone, float64 [N, Q]: scores are linear in the pairs, so this holds every weighting."""
+        return self._scores_along(self.pair_rows_QM.astype(np.float64))
+
+    def _scores_along(self, directions_KM: Float64) -> Float64:
+        """The reducer's scores along any directions: float64 [N, K]."""
+        spec, store, dim = self.run.spec, open_store(self.run.spec.store), self.run.spec.extraction.projection.dim
+        directions_KLPP = directions_KM.reshape(len(directions_KM), -1, dim, dim)
+        folded_KD, _ = fold_directions(spec, self.plan, store, self.targets.layers, directions_KLPP)
+        columns = score_candidates(spec, self.plan, store, folded_KD).scores
+        return np.stack([column.part(slice(0, len(column))) for column in columns], axis=1)
+
+    @cached_property
+    def loss_sum_N(self) -> Float64:
+        return self._column("nll")
+
+    @cached_property
+    def norm_N(self) -> Float64:
+        return self._column("norm")
+
+    @cached_property
+    def tokens_N(self) -> Float64:
+        return self._column("tokens")
+
+    @property
+    def loss_N(self) -> Float64:
+        """Token-mean negative log-likelihood of each candidate's response."""
+        return self.loss_sum_N / self.tokens_N
+
+    def _column(self, name: str) -> Float64:
+        store = open_store(self.run.spec.store)
+        parts = [shards.read_shard(store, self.plan.extractor, "candidates", unit.id) for unit in self.plan.candidates]
+        return np.concatenate([part.arrays[name] for part in parts]).astype(np.float64)
+
+
+def extract(
+    work: Path,
+    name: str,
+    candidates: Rows,
+    targets: Rows,
+    *,
+    model: str,
+    dtype: str = "float32",
+    weighting: str = "preference",
+    extraction: dict[str, Any] | None = None,
+) -> Extracted:
+    """Plan and extract through the job's own stages, into the store that all experiments under `work` share."""
+    folder = work / "data" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, rows in (("candidates", candidates), ("targets", targets)):
+        write_rows(folder / f"{part}.jsonl", rows)
+    document = {
+        "apiVersion": "prism.dev/v1alpha1",
+        "kind": "SelectionRun",
+        "metadata": {"name": name},
+        "spec": {
+            "model": {"uri": str(Path(model).resolve()), "dtype": dtype},
+            "candidates": {"uris": [str(folder / "candidates.jsonl")]},
+            "targets": {"uris": [str(folder / "targets.jsonl")]},
+            "store": str(work / "store"),
+            "output": str(work / "selections"),
+            "extraction": {"tokensPerBatch": 2048, **(extraction or {})},
+            "scoring": {"weighting": weighting},
+            "selection": {"drop": "lowest", "budget": {"fraction": 0.5}, "dedupe": "none"},
+        },
+    }
+    path = folder / "selection.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    for stage in ("plan", "extract"):
+        command = [sys.executable, "-m", "prism_job", stage, "--spec", str(path)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{stage} of {path} failed:\n{done.stdout[-2000:]}")
+    run = check_document(document, str(path))
+    return Extracted(run, read_plan(run))
+
+
+def write_rows(path: Path, rows: Rows) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def flipped(preference_Q: Float64, swapped_Q: NDArray[np.bool_]) -> tuple[Float64, Float64]:
+    """Sign and π of each pair once chosen and rejected of those `swapped` change places: its row is −row, its π is 1 − π."""
+    return np.where(swapped_Q, -1.0, 1.0), np.where(swapped_Q, 1 - preference_Q, preference_Q)
+
+
+def area(ranking_N: Float64, good_N: NDArray[np.bool_]) -> float:
+    """AUROC: the probability that a good candidate ranks above a bad one."""
+    value = agreement.auroc(ranking_N, good_N)
+    assert value is not None
+    return value
+
+
+def precision_of_dropped(ranking_N: Float64, good_N: NDArray[np.bool_], fraction: float) -> float:
+    """Share of bad ones among the lowest `fraction`."""
+    taken = np.argsort(ranking_N, kind="stable")[: round(fraction * len(ranking_N))]
+    return float((~good_N[taken]).mean())
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds with its 95 % interval by Student's t."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{_short(self.mean)} ({_short(self.low)} to {_short(self.high)})"
+
+
+def interval(values_S: Iterable[float]) -> Interval:
+    """Mean over seeds, which are independent draws of data and order; one seed has no interval (NaN)."""
+    values = np.array(list(values_S), np.float64)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Interval(mean, float("nan"), float("nan"))
+    half = STUDENT_T[len(values) - 2] * float(values.std(ddof=1)) / len(values) ** 0.5
+    return Interval(mean, mean - half, mean + half)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
+
+
+def over_seeds(by_seed: Sequence[dict[str, float]]) -> dict[str, Interval]:
+    """Figure by figure."""
+    return {name: interval(figures[name] for figures in by_seed) for name in by_seed[0]}
+
+
+def flat(intervals: dict[str, Interval]) -> dict[str, float]:
+    """As `--json` writes them: name, name_low, name_high."""
+    return {
+        f"{name}{suffix}": value
+        for name, found in intervals.items()
+        for suffix, value in (("", found.mean), ("_low", found.low), ("_high", found.high))
+    }
+
+
+def table(heads: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table, as docs/method.md shows it."""
+    rows = [heads, ["---"] * len(heads), *([str(cell) for cell in line] for line in lines)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def write_json(path: Path | None, figures: dict[str, Any]) -> None:
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=1))

@@ -1,0 +1,86 @@
+"""Fine-tuning and asking a small model, for experiments that look at what a selection does to it. Not: how rows are chosen.
+
+Rows are tokenised as extraction does it, loss falls on the same tokens. Everything is float32 on the CPU and follows from
+its seed.
+
+Shapes: B examples of a batch, T tokens, K supervised tokens, N examples.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from prism_job.extract import data
+from prism_job.extract.data import Batch, Encoded
+from prism_job.extract.model import load_model, load_tokenizer
+from prism_job.spec import ModelSpec
+
+CPU = torch.device("cpu")
+ASK_TOKENS = 4096
+"""Tokens of a batch without gradients."""
+
+
+def load(uri: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    spec = ModelSpec(uri=uri, dtype="float32")
+    return load_tokenizer(spec), load_model(spec, CPU)
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A folder that `spec.model.uri` may name. A model read from GGUF cannot be saved as it is: its weights are copied."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def tune(
+    model: PreTrainedModel, encoded: Sequence[Encoded], *, epochs: int, rate: float, seed: int, batch_size: int = 8
+) -> None:
+    """AdamW over all weights, in place: shuffled each epoch, token-mean loss of a batch, rate falling linearly to 0."""
+    model.requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    chance, order = random.Random(seed), list(range(len(encoded)))
+    starts = range(0, len(order), batch_size)
+    num_steps, step = epochs * len(starts), 0
+    for _ in range(epochs):
+        chance.shuffle(order)
+        for start in starts:
+            optimizer.param_groups[0]["lr"] = rate * (1 - step / num_steps)
+            nll_B, tokens_B = _nll(model, data.collate([encoded[n] for n in order[start : start + batch_size]], CPU))
+            optimizer.zero_grad(set_to_none=True)
+            (nll_B.sum() / tokens_B.sum()).backward()
+            optimizer.step()
+            step += 1
+    optimizer.zero_grad(set_to_none=True)
+    model.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def mean_nll(model: PreTrainedModel, encoded: Sequence[Encoded]) -> NDArray[np.float64]:
+    """Token-mean negative log-likelihood of each response: float64 [N]."""
+    found_N = np.zeros(len(encoded))
+    for places in data.micro_batches([len(example.ids) for example in encoded], ASK_TOKENS):
+        nll_B, tokens_B = _nll(model, data.collate([encoded[place] for place in places], CPU))
+        found_N[places] = (nll_B / tokens_B).numpy()
+    return found_N
+
+
+def _nll(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Summed negative log-likelihood of each example, and how many tokens carry it. Logits only where loss falls."""
+    hidden_BTE = model.model(input_ids=batch.ids_BT, attention_mask=batch.real_BT.long()).last_hidden_state
+    logits_KV = model.lm_head(hidden_BTE[torch.roll(batch.supervised_BT, -1, dims=1)])
+    nll_K = nn.functional.cross_entropy(logits_KV, batch.ids_BT[batch.supervised_BT], reduction="none")
+    owner_K = batch.supervised_BT.nonzero()[:, 0]
+    return torch.zeros(batch.size).index_add(0, owner_K, nll_K), batch.supervised_BT.sum(1)
