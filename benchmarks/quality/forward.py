@@ -29,10 +29,10 @@ FAMILIES = {
     "yes-no": ("navigate", "sports_understanding", "web_of_lies"),
 }
 OTHERS = ("boolean_expressions", "dyck_languages", "hyperbaton", "ruin_names", "snarks", "word_sorting")
-NUM_GSM8K = 800
+NUM_GSM8K = 700
 NUM_PAIRS = 64
 BUDGET = 0.05
-EPOCHS, RATE = 2, 1e-4
+EPOCHS, RATE, BATCH_SIZE = 2, 1e-4, 16
 
 METHODS = {
     "none": "not tuned",
@@ -40,7 +40,6 @@ METHODS = {
     "less": "LESS 5 % (cosine to the mean wanted response)",
     "uniform": "uniform 5 % (K-FAC)",
     "preference": "PRISM 5 % (preference, K-FAC)",
-    "preference_cosine": "PRISM 5 % by cosine",
     "all": "the whole pool",
 }
 
@@ -128,7 +127,9 @@ class Family:
 
         if chosen:
             rows = [self.pool[place] for place in chosen]
-            tuning.tune(model, encoded(rows, "completion"), epochs=EPOCHS, rate=RATE, seed=self.seed)
+            tuning.tune(
+                model, encoded(rows, "completion"), epochs=EPOCHS, rate=RATE, seed=self.seed, batch_size=BATCH_SIZE
+            )
         right_H = tuning.mean_nll(model, encoded(self.held, "chosen"))
         wrong_H = tuning.mean_nll(model, encoded(self.held, "rejected"))
         in_family = [self.pool[place]["task"] in FAMILIES[self.family] for place in chosen]
@@ -158,8 +159,7 @@ class Family:
             return single.scores(np.ones(NUM_PAIRS)) / single.norm_N
         pairs = self._extract(name, self.targets, "preference")
         uniform = method == "uniform"
-        scores_N = pairs.scores(np.ones(NUM_PAIRS) if uniform else pairs.targets.preference_Q)
-        return scores_N / pairs.norm_N if method == "preference_cosine" else scores_N
+        return pairs.scores(np.ones(NUM_PAIRS) if uniform else pairs.targets.preference_Q)
 
     def _extract(self, name: str, targets: Rows, weighting: str) -> harness.Extracted:
         # The pool's rows are the same for every family, seed and method: extracted once.

@@ -50,7 +50,7 @@ def tune(
 ) -> None:
     """AdamW over all weights, in place: shuffled each epoch, token-mean loss of a batch, rate falling linearly to 0."""
     model.requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
     chance, order = random.Random(seed), list(range(len(encoded)))
     starts = range(0, len(order), batch_size)
     num_steps, step = epochs * len(starts), 0

@@ -1,0 +1,238 @@
+"""Rectification where the loss is blind: find what taught a model wrong answers, drop it, and train again.
+
+240 answers to short questions, half of them systematically wrong: every capital is Rome, every sum ten too large. Such
+mistakes are easy to learn, so their loss gives little away. The reference is the model tuned on that mixture. Each method
+ranks the mixture with the reference, half of it is dropped, the model as it was is tuned on the rest in the same way, and
+asked held-out questions: how often the wrong answer is the likelier. 60 other pairs want the right answer.
+
+A second reference has memorised the mixture (more epochs at a higher rate). The same rankings are taken there, and two that
+may survive: the model as it was before tuning as the reference, and how much tuning has lowered each row's loss.
+
+    python benchmarks/quality/rectification.py --seeds 3 --json build/quality/rectification.json
+
+Shapes: N rows of the mixture.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from itertools import combinations_with_replacement
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+import tuning
+from harness import Float64
+
+from prism_job.extract import data
+from prism_job.extract.data import Encoded
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "facts"))
+from capitals import CAPITALS
+from make_data import OPERANDS, Fact
+
+NUM_CAPITALS = (40, 40, 30)
+NUM_SUMS = (80, 80, 30, 100)
+"""Right in the mixture, wrong in it, target pairs, held out; of the countries whatever is left is held out."""
+
+EPOCHS, RATE = 2, 2e-5
+MEMORISED_EPOCHS, MEMORISED_RATE = 5, 1e-4
+DROPPED = 0.5
+SWAPPED, DRAWS = 0.3, 100
+"""Share of the pairs that are swapped in a second look at the same rankings, and how often they are drawn."""
+
+METHODS = {
+    "full": "nothing (the reference itself)",
+    "random": "random",
+    "loss": "highest loss, token mean",
+    "uniform": "lowest uniform influence (K-FAC)",
+    "preference": "lowest by PRISM (preference, K-FAC)",
+    "oracle": "what is wrong",
+}
+INFLUENCES = {
+    "uniform": "uniform",
+    "preference": "PRISM",
+    "uniform_cosine": "uniform, cosine",
+    "preference_cosine": "PRISM, cosine",
+}
+
+
+def main() -> None:
+    options = harness.parser(__doc__, seeds=3).parse_args()
+    by_seed = [Mixture(options.work, options.model, seed).figures() for seed in range(options.seeds)]
+    found = harness.over_seeds(by_seed)
+    print(
+        f"\nbefore any tuning the wrong answer is the likelier for {found['wrong[before]']} of the held-out questions\n"
+    )
+    lines = [[name, found.get(f"auroc[{method}]", ""), found[f"wrong[{method}]"]] for method, name in METHODS.items()]
+    print(harness.table(["dropped half", "AUROC of the ranking", "prefers the wrong answer afterwards"], lines))
+    gain = [seed["auroc[preference]"] - seed["auroc[loss]"] for seed in by_seed]
+    print(f"\nAUROC of PRISM over the loss: {harness.interval(gain)}; mean π {found['mean_pi']}\n")
+    lines = [
+        [name, found[f"auroc[{method}]"], found[f"swapped_auroc[{method}]"]] for method, name in INFLUENCES.items()
+    ]
+    print(harness.table(["AUROC", "clean pairs", f"{SWAPPED:.0%} swapped"], lines) + "\n")
+    memorised = [
+        [name.partition("[")[2][:-1], value] for name, value in found.items() if name.startswith("memorised_auroc[")
+    ]
+    print(f"mean loss of the mixture: tuned {found['mixture_loss']}, memorised {found['memorised_mixture_loss']}\n")
+    print(harness.table(["ranked by, once the mixture is memorised", "AUROC"], memorised))
+    harness.write_json(
+        options.json,
+        {"seeds": options.seeds, **harness.flat(found | {"auroc_gain_over_loss": harness.interval(gain)})},
+    )
+
+
+class Mixture:
+    """The mixture of one seed: its rows, the models tuned on it, the rankings."""
+
+    def __init__(self, work: Path, model: str, seed: int) -> None:
+        self.work, self.model, self.seed = work, model, seed
+        chance = random.Random(f"mixture {seed}")
+        countries = chance.sample([one for one in CAPITALS if CAPITALS[one] != "Rome"], len(CAPITALS) - 1)
+        drawn = chance.sample(list(combinations_with_replacement(OPERANDS, 2)), sum(NUM_SUMS))
+        sums = [(a, b) if chance.random() < 0.5 else (b, a) for a, b in drawn]
+
+        def facts(place: int) -> list[Fact]:
+            first = sum(NUM_CAPITALS[:place])
+            last = first + NUM_CAPITALS[place] if place < len(NUM_CAPITALS) else None
+            start = sum(NUM_SUMS[:place])
+            return [
+                *(capital(one) for one in countries[first:last]),
+                *(added(*one) for one in sums[start : start + NUM_SUMS[place]]),
+            ]
+
+        rows = [(fact, True) for fact in facts(0)] + [(fact, False) for fact in facts(1)]
+        chance.shuffle(rows)
+        self.good_N = np.array([right for _, right in rows])
+        self.rows = [
+            {"prompt": prompt(fact), "completion": fact.right if right else fact.wrong, "label": int(right)}
+            for fact, right in rows
+        ]
+        self.targets = [{"prompt": prompt(fact), "chosen": fact.right, "rejected": fact.wrong} for fact in facts(2)]
+        self.held = facts(3)
+
+    def figures(self) -> dict[str, float]:
+        found = self._once("before", lambda: {"wrong[before]": self._wrong(tuning.load(self.model))})
+        found |= self._once("tuned", lambda: self._reference("tuned", EPOCHS, RATE))
+        found |= self._once("rankings", self._rankings)
+        for method in METHODS:
+            if method != "full":
+                found |= self._once(method, lambda method=method: self._after(method))
+        found |= self._once("memorised", lambda: self._reference("memorised", MEMORISED_EPOCHS, MEMORISED_RATE))
+        found |= self._once("memorised-rankings", self._memorised)
+        return found
+
+    def _once(self, name: str, compute: Any) -> dict[str, Any]:
+        settings = [
+            self.seed,
+            self.model,
+            *(NUM_CAPITALS, NUM_SUMS, EPOCHS, RATE, DROPPED, MEMORISED_EPOCHS, MEMORISED_RATE, SWAPPED, DRAWS),
+        ]
+        return harness.once(self.work / "rectification" / f"{self.seed}-{name}.json", settings, compute)
+
+    def _reference(self, name: str, epochs: int, rate: float) -> dict[str, float]:
+        tokenizer, model = tuning.load(self.model)
+        encoded = self._encoded(tokenizer, self.rows)
+        tuning.tune(model, encoded, epochs=epochs, rate=rate, seed=self.seed)
+        tuning.save(model, tokenizer, self._folder(name))
+        prefix = "" if name == "tuned" else f"{name}_"
+        return {
+            f"{prefix}wrong[full]": self._wrong((tokenizer, model)),
+            f"{prefix}mixture_loss": float(tuning.mean_nll(model, encoded).mean()),
+        }
+
+    def _folder(self, name: str) -> Path:
+        return self.work / "references" / f"{name}-{self.seed}"
+
+    def _extracted(self, name: str, model: str) -> harness.Extracted:
+        return harness.extract(self.work, f"rectification-{name}-{self.seed}", self.rows, self.targets, model=model)
+
+    def _ranked(self, method: str, run: harness.Extracted) -> Float64:
+        if method == "random":
+            return np.random.default_rng(self.seed).random(len(self.rows))
+        if method == "oracle":
+            return self.good_N.astype(np.float64)
+        if method == "loss":
+            return -run.loss_N
+        weights = run.targets.preference_Q if method.startswith("preference") else np.ones(len(self.targets))
+        scores_N = run.scores(weights)
+        return scores_N / run.norm_N if method.endswith("cosine") else scores_N
+
+    def _rankings(self) -> dict[str, Any]:
+        run = self._extracted("tuned", str(self._folder("tuned")))
+        found = {
+            f"auroc[{method}]": harness.area(self._ranked(method, run), self.good_N)
+            for method in dict.fromkeys([*METHODS, *INFLUENCES])
+            if method != "full"
+        }
+        return found | self._swapped(run) | {"mean_pi": float(run.targets.preference_Q.mean())}
+
+    def _swapped(self, run: harness.Extracted) -> dict[str, float]:
+        """AUROC of each influence with a share of the pairs swapped, mean of the draws."""
+        scores_NQ, pi_Q = run.scores_by_pair(), run.targets.preference_Q
+        generator = np.random.default_rng(self.seed)
+        found: dict[str, list[float]] = {method: [] for method in INFLUENCES}
+        for _ in range(DRAWS):
+            swapped_Q = np.zeros(len(pi_Q), np.bool_)
+            swapped_Q[generator.permutation(len(pi_Q))[: round(SWAPPED * len(pi_Q))]] = True
+            sign_Q, weight_Q = harness.flipped(pi_Q, swapped_Q)
+            for method, values in found.items():
+                ranking_N = scores_NQ @ (sign_Q * (weight_Q if method.startswith("preference") else 1.0))
+                values.append(harness.area(ranking_N / (run.norm_N if "cosine" in method else 1.0), self.good_N))
+        return {f"swapped_auroc[{method}]": float(np.mean(values)) for method, values in found.items()}
+
+    def _memorised(self) -> dict[str, float]:
+        after = self._extracted("memorised", str(self._folder("memorised")))
+        before = self._extracted("before", self.model)
+        rankings = {
+            method: self._ranked(method, after) for method in ("loss", "uniform", "preference", "preference_cosine")
+        }
+        rankings["before tuning: loss"] = self._ranked("loss", before)
+        rankings["before tuning: PRISM"] = self._ranked("preference", before)
+        rankings["before tuning: PRISM by cosine"] = self._ranked("preference_cosine", before)
+        rankings["rise of the likelihood by tuning"] = after.loss_N - before.loss_N
+        found = {f"memorised_auroc[{name}]": harness.area(value, self.good_N) for name, value in rankings.items()}
+        return found | {"memorised_mean_pi": float(after.targets.preference_Q.mean())}
+
+    def _after(self, method: str) -> dict[str, float]:
+        run = self._extracted("tuned", str(self._folder("tuned")))
+        order = np.argsort(self._ranked(method, run), kind="stable")
+        kept = np.sort(order[round(DROPPED * len(order)) :])
+        tokenizer, model = tuning.load(self.model)
+        rows = [self.rows[place] for place in kept]
+        tuning.tune(model, self._encoded(tokenizer, rows), epochs=EPOCHS, rate=RATE, seed=self.seed)
+        return {f"wrong[{method}]": self._wrong((tokenizer, model))}
+
+    def _encoded(self, tokenizer: Any, rows: harness.Rows) -> list[Encoded]:
+        return [data.encode_response(row["prompt"], row["completion"], None, tokenizer, 512) for row in rows]
+
+    def _wrong(self, asked: tuple[Any, Any]) -> float:
+        """Share of held-out questions whose wrong answer has the higher likelihood, length-normalised."""
+        tokenizer, model = asked
+        right, wrong = (
+            tuning.mean_nll(
+                model,
+                self._encoded(tokenizer, [{"prompt": prompt(one), "completion": answer(one)} for one in self.held]),
+            )
+            for answer in (lambda fact: fact.right, lambda fact: fact.wrong)
+        )
+        return float((wrong < right).mean())
+
+
+def prompt(fact: Fact) -> str:
+    return f"Question: {fact.question}\nAnswer:"
+
+
+def capital(country: str) -> Fact:
+    return Fact("capital", f"What is the capital of {country}?", f" {CAPITALS[country]}.", " Rome.")
+
+
+def added(a: int, b: int) -> Fact:
+    return Fact("sum", f"What is {a} + {b}?", f" {a + b}.", f" {a + b + 10}.")
+
+
+if __name__ == "__main__":
+    main()
