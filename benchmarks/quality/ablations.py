@@ -4,37 +4,32 @@ Unfolded float16 rows of the job (dim 64) hold most variants at once: a codec is
 layers are slices, curvature acts on the pairs. Other dims are extracted anew. AUROC of right above wrong statements, preference
 weights, clean pairs and 40 % of them swapped (mean of 100 draws).
 
-    python benchmarks/quality/ablations.py --seeds 3 --json build/quality/ablations.json
+    python -m benchmarks.quality.ablations --seeds 3 --json build/quality/ablations.json
 
 Shapes: N candidates, Q pairs, L layers, P projected dims a side, M = L·P², D folded dims.
 """
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Callable
-from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
-import harness
 import numpy as np
-from harness import Extracted, Float64
 from numpy.typing import NDArray
 
+from benchmarks.quality import harness
+from benchmarks.quality.facts import make_data, more_pairs
+from benchmarks.quality.harness import Extracted, Float64
 from prism_job import projection
 from prism_job.reduce import curvature
 from prism_job.storage import codec, shards
 from prism_job.storage.objects import open_store
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "facts"))
-from capitals import CAPITALS
-from make_data import OPERANDS, capital_facts, make_data, sum_facts, target
-
 Float32 = NDArray[np.float32]
 DAMPINGS = (0.001, 0.01, 0.1, 1.0, 10.0)
 SIGN_DIMS = (16_384, 65_536, 262_144)
+OTHER_DIMS = (16,)
 NUM_PAIRS = (4, 8, 16, 32, 64, 128)
 DRAWS = 100
 DEFAULT_DAMPING = 0.1
@@ -55,7 +50,7 @@ def _stem(name: str) -> str:
 
 
 def one_seed(work: Path, model: str, seed: int) -> dict[str, float]:
-    settings = [seed, model, DAMPINGS, SIGN_DIMS, NUM_PAIRS, DRAWS]
+    settings = [seed, model, DAMPINGS, SIGN_DIMS, OTHER_DIMS, NUM_PAIRS, DRAWS]
     return harness.once(work / "ablations" / f"{seed}.json", settings, lambda: measure(work, model, seed))
 
 
@@ -64,26 +59,14 @@ def extracted(work: Path, model: str, seed: int, dim: int) -> tuple[Extracted, n
     candidates, targets = make_data(seed)
     options = {"projection": {"dim": dim}, "codec": {"kind": "float16"}}
     run = harness.extract(
-        work, f"facts-{seed}-p{dim}", candidates, [*targets, *more_pairs(seed)], model=model, extraction=options
+        work,
+        f"facts-{seed}-p{dim}",
+        candidates,
+        [*targets, *more_pairs(seed, max(NUM_PAIRS) - len(targets))],
+        model=model,
+        extraction=options,
     )
     return run, np.array([row["label"] == 1 for row in candidates])
-
-
-def more_pairs(seed: int) -> harness.Rows:
-    """Pairs beyond the 60 of `make_data`, of countries and sums that it leaves out: as many as 128 lack."""
-    candidates, targets = make_data(seed)
-    asked = {row["messages"][0]["content"] for row in candidates} | {row["prompt"][0]["content"] for row in targets}
-    chance = random.Random(f"more {seed}")
-    countries = [one for one in CAPITALS if f"What is the capital of {one}?" not in asked]
-    sums = [
-        (a, b)
-        for a, b in combinations_with_replacement(OPERANDS, 2)
-        if not {f"What is {a} + {b}?", f"What is {b} + {a}?"} & asked
-    ]
-    facts = capital_facts(chance.sample(countries, len(countries)))
-    facts += sum_facts(chance, chance.sample(sums, max(NUM_PAIRS) - len(targets) - len(facts)))
-    chance.shuffle(facts)
-    return [target(fact) for fact in facts]
 
 
 def measure(work: Path, model: str, seed: int) -> dict[str, float]:
@@ -119,7 +102,7 @@ def measure(work: Path, model: str, seed: int) -> dict[str, float]:
         for share, value in by_number(plain_NQ, pi_Q, good_N, count, seed).items():
             figures[f"pairs: {count}[{share}]"] = value
     del rows_NM
-    for dim in (16, 32):
+    for dim in OTHER_DIMS:
         other, _ = extracted(work, model, seed, dim)
         add(
             f"rows: p={dim} float16, unfolded",
@@ -216,8 +199,7 @@ def by_share(scores_NQ: Float64, pi_Q: Float64, good_N: np.ndarray, seed: int) -
     generator = np.random.default_rng(seed)
     swapped = []
     for _ in range(DRAWS):
-        swapped_Q = np.zeros(len(pi_Q), np.bool_)
-        swapped_Q[generator.permutation(len(pi_Q))[: round(0.4 * len(pi_Q))]] = True
+        swapped_Q = harness.draw_swapped(generator, len(pi_Q), 0.4)
         sign_Q, weight_Q = harness.flipped(pi_Q, swapped_Q)
         swapped.append(harness.area(scores_NQ @ (sign_Q * weight_Q), good_N))
     return {"clean": harness.area(scores_NQ @ pi_Q, good_N), "swapped": float(np.mean(swapped))}

@@ -5,7 +5,7 @@ splits a family's rows: 64 become target pairs (the right answer against another
 stays in the pool, half is held out. The model as it is is tuned on what each method keeps, and asked about the held-out rows:
 mean loss of the right answers, and how often the wrong one is the likelier.
 
-    python benchmarks/quality/forward.py --data ../shared/data --seeds 3 --json build/quality/forward.json
+    python -m benchmarks.quality.forward --data ../shared/data --seeds 3 --json build/quality/forward.json
 
 Shapes: N rows of the pool.
 """
@@ -17,11 +17,10 @@ import random
 from pathlib import Path
 from typing import Any
 
-import harness
 import numpy as np
-import tuning
-from harness import Rows
 
+from benchmarks.quality import harness, tuning
+from benchmarks.quality.harness import Rows
 from prism_job.extract import data
 
 FAMILIES = {
@@ -163,7 +162,8 @@ class Family:
 
     def _extract(self, name: str, targets: Rows, weighting: str) -> harness.Extracted:
         # The pool's rows are the same for every family, seed and method: extracted once.
-        options = {"model": self.model, "weighting": weighting, "extraction": {"examplesPerShard": 256}}
+        options = {"model": self.model, "dtype": "bfloat16", "weighting": weighting}
+        options["extraction"] = {"examplesPerShard": 256}
         return harness.extract(self.work, name, self.pool, targets, **options)
 
 

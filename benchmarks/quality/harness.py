@@ -192,6 +192,13 @@ def write_rows(path: Path, rows: Rows) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
+def draw_swapped(generator: np.random.Generator, count: int, share: float) -> NDArray[np.bool_]:
+    """Which of so many pairs are swapped: exactly that share of them, rounded."""
+    swapped_Q = np.zeros(count, np.bool_)
+    swapped_Q[generator.permutation(count)[: round(share * count)]] = True
+    return swapped_Q
+
+
 def flipped(preference_Q: Float64, swapped_Q: NDArray[np.bool_]) -> tuple[Float64, Float64]:
     """Sign and π of each pair once chosen and rejected of those `swapped` change places: its row is −row, its π is 1 − π."""
     return np.where(swapped_Q, -1.0, 1.0), np.where(swapped_Q, 1 - preference_Q, preference_Q)

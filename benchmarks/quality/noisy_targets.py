@@ -4,23 +4,21 @@ The facts task of examples/facts: 240 statements, half wrong; 60 pairs that want
 and rejected change places. Every method sees the same rows of the same store; a seed draws the facts, and each share of
 swapped pairs is drawn 100 times within it (scores are linear in the pairs, so a draw costs nothing).
 
-    python benchmarks/quality/noisy_targets.py --seeds 5 --json build/quality/noisy_targets.json
+    python -m benchmarks.quality.noisy_targets --seeds 5 --json build/quality/noisy_targets.json
 
 Shapes: N candidates, Q pairs.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-import harness
 import numpy as np
-from harness import Extracted, Float64
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "facts"))
-from make_data import make_data
+from benchmarks.quality import harness
+from benchmarks.quality.facts import make_data
+from benchmarks.quality.harness import Extracted, Float64
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 DRAWS = 100
@@ -80,8 +78,7 @@ def measure(pairs: Extracted, responses: Extracted, good_N: np.ndarray, seed: in
     sums: dict[str, float] = {}
     for share in SHARES:
         for _ in range(DRAWS):
-            swapped_Q = np.zeros(len(pi_Q), np.bool_)
-            swapped_Q[generator.permutation(len(pi_Q))[: round(share * len(pi_Q))]] = True
+            swapped_Q = harness.draw_swapped(generator, len(pi_Q), share)
             sign_Q, weight_Q = harness.flipped(pi_Q, swapped_Q)
             wanted_R = np.concatenate([~swapped_Q, swapped_Q]).astype(np.float64)
             rankings: dict[str, Float64] = {

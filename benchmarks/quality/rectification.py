@@ -8,7 +8,7 @@ asked held-out questions: how often the wrong answer is the likelier. 60 other p
 A second reference has memorised the mixture (more epochs at a higher rate). The same rankings are taken there, and two that
 may survive: the model as it was before tuning as the reference, and how much tuning has lowered each row's loss.
 
-    python benchmarks/quality/rectification.py --seeds 3 --json build/quality/rectification.json
+    python -m benchmarks.quality.rectification --seeds 3 --json build/quality/rectification.json
 
 Shapes: N rows of the mixture.
 """
@@ -16,22 +16,17 @@ Shapes: N rows of the mixture.
 from __future__ import annotations
 
 import random
-import sys
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
-import harness
 import numpy as np
-import tuning
-from harness import Float64
 
+from benchmarks.quality import harness, tuning
+from benchmarks.quality.facts import CAPITALS, OPERANDS, Fact
+from benchmarks.quality.harness import Float64
 from prism_job.extract import data
 from prism_job.extract.data import Encoded
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "facts"))
-from capitals import CAPITALS
-from make_data import OPERANDS, Fact
 
 NUM_CAPITALS = (40, 40, 30)
 NUM_SUMS = (80, 80, 30, 100)
@@ -176,8 +171,7 @@ class Mixture:
         generator = np.random.default_rng(self.seed)
         found: dict[str, list[float]] = {method: [] for method in INFLUENCES}
         for _ in range(DRAWS):
-            swapped_Q = np.zeros(len(pi_Q), np.bool_)
-            swapped_Q[generator.permutation(len(pi_Q))[: round(SWAPPED * len(pi_Q))]] = True
+            swapped_Q = harness.draw_swapped(generator, len(pi_Q), SWAPPED)
             sign_Q, weight_Q = harness.flipped(pi_Q, swapped_Q)
             for method, values in found.items():
                 ranking_N = scores_NQ @ (sign_Q * (weight_Q if method.startswith("preference") else 1.0))
