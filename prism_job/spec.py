@@ -206,6 +206,18 @@ class SelectionSpec(Section):
         return self
 
 
+class AuditSpec(Section):
+    """How far the ranking can be trusted: some candidates are extracted and scored again, and the two rankings compared."""
+
+    examples: int = Field(
+        128,
+        ge=0,
+        le=65_536,
+        description="Candidates, chosen by their ids, that are extracted again at twice the dims under another seed, and the "
+        "targets with them. 128 tell a Spearman of .95 to within .02; 0: no audit, and no cost.",
+    )
+
+
 class RunSpec(Section):
     """The whole request."""
 
@@ -217,6 +229,7 @@ class RunSpec(Section):
     extraction: ExtractionSpec = Field(ExtractionSpec(), description="Rows from candidates.")
     scoring: ScoringSpec = Field(ScoringSpec(), description="Scores from rows.")
     selection: SelectionSpec = Field(description="The subset from scores.")
+    audit: AuditSpec = Field(AuditSpec(), description="The manifest's word on how far the ranking can be trusted.")
     cluster: ClusterSpec | None = Field(None, description="Kubernetes only.")
     suspend: bool = Field(
         False, description="Stop the pods and wait, on a cluster. May be changed while the run exists."

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prism_job.errors import DataError, RequestError, TryAgain
 from prism_job.plan import Plan
+from prism_job.reduce import audit
 from prism_job.spec import SelectionRun, digest
 from prism_job.storage.objects import Store, open_store, split_uri
 
@@ -73,6 +74,7 @@ class Manifest(_Plain):
         work: digest of the plan: data, units, targets.
         threshold: score of the last row that the budget took.
         scores, preference: five-number summaries; curvature: kind, λ and the tokens it rests on.
+        audit: how far the ranking can be trusted (reduce/audit.py), and what it took to know that; None: switched off.
     """
 
     format: Literal["prism-selection/1"] = "prism-selection/1"
@@ -87,6 +89,7 @@ class Manifest(_Plain):
     scores: dict[str, float]
     preference: dict[str, float]
     curvature: dict[str, Any]
+    audit: dict[str, Any] | None = None
     code_version: str
     files: dict[FileName, Vouched] = {}
 
@@ -97,6 +100,7 @@ class Manifest(_Plain):
             "selected": self.counts.selected,
             "candidates": self.counts.candidates,
             "badRows": self.counts.quarantined,
+            "audit": audit.sentence(self.audit) if self.audit else None,
         }
 
 
@@ -108,7 +112,7 @@ def selection_id(run: SelectionRun, plan: Plan) -> str:
     spec = run.spec
     scoring, selection = spec.scoring.model_dump(mode="json"), spec.selection.model_dump(mode="json")
     decided = [MANIFEST_FORMAT, plan.work_digest(), scoring, selection, spec.candidates.max_bad_fraction, spec.store]
-    return digest(decided)[:16]
+    return digest([*decided, spec.audit.model_dump()])[:16]
 
 
 def folder_key(run: SelectionRun, chosen_id: str) -> str:
