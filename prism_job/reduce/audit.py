@@ -36,6 +36,9 @@ from prism_job.storage.objects import Store
 Float64 = NDArray[np.float64]
 Figures = dict[str, Any]
 
+VARIANCE_RATIO = 0.5
+"""Of the audit's noise to the job's; follows from `plan.audit_spec`."""
+
 MIN_ROWS = 10
 """Fewer rows give an interval from 0 to 1, or nearly."""
 
@@ -100,7 +103,8 @@ def _unknown(reason: str | None) -> Figures:
 
 def noise_ratio(between: float) -> float:
     """x, the noise over the signal variance of the job's scores, from the correlation of job and audit (above 0)."""
-    return math.sqrt(0.25 + 2 / between**2) - 1.5
+    ratio = VARIANCE_RATIO
+    return (math.sqrt((1 - ratio) ** 2 + 4 * ratio / between**2) - 1 - ratio) / (2 * ratio)
 
 
 def with_exact(between: float) -> float:
@@ -117,9 +121,10 @@ def _overlap(scores_N: Float64, audit_scores_N: Float64, noise: float, taken: in
     is assumed. The interval is that of resampled rows. Signs and resamplings are drawn from a fixed seed.
     """
     # Curvature and norms of another space may scale all scores alike: the signal is brought to the job's scale.
-    scale = scores_N.std() / audit_scores_N.std() * math.sqrt((1 + noise / 2) / (1 + noise))
+    ratio = VARIANCE_RATIO
+    scale = scores_N.std() / audit_scores_N.std() * math.sqrt((1 + ratio * noise) / (1 + noise))
     audit_N = (audit_scores_N - audit_scores_N.mean()) * scale + scores_N.mean()
-    exact_N, noise_N = (scores_N + 2 * audit_N) / 3, (scores_N - audit_N) * math.sqrt(2 / 3)
+    exact_N, noise_N = (ratio * scores_N + audit_N) / (1 + ratio), (scores_N - audit_N) / math.sqrt(1 + ratio)
     random = np.random.default_rng(0)
 
     def share(rows_N: NDArray[np.int64], num_draws: int) -> float:
