@@ -430,7 +430,8 @@ def test_the_report_and_the_last_words_say_it_in_words(job: Job) -> None:
     published = audited(job, 20).run()
     found = figures(published)
     said = audit.sentence(found)
-    assert f"Spearman {found['spearman']:.2f} ({found['spearman_low']:.2f} to {found['spearman_high']:.2f})" in said
+    assert f"Spearman {found['spearman']:.3f} ({found['spearman_low']:.3f} to {found['spearman_high']:.3f})" in said
+    assert f"would take {found['overlap']:.0%} ({found['overlap_low']:.0%} to {found['overlap_high']:.0%}) as" in said
     page = (published.parent / "report.html").read_text()
     assert "How far the ranking can be trusted" in page
     assert said in page

@@ -47,5 +47,5 @@ class Uploads:
     ) -> None:
         for kind, arrays, notes in shards_of_unit:
             num_bytes = shards.write_shard(self.store, extractor, kind, unit.id, arrays, notes)
-            event("shard", kind=kind, unit=unit.id, rows=unit.num_rows, bytes=num_bytes)
+            event("shard", kind=kind, extractor=extractor, unit=unit.id, rows=unit.num_rows, bytes=num_bytes)
         self.num_written += 1

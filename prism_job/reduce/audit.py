@@ -238,14 +238,14 @@ def sentence(figures: Figures) -> str:
     if figures["spearman"] is None:
         return f"How well the ranking agrees with exact scores is not known: {figures['reason']}."
     said = [
-        f"The ranking agrees with exact scores at Spearman {_shown(figures, 'spearman')}; "
-        f"of what the budget takes, exact scores would take {_shown(figures, 'overlap')} as well."
+        f"The ranking agrees with exact scores at Spearman {_shown(figures, 'spearman', '.3f')}; "
+        f"of what the budget takes, exact scores would take {_shown(figures, 'overlap', '.0%')} as well."
     ]
     if figures["spearman"] < LOW_AGREEMENT:
         said.append("Raise extraction.projection.dim or extraction.codec.dims.")
     return " ".join(said)
 
 
-def _shown(figures: Figures, name: str) -> str:
-    value, low, high = (f"{figures[f'{name}{end}']:.2f}" for end in ("", "_low", "_high"))
+def _shown(figures: Figures, name: str, form: str) -> str:
+    value, low, high = (format(figures[f"{name}{end}"], form) for end in ("", "_low", "_high"))
     return f"{value} ({low} to {high})"

@@ -231,7 +231,7 @@ def _audit(figures: dict[str, Any]) -> str:
         "tokens of this run."
     ]
     if figures["spearman_between"] is not None:
-        rho, share = (f"{figures[name]:.3f}" for name in ("spearman_between", "overlap_between"))
+        rho, share = f"{figures['spearman_between']:.3f}", percent(figures["overlap_between"], 1)
         told.append(
             f"The two rankings agree at Spearman {rho}, and share {share} of the {figures['taken']:,} that the budget would "
             "take of these; both are noisy, so each is nearer to the exact ranking than to the other. Brackets hold 95 % "
