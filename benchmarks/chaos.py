@@ -116,7 +116,8 @@ class Chaos:
 
         written: Counter[str] = Counter()
         for log in self.logs:
-            written.update(one["unit"] for one in events(log) if one["event"] == "shard" and one["kind"] != "factors")
+            put = [one for one in events(log) if one["event"] == "shard" and one["kind"] != "factors"]
+            written.update(f"{one['extractor']}/{one['unit']}" for one in put)
         num_kills = sum(self.kills.values())
         return {
             "units": plan["units"],

@@ -113,6 +113,7 @@ def run_job(folder: Path, model: str, candidates: list, pairs: list) -> tuple[np
             "store": str(folder / "store"),
             "output": str(folder / "output"),
             "extraction": {"tokensPerBatch": 2048},
+            "audit": {"examples": 0},  # its shards are none of the bytes that an example costs
             "scoring": {"curvature": {"kind": "none"}},
             "selection": {"keep": "highest", "budget": {"fraction": 0.1}, "dedupe": "none"},
         },

@@ -89,6 +89,7 @@ def extract(folder: Path, ranks: int) -> tuple[dict[str, np.ndarray], list[dict[
                 "deepspeed": {"stage": 3 if ranks > 1 else 0},
             },
             "scoring": {"curvature": {"kind": "none"}},
+            "audit": {"examples": 0},
             "selection": {"keep": "highest", "budget": {"count": 1}},
         },
     }

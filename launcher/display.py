@@ -160,12 +160,20 @@ def outcome_words(words: dict[str, Any]) -> str:
                 f"{words['missing']:,} of {words['units']:,} units to extract{bad}"
             )
         case "extract":
-            return f"{words['units']:,} units, {words['examples']:,} examples, {words['tokens']:,} tokens"
+            share = share_of_audit(words)
+            audit = f"; {share:.0%} of the time for the audit" if share else ""
+            return f"{words['units']:,} units, {words['examples']:,} examples, {words['tokens']:,} tokens{audit}"
         case "reduce" if words.get("unchanged"):
             return "this selection was published before"
         case "reduce":
             return f"{words['selected']:,} of {words['candidates']:,} examples selected"
     return "done"
+
+
+def share_of_audit(words: dict[str, Any]) -> float:
+    """Of the time of extraction's passes, that of the audit's, 0 to 1."""
+    seconds = words.get("seconds", 0.0)
+    return round(words.get("auditSeconds", 0.0) / seconds, 4) if seconds else 0.0
 
 
 def printable(text: str) -> str:

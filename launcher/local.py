@@ -25,7 +25,7 @@ from types import FrameType
 from typing import IO, Any
 
 import prism_job.spec
-from launcher.display import Display
+from launcher.display import Display, share_of_audit
 
 Words = dict[str, Any]
 
@@ -150,11 +150,14 @@ def run_stages(text: str, where: str, display: Display, *, job: Sequence[str] = 
 
         plan = stage("plan")
         if plan["missing"]:
-            extracted = stage("extract")["units"]
+            words = stage("extract")
+            extracted, audit_share = words["units"], share_of_audit(words)
         else:
-            extracted = 0
+            extracted, audit_share = 0, 0.0
             display.say(f"0 units extracted: the store holds all {plan['units']}")
         reduced = stage("reduce")
+        if reduced.get("audit"):
+            display.say(f"audit: {reduced['audit']}")
         if reduced["badRows"]:
             display.say(f"unusable rows: {reduced['badRows']:,}; quarantine.jsonl beside the manifest lists them")
     return {
@@ -164,6 +167,7 @@ def run_stages(text: str, where: str, display: Display, *, job: Sequence[str] = 
         "pairs": plan["pairs"],
         "units": plan["units"],
         "extracted": extracted,
+        "auditShare": audit_share,
         "selected": reduced["selected"],
         "badRows": reduced["badRows"],
         "unchanged": reduced.get("unchanged", False),

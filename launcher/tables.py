@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from launcher.resource import Record
 
 TERMS = ("weights", "gathered", "activations", "logits", "captured", "projections", "rows", "workspace", "buffers")
-PARTS = ("candidates", "targets", "factors", "staged")
+PARTS = ("candidates", "targets", "factors", "sums", "staged")
 
 
 def estimate_table(facts: dict[str, Any]) -> str:
@@ -23,7 +23,8 @@ def estimate_table(facts: dict[str, Any]) -> str:
         f"{facts['parameters_covered']:,} of them in {facts['layers_captured']} captured layers",
         f"data      {facts['num_examples']:,} examples and {facts['num_pairs']:,} pairs in {facts['units']:,} units, "
         f"{facts['bad_rows']:,} unusable rows",
-        f"tokens    {facts['tokens']:,}{about}; {facts['tokens_padded']:,} with padding",
+        f"tokens    {facts['tokens']:,}{about}; {facts['tokens_padded']:,} with padding; "
+        f"{facts['tokens_of_audit']:,} of them for the audit",
         f"work      {flops['total']:.3g} FLOPs: forward {flops['forward']:.3g}, backward {flops['backward']:.3g}, "
         f"projection {flops['projection']:.3g}",
         f"store     {facts['store_bytes']:,} bytes, from an empty store: "

@@ -23,7 +23,7 @@ def _plan(run: SelectionRun, _: argparse.Namespace) -> dict[str, Any]:
 
     plan = make_plan(run)
     return {
-        "units": len(plan.candidates) + len(plan.targets),
+        "units": plan.num_units,
         "missing": plan.num_missing,
         "examples": plan.num_examples,
         "pairs": plan.num_pairs,

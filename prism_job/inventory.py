@@ -1,6 +1,7 @@
 """What a store holds by extractor, which of it kept selections need, and the removal of the rest. Not: what rows mean.
 
-Kept is what a manifest below the outputs given needs: shards, factor sums and staged rows of the plan beside it. A plan
+Kept is what a manifest below the outputs given needs: shards, factor sums and staged rows of the plan beside it, those of its
+audit too, which lie under an extractor of their own. A plan
 whose selection is not published yet counts as well: its run may be going on.
 """
 
@@ -21,12 +22,17 @@ from prism_job.reduce import manifest
 from prism_job.storage import shards, staged
 from prism_job.storage.objects import Listed, Store, open_store
 
-Part = Literal["candidates", "targets", "factors", "staged"]
-PARTS: tuple[Part, ...] = ("candidates", "targets", "factors", "staged")
+Part = Literal["candidates", "targets", "factors", "sums", "staged"]
+PARTS: tuple[Part, ...] = ("candidates", "targets", "factors", "sums", "staged")
 
-_SHARD = re.compile(r"^([0-9a-f]{32})/([0-9a-f]{32})(\.targets|\.factors)?\.safetensors$")
+_SHARD = re.compile(r"^([0-9a-f]{32})/([0-9a-f]{32})(\.targets|\.factors|\.sums)?\.safetensors$")
 _STAGED = re.compile(r"^rows/[0-9a-f]{32}\.jsonl\.zst$")
-_PARTS_BY_NAME: dict[str | None, Part] = {None: "candidates", ".targets": "targets", ".factors": "factors"}
+_PARTS_BY_NAME: dict[str | None, Part] = {
+    None: "candidates",
+    ".targets": "targets",
+    ".factors": "factors",
+    ".sums": "sums",
+}
 
 STAGED = "rows"
 """What stands for an extractor in listings of staged rows: they are of none."""
@@ -51,15 +57,19 @@ class Needed:
     unfinished: list[str] = field(default_factory=list)
 
     def add(self, plan: Plan) -> None:
-        self.extractors[plan.extractor] += 1
-        units: dict[shards.Kind, list[str]] = {
-            "candidates": [unit.id for unit in plan.candidates],
-            "targets": [unit.id for unit in plan.targets],
-            "factors": plan.factors,
-        }
+        targets = [unit.id for unit in plan.targets]
+        candidates = [unit.id for unit in plan.candidates]
+        self._add(plan.extractor, {"candidates": candidates, "targets": targets, "factors": plan.factors})
+        sample = plan.audit.units if plan.audit else []
+        if plan.audit:
+            sampled = [unit.id for unit in sample]
+            self._add(plan.audit.extractor, {"candidates": sampled, "sums": targets, "factors": plan.audit.factors})
+        self.keys |= {staged.rows_key(unit.rows) for unit in [*plan.candidates, *plan.targets, *sample]}
+
+    def _add(self, extractor: str, units: dict[shards.Kind, list[str]]) -> None:
+        self.extractors[extractor] += 1
         for kind, unit_ids in units.items():
-            self.keys |= {shards.shard_key(plan.extractor, kind, unit_id) for unit_id in unit_ids}
-        self.keys |= {staged.rows_key(unit.rows) for unit in [*plan.candidates, *plan.targets]}
+            self.keys |= {shards.shard_key(extractor, kind, unit_id) for unit_id in unit_ids}
 
 
 def list_contents(store_uri: str, keep: Sequence[str] = ()) -> dict[str, Any]:
@@ -86,7 +96,7 @@ def list_contents(store_uri: str, keep: Sequence[str] = ()) -> dict[str, Any]:
             size = (one.extractor, one.part, one.listed.size_bytes)
             if size not in rows_of:
                 rows_of[size] = _num_rows(store, one)
-            counts["pairs" if one.part == "targets" else "rows"] += rows_of[size]
+            counts["rows" if one.part == "candidates" else "pairs"] += rows_of[size]
     return {
         "store": store_uri,
         "extractors": [
@@ -94,7 +104,7 @@ def list_contents(store_uri: str, keep: Sequence[str] = ()) -> dict[str, Any]:
                 "extractor": extractor,
                 "units": counts["candidates"],
                 "rows": counts["rows"],
-                "target_units": counts["targets"],
+                "target_units": counts["targets"] + counts["sums"],
                 "pairs": counts["pairs"],
                 "factor_units": counts["factors"],
                 "bytes": counts["bytes"],
@@ -235,8 +245,8 @@ def _look(store: Store, store_uri: str) -> tuple[list[Held], list[Listed]]:
 
 def _num_rows(store: Store, one: Held) -> int:
     unit_id = one.listed.key.partition("/")[2].partition(".")[0]
-    kind: shards.Kind = "targets" if one.part == "targets" else "candidates"
-    return len(shards.read_shard(store, one.extractor, kind, unit_id).arrays["ids"])
+    assert one.part != "staged"
+    return len(shards.read_shard(store, one.extractor, one.part, unit_id).arrays["ids"])
 
 
 def _sums(held: list[Held]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ under the digest of their bytes, so that extraction needs neither the sources no
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,19 +42,27 @@ class _Plain(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Unit(_Plain):
+class Block(_Plain):
     """Rows that are extracted, stored and lost together.
 
     Attributes:
         id: over the rows' content ids in order; names the shard.
         rows: digest of the staged rows, carried columns included; names the staged object.
-        source: position in `Plan.sources`.
-        lines: runs of places in the source, (first, how many).
     """
 
     id: str
     rows: str
     num_rows: int
+
+
+class Unit(Block):
+    """Rows of one source.
+
+    Attributes:
+        source: position in `Plan.sources`.
+        lines: runs of places in the source, (first, how many).
+    """
+
     source: int
     lines: list[tuple[int, int]]
 
@@ -68,6 +77,26 @@ class Quarantined(_Plain):
     source: str
     line: int
     reason: str
+
+
+class Audit(_Plain):
+    """What is extracted a second time, in the form of `audit_spec`, and what the store lacked of it.
+
+    Attributes:
+        extractor: digest of that form.
+        units: the sample's rows, smallest example id first.
+        places: for each of these rows its place in plan order, the first where it stands there more than once.
+        factors: units of the sample that carry factor sums.
+        missing_sums: target units whose weighted sums the store lacked.
+    """
+
+    extractor: str
+    units: list[Block]
+    places: list[int]
+    factors: list[str]
+    missing_candidates: list[str]
+    missing_sums: list[str]
+    missing_factors: list[str]
 
 
 class Plan(_Plain):
@@ -92,6 +121,7 @@ class Plan(_Plain):
     missing_candidates: list[str]
     missing_targets: list[str]
     missing_factors: list[str]
+    audit: Audit | None = None
 
     @property
     def num_examples(self) -> int:
@@ -103,16 +133,31 @@ class Plan(_Plain):
 
     @property
     def num_missing(self) -> int:
-        """Units that need the model: candidates without rows or without the factors asked for, and targets."""
-        return len(set(self.missing_candidates) | set(self.missing_factors)) + len(set(self.missing_targets))
+        """Units that need the model: candidates without rows or without the factors asked for, and targets; the audit's too."""
+        own = len(set(self.missing_candidates) | set(self.missing_factors)) + len(set(self.missing_targets))
+        if self.audit is None:
+            return own
+        sampled = set(self.audit.missing_candidates) | set(self.audit.missing_factors)
+        return own + len(sampled) + len(set(self.audit.missing_sums))
+
+    @property
+    def num_units(self) -> int:
+        """Units of candidates and targets, and those of the audit: its sample, and the targets again."""
+        audited = 0 if self.audit is None else len(self.audit.units) + len(self.targets)
+        return len(self.candidates) + len(self.targets) + audited
+
+    def settled(self) -> Plan:
+        """Without what the store lacked when it was made, which is no part of the outcome."""
+        audit = self.audit and self.audit.model_copy(
+            update={"missing_candidates": [], "missing_sums": [], "missing_factors": []}
+        )
+        return self.model_copy(
+            update={"missing_candidates": [], "missing_targets": [], "missing_factors": [], "audit": audit}
+        )
 
     def work_digest(self) -> str:
         """Of everything but what the store happened to hold: two plans of the same data have the same."""
-        return digest(
-            self.model_dump(
-                mode="json", exclude={"request", "missing_candidates", "missing_targets", "missing_factors"}
-            )
-        )
+        return digest(self.settled().model_dump(mode="json", exclude={"request"}))
 
 
 def make_plan(run: SelectionRun) -> Plan:
@@ -140,15 +185,21 @@ def make_plan(run: SelectionRun) -> Plan:
         PAIRS_PER_UNIT,
         store,
         known,
-        labels.check_target,
+        lambda row, _, where: labels.check_target(row, where),
     )
     check_targets(targets, bad_targets, target_sets, spec)
 
     sources, ignored = rows.list_sources(spec.candidates.uris)
     for uri in ignored:
         event("ignored", uri=uri, reason="not a kind of data file that PRISM reads")
+    sample = Sample(spec.audit.examples)
+
+    def shown(row: Row, example_id: str, where: str) -> None:
+        labels.check_candidate(row, where)
+        sample.add(example_id, row)
+
     candidates, quarantine = cut_units(
-        sources, examples.candidate_content, spec.extraction.examples_per_shard, store, known, labels.check_candidate
+        sources, examples.candidate_content, spec.extraction.examples_per_shard, store, known, shown
     )
     check_bad_fraction(quarantine, sum(unit.num_rows for unit in candidates), spec)
     labels.check_both_kinds()
@@ -170,6 +221,7 @@ def make_plan(run: SelectionRun) -> Plan:
         missing_candidates=_lacking([unit.id for unit in candidates], present["candidates"]),
         missing_targets=_lacking([unit.id for unit in targets], present["targets"]),
         missing_factors=_lacking(factors, present["factors"]),
+        audit=_plan_audit(spec, parts, store, known, sample, targets) if spec.audit.examples else None,
     )
     open_store(spec.output).put(plan_key(run), plan.model_dump_json(indent=1).encode())
     return plan
@@ -203,7 +255,6 @@ def plan_key(run: SelectionRun) -> str:
 def extractor_parts(spec: RunSpec) -> dict[str, Any]:
     """Everything that changes a number in a row. Not: batch sizes, unit sizes, paths, world sizes."""
     extraction = spec.extraction
-    codec = extraction.codec
     return {
         "format": shards.FORMAT,
         "projection_version": projection.VERSION,
@@ -215,9 +266,48 @@ def extractor_parts(spec: RunSpec) -> dict[str, Any]:
         "template_date": TEMPLATE_DATE,
         "max_length": extraction.max_length,
         "layers": list(extraction.layers),
-        "projection": extraction.projection.model_dump(),
+        **_form_parts(spec),
+    }
+
+
+def _form_parts(spec: RunSpec) -> dict[str, Any]:
+    projected, codec = spec.extraction.projection, spec.extraction.codec
+    return {
+        "projection": projected.model_dump(),
         "codec": {"kind": codec.kind, "dims": codec.dims} if codec.kind == "sign" else {"kind": codec.kind},
     }
+
+
+def audit_spec(spec: RunSpec) -> RunSpec:
+    """The request in the audit's form: another seed, twice the dims. So each source of noise in a row (projection, folding,
+    signs) is drawn anew, with half its variance."""
+    projected, codec = spec.extraction.projection, spec.extraction.codec
+    extraction = spec.extraction.model_copy(
+        update={
+            "projection": projected.model_copy(update={"dim": 2 * projected.dim, "seed": (projected.seed + 1) % 2**63}),
+            "codec": codec.model_copy(update={"dims": 2 * codec.dims}),
+        }
+    )
+    return spec.model_copy(update={"extraction": extraction})
+
+
+def _plan_audit(
+    spec: RunSpec, parts: dict[str, Any], store: Store, known: set[str], sample: Sample, targets: list[Unit]
+) -> Audit:
+    extractor = digest({**parts, **_form_parts(audit_spec(spec))})
+    units, places = sample.stage(spec.extraction.examples_per_shard, store, known)
+    names = [unit.id for unit in units]
+    factors = names if spec.scoring.curvature.kind == "kfac" else []
+    present = shards.units_present(store, extractor)
+    return Audit(
+        extractor=extractor,
+        units=units,
+        places=places,
+        factors=factors,
+        missing_candidates=_lacking(names, present["candidates"]),
+        missing_sums=_lacking([unit.id for unit in targets], present["sums"]),
+        missing_factors=_lacking(factors, present["factors"]),
+    )
 
 
 def factor_units(candidates: list[Unit]) -> list[str]:
@@ -309,18 +399,60 @@ class _Labels:
             examples.refuse_one_sided(self.num_good, self.num_rows, self.asked.label, "spec.evaluation.label")
 
 
+class Sample:
+    """The rows with the smallest example ids of all that are shown to it, equal ones once; holds no others.
+
+    Ids are digests of the content, so these rows are drawn uniformly from the distinct ones, and few of them change when
+    data are added.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size, self.num_seen = size, 0
+        self.largest_first: list[int] = []
+        self.kept: dict[int, tuple[int, str, Row]] = {}
+
+    def add(self, example_id: str, row: Row) -> None:
+        place, number = self.num_seen, int(example_id, 16)
+        self.num_seen += 1
+        if number in self.kept or not self.size:
+            return
+        if len(self.kept) < self.size:
+            heapq.heappush(self.largest_first, -number)
+        elif number < -self.largest_first[0]:
+            del self.kept[-heapq.heapreplace(self.largest_first, -number)]
+        else:
+            return
+        self.kept[number] = (place, example_id, row)
+
+    @property
+    def places(self) -> list[int]:
+        """Of the rows in the order of their ids: the place at which each was first shown."""
+        return [self.kept[number][0] for number in sorted(self.kept)]
+
+    def stage(self, size: int, store: Store, known: set[str]) -> tuple[list[Block], list[int]]:
+        """Units of `size` of the sample's rows in the order of their ids, staged; and the places of these rows."""
+        rows_kept = [self.kept[number] for number in sorted(self.kept)]
+        units = []
+        for start in range(0, len(rows_kept), size):
+            part = rows_kept[start : start + size]
+            name = staged.stage_rows(store, [row for _, _, row in part], known)
+            unit_id = shards.unit_id_of([example_id for _, example_id, _ in part])
+            units.append(Block(id=unit_id, rows=name, num_rows=len(part)))
+        return units, self.places
+
+
 def cut_units(
     sources: list[Source],
     parse: Callable[[Row], Content],
     size: int,
     store: Store,
     known: set[str],
-    check: Callable[[Row, str], None] = lambda row, where: None,
+    show: Callable[[Row, str, str], None] = lambda row, example_id, where: None,
 ) -> tuple[list[Unit], list[Quarantined]]:
     """Read the sources, cut their good rows into units of `size`, stage those that are not `known`; and the bad rows.
 
     Args:
-        check: is shown each good row and its place; what it raises ends the reading.
+        show: is shown each good row with its id and place, in plan order; what it raises ends the reading.
     """
     units: list[Unit] = []
     bad: list[Quarantined] = []
@@ -331,13 +463,14 @@ def cut_units(
             try:
                 if isinstance(row, Unreadable):
                     raise BadRow(row.reason)
-                waiting.append((line, row, examples.example_id(parse(row))))
+                example_id = examples.example_id(parse(row))
             except (BadRow, ValueError, TypeError, RecursionError) as error:
                 # Lone surrogates, dates within messages, endless nesting: nothing in a row may end the run.
                 reason = str(error)[:500].encode("utf-8", "backslashreplace").decode()
                 bad.append(Quarantined(source=source.uri, line=line, reason=reason))
                 continue
-            check(waiting[-1][1], f"{source.uri} line {line}")
+            show(row, example_id, f"{source.uri} line {line}")
+            waiting.append((line, row, example_id))
             if len(waiting) == size:
                 units.append(_stage(position, waiting, store, known))
                 waiting = []

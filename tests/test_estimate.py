@@ -60,8 +60,9 @@ def spec_of(job: Job) -> RunSpec:
 @pytest.mark.parametrize("curvature", ["kfac", "none"])
 @pytest.mark.parametrize("codec", [{"kind": "sign", "dims": 512}, {"kind": "float16"}])
 @pytest.mark.parametrize("weighting", ["preference", "uniform"])
+@pytest.mark.parametrize("audited", [0, 7])
 def test_tokens_are_foretold_exactly_and_bytes_within_two_per_cent(
-    job: Job, curvature: str, codec: dict[str, Any], weighting: str
+    job: Job, curvature: str, codec: dict[str, Any], weighting: str, audited: int
 ) -> None:
     rows = [candidate(number) for number in range(30)]
     write_jsonl(job.folder / "pool" / "a.jsonl", rows)
@@ -73,6 +74,7 @@ def test_tokens_are_foretold_exactly_and_bytes_within_two_per_cent(
     job.spec["candidates"]["maxBadFraction"] = 0.1
     job.spec["scoring"] = {"curvature": {"kind": curvature}, "weighting": weighting}
     job.spec["extraction"]["codec"] = codec
+    job.spec["audit"] = {"examples": audited}
     told = estimated(job)
     assert not Path(job.spec["store"]).exists()
     assert not Path(job.spec["output"]).exists()
@@ -80,6 +82,7 @@ def test_tokens_are_foretold_exactly_and_bytes_within_two_per_cent(
     code, extracted = job.stage("extract")
     assert code == 0, extracted
     assert told["tokens"] == extracted["tokens"]
+    assert (told["tokens_of_audit"] > 0) == (told["store"]["audit"] > 0) == bool(audited)
     assert told["tokens_are_exact"]
     assert (told["num_examples"], told["num_pairs"]) == (plan["examples"], plan["pairs"])
     assert told["bad_rows"] == 1
@@ -92,6 +95,7 @@ def test_a_sample_scales_and_says_so(job: Job) -> None:
     # All texts have one length, so the scaled figure must be the whole one.
     write_jsonl(job.folder / "pool" / "a.jsonl", [{"text": f"number {100 + number}"} for number in range(40)])
     write_jsonl(job.folder / "targets.jsonl", [pair(number) for number in range(1, 7)])
+    job.spec["audit"] = {"examples": 7}
     exact, sampled = estimated(job), estimated(job, "--sample", "3")
     assert not sampled["tokens_are_exact"]
     assert "scaled: one row in 3" in tables.estimate_table(sampled)

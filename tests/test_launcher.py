@@ -71,6 +71,7 @@ ESTIMATE = {
     "bad_rows": 0,
     "tokens": 18325,
     "tokens_padded": 19000,
+    "tokens_of_audit": 4000,
     "flops": {"forward": 4e12, "backward": 4e12, "projection": 1e12, "total": 9e12},
     "tokens_are_exact": True,
     "store_bytes": 7,
@@ -105,8 +106,8 @@ plan = json.loads(os.environ.get("FAKE", "{}"))
 (notes / verb).write_text(json.dumps({"arguments": arguments, "pid": os.getpid(), "environment": dict(os.environ)}))
 words = {
     "plan": {"units": 3, "missing": 2, "examples": 40, "pairs": 8, "badRows": 1, "extractor": "e"},
-    "extract": {"units": 2, "examples": 48, "tokens": 100},
-    "reduce": {"manifest": "/out/manifest.json", "selected": 20, "candidates": 40, "badRows": 2},
+    "extract": {"units": 2, "examples": 48, "tokens": 100, "seconds": 4.0, "auditSeconds": 1.0},
+    "reduce": {"manifest": "/out/manifest.json", "selected": 20, "candidates": 40, "badRows": 2, "audit": "It agrees."},
     "evaluate": METRICS,
     "report": {"report": "/out/report.html"},
     "export": {"written": "/out/subset.jsonl", "rows": 20},
@@ -300,10 +301,19 @@ def test_a_run_prints_facts_as_json(rig: Rig) -> None:
         "pairs": 8,
         "units": 3,
         "extracted": 2,
+        "auditShare": 0.25,
         "selected": 20,
         "badRows": 2,
         "unchanged": False,
     }
+
+
+def test_a_run_says_what_its_audit_took_and_found(rig: Rig) -> None:
+    _, _, stderr = rig.run()
+    assert "100 tokens; 25% of the time for the audit" in stderr
+    assert "audit: It agrees." in stderr
+    _, _, without = rig.run(extract={"auditSeconds": 0.0}, reduce={"audit": None})
+    assert "audit" not in without
 
 
 def test_nothing_missing_starts_no_extraction(rig: Rig) -> None:

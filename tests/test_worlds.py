@@ -53,17 +53,23 @@ def plan_of(job: Job) -> Plan:
 def stored(job: Job) -> dict[tuple[str, str], dict[str, NDArray[Any]]]:
     """Every shard that the plan names: (kind, unit) -> its arrays, rows decoded."""
     plan, store = plan_of(job), open_store(job.spec["store"])
-    wanted: list[tuple[shards.Kind, str]] = [
-        *(("candidates", unit.id) for unit in plan.candidates),
-        *(("targets", unit.id) for unit in plan.targets),
-        *(("factors", unit) for unit in plan.factors),
+    wanted: list[tuple[str, shards.Kind, str]] = [
+        *((plan.extractor, "candidates", unit.id) for unit in plan.candidates),
+        *((plan.extractor, "targets", unit.id) for unit in plan.targets),
+        *((plan.extractor, "factors", unit) for unit in plan.factors),
     ]
+    if plan.audit is not None:
+        wanted += [(plan.audit.extractor, "candidates", unit.id) for unit in plan.audit.units]
+        wanted += [(plan.audit.extractor, "sums", unit.id) for unit in plan.targets]
+        wanted += [(plan.audit.extractor, "factors", unit) for unit in plan.audit.factors]
     found = {}
-    for kind, unit in wanted:
-        arrays = dict(shards.read_shard(store, plan.extractor, kind, unit).arrays)
+    for extractor, kind, unit in wanted:
+        arrays = dict(shards.read_shard(store, extractor, kind, unit).arrays)
         if kind == "candidates":
             arrays["rows"] = codec.decode_float16(arrays)
             del arrays["values"], arrays["unit"]
+        if kind == "sums":
+            arrays |= {name: arrays[name][None] for name in ("preference", "uniform")}
         found[kind, unit] = arrays
     return found
 
@@ -140,6 +146,28 @@ def test_a_rank_without_a_unit_keeps_step_with_the_others(uneven: Job) -> None:
         if kind == "candidates":
             for example, row in zip(arrays["ids"], arrays["rows"], strict=True):
                 assert np.linalg.norm(rows[example.tobytes()] - row) <= (FLOAT32 + 5e-4) * np.linalg.norm(row)
+
+
+def test_the_audit_of_a_world_is_that_of_a_single_process(uneven: Job) -> None:
+    """Its units are shared like the others, and its larger captures keep step with the dummies of idle ranks."""
+    figures, found = [], []
+    for number, ranks in enumerate((1, 2)):
+        job = uneven.copy(audit={"examples": 12}, store=str(uneven.folder / f"audited-{ranks}"))
+        job.spec["extraction"]["deepspeed"] = {"stage": 3 if number else 0}
+        planned = job.plan()
+        code, events = extract(job, "--ranks", str(ranks))
+        assert code == 0, events
+        assert events[-1]["units"] == planned["missing"] == planned["units"]
+        assert 0 < events[-1]["auditSeconds"] < events[-1]["seconds"]
+        assert job.plan()["missing"] == 0
+        found.append(stored(job))
+        code, words = job.stage("reduce")
+        assert code == 0, words
+        figures.append(json.loads(Path(words["manifest"]).read_text())["audit"])
+    assert_same_shards(found[1], found[0])
+    assert figures[0]["spearman_between"] is not None
+    # Scores differ by rounding, which changes no rank of these twelve.
+    assert figures[1] == pytest.approx(figures[0], abs=1e-9)
 
 
 def test_what_cannot_be_loaded_in_shares_is_refused_by_name(uneven: Job) -> None:

@@ -92,10 +92,12 @@ def projection_flops(blueprint: Blueprint, dim: int, load: Load, factor_load: Lo
 
 def count_flops(blueprint: Blueprint, spec: RunSpec, work: Workload) -> Flops:
     """FLOPs of the whole extraction into an empty store."""
+    dim = spec.extraction.projection.dim
     return Flops(
         forward_flops(blueprint, work.load),
         backward_flops(blueprint, work.load),
-        projection_flops(blueprint, spec.extraction.projection.dim, work.load, work.factor_load),
+        projection_flops(blueprint, dim, work.pool.plus(work.pairs), work.factor_load)
+        + projection_flops(blueprint, 2 * dim, work.audit, work.audit_factor_load),
     )
 
 
@@ -117,7 +119,7 @@ class Memory:
         activations: what the backward pass needs of all layers.
         logits: of the supervised positions, in the model's type and thrice in float32 (log-softmax, its gradient, a copy).
         captured: projected inputs that wait for their gradients.
-        projections: the ±1 matrices of both captures (folded and unfolded), and the fold's tables.
+        projections: the ±1 matrices and the fold's tables, those of the audit beside those of the rows.
         rows: rows of the micro-batch and one layer's sketches; the sums of factors.
         workspace: one layer's side, in float32 for its projection, and its gradients.
         buffers: what the model keeps beside its weights.
@@ -150,14 +152,15 @@ def memory_a_rank(
     blueprint: Blueprint, spec: RunSpec, work: Workload, stage: int, offload: Offload, ranks: int, tokens: int
 ) -> Memory:
     """Peak bytes of a rank in a world of `ranks` with micro-batches of `tokens` (or one text, if it is longer)."""
-    dim, codec = spec.extraction.projection.dim, spec.extraction.codec
-    size = blueprint.dtype_bytes
+    codec, size = spec.extraction.codec, blueprint.dtype_bytes
+    own_dim = spec.extraction.projection.dim
+    dims = [own_dim, 2 * own_dim] if spec.audit.examples else [own_dim]
+    dim = dims[-1]  # the audit's sketches are the larger ones
     tokens = max(tokens, work.longest)
     layers, sides = len(blueprint.sides), sum(map(sum, blueprint.sides.values()))
     share = blueprint.parameters * size / (ranks if stage == 3 else 1)
     gathered = max(2 * blueprint.largest_block, blueprint.largest_tensor) * size if stage == 3 else 0
-    captures = 2 if codec.kind == "sign" else 1
-    folded = codec.dims if codec.kind == "sign" else layers * dim**2
+    folded = codec.dims * dim // own_dim if codec.kind == "sign" else layers * dim**2
     widest_row = max(work.largest_batch * folded, min(work.largest_batch, 16) * layers * dim**2)
     buffered = NVME_BUFFERS * max(NVME_BUFFER_ELEMENTS, blueprint.largest_tensor) * size
     return Memory(
@@ -166,7 +169,7 @@ def memory_a_rank(
         activations=activation_bytes(blueprint, tokens),
         logits=tokens * work.supervised_share * blueprint.vocabulary * (size + 3 * 4),
         captured=tokens * layers * dim * 4,
-        projections=captures * sides * dim * 4 + (layers * dim**2 * 12 if codec.kind == "sign" else 0),
+        projections=sum(sides * each * 4 + (layers * each**2 * 12 if codec.kind == "sign" else 0) for each in dims),
         rows=4 * (widest_row + 2 * work.largest_batch * dim**2 + 2 * layers * dim**2),
         workspace=tokens * blueprint.widest_side * (4 + 2 * size),
         buffers=blueprint.buffer_bytes,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from prism_job.extract import blueprint as blueprints
 from prism_job.extract import costs
 from prism_job.extract.blueprint import Blueprint
 from prism_job.extract.workload import Workload, measure
-from prism_job.plan import Unit
+from prism_job.plan import Block, audit_spec
 from prism_job.spec import RunSpec, SelectionRun, digest
 from prism_job.storage import codec, shards
 from prism_job.storage.folder import LocalFolder
@@ -61,8 +61,11 @@ def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sa
         "num_examples": work.num_examples,
         "num_pairs": work.num_pairs,
         "bad_rows": work.num_bad,
-        "units": len(work.candidates) + len(work.targets),
+        "units": len(work.candidates)
+        + len(work.targets)
+        + (len(work.sampled) + len(work.targets) if work.sampled else 0),
         "tokens": round(work.load.tokens),
+        "tokens_of_audit": round(work.audit.tokens),
         "tokens_are_exact": work.is_exact,
         "tokens_padded": round(work.load.padded),
         "sample": sample,
@@ -85,40 +88,74 @@ def store_bytes(blueprint: Blueprint, spec: RunSpec, work: Workload) -> dict[str
     A shard of one row is written by the store's own code and its arrays looked at: each further row costs the bytes of
     one, and the rest is header. Numbers in a header grow by a few digits; the reasons of left-out rows are not foreseen.
     """
-    dim = spec.extraction.projection.dim
-    layers, unfolded = list(blueprint.sides), len(blueprint.sides) * dim**2
-    kind = spec.extraction.codec.kind
-    width = spec.extraction.codec.dims if kind == "sign" else unfolded
-    numbers: dict[str, NDArray[Any]] = {
-        "nll": np.zeros(1, np.float64),
-        "tokens": np.zeros(1, np.int32),
-        "norm": np.zeros(1, np.float32),
-    }
-    ids = {"ids": shards.id_bytes([digest("an example")])}
-    candidate: dict[str, NDArray[Any]] = {**ids, **numbers, **codec.zeros(kind, 1, width)}
-    pair: dict[str, NDArray[Any]] = {**ids, "rows": np.zeros((1, unfolded), np.float32)}
-    for side in ("chosen", "rejected"):
-        pair |= {f"{side}_nll": numbers["nll"], f"{side}_tokens": numbers["tokens"]}
-    upper = dim * (dim + 1) // 2
-    factors: dict[str, NDArray[Any]] = {
-        side: np.zeros((len(layers), upper), np.float32) for side in ("inputs", "outputs")
-    }
-    candidate_header = _header_bytes("candidates", candidate, {"quarantined": {}})
-    target_header = _header_bytes("targets", pair, {"layers": layers, "dim": dim})
-    factor_header = _header_bytes("factors", factors, {"num_tokens": 10**6})
-    num_rows, num_pairs = _num_rows(work.candidates), _num_rows(work.targets)
-    row_names = {"signs", "values"}
+    own = _shards_of_one_row(list(blueprint.sides), spec)
+    num_rows, candidate = _num_rows(work.candidates), own["candidates"]
     return {
-        "rows": num_rows * sum(array.nbytes for name, array in candidate.items() if name in row_names),
-        "scales": num_rows * sum(array.nbytes for name, array in candidate.items() if name in ("scales", "unit")),
-        "ids_and_numbers": num_rows * sum(array.nbytes for array in [*ids.values(), *numbers.values()]),
-        "headers": len(work.candidates) * candidate_header
-        + len(work.targets) * target_header
-        + len(work.factors) * factor_header,
-        "factors": len(work.factors) * sum(array.nbytes for array in factors.values()),
-        "target_pairs": num_pairs * sum(array.nbytes for array in pair.values()),
+        "rows": num_rows * candidate.bytes_of("signs", "values"),
+        "scales": num_rows * candidate.bytes_of("scales", "unit"),
+        "ids_and_numbers": num_rows * candidate.bytes_of("ids", *_NUMBERS),
+        "headers": len(work.candidates) * candidate.header_bytes
+        + len(work.targets) * own["targets"].header_bytes
+        + len(work.factors) * own["factors"].header_bytes,
+        "factors": len(work.factors) * own["factors"].bytes_of(),
+        "target_pairs": _num_rows(work.targets) * own["targets"].bytes_of(),
+        "audit": _audit_bytes(blueprint, spec, work) if spec.audit.examples else 0,
         "staged_rows": work.staged_bytes,
     }
+
+
+def _audit_bytes(blueprint: Blueprint, spec: RunSpec, work: Workload) -> int:
+    """Shards of the sample and of the targets' sums. The sample's staged rows count among those of the run."""
+    again = _shards_of_one_row(list(blueprint.sides), audit_spec(spec))
+    candidate, factors, sums = again["candidates"], again["factors"], again["sums"]
+    totals = sums.bytes_of("preference", "uniform")
+    units_with_factors = len(work.sampled) if spec.scoring.curvature.kind == "kfac" else 0
+    return (
+        _num_rows(work.sampled) * candidate.bytes_of()
+        + len(work.sampled) * candidate.header_bytes
+        + units_with_factors * (factors.bytes_of() + factors.header_bytes)
+        + _num_rows(work.targets) * (sums.bytes_of() - totals)
+        + len(work.targets) * (totals + sums.header_bytes)
+    )
+
+
+_NUMBERS: dict[str, NDArray[Any]] = {
+    "nll": np.zeros(1, np.float64),
+    "tokens": np.zeros(1, np.int32),
+    "norm": np.zeros(1, np.float32),
+}
+"""Beside the row of a candidate."""
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard of one row: its arrays, and the bytes around them."""
+
+    arrays: dict[str, NDArray[Any]]
+    header_bytes: int
+
+    def bytes_of(self, *names: str) -> int:
+        """Of these arrays, as far as they are there; of all without a name."""
+        return sum(array.nbytes for name, array in self.arrays.items() if not names or name in names)
+
+
+def _shards_of_one_row(layers: list[str], spec: RunSpec) -> dict[shards.Kind, _Shard]:
+    dim, kind = spec.extraction.projection.dim, spec.extraction.codec.kind
+    unfolded = len(layers) * dim**2
+    width = spec.extraction.codec.dims if kind == "sign" else unfolded
+    pair: dict[str, NDArray[Any]] = {"ids": shards.id_bytes([digest("an example")])}
+    for side in ("chosen", "rejected"):
+        pair |= {f"{side}_nll": _NUMBERS["nll"], f"{side}_tokens": _NUMBERS["tokens"]}
+    upper = np.zeros((len(layers), dim * (dim + 1) // 2), np.float32)
+    row = np.zeros((1, unfolded), np.float32)
+    of_layers = {"layers": layers, "dim": dim}
+    forms: dict[shards.Kind, tuple[dict[str, NDArray[Any]], dict[str, Any]]] = {
+        "candidates": ({"ids": pair["ids"], **_NUMBERS, **codec.zeros(kind, 1, width)}, {"quarantined": {}}),
+        "targets": ({**pair, "rows": row}, of_layers),
+        "factors": ({"inputs": upper, "outputs": upper}, {"num_tokens": 10**6}),
+        "sums": ({**pair, "preference": row[0], "uniform": row[0]}, of_layers),
+    }
+    return {name: _Shard(arrays, _header_bytes(name, arrays, notes)) for name, (arrays, notes) in forms.items()}
 
 
 def _header_bytes(kind: shards.Kind, arrays: Mapping[str, NDArray[Any]], notes: Mapping[str, Any]) -> int:
@@ -128,7 +165,7 @@ def _header_bytes(kind: shards.Kind, arrays: Mapping[str, NDArray[Any]], notes: 
     return written - sum(array.nbytes for array in arrays.values())
 
 
-def _num_rows(units: list[Unit]) -> int:
+def _num_rows(units: Sequence[Block]) -> int:
     return sum(unit.num_rows for unit in units)
 
 

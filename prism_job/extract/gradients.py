@@ -8,6 +8,7 @@ Shapes: B examples, T tokens, P projected dims a side, L layers, D stored dims, 
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,6 +88,13 @@ class GradientCapture:
         self.folds = {name: self._fold(name, seed, fold_dims) for name in layers.modules} if fold_dims else None
         self.handles: list[Any] = []
         self.now: _Pass | None = None
+
+    def unfolded(self) -> GradientCapture:
+        """The same projections without the fold; both share their matrices, which are large."""
+        other = copy.copy(self)
+        other.width, other.folds = len(self.layers.modules) * self.dim * self.dim, None
+        other.handles, other.now = [], None
+        return other
 
     def __enter__(self) -> GradientCapture:
         for position, (name, module) in enumerate(self.layers.modules.items()):

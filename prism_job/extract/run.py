@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,7 +22,16 @@ from prism_job.extract.unit import Arrays, CandidateUnit, Computed, Pass, Passes
 from prism_job.extract.uploads import Uploads
 from prism_job.extract.watchdog import Watchdog
 from prism_job.extract.world import Topology, World, shard_weights, zero3_settings
-from prism_job.plan import Plan, Quarantined, Unit, check_bad_fraction, extractor_parts, read_plan
+from prism_job.plan import (
+    Block,
+    Plan,
+    Quarantined,
+    Unit,
+    audit_spec,
+    check_bad_fraction,
+    extractor_parts,
+    read_plan,
+)
 from prism_job.progress import Meter, event
 from prism_job.spec import RunSpec, SelectionRun, digest
 from prism_job.storage import shards, staged
@@ -41,7 +52,7 @@ def extract(run: SelectionRun, topology: Topology, arguments: list[str]) -> dict
     """
     plan = read_plan(run)
     if not plan.num_missing:
-        return {"units": 0, "examples": 0, "tokens": 0}
+        return {"units": 0, "examples": 0, "tokens": 0, "seconds": 0.0, "auditSeconds": 0.0}
     if "RANK" not in os.environ:
         _refuse_changed_model(run.spec, plan)
         topology = replace(topology, ranks=topology.ranks or max(1, torch.cuda.device_count()))
@@ -65,7 +76,14 @@ def _work(spec: RunSpec, plan: Plan, topology: Topology, watchdog: Watchdog) -> 
     with worker.stop, worker.uploads:
         worker.drive(worker.all_passes())
     worker.meter.say()
-    return {"units": worker.uploads.num_written, "examples": worker.meter.done, "tokens": worker.meter.tokens}
+    seconds = [form.seconds for form in (worker.own, worker.audit) if form is not None]
+    return {
+        "units": worker.uploads.num_written,
+        "examples": worker.meter.done,
+        "tokens": worker.meter.tokens,
+        "seconds": round(sum(seconds), 3),
+        "auditSeconds": round(sum(seconds[1:]), 3),
+    }
 
 
 def _refuse_changed_model(spec: RunSpec, plan: Plan) -> None:
@@ -97,6 +115,34 @@ def _refuse_unfitting(spec: RunSpec, config: Any, layers: Layers) -> None:
 
 
 @dataclass
+class _Form:
+    """One form of rows, that of the request or that of its audit, and what the store lacks of it.
+
+    Attributes:
+        spec: the request with the projection and codec of this form.
+        seconds: what its passes took.
+    """
+
+    spec: RunSpec
+    extractor: str
+    missing: Mapping[shards.Kind, list[str]]
+    model: Any
+    layers: Layers
+    seconds: float = 0.0
+
+    @cached_property
+    def folded(self) -> GradientCapture:
+        """Built when first needed: a run whose audit is there already holds no matrices for it."""
+        projected, codec = self.spec.extraction.projection, self.spec.extraction.codec
+        fold_dims = codec.dims if codec.kind == "sign" else None
+        return GradientCapture(self.model, self.layers, projected.dim, projected.seed, fold_dims)
+
+    @cached_property
+    def unfolded(self) -> GradientCapture:
+        return self.folded.unfolded()
+
+
+@dataclass
 class _Worker:
     """One rank at work: its units one after the other, each pass in lockstep with its world."""
 
@@ -105,8 +151,8 @@ class _Worker:
     world: World
     store: Store
     tokenizer: PreTrainedTokenizerBase
-    folded: GradientCapture
-    unfolded: GradientCapture
+    own: _Form
+    audit: _Form | None
     meter: Meter
     stop: _StopSignal
     watchdog: Watchdog
@@ -114,6 +160,7 @@ class _Worker:
     bad: list[Quarantined] = field(default_factory=list)
     tokens_that_fit: int = 2**62
     in_hand: str = "extract"
+    form: _Form = field(init=False)
 
     @staticmethod
     def start(
@@ -125,13 +172,20 @@ class _Worker:
         layers: Layers,
         watchdog: Watchdog,
     ) -> _Worker:
-        projected, codec = spec.extraction.projection, spec.extraction.codec
-        fold_dims = codec.dims if codec.kind == "sign" else None
-        unfolded = GradientCapture(model, layers, projected.dim, projected.seed, None)
-        folded = GradientCapture(model, layers, projected.dim, projected.seed, fold_dims) if fold_dims else unfolded
-        missing = {*plan.missing_candidates, *plan.missing_factors}
-        num_rows = sum(unit.num_rows for unit in plan.candidates if unit.id in missing)
-        num_pairs = sum(unit.num_rows for unit in _missing_targets(plan))
+        missing: dict[shards.Kind, list[str]] = {
+            "candidates": plan.missing_candidates,
+            "targets": plan.missing_targets,
+            "factors": plan.missing_factors,
+        }
+        own, audit = _Form(spec, plan.extractor, missing, model, layers), None
+        if plan.audit is not None:
+            missing = {
+                "candidates": plan.audit.missing_candidates,
+                "sums": plan.audit.missing_sums,
+                "factors": plan.audit.missing_factors,
+            }
+            audit = _Form(audit_spec(spec), plan.audit.extractor, missing, model, layers)
+        num_rows = sum(unit.num_rows for _, _, unit in _work_of(plan, own, audit))
         store = open_store(spec.store)
         return _Worker(
             spec,
@@ -139,12 +193,12 @@ class _Worker:
             world,
             store,
             tokenizer,
-            folded,
-            unfolded,
-            Meter("extract", num_rows + num_pairs),
+            own,
+            audit,
+            Meter("extract", num_rows),
             _StopSignal(),
             watchdog,
-            Uploads(store, plan.extractor),
+            Uploads(store),
         )
 
     def drive(self, passes: Passes) -> None:
@@ -164,7 +218,9 @@ class _Worker:
             if wanted is None:
                 self._compute(self._dummy())  # The weights of this pass are gathered by all ranks or by none.
             else:
+                started = time.monotonic()
                 computed = self._compute(wanted)
+                self.form.seconds += time.monotonic() - started
                 self.meter.add(wanted.num_new, sum(len(example.ids) for example in wanted.batch))
                 self.watchdog.step(f"pass {number}, between passes")
                 try:
@@ -175,22 +231,23 @@ class _Worker:
 
     def all_passes(self) -> Passes:
         """The passes of every unit of this rank's share that nobody has written yet; hands its shards to the uploads."""
-        lacking = {*self.plan.missing_candidates, *self.plan.missing_factors}
-        targets = _missing_targets(self.plan)
-        candidates = [unit for unit in self.plan.candidates if unit.id in lacking]
-        kinds = {id(unit): self._target_passes for unit in targets}
-        for unit in self.world.share([*targets, *candidates]):
-            yield from kinds.get(id(unit), self._candidate_passes)(unit)
+        for form, kind, unit in self.world.share(_work_of(self.plan, self.own, self.audit)):
+            self.form = form
+            if isinstance(unit, Unit) and kind != "candidates":
+                yield from self._target_passes(form, kind, unit)
+            else:
+                yield from self._candidate_passes(form, unit)
 
-    def _candidate_passes(self, unit: Unit) -> Passes:
-        wants_rows, wants_factors = self._lacks("candidates", unit), self._lacks("factors", unit)
+    def _candidate_passes(self, form: _Form, unit: Block) -> Passes:
+        wants_rows, wants_factors = self._lacks(form, "candidates", unit), self._lacks(form, "factors", unit)
         if not wants_rows and not wants_factors:
             return
-        self.in_hand = f"{self.plan.sources[unit.source]}, unit {unit.id}"
+        where = self.plan.sources[unit.source] if isinstance(unit, Unit) else "the audit's sample"
+        self.in_hand = f"{where}, unit {unit.id}"
         unit_rows = staged.read_rows(self.store, unit.rows)
-        found = CandidateUnit.read(unit_rows, self.tokenizer, self.spec, self.folded, factors=wants_factors)
+        found = CandidateUnit.read(unit_rows, self.tokenizer, form.spec, form.folded, factors=wants_factors)
         self._check_quarantine(unit, found.quarantined)
-        yield from found.passes(self.folded, self.spec)
+        yield from found.passes(form.folded, form.spec)
         self._check_quarantine(unit, found.quarantined)
         shards_of_unit: list[tuple[shards.Kind, Arrays, dict[str, Any]]] = []
         # Factors first: whoever sees the unit's rows may trust that the factors the plan wanted are there too.
@@ -199,29 +256,26 @@ class _Worker:
         if wants_rows:
             quarantined = {str(place): reason for place, reason in found.quarantined.items()}
             shards_of_unit.append(("candidates", found.arrays(), {"quarantined": quarantined}))
-        self.uploads.put(unit, shards_of_unit)
+        self.uploads.put(form.extractor, unit, shards_of_unit)
 
-    def _target_passes(self, unit: Unit) -> Passes:
-        if not self._lacks("targets", unit):
+    def _target_passes(self, form: _Form, kind: shards.Kind, unit: Unit) -> Passes:
+        if not self._lacks(form, kind, unit):
             return
         source = self.plan.target_sources[unit.source]
         self.in_hand = f"{source}, unit {unit.id}"
         unit_rows = staged.read_rows(self.store, unit.rows)
-        found = TargetUnit.read(unit, source, unit_rows, self.spec, self.unfolded)
-        yield from found.passes(self.unfolded, self.tokenizer, self.spec)
-        notes = {"layers": self.unfolded.layers.names, "dim": self.unfolded.dim}
-        self.uploads.put(unit, [("targets", found.found, notes)])
+        found = TargetUnit.read(unit, source, unit_rows, form.spec, form.unfolded)
+        yield from found.passes(form.unfolded, self.tokenizer, form.spec)
+        notes = {"layers": form.layers.names, "dim": form.unfolded.dim}
+        self.uploads.put(form.extractor, unit, [(kind, found.sums() if kind == "sums" else found.found, notes)])
 
-    def _lacks(self, kind: shards.Kind, unit: Unit) -> bool:
-        missing = {
-            "candidates": self.plan.missing_candidates,
-            "targets": self.plan.missing_targets,
-            "factors": self.plan.missing_factors,
-        }[kind]
+    def _lacks(self, form: _Form, kind: shards.Kind, unit: Block) -> bool:
         # Looked up again: another group, or this run before a kill, may have written it since the plan.
-        return unit.id in missing and not self.store.exists(shards.shard_key(self.plan.extractor, kind, unit.id))
+        return unit.id in form.missing[kind] and not self.store.exists(shards.shard_key(form.extractor, kind, unit.id))
 
-    def _check_quarantine(self, unit: Unit, quarantined: dict[int, str]) -> None:
+    def _check_quarantine(self, unit: Block, quarantined: dict[int, str]) -> None:
+        if not isinstance(unit, Unit):  # the audit's: its rows count where they stand in the data
+            return
         source, lines = self.plan.sources[unit.source], list(unit.line_numbers())
         known = {(entry.source, entry.line) for entry in self.bad}
         self.bad += [
@@ -275,12 +329,21 @@ class _Worker:
         return Computed(rows, [*parts[0].too_large, *(middle + place for place in parts[1].too_large)])
 
     def _dummy(self) -> Pass:
-        return Pass(self.folded, [data.Encoded([0, 0], [False, True])], ["dummy"], False, None, 0)
+        return Pass(self.own.folded, [data.Encoded([0, 0], [False, True])], ["dummy"], False, None, 0)
 
 
-def _missing_targets(plan: Plan) -> list[Unit]:
-    """Each once: what stands in several target sets is one unit."""
-    return list({unit.id: unit for unit in plan.targets if unit.id in plan.missing_targets}.values())
+def _work_of(plan: Plan, own: _Form, audit: _Form | None) -> list[tuple[_Form, shards.Kind, Block]]:
+    """The units that the store lacked, in the order of the work: targets first, the audit after all else."""
+
+    def lacking(form: _Form, kind: shards.Kind, units: Sequence[Block]) -> list[tuple[_Form, shards.Kind, Block]]:
+        missing = {*form.missing[kind], *(form.missing["factors"] if kind == "candidates" else ())}
+        once = {unit.id: unit for unit in units}  # what stands in several target sets is one unit
+        return [(form, kind, unit) for unit in once.values() if unit.id in missing]
+
+    work = [*lacking(own, "targets", plan.targets), *lacking(own, "candidates", plan.candidates)]
+    if audit is not None and plan.audit is not None:
+        work += [*lacking(audit, "sums", plan.targets), *lacking(audit, "candidates", plan.audit.units)]
+    return work
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -110,7 +110,8 @@ def _first_failure(result: RunProcsResult, words: dict[int, Path]) -> RankFailed
 
 def _added_up(words: dict[int, Path]) -> dict[str, Any]:
     said = [_read(path) for path in words.values()]
-    return {key: sum(int(one.get(key, 0)) for one in said) for key in ("units", "examples", "tokens", "retries")}
+    counts = {key: sum(int(one.get(key, 0)) for one in said) for key in ("units", "examples", "tokens", "retries")}
+    return counts | {key: round(sum(float(one.get(key, 0)) for one in said), 3) for key in ("seconds", "auditSeconds")}
 
 
 def _read(path: Path) -> dict[str, Any]:

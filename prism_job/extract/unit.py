@@ -28,6 +28,8 @@ from prism_job.storage.rows import Row
 
 Arrays = dict[str, NDArray[Any]]
 
+SIDES = ("chosen", "rejected")
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -145,7 +147,7 @@ class TargetUnit:
 
     def passes(self, capture: GradientCapture, tokenizer: PreTrainedTokenizerBase, spec: RunSpec) -> Passes:
         ids = shards.hex_ids(self.found["ids"])
-        for side, sign in (("chosen", 1.0), ("rejected", -1.0)):
+        for side, sign in zip(SIDES, (1.0, -1.0), strict=True):
             encoded = [self._encode(place, side, tokenizer, spec) for place in range(len(self.contents))]
             given = [place for place, example in enumerate(encoded) if example is not None]
             columns = Columns(len(self.contents))
@@ -159,6 +161,25 @@ class TargetUnit:
                 self.found["rows"][places] += sign * computed.rows.rows_BD.float().cpu().numpy()
                 columns.fill(places, computed.rows)
             self.found |= {f"{side}_nll": columns.nll_N, f"{side}_tokens": columns.tokens_N}
+
+    def sums(self) -> Arrays:
+        """What the audit keeps in place of the rows: Σ w_q row_q of the unit for each weighting of scoring, float32 [D] each.
+
+        w is π_q (equation 2, from these NLLs; 0 where there is no rejected response) or 1.
+        """
+        arrays = {name: array for name, array in self.found.items() if name != "rows"}
+        chosen, rejected = (arrays[f"{side}_nll"] / np.maximum(arrays[f"{side}_tokens"], 1) for side in SIDES)
+        preference_N = np.exp(-np.logaddexp(0, chosen - rejected))
+        weights = {
+            "preference": np.where(arrays["rejected_tokens"] > 0, preference_N, 0.0),
+            "uniform": np.ones(len(chosen)),
+        }
+        for name, weight_N in weights.items():
+            total_D = np.zeros(self.found["rows"].shape[1])
+            for weight, row_D in zip(weight_N.tolist(), self.found["rows"], strict=True):
+                total_D += weight * row_D
+            arrays[name] = total_D.astype(np.float32)
+        return arrays
 
     def _encode(self, place: int, side: str, tokenizer: PreTrainedTokenizerBase, spec: RunSpec) -> data.Encoded | None:
         content = self.contents[place]

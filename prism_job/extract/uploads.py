@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from prism_job.extract.unit import Arrays
-from prism_job.plan import Unit
+from prism_job.plan import Block
 from prism_job.progress import event
 from prism_job.storage import shards
 from prism_job.storage.objects import Store
@@ -15,8 +15,8 @@ from prism_job.storage.objects import Store
 class Uploads:
     """Puts shards on another thread while the next unit is computed. One unit waits at most: memory stays bounded."""
 
-    def __init__(self, store: Store, extractor: str) -> None:
-        self.store, self.extractor = store, extractor
+    def __init__(self, store: Store) -> None:
+        self.store = store
         self.thread = ThreadPoolExecutor(1, "upload")
         self.waiting: Future[None] | None = None
         self.num_written = 0
@@ -31,17 +31,21 @@ class Uploads:
         finally:
             self.thread.shutdown(wait=True)
 
-    def put(self, unit: Unit, shards_of_unit: list[tuple[shards.Kind, Arrays, dict[str, Any]]]) -> None:
+    def put(
+        self, extractor: str, unit: Block, shards_of_unit: list[tuple[shards.Kind, Arrays, dict[str, Any]]]
+    ) -> None:
         self._wait()
-        self.waiting = self.thread.submit(self._write, unit, shards_of_unit)
+        self.waiting = self.thread.submit(self._write, extractor, unit, shards_of_unit)
 
     def _wait(self) -> None:
         waiting, self.waiting = self.waiting, None
         if waiting is not None:
             waiting.result()
 
-    def _write(self, unit: Unit, shards_of_unit: list[tuple[shards.Kind, Arrays, dict[str, Any]]]) -> None:
+    def _write(
+        self, extractor: str, unit: Block, shards_of_unit: list[tuple[shards.Kind, Arrays, dict[str, Any]]]
+    ) -> None:
         for kind, arrays, notes in shards_of_unit:
-            num_bytes = shards.write_shard(self.store, self.extractor, kind, unit.id, arrays, notes)
-            event("shard", kind=kind, unit=unit.id, rows=unit.num_rows, bytes=num_bytes)
+            num_bytes = shards.write_shard(self.store, extractor, kind, unit.id, arrays, notes)
+            event("shard", kind=kind, extractor=extractor, unit=unit.id, rows=unit.num_rows, bytes=num_bytes)
         self.num_written += 1

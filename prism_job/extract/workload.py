@@ -7,8 +7,8 @@ run to come. Nothing is written to store or output.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from prism_job.examples import BadRow, Content
 from prism_job.extract import data
 from prism_job.plan import (
     PAIRS_PER_UNIT,
+    Block,
+    Sample,
     Unit,
     check_bad_fraction,
     check_targets,
@@ -78,6 +80,8 @@ class Workload:
         largest_batch: texts of the largest micro-batch.
         supervised_share: largest share of a micro-batch's padded tokens that carries loss.
         is_exact: no sample was taken.
+        sampled: units of the audit's sample; audit: its texts and the targets' again; audit_factor_load: the sample's alone
+            where it carries factor sums.
     """
 
     candidates: list[Unit]
@@ -94,10 +98,13 @@ class Workload:
     largest_batch: int
     supervised_share: float
     is_exact: bool
+    sampled: list[Block] = field(default_factory=list)
+    audit: Load = Load()
+    audit_factor_load: Load = Load()
 
     @property
     def load(self) -> Load:
-        return self.pool.plus(self.pairs)
+        return self.pool.plus(self.pairs).plus(self.audit)
 
 
 def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) -> Workload:
@@ -137,7 +144,12 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
         fix = "mend or remove that row, or raise extraction.maxLength"
         raise DataError(f"unusable target: {reason}", where=", ".join(spec.targets.all_uris()), fix=fix)
     sources, _ = rows.list_sources(spec.candidates.uris)
-    candidates, quarantine = cut_units(sources, candidate, spec.extraction.examples_per_shard, staging, known)
+    unit_size = spec.extraction.examples_per_shard
+    drawn = Sample(spec.audit.examples)
+    candidates, quarantine = cut_units(
+        sources, candidate, unit_size, staging, known, lambda row, example_id, _: drawn.add(example_id, row)
+    )
+    sampled, places = drawn.stage(unit_size, staging, known)
     check_bad_fraction(quarantine, sum(unit.num_rows for unit in candidates), spec)
 
     factors = factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []
@@ -145,6 +157,11 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     batches = _Batches(budget)
     pool_load = batches.load(candidates, pool)
     pair_load = batches.load(targets, sides["chosen"]).plus(batches.load(targets, sides["rejected"]))
+    sample_load = Load()
+    for start in range(0, len(places), unit_size):
+        sample_load = sample_load.plus(batches.load_of(places[start : start + unit_size], pool))
+    if sample > 1 and places:  # it holds too few of the rows that were tokenised
+        sample_load = pool_load.times(len(places) / len(pool.tokens))
     return Workload(
         candidates=list({unit.id: unit for unit in candidates}.values()),
         targets=list({unit.id: unit for unit in targets}.values()),
@@ -160,6 +177,9 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
         largest_batch=batches.largest,
         supervised_share=batches.supervised_share,
         is_exact=sample == 1,
+        sampled=sampled,
+        audit=sample_load.plus(pair_load) if spec.audit.examples else Load(),
+        audit_factor_load=sample_load if factors else Load(),
     )
 
 
@@ -213,11 +233,17 @@ class _Batches:
             if unit.id in seen or (chosen is not None and unit.id not in chosen):
                 continue
             seen.add(unit.id)
-            read = [place for place in places if texts.tokens[place] > 0]
-            lengths = [texts.tokens[place] for place in read]
-            for batch in data.micro_batches(lengths, self.budget):
-                total = total.plus(self._batch(lengths, [texts.supervised[place] for place in read], batch))
+            total = total.plus(self.load_of(places, texts))
         return total.times(texts.scale) if texts.sample > 1 else total
+
+    def load_of(self, places: Sequence[int], texts: _Texts) -> Load:
+        """The sums over one unit, whose rows are the texts at these places."""
+        total = Load()
+        read = [place for place in places if texts.tokens[place] > 0]
+        lengths = [texts.tokens[place] for place in read]
+        for batch in data.micro_batches(lengths, self.budget):
+            total = total.plus(self._batch(lengths, [texts.supervised[place] for place in read], batch))
+        return total
 
     def _batch(self, lengths: list[int], supervised: list[int], batch: list[int]) -> Load:
         longest = lengths[batch[0]]

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prism_job.errors import DataError, RequestError, TryAgain
 from prism_job.plan import Plan
+from prism_job.reduce import audit
 from prism_job.spec import SelectionRun, digest
 from prism_job.storage.objects import Store, open_store, split_uri
 
@@ -93,6 +94,7 @@ class Manifest(_Plain):
         target_sets: where targets are in named sets, what each of them is in the direction.
         scores, preference: five-number summaries; curvature: kind, λ and the tokens it rests on.
         evaluation: agreement with the labels that `spec.evaluation` names (`evaluate.compare`); None where it names none.
+        audit: how far the ranking can be trusted (reduce/audit.py), and what it took to know that; None: switched off.
     """
 
     format: Literal["prism-selection/2"] = "prism-selection/2"
@@ -109,6 +111,7 @@ class Manifest(_Plain):
     target_sets: list[TargetSetFacts]
     curvature: dict[str, Any]
     evaluation: dict[str, Any] | None = None
+    audit: dict[str, Any] | None = None
     code_version: str
     files: dict[FileName, Vouched] = {}
 
@@ -119,6 +122,7 @@ class Manifest(_Plain):
             "selected": self.counts.selected,
             "candidates": self.counts.candidates,
             "badRows": self.counts.quarantined,
+            "audit": audit.sentence(self.audit) if self.audit else None,
         }
 
 
@@ -133,7 +137,7 @@ def selection_id(run: SelectionRun, plan: Plan) -> str:
     scoring, selection = spec.scoring.model_dump(mode="json"), spec.selection.model_dump(mode="json")
     sets = [[one.name, one.weight, one.sign] for one in spec.targets.as_sets()]
     bad = spec.candidates.max_bad_fraction
-    decided = [MANIFEST_FORMAT, plan.work_digest(), sets, scoring, selection, bad, spec.store]
+    decided = [MANIFEST_FORMAT, plan.work_digest(), sets, scoring, selection, bad, spec.store, spec.audit.model_dump()]
     decided += [spec.evaluation.model_dump(mode="json")] if spec.evaluation else []
     return digest(decided)[:16]
 

@@ -34,11 +34,6 @@ NUM_PAIRS = 3
 """Target pairs shown in the report, those of the largest share in the direction."""
 
 
-def _settled(plan: Plan) -> Plan:
-    # What the store lacked when planned is no part of the outcome: the same selection has the same plan.json.
-    return plan.model_copy(update={"missing_candidates": [], "missing_targets": [], "missing_factors": []})
-
-
 def _replaying(run: SelectionRun, plan: Plan) -> SelectionRun:
     """The same run from any folder and at any time: local paths made absolute, a hub model pinned to its commit."""
 
@@ -145,6 +140,7 @@ class Reduced:
     scores: Column
     chosen: Selected
     curvature: dict[str, Any]
+    audit: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
 
     @property
@@ -175,7 +171,7 @@ def publish(found: Reduced, output: Store, folder: str) -> dict[str, Any]:
         replaying = yaml.safe_dump(document.spec.to_document(), sort_keys=False, allow_unicode=True)
         files |= {
             "quarantine.jsonl": "".join(entry.model_dump_json() + "\n" for entry in found.quarantine).encode(),
-            "plan.json": _settled(found.plan).model_dump_json(indent=1).encode(),
+            "plan.json": found.plan.settled().model_dump_json(indent=1).encode(),
             "spec.yaml": replaying.encode(),
             "report.html": render(_report(found, origins, document)).encode(),
         }
@@ -233,6 +229,7 @@ def _document(found: Reduced, folder: str) -> manifest.Manifest:
         target_sets=_target_sets(found),
         curvature=found.curvature,
         evaluation=found.evaluation,
+        audit=found.audit,
         code_version=__version__,
     )
 
@@ -292,6 +289,7 @@ def _report(found: Reduced, origins: _Origins, document: manifest.Manifest) -> R
         quarantine=[(entry.source, entry.line, entry.reason) for entry in found.quarantine],
         ignored=plan.ignored,
         evaluation=found.evaluation,
+        audit=found.audit,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prism_job.reduce import audit
 from prism_job.reduce.chart import Bar, chart, compact, number, ticks_between, view
 from prism_job.reduce.column import Column, parts
 from prism_job.reduce.evaluation_sections import evaluation_sections
@@ -86,6 +87,7 @@ class Report:
         pairs: the pairs of the largest shares, largest first.
         quarantine: (source, line, reason) of each unusable row.
         evaluation: what `evaluate.compare` says, where the document asks for it.
+        audit: the manifest's figures on how far the ranking can be trusted; None where that is switched off.
     """
 
     run: str
@@ -111,6 +113,7 @@ class Report:
     quarantine: list[tuple[str, int, str]]
     ignored: list[str]
     evaluation: dict[str, Any] | None = None
+    audit: dict[str, Any] | None = None
 
     @property
     def num_usable(self) -> int:
@@ -122,6 +125,7 @@ def render(report: Report) -> str:
     sections = [
         section("Scores", _scores(report)),
         section("Targets: sets", _sets(report.sets)) if report.sets else "",
+        section("How far the ranking can be trusted", _audit(report.audit)) if report.audit else "",
         f'<div class="two">{section("Targets: π", _preferences(report))}'
         f"{section('Targets: contribution', _contributions(report.contribution, report.pairs))}</div>",
         section("What was chosen, by source", _sources(report)),
@@ -244,6 +248,28 @@ def _binned(scores: Column, edges: Float64, among_N: NDArray[np.bool_]) -> list[
         bin_N[values == edges[-1]] -= 1
         counts_B += np.bincount(bin_N, minlength=len(counts_B))
     return counts_B.tolist()
+
+
+def _audit(figures: dict[str, Any]) -> str:
+    said = audit.sentence(figures)
+    told = [
+        f"{figures['usable']:,} candidates, drawn by their ids, and the targets were extracted again with other random "
+        f"projections of {figures['dim']} dims a side, which took {percent(figures['token_share'], 1)} of the response "
+        "tokens of this run."
+    ]
+    if figures["spearman_between"] is not None:
+        rho, share = f"{figures['spearman_between']:.3f}", percent(figures["overlap_between"], 1)
+        told.append(
+            f"The two rankings agree at Spearman {rho}, and share {share} of the {figures['taken']:,} that the budget would "
+            "take of these; both are noisy, so each is nearer to the exact ranking than to the other. Brackets hold 95 % "
+            "intervals."
+        )
+    told.append(
+        "Noise of projection, folding and signs is what this measures: not whether the targets show what is wanted, or the "
+        "model is fit to judge."
+    )
+    low = figures["spearman"] is None or figures["spearman"] < audit.LOW_AGREEMENT
+    return f'<p class="{"warn" if low else "lead"}">{safe(said)}</p><p class="note">{safe(" ".join(told))}</p>'
 
 
 def _preferences(report: Report) -> str:

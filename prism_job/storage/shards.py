@@ -25,11 +25,12 @@ from prism_job.storage.objects import Store
 FORMAT = "prism-shard/1"
 """Any change of the meaning of a byte makes a new version; it is part of the extractor digest."""
 
-Kind = Literal["candidates", "targets", "factors"]
+Kind = Literal["candidates", "targets", "factors", "sums"]
 _SUFFIX: dict[Kind, str] = {
     "candidates": ".safetensors",
     "targets": ".targets.safetensors",
     "factors": ".factors.safetensors",
+    "sums": ".sums.safetensors",
 }
 _REDO = "delete that object and run again: only its unit is extracted anew"
 
@@ -76,7 +77,7 @@ def shard_key(extractor: str, kind: Kind, unit_id: str) -> str:
 
 def units_present(store: Store, extractor: str) -> dict[Kind, set[str]]:
     """Units whose shard exists, by kind, from one listing. A shard that exists is whole: its put was atomic."""
-    present: dict[Kind, set[str]] = {"candidates": set(), "targets": set(), "factors": set()}
+    present: dict[Kind, set[str]] = {kind: set() for kind in _SUFFIX}
     for listed in store.list(f"{extractor}/"):
         name = listed.key.rpartition("/")[2]
         unit_id, _, suffix = name.partition(".")

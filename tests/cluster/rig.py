@@ -66,6 +66,7 @@ class Rig:
                 "targets": {"uris": [f"s3://{BUCKET}/targets.jsonl"]},
                 "store": f"s3://{BUCKET}/store/{name}",
                 "output": f"s3://{BUCKET}/selections",
+                "audit": {"examples": 0},
                 "extraction": {
                     "maxLength": 128,
                     "examplesPerShard": 4,
