@@ -23,7 +23,7 @@ from prism_job.reduce.preference import preference
 from prism_job.spec import parse_spec
 from prism_job.storage import shards, staged
 from prism_job.storage.objects import open_store
-from tests.conftest import Job, Row, candidate, write_jsonl
+from tests.conftest import Job, Row, candidate, pair, write_jsonl
 
 Float64 = NDArray[np.float64]
 RANDOM = np.random.default_rng
@@ -271,6 +271,21 @@ def test_sums_are_the_weighted_rows_of_a_plain_extraction(job: Job) -> None:
     ],
 )
 def test_the_figures_are_those_of_two_plain_runs(job: Job, codec: str, scoring: dict[str, Any]) -> None:
+    compare_with_two_plain_runs(job, codec, scoring)
+
+
+@pytest.mark.parametrize("codec", ["sign", "float16"])
+def test_so_are_those_of_targets_in_sets_one_file_of_them_in_two(job: Job, codec: str) -> None:
+    few, more = (
+        str(job.folder / "targets.jsonl"),
+        str(write_jsonl(job.folder / "more.jsonl", [pair(n) for n in (8, 9)])),
+    )
+    toward, away = {"name": "toward", "uris": [few]}, {"name": "away", "uris": [more, few], "weight": 0.5, "sign": -1}
+    job.spec["targets"] = {"sets": [toward, away]}
+    compare_with_two_plain_runs(job, codec, {"curvature": {"kind": "kfac", "damping": 0.3}})
+
+
+def compare_with_two_plain_runs(job: Job, codec: str, scoring: dict[str, Any]) -> None:
     write_jsonl(job.folder / "pool" / "b.jsonl", [candidate(number) for number in range(20, 40)])
     job.spec["scoring"] = scoring
     job.spec["selection"] = {"drop": "lowest", "budget": {"count": 6}}

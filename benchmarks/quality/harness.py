@@ -156,8 +156,13 @@ def extract(
     dtype: str = "float32",
     weighting: str = "preference",
     extraction: dict[str, Any] | None = None,
+    audit: int = 0,
 ) -> Extracted:
-    """Plan and extract through the job's own stages, into the store that all experiments under `work` share."""
+    """Plan and extract through the job's own stages, into the store that all experiments under `work` share.
+
+    Args:
+        audit: candidates that are extracted once more for the audit; experiments that look at labels need none.
+    """
     folder = work / "data" / name
     folder.mkdir(parents=True, exist_ok=True)
     for part, rows in (("candidates", candidates), ("targets", targets)):
@@ -174,6 +179,7 @@ def extract(
             "output": str(work / "selections"),
             "extraction": {"tokensPerBatch": 2048, **(extraction or {})},
             "scoring": {"weighting": weighting},
+            "audit": {"examples": audit},
             "selection": {"drop": "lowest", "budget": {"fraction": 0.5}, "dedupe": "none"},
         },
     }

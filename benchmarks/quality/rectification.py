@@ -55,9 +55,14 @@ INFLUENCES = {
 
 
 def main() -> None:
-    options = harness.parser(__doc__, seeds=3).parse_args()
-    by_seed = [Mixture(options.work, options.model, seed).figures() for seed in range(options.seeds)]
+    made = harness.parser(__doc__, seeds=3)
+    made.add_argument("--memorised-seeds", type=int, default=1, help="seeds that also memorise (%(default)s)")
+    options = made.parse_args()
+    mixtures = [Mixture(options.work, options.model, seed) for seed in range(options.seeds)]
+    by_seed = [mixture.figures() for mixture in mixtures]
     found = harness.over_seeds(by_seed)
+    if options.memorised_seeds:
+        found |= harness.over_seeds([mixture.memorised() for mixture in mixtures[: options.memorised_seeds]])
     print(
         f"\nbefore any tuning the wrong answer is the likelier for {found['wrong[before]']} of the held-out questions\n"
     )
@@ -72,8 +77,9 @@ def main() -> None:
     memorised = [
         [name.partition("[")[2][:-1], value] for name, value in found.items() if name.startswith("memorised_auroc[")
     ]
-    print(f"mean loss of the mixture: tuned {found['mixture_loss']}, memorised {found['memorised_mixture_loss']}\n")
-    print(harness.table(["ranked by, once the mixture is memorised", "AUROC"], memorised))
+    if memorised:
+        print(f"mean loss of the mixture: tuned {found['mixture_loss']}, memorised {found['memorised_mixture_loss']}\n")
+        print(harness.table(["ranked by, once the mixture is memorised", "AUROC"], memorised))
     harness.write_json(
         options.json,
         {"seeds": options.seeds, **harness.flat(found | {"auroc_gain_over_loss": harness.interval(gain)})},
@@ -116,9 +122,11 @@ class Mixture:
         for method in METHODS:
             if method != "full":
                 found |= self._once(method, lambda method=method: self._after(method))
-        found |= self._once("memorised", lambda: self._reference("memorised", MEMORISED_EPOCHS, MEMORISED_RATE))
-        found |= self._once("memorised-rankings", self._memorised)
         return found
+
+    def memorised(self) -> dict[str, float]:
+        found = self._once("memorised", lambda: self._reference("memorised", MEMORISED_EPOCHS, MEMORISED_RATE))
+        return found | self._once("memorised-rankings", self._memorised)
 
     def _once(self, name: str, compute: Any) -> dict[str, Any]:
         settings = [

@@ -1,0 +1,81 @@
+"""Exact, unprojected scores, fast: the inner product of each example's full weight gradient with one direction.
+
+For a linear layer with inputs a_t and output gradients b_t the gradient is Σ_t b_t a_tᵀ, so its inner product with G is
+Σ_t b_t · (G a_t): one matrix product more a layer, in batches, and no weight gradient is formed. The direction itself is
+plain autograd, an example at a time.
+
+Shapes: B examples, T tokens, N examples in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prism_job.extract import data
+from prism_job.extract.data import Encoded
+from prism_job.extract.model import Layers
+
+Direction = dict[str, Tensor]
+
+
+def weight_gradient(model: PreTrainedModel, layers: Layers, example: Encoded) -> tuple[Direction, float]:
+    """Gradient of the token-mean loss for the weight of every layer, and that loss."""
+    weights = {name: cast(Tensor, module.weight).requires_grad_() for name, module in layers.modules.items()}
+    ids = torch.tensor([example.ids])
+    logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+    places = torch.tensor(example.supervised[1:])
+    loss = nn.functional.cross_entropy(logits[places], ids[0, 1:][places])
+    gradients = torch.autograd.grad(loss, list(weights.values()))
+    for weight in weights.values():
+        weight.requires_grad_(False)
+    return dict(zip(weights, gradients, strict=True)), loss.item()
+
+
+def scores(
+    model: PreTrainedModel,
+    layers: Layers,
+    direction: Direction,
+    encoded: Sequence[Encoded],
+    tokens_per_batch: int = 2048,
+) -> NDArray[np.float64]:
+    """⟨gradient of the token-sum loss, direction⟩ of each example: float64 [N]."""
+    found_N = np.zeros(len(encoded))
+    state: dict[str, Tensor] = {}
+
+    def on_forward(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            moved_BTO = inputs[0].detach() @ direction[name].T
+
+            def backward(gradient_BTO: Tensor) -> None:
+                state["scores_B"] += (gradient_BTO * moved_BTO).sum((1, 2)).double()
+
+            output.register_hook(backward)
+
+        return forward
+
+    def on_embedding(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        state["embedded_BTE"] = output.detach().requires_grad_()
+        return state["embedded_BTE"]
+
+    handles = [module.register_forward_hook(on_forward(name)) for name, module in layers.modules.items()]
+    handles.append(cast(nn.Module, model.get_input_embeddings()).register_forward_hook(on_embedding))
+    try:
+        for places in data.micro_batches([len(example.ids) for example in encoded], tokens_per_batch):
+            batch = data.collate([encoded[place] for place in places], torch.device("cpu"))
+            state["scores_B"] = torch.zeros(batch.size, dtype=torch.float64)
+            logits_BTV = model(input_ids=batch.ids_BT, attention_mask=batch.real_BT.long(), use_cache=False).logits
+            logits_KV = logits_BTV[torch.roll(batch.supervised_BT, -1, dims=1)]
+            loss = nn.functional.cross_entropy(logits_KV, batch.ids_BT[batch.supervised_BT], reduction="sum")
+            torch.autograd.grad(loss, state["embedded_BTE"])
+            found_N[places] = state["scores_B"].numpy()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found_N
