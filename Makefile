@@ -7,7 +7,7 @@ MODEL := build/model/SmolLM2-135M-Instruct.gguf
 
 BUILD ?= docker build
 
-.PHONY: demo cluster-demo test check fidelity images clean
+.PHONY: demo cluster-demo test check fidelity quality images clean
 
 demo: $(VENV)/.installed $(MODEL)
 	@$(BIN)/python examples/facts/make_data.py --out build/facts
@@ -29,6 +29,17 @@ check: $(VENV)/.installed
 
 fidelity: $(VENV)/.installed $(MODEL)
 	$(BIN)/python benchmarks/fidelity.py --data $(DATA) --examples 512 --json build/fidelity.json
+
+# The experiments of docs/method.md, hours on two cores; a second call goes on where the first was stopped. DATA: a folder
+# with gsm8k_train.jsonl, gsm8k_model_solutions.jsonl and bbh.jsonl.
+QUALITY := build/quality
+EXPERIMENTS := noisy_targets rectification ablations forward audit_coverage
+quality: $(VENV)/.installed $(MODEL)
+	@test -n "$(DATA)" || { echo "name the folder of GSM8K and BIG-Bench-Hard: make quality DATA=FOLDER"; exit 2; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[job,dev,quality]"
+	@for name in $(EXPERIMENTS); do echo; echo "== $$name"; \
+	  $(BIN)/python -m benchmarks.quality.$$name --data "$(DATA)" --work $(QUALITY) --json $(QUALITY)/$$name.json \
+	    --figure docs/images/$$name.svg || exit 1; done
 
 images:
 	$(BUILD) --target worker --build-arg REVISION=$$(git rev-parse HEAD) -t prism-worker .

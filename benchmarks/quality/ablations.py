@@ -43,6 +43,12 @@ def main() -> None:
     lines = [[name, *(found.get(f"{name}[{share}]", "") for share in ("clean", "swapped"))] for name in names]
     print(harness.table(["variant", "clean pairs", "40 % swapped"], lines))
     harness.write_json(options.json, {"seeds": options.seeds, **harness.flat(found)})
+    if options.figure:
+        from benchmarks.quality import figure
+
+        shares = {"clean": "clean pairs", "swapped": "40 % swapped"}
+        series = {name: [found[f"pairs: {count}[{share}]"] for count in NUM_PAIRS] for share, name in shares.items()}
+        figure.lines(options.figure, "How many pairs", ("target pairs", "AUROC"), NUM_PAIRS, series)
 
 
 def _stem(name: str) -> str:

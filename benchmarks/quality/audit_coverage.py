@@ -36,9 +36,7 @@ BUDGET = 0.1
 
 
 def main() -> None:
-    made = harness.parser(__doc__, seeds=1)
-    made.add_argument("--data", type=Path, required=True, help="folder of gsm8k_model_solutions.jsonl")
-    options = made.parse_args()
+    options = harness.parser(__doc__, seeds=1).parse_args()
     settings = [NUM_EXAMPLES, NUM_PAIRS, options.model]
     path = options.work / "audit_coverage" / "scores.json"
     found = harness.once(path, settings, lambda: three_rankings(options.work, options.model, options.data))
@@ -79,6 +77,14 @@ def main() -> None:
     ]
     print(harness.table(["", "figure"], lines))
     harness.write_json(options.json, figures)
+    if options.figure:
+        from benchmarks.quality import figure
+
+        by_value = sorted(audits, key=lambda one: one["spearman"])
+        said = [harness.Interval(one["spearman"], one["spearman_low"], one["spearman_high"]) for one in by_value]
+        series = {"what an audit says": said, "the truth": [harness.Interval(truth, truth, truth)] * len(said)}
+        axes = ("audits, by what they say", "Spearman with exact scores")
+        figure.lines(options.figure, "50 audits of 128 rows", axes, range(len(said)), series)
 
 
 def three_rankings(work: Path, model_uri: str, folder: Path) -> dict[str, list[float]]:

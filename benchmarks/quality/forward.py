@@ -45,11 +45,11 @@ METHODS = {
 
 def main() -> None:
     made = harness.parser(__doc__, seeds=3)
-    made.add_argument("--data", type=Path, required=True, help="folder of gsm8k_train.jsonl and bbh.jsonl")
     made.add_argument("--all-seeds", type=int, default=1, help="seeds that also tune on the whole pool (%(default)s)")
     options = made.parse_args()
     pool = read_pool(options.data)
     figures: dict[str, Any] = {"seeds": options.seeds, "pool": len(pool), "all_seeds": options.all_seeds}
+    drawn: dict[str, dict[str, harness.Interval]] = {}
     for family in FAMILIES:
         by_seed = []
         for seed in range(options.seeds):
@@ -72,7 +72,13 @@ def main() -> None:
         ]
         print(harness.table(["tuned on", "held-out loss", "prefers the wrong answer", "rows of the family"], lines))
         figures |= {f"{family}/{name}": value for name, value in harness.flat(over).items()}
+        drawn[family] = {name: over[f"loss[{method}]"] for method, name in METHODS.items() if f"loss[{method}]" in over}
     harness.write_json(options.json, figures)
+    if options.figure:
+        from benchmarks.quality import figure
+
+        title = "Held-out loss of the family after tuning on the selection"
+        figure.bars(options.figure, title, "nats a token", drawn)
 
 
 def read_pool(folder: Path) -> Rows:

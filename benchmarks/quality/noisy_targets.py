@@ -39,6 +39,9 @@ METHODS = {
     "random": "random",
 }
 
+DRAWN = ("preference", "uniform", "one_minus_pi", "less", "less_pairs", "unpaired", "loss")
+"""Methods of the figure."""
+
 
 def main() -> None:
     options = harness.parser(__doc__, seeds=5).parse_args()
@@ -51,6 +54,12 @@ def main() -> None:
     gain = [seed["auroc[preference][0.4]"] - seed["auroc[uniform][0.4]"] for seed in by_seed]
     print(f"\npreference over uniform at 40 %: {harness.interval(gain)} AUROC")
     harness.write_json(options.json, {"seeds": options.seeds, **harness.flat(found)})
+    if options.figure:
+        from benchmarks.quality import figure
+
+        series = {METHODS[key]: [found[f"auroc[{key}][{share:g}]"] for share in SHARES] for key in DRAWN}
+        axes = ("share of the pairs that are swapped", "AUROC")
+        figure.lines(options.figure, "Right above wrong statements, by how many pairs are wrong", axes, SHARES, series)
 
 
 def one_seed(work: Path, model: str, seed: int) -> dict[str, float]:

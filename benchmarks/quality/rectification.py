@@ -80,10 +80,15 @@ def main() -> None:
     if memorised:
         print(f"mean loss of the mixture: tuned {found['mixture_loss']}, memorised {found['memorised_mixture_loss']}\n")
         print(harness.table(["ranked by, once the mixture is memorised", "AUROC"], memorised))
-    harness.write_json(
-        options.json,
-        {"seeds": options.seeds, **harness.flat(found | {"auroc_gain_over_loss": harness.interval(gain)})},
-    )
+    figures = harness.flat(found | {"auroc_gain_over_loss": harness.interval(gain)})
+    harness.write_json(options.json, {"seeds": options.seeds, **figures})
+    if options.figure:
+        from benchmarks.quality import figure
+
+        afterwards = {"before any tuning": found["wrong[before]"]}
+        afterwards |= {name: found[f"wrong[{method}]"] for method, name in METHODS.items()}
+        title, label = "Prefers the wrong answer after tuning on the rest", "share of held-out questions"
+        figure.bars(options.figure, title, label, {"half that was dropped": afterwards})
 
 
 class Mixture:
