@@ -49,7 +49,7 @@ def parser(description: str | None, seeds: int) -> argparse.ArgumentParser:
     made.add_argument("--work", type=Path, default=Path("build/quality"), help="store and finished parts (%(default)s)")
     made.add_argument("--model", default=MODEL, help="%(default)s")
     made.add_argument(
-        "--data", type=Path, default=Path("."), help="folder of GSM8K and BIG-Bench-Hard, where it is needed"
+        "--data", type=Path, default=Path(), help="folder of GSM8K and BIG-Bench-Hard, where it is needed"
     )
     made.add_argument("--json", type=Path, help="write the figures there, flat")
     made.add_argument("--figure", type=Path, help="draw them there, as SVG (needs the extra `quality`)")
