@@ -1,8 +1,8 @@
 """Does the audit's interval hold the true agreement with exact scores? 50 audits of 128 rows, on GSM8K solutions.
 
-The job extracts the 512 shortest solutions of gsm8k_model_solutions.jsonl and 32 pairs (right, wrong) to other questions, and
+The job extracts the 384 shortest solutions of gsm8k_model_solutions.jsonl and 32 pairs (right, wrong) to other questions, and
 its audit extracts all of them again; exact scores come from full weight gradients. So any 128 rows can be taken for an
-audit's sample: its interval is compared with the Spearman of the job's scores with the exact ones over all 512.
+audit's sample: its interval is compared with the Spearman of the job's scores with the exact ones over all of them.
 
     python -m benchmarks.quality.audit_coverage --data ../shared/data --json build/quality/audit_coverage.json
 
@@ -30,7 +30,7 @@ from prism_job.reduce.run import fold_directions
 from prism_job.spec import ModelSpec
 from prism_job.storage.objects import open_store
 
-NUM_EXAMPLES, NUM_PAIRS = 512, 32
+NUM_EXAMPLES, NUM_PAIRS = 384, 32
 SAMPLE, RESAMPLINGS = 128, 50
 BUDGET = 0.1
 
@@ -63,7 +63,7 @@ def main() -> None:
         figures[f"{name}_mean"] = float(np.mean([one[name] for one in audits]))
         figures[f"{name}_mean_width"] = float(np.mean([one[f"{name}_high"] - one[f"{name}_low"] for one in audits]))
     lines = [
-        ["Spearman of job and exact, 512 rows", f"{truth:.4f}"],
+        [f"Spearman of job and exact, {NUM_EXAMPLES} rows", f"{truth:.4f}"],
         ["Spearman of the audit's scores and exact", f"{figures['spearman_audit_exact']:.4f}"],
         ["Spearman of job and audit", f"{figures['spearman_job_audit']:.4f}"],
         [f"what {RESAMPLINGS} audits of {SAMPLE} rows say, mean", f"{figures['spearman_mean']:.4f}"],

@@ -1,9 +1,9 @@
 """Forward selection: 5 % of a mixed pool that should teach one family of tasks, against random, LESS, uniform and all of it.
 
-The pool is GSM8K train and BIG-Bench-Hard, the shorter rows of each (so that a laptop can train on all of them). A seed
-splits a family's rows: 64 become target pairs (the right answer against another answer of the same form), half of the rest
-stays in the pool, half is held out. The model as it is is tuned on what each method keeps, and asked about the held-out rows:
-mean loss of the right answers, and how often the wrong one is the likelier.
+The pool is GSM8K train and BIG-Bench-Hard, the shorter rows of each. A seed splits a family's rows: 64 become target pairs
+(the right answer against another answer of the same form), half of the rest stays in the pool, of the other half 64 are held
+out. The model as it is is tuned on what each method keeps, and asked about the held-out rows: mean loss of the right answers,
+and how often the wrong one is the likelier.
 
     python -m benchmarks.quality.forward --data ../shared/data --seeds 3 --json build/quality/forward.json
 
@@ -29,9 +29,9 @@ FAMILIES = {
 }
 OTHERS = ("boolean_expressions", "dyck_languages", "hyperbaton", "ruin_names", "snarks", "word_sorting")
 NUM_GSM8K = 700
-NUM_PAIRS = 64
+NUM_PAIRS, NUM_HELD = 64, 64
 BUDGET = 0.05
-EPOCHS, RATE, BATCH_SIZE = 2, 1e-4, 16
+EPOCHS, RATE = 1, 1e-4
 
 METHODS = {
     "none": "not tuned",
@@ -46,11 +46,12 @@ METHODS = {
 def main() -> None:
     made = harness.parser(__doc__, seeds=3)
     made.add_argument("--all-seeds", type=int, default=1, help="seeds that also tune on the whole pool (%(default)s)")
+    made.add_argument("--family", action="append", choices=list(FAMILIES), help="repeatable; all without it")
     options = made.parse_args()
     pool = read_pool(options.data)
     figures: dict[str, Any] = {"seeds": options.seeds, "pool": len(pool), "all_seeds": options.all_seeds}
     drawn: dict[str, dict[str, harness.Interval]] = {}
-    for family in FAMILIES:
+    for family in options.family or FAMILIES:
         by_seed = []
         for seed in range(options.seeds):
             ranked = Family(options.work, options.model, pool, family, seed)
@@ -108,7 +109,7 @@ class Family:
         chance.shuffle(places)
         middle = NUM_PAIRS + (len(places) - NUM_PAIRS) // 2
         self.targets = [self._pair(place, chance) for place in places[:NUM_PAIRS]]
-        self.held = [self._pair(place, chance) for place in places[middle:]]
+        self.held = [self._pair(place, chance) for place in places[middle:][:NUM_HELD]]
         outside = {*places[:NUM_PAIRS], *places[middle:]}
         self.in_pool_N = np.array([place not in outside for place in range(len(pool))])
 
@@ -119,7 +120,7 @@ class Family:
         return {"prompt": one["prompt"], "chosen": one["completion"], "rejected": chance.choice(others)}
 
     def tuned(self, method: str) -> dict[str, float]:
-        settings = [method, self.family, self.seed, NUM_GSM8K, NUM_PAIRS, BUDGET, EPOCHS, RATE, self.model]
+        settings = [method, self.family, self.seed, NUM_GSM8K, NUM_PAIRS, NUM_HELD, BUDGET, EPOCHS, RATE, self.model]
         path = self.work / "forward" / f"{self.family}-{self.seed}-{method}.json"
         return harness.once(path, settings, lambda: self._tune(method))
 
@@ -132,9 +133,7 @@ class Family:
 
         if chosen:
             rows = [self.pool[place] for place in chosen]
-            tuning.tune(
-                model, encoded(rows, "completion"), epochs=EPOCHS, rate=RATE, seed=self.seed, batch_size=BATCH_SIZE
-            )
+            tuning.tune(model, encoded(rows, "completion"), epochs=EPOCHS, rate=RATE, seed=self.seed, half=True)
         right_H = tuning.mean_nll(model, encoded(self.held, "chosen"))
         wrong_H = tuning.mean_nll(model, encoded(self.held, "rejected"))
         in_family = [self.pool[place]["task"] in FAMILIES[self.family] for place in chosen]
