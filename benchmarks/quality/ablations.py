@@ -23,7 +23,7 @@ from benchmarks.quality.facts import make_data, more_pairs
 from benchmarks.quality.harness import Extracted, Float64
 from prism_job import projection
 from prism_job.reduce import curvature
-from prism_job.storage import codec, shards
+from prism_job.storage import codec, shards, weights
 from prism_job.storage.objects import open_store
 
 Float32 = NDArray[np.float32]
@@ -56,7 +56,7 @@ def _stem(name: str) -> str:
 
 
 def one_seed(work: Path, model: str, seed: int) -> dict[str, float]:
-    settings = [seed, model, DAMPINGS, SIGN_DIMS, OTHER_DIMS, NUM_PAIRS, DRAWS]
+    settings = [seed, weights.identify(model), harness.constants(__name__)]
     return harness.once(work / "ablations" / f"{seed}.json", settings, lambda: measure(work, model, seed))
 
 

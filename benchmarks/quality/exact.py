@@ -47,35 +47,72 @@ def scores(
 ) -> NDArray[np.float64]:
     """⟨gradient of the token-sum loss, direction⟩ of each example: float64 [N]."""
     found_N = np.zeros(len(encoded))
-    state: dict[str, Tensor] = {}
+
+    def add(name: str, inputs_BTI: Tensor, gradient_BTO: Tensor, batch: data.Batch, places: list[int]) -> None:
+        found_N[places] += (gradient_BTO * (inputs_BTI @ direction[name].T)).sum((1, 2)).double().numpy()
+
+    _passes(model, layers, encoded, tokens_per_batch, add)
+    return found_N
+
+
+def factors(
+    model: PreTrainedModel, layers: Layers, encoded: Sequence[Encoded], tokens_per_batch: int = 2048
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """K-FAC's factors of each layer, unprojected: E[a aᵀ] and E[b bᵀ] over real tokens, as extraction sums them."""
+    sums = {name: [torch.zeros(()), torch.zeros(())] for name in layers.modules}
+
+    def add(name: str, inputs_BTI: Tensor, gradient_BTO: Tensor, batch: data.Batch, places: list[int]) -> None:
+        for side, values in enumerate((inputs_BTI, gradient_BTO)):
+            real_RX = values[batch.real_BT]
+            sums[name][side] = sums[name][side] + real_RX.T @ real_RX
+
+    _passes(model, layers, encoded, tokens_per_batch, add)
+    num_tokens = sum(len(example.ids) for example in encoded)
+    return {name: (of_inputs / num_tokens, of_outputs / num_tokens) for name, (of_inputs, of_outputs) in sums.items()}
+
+
+def solve(direction: Direction, of_layers: dict[str, tuple[Tensor, Tensor]], lam: float) -> Direction:
+    """(H + λI)⁻¹ of a direction under K-FAC in the full space, layer by layer: `curvature.solve` without a projection."""
+    solved = {}
+    for name, gradient in direction.items():
+        (alpha, basis_a), (beta, basis_b) = (torch.linalg.eigh(side.double()) for side in of_layers[name])
+        rotated = basis_b.T @ gradient.double() @ basis_a
+        damped = torch.outer(beta.clamp(min=0), alpha.clamp(min=0)) + lam
+        solved[name] = (basis_b @ (rotated / damped) @ basis_a.T).to(gradient.dtype)
+    return solved
+
+
+def _passes(
+    model: PreTrainedModel,
+    layers: Layers,
+    encoded: Sequence[Encoded],
+    tokens_per_batch: int,
+    add: Callable[[str, Tensor, Tensor, data.Batch, list[int]], None],
+) -> None:
+    """Forward and backward over all examples; `add` sees each layer's inputs and output gradients of each batch."""
+    state: dict[str, Any] = {}
 
     def on_forward(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            moved_BTO = inputs[0].detach() @ direction[name].T
-
-            def backward(gradient_BTO: Tensor) -> None:
-                state["scores_B"] += (gradient_BTO * moved_BTO).sum((1, 2)).double()
-
-            output.register_hook(backward)
+            inputs_BTI = inputs[0].detach()
+            output.register_hook(lambda gradient: add(name, inputs_BTI, gradient, state["batch"], state["places"]))
 
         return forward
 
     def on_embedding(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         state["embedded_BTE"] = output.detach().requires_grad_()
-        return state["embedded_BTE"]
+        return cast(Tensor, state["embedded_BTE"])
 
     handles = [module.register_forward_hook(on_forward(name)) for name, module in layers.modules.items()]
     handles.append(cast(nn.Module, model.get_input_embeddings()).register_forward_hook(on_embedding))
     try:
         for places in data.micro_batches([len(example.ids) for example in encoded], tokens_per_batch):
             batch = data.collate([encoded[place] for place in places], torch.device("cpu"))
-            state["scores_B"] = torch.zeros(batch.size, dtype=torch.float64)
+            state.update(batch=batch, places=places)
             logits_BTV = model(input_ids=batch.ids_BT, attention_mask=batch.real_BT.long(), use_cache=False).logits
             logits_KV = logits_BTV[torch.roll(batch.supervised_BT, -1, dims=1)]
             loss = nn.functional.cross_entropy(logits_KV, batch.ids_BT[batch.supervised_BT], reduction="sum")
             torch.autograd.grad(loss, state["embedded_BTE"])
-            found_N[places] = state["scores_B"].numpy()
     finally:
         for handle in handles:
             handle.remove()
-    return found_N

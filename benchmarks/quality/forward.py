@@ -22,6 +22,8 @@ import numpy as np
 from benchmarks.quality import harness, tuning
 from benchmarks.quality.harness import Rows
 from prism_job.extract import data
+from prism_job.spec import digest
+from prism_job.storage import weights
 
 FAMILIES = {
     "numbers": ("multistep_arithmetic_two", "object_counting"),
@@ -104,6 +106,7 @@ class Family:
 
     def __init__(self, work: Path, model: str, pool: Rows, family: str, seed: int) -> None:
         self.work, self.model, self.pool, self.family, self.seed = work, model, pool, family, seed
+        self.depends_on = [weights.identify(model), digest(pool), harness.constants(__name__)]
         chance = random.Random(f"{family} {seed}")
         places = [place for place, one in enumerate(pool) if one["task"] in FAMILIES[family]]
         chance.shuffle(places)
@@ -120,7 +123,7 @@ class Family:
         return {"prompt": one["prompt"], "chosen": one["completion"], "rejected": chance.choice(others)}
 
     def tuned(self, method: str) -> dict[str, float]:
-        settings = [method, self.family, self.seed, NUM_GSM8K, NUM_PAIRS, NUM_HELD, BUDGET, EPOCHS, RATE, self.model]
+        settings = [method, self.family, self.seed, *self.depends_on]
         path = self.work / "forward" / f"{self.family}-{self.seed}-{method}.json"
         return harness.once(path, settings, lambda: self._tune(method))
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from prism_job.plan import Plan, read_plan
 from prism_job.reduce import agreement
+from prism_job.reduce.manifest import MANIFEST_FORMAT
 from prism_job.reduce.preference import Targets, weigh_targets
 from prism_job.reduce.run import fold_directions
 from prism_job.reduce.scoring import score_candidates
@@ -45,7 +46,7 @@ STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 def parser(description: str | None, seeds: int) -> argparse.ArgumentParser:
     """The options that every experiment has."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--seeds", type=int, default=seeds, help="how many, from 0 (%(default)s)")
+    made.add_argument("--seeds", type=int, default=seeds, choices=range(1, 11), help="how many, from 0 (%(default)s)")
     made.add_argument("--work", type=Path, default=Path("build/quality"), help="store and finished parts (%(default)s)")
     made.add_argument("--model", default=MODEL, help="%(default)s")
     made.add_argument(
@@ -56,12 +57,23 @@ def parser(description: str | None, seeds: int) -> argparse.ArgumentParser:
     return made
 
 
+def constants(module: str) -> dict[str, Any]:
+    """The settings that a script states at its top: its names in capitals, as plain values."""
+    named = vars(sys.modules[module])
+    return {
+        name: repr(value)
+        for name, value in named.items()
+        if name.isupper() and isinstance(value, int | float | tuple | dict)
+    }
+
+
 def once(path: Path, settings: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `compute` gives, kept at `path`: a run that was stopped, or repeated, finds what it had finished.
 
-    `settings` says what the figures depend on; a file that was made with others is computed anew.
+    `settings` says what the figures depend on: the script's constants, model, data. A file made with others, or with other
+    formats of shards and selections, is computed anew. Changed code is not seen: remove the file, or `--work`.
     """
-    wanted = digest(settings)
+    wanted = digest([settings, shards.FORMAT, MANIFEST_FORMAT])
     if path.exists():
         kept = json.loads(path.read_text())
         if kept["settings"] == wanted:
@@ -236,6 +248,8 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
+        if self.low != self.low:
+            return f"{_short(self.mean)} (one seed)"
         return f"{_short(self.mean)} ({_short(self.low)} to {_short(self.high)})"
 
 
@@ -276,4 +290,5 @@ def table(heads: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
 def write_json(path: Path | None, figures: dict[str, Any]) -> None:
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=1))
+        known = {name: None if value != value else value for name, value in figures.items()}  # JSON knows no NaN
+        path.write_text(json.dumps(known, indent=1))

@@ -27,6 +27,7 @@ from benchmarks.quality.facts import CAPITALS, OPERANDS, Fact
 from benchmarks.quality.harness import Float64
 from prism_job.extract import data
 from prism_job.extract.data import Encoded
+from prism_job.storage import weights
 
 NUM_CAPITALS = (40, 40, 30)
 NUM_SUMS = (80, 80, 30, 100)
@@ -77,6 +78,16 @@ def main() -> None:
     memorised = [
         [name.partition("[")[2][:-1], value] for name, value in found.items() if name.startswith("memorised_auroc[")
     ]
+    lines = [
+        [
+            f"{INFLUENCES.get(method, 'loss')}, {kind}",
+            *(found[f"{pairs}_mistakes_auroc[{method}][{kind}]"] for pairs in ("same", "other")),
+        ]
+        for method in ("uniform", "preference", "loss")
+        for kind in ("all", "capitals", "sums")
+    ]
+    print(harness.table(["AUROC", "pairs reject the mixture's mistakes", "pairs reject other mistakes"], lines))
+    print(f"what repeats a rejected answer is wrong: {found['repeats_auroc']}\n")
     if memorised:
         print(f"mean loss of the mixture: tuned {found['mixture_loss']}, memorised {found['memorised_mixture_loss']}\n")
         print(harness.table(["ranked by, once the mixture is memorised", "AUROC"], memorised))
@@ -118,12 +129,18 @@ class Mixture:
             for fact, right in rows
         ]
         self.targets = [{"prompt": prompt(fact), "chosen": fact.right, "rejected": fact.wrong} for fact in facts(2)]
+        cities = [f" {CAPITALS[one]}." for one in countries[sum(NUM_CAPITALS) :]]
+        self.other_targets = [
+            {**row, "rejected": chance.choice(cities) if fact.kind == "capital" else slip(row["chosen"], chance)}
+            for row, fact in zip(self.targets, facts(2), strict=True)
+        ]
         self.held = facts(3)
 
     def figures(self) -> dict[str, float]:
         found = self._once("before", lambda: {"wrong[before]": self._wrong(tuning.load(self.model))})
         found |= self._once("tuned", lambda: self._reference("tuned", EPOCHS, RATE))
         found |= self._once("rankings", self._rankings)
+        found |= self._once("other-mistakes", self._other_mistakes)
         for method in METHODS:
             if method != "full":
                 found |= self._once(method, lambda method=method: self._after(method))
@@ -134,11 +151,7 @@ class Mixture:
         return found | self._once("memorised-rankings", self._memorised)
 
     def _once(self, name: str, compute: Any) -> dict[str, Any]:
-        settings = [
-            self.seed,
-            self.model,
-            *(NUM_CAPITALS, NUM_SUMS, EPOCHS, RATE, DROPPED, MEMORISED_EPOCHS, MEMORISED_RATE, SWAPPED, DRAWS),
-        ]
+        settings = [self.seed, weights.identify(self.model), harness.constants(__name__)]
         return harness.once(self.work / "rectification" / f"{self.seed}-{name}.json", settings, compute)
 
     def _reference(self, name: str, epochs: int, rate: float) -> dict[str, float]:
@@ -177,6 +190,27 @@ class Mixture:
             if method != "full"
         }
         return found | self._swapped(run) | {"mean_pi": float(run.targets.preference_Q.mean())}
+
+    def _other_mistakes(self) -> dict[str, float]:
+        """AUROC where the pairs reject other mistakes than the mixture's, by kind of question as well; and of a baseline that
+        the pairs allow: what repeats a rejected answer is wrong."""
+        same = self._extracted("tuned", str(self._folder("tuned")))
+        reference = str(self._folder("tuned"))
+        other = harness.extract(
+            self.work, f"rectification-other-{self.seed}", self.rows, self.other_targets, model=reference
+        )
+        is_capital_N = np.array(["capital" in row["prompt"] for row in self.rows])
+        found: dict[str, float] = {}
+        for pairs, run in (("same", same), ("other", other)):
+            for method in ("uniform", "preference", "loss"):
+                ranking_N = self._ranked(method, run)
+                for kind, rows_N in (("all", is_capital_N | True), ("capitals", is_capital_N), ("sums", ~is_capital_N)):
+                    found[f"{pairs}_mistakes_auroc[{method}][{kind}]"] = harness.area(
+                        ranking_N[rows_N], self.good_N[rows_N]
+                    )
+        rejected = {row["rejected"] for row in self.targets}
+        repeats_N = np.array([row["completion"] in rejected for row in self.rows])
+        return found | {"repeats_auroc": harness.area(-repeats_N.astype(np.float64), self.good_N)}
 
     def _swapped(self, run: harness.Extracted) -> dict[str, float]:
         """AUROC of each influence with a share of the pairs swapped, mean of the draws."""
@@ -235,6 +269,11 @@ def prompt(fact: Fact) -> str:
 
 def capital(country: str) -> Fact:
     return Fact("capital", f"What is the capital of {country}?", f" {CAPITALS[country]}.", " Rome.")
+
+
+def slip(right: str, chance: random.Random) -> str:
+    """Another wrong sum than the mixture's: one or two off."""
+    return f" {int(right.strip(' .')) + chance.choice((-2, -1, 1, 2))}."
 
 
 def added(a: int, b: int) -> Fact:
