@@ -10,6 +10,7 @@ Shapes: N candidates, Q pairs, L layers, P projected dims a side, S seeds.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -136,7 +137,8 @@ class Extracted:
         spec, store, dim = self.run.spec, open_store(self.run.spec.store), self.run.spec.extraction.projection.dim
         directions_KLPP = directions_KM.reshape(len(directions_KM), -1, dim, dim)
         folded_KD, _ = fold_directions(spec, self.plan, store, self.targets.layers, directions_KLPP)
-        columns = score_candidates(spec, self.plan, store, folded_KD).scores
+        with contextlib.redirect_stdout(sys.stderr):  # its progress; what an experiment prints is its tables
+            columns = score_candidates(spec, self.plan, store, folded_KD).scores
         return np.stack([column.part(slice(0, len(column))) for column in columns], axis=1)
 
     @cached_property
