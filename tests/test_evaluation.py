@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -31,6 +32,16 @@ def recall_by_hand(ranking: list[float], good: list[bool], taken: int, keeps: bo
     return sum(is_good == keeps for _, is_good in ordered[:taken]) / sum(is_good == keeps for is_good in good)
 
 
+def right_by_hand(ranking: list[float], good: list[bool], taken: int, keeps: bool) -> float:
+    """Right ones among the first `taken`; where these end among equal values, that group's mean in the places left."""
+    left, right = taken, 0.0
+    for value in sorted(set(ranking), reverse=keeps):
+        group = [is_good == keeps for of, is_good in zip(ranking, good, strict=True) if of == value]
+        fits = min(left, len(group))
+        right, left = right + fits * sum(group) / len(group), left - fits
+    return right
+
+
 # Figures of a ranking
 
 
@@ -48,9 +59,24 @@ def test_figures_of_a_ranking_are_those_of_a_sorted_list_however_often_each_row_
         budgets = list(range(1, len(again) + 1))
         found = ranking_figures(ranking, good, keeps, budgets)(weights.astype(np.float64))
         wanted = [auroc_by_hand(again, is_good)]
-        wanted += [precision_by_hand(again, is_good, taken, keeps) for taken in budgets]
-        wanted += [recall_by_hand(again, is_good, taken, keeps) for taken in budgets]
+        right = [right_by_hand(again, is_good, taken, keeps) for taken in budgets]
+        wanted += [of / taken for of, taken in zip(right, budgets, strict=True)]
+        wanted += [of / is_good.count(keeps) for of in right]
         np.testing.assert_allclose(found, wanted, rtol=1e-14)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("ranking", [[2, 1, 1, 1, 0, 0], [3, 3, 3, 3, 3, 3], [1, 0, 1, 0, 1, 0]])
+def test_among_equal_values_a_budget_takes_the_mean_of_all_their_orders(ranking: list[float], keeps: bool) -> None:
+    good, budgets = [True, False, True, False, False, True], range(1, 7)
+    found = ranking_figures(np.array(ranking, float), np.array(good), keeps, list(budgets))(np.ones(6))[1:]
+    orders = list(itertools.permutations(zip(ranking, good, strict=True)))
+    wanted = [
+        np.mean([of([value for value, _ in order], [it for _, it in order], taken, keeps) for order in orders])
+        for of in (precision_by_hand, recall_by_hand)
+        for taken in budgets
+    ]
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)  # 720 orders are summed
 
 
 @pytest.mark.parametrize("keeps", [True, False])
