@@ -203,7 +203,7 @@ def test_the_document_and_the_verb_give_the_same_figures(job: Job) -> None:
     for name in ("auroc", "loss_auroc", "recall_at_budget", "preference_brier", "preference_ece"):
         assert f"{figures[name]:.3f}" in page, name
     named = ("--label", "verdict", "--positive", "fine", "--target-label", "right")
-    for options in ((), ("--label", "verdict", "--positive", "fine"), ("--target-label", "right"), named):
+    for options in ((), named[:2], named[:4], named[4:], named):
         code, words = job.call("evaluate", str(manifest), *options)
         assert code == 0, words
         assert {name: words[name] for name in figures} == figures, options

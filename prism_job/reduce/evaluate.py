@@ -53,8 +53,9 @@ def evaluate(
     """What `compare` says of a published selection.
 
     Args:
-        label: column of the candidates; without it the run's own document names the column and its good value, else `label`.
-        positive, target_label: as in `spec.evaluation`; without them that of the run's own document.
+        label: column of the candidates; without it that of the run's own document, else `label`.
+        positive, target_label: as in `spec.evaluation`; without them those of the run's own document, but `positive` of another
+            column than its own is not taken over.
 
     Raises:
         RequestError: no such column, values that are not two-sided, or only one side present.
@@ -74,7 +75,7 @@ def evaluate(
         num_taken=published.manifest.counts.taken_by_budget,
     )
     asked = spec.evaluation or EvaluationSpec(label="label")
-    if label is not None:
+    if label not in (None, asked.label):
         asked = asked.model_copy(update={"label": label, "positive": None})
     options = {"positive": positive, "target_label": target_label}
     asked = asked.model_copy(update={name: value for name, value in options.items() if value is not None})
