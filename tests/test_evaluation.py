@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import json
 import math
@@ -285,6 +286,7 @@ def test_to_keep_the_good_ones_is_to_drop_them_as_bad_ones(job: Job, end: str) -
     _, good = job.call("evaluate", str(kept), "--label", "verdict", "--positive", "fine")
     _, bad = job.call("evaluate", str(dropped), "--label", "verdict", "--positive", "poor")
     figures = [name for name in good if name.startswith(("auroc", "precision_at", "recall_at"))]
+    figures = [name for name in figures if not name.startswith("auroc_over_loss")]  # the loss calls the same ones good
     assert len(figures) == 3 * (1 + 2 * 6)
     assert {name: good[name] for name in figures} == {name: bad[name] for name in figures}
 
@@ -356,6 +358,22 @@ def test_a_label_of_one_kind_fails_in_the_plan(job: Job) -> None:
     write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(1), candidate(3)])
     job.spec["evaluation"] = {"label": "label"}
     job.fails("plan", 64, "calls all 2 candidates good", "spec.evaluation.label")
+
+
+@pytest.mark.parametrize("left_out", ["duplicate", "quarantined"])
+def test_labels_that_turn_out_one_sided_are_told_and_end_no_selection(job: Job, left_out: str) -> None:
+    good = [candidate(number) for number in range(1, 12, 2)]
+    too_long = {"prompt": "long " * 200, "completion": "x"}
+    bad = good[0] if left_out == "duplicate" else too_long
+    write_jsonl(job.folder / "pool" / "a.jsonl", [*good, bad | {"label": 0}])
+    job.spec["candidates"]["maxBadFraction"] = 0.5
+    job.spec["evaluation"] = {"label": "label"}
+    manifest = job.run()
+    reason = "column 'label' calls all 6 candidates good"
+    assert json.loads(manifest.read_text())["evaluation"] == {"reason": reason}
+    assert f"Not known: {reason}." in html.unescape((manifest.parent / "report.html").read_text())
+    code, words = job.call("evaluate", str(manifest))
+    assert (code, words["error"]) == (64, reason)
 
 
 def test_a_target_without_its_label_fails_in_the_plan_by_source_and_line(job: Job) -> None:

@@ -67,12 +67,15 @@ def auroc(ranking_N: Float64, good_N: Bools) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def with_intervals(measures: Mapping[Sequence[str], Measure], size: int) -> dict[str, float]:
+def with_intervals(
+    measures: Mapping[Sequence[str], Measure], size: int, differences: Mapping[str, tuple[str, str]]
+) -> dict[str, float]:
     """Each figure with the middle 95 % of its bootstrap. Every call draws the same resamples, one at a time.
 
     Args:
         measures: by the names of their figures.
         size: N.
+        differences: name -> the two figures whose difference it is, first less second, resample by resample.
     """
     names = [name for figures in measures for name in figures]
     generator = np.random.default_rng(0)
@@ -80,8 +83,13 @@ def with_intervals(measures: Mapping[Sequence[str], Measure], size: int) -> dict
     for row in resampled:
         weights_N = np.bincount(generator.integers(size, size=size), minlength=size).astype(np.float64)
         row[:] = np.concatenate([measure(weights_N) for measure in measures.values()])
-    low, high = np.nanquantile(resampled, [0.025, 0.975], axis=0)
     plain = np.concatenate([measure(np.ones(size)) for measure in measures.values()])
+    for name, pair in differences.items():
+        first, second = (names.index(figure) for figure in pair)
+        resampled = np.column_stack([resampled, resampled[:, first] - resampled[:, second]])
+        plain = np.append(plain, plain[first] - plain[second])
+        names.append(name)
+    low, high = np.nanquantile(resampled, [0.025, 0.975], axis=0)
     facts: dict[str, float] = {}
     for place, name in enumerate(names):
         facts |= {name: float(plain[place]), f"{name}_low": float(low[place]), f"{name}_high": float(high[place])}
