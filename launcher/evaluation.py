@@ -35,7 +35,9 @@ def _rankings(metrics: dict[str, Any], precision: str) -> list[str]:
     for name, prefix in RANKINGS.items():
         auroc, at_budget = (_cells(metrics, f"{prefix}{measure}") for measure in ("auroc", "precision_at_budget"))
         lines.append(f"{name:<24}{auroc[0]:>6}  {auroc[1]:<16}{at_budget[0]:>20}  {at_budget[1]}")
-    return lines
+    value, low, high = (metrics[f"auroc_over_loss{end}"] for end in ("", "_low", "_high"))
+    difference = f"{value:+.3f}, {low:+.3f} to {high:+.3f} in the same resamples"
+    return [*lines, f"AUROC of PRISM's score less that of the loss (token mean): {difference}"]
 
 
 def _budgets(metrics: dict[str, Any], words: tuple[str, str]) -> list[str]:

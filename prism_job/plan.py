@@ -142,9 +142,10 @@ class Plan(_Plain):
 
     @property
     def num_units(self) -> int:
-        """Units of candidates and targets, and those of the audit: its sample, and the targets again."""
-        audited = 0 if self.audit is None else len(self.audit.units) + len(self.targets)
-        return len(self.candidates) + len(self.targets) + audited
+        """Units of candidates and targets, and those of the audit: its sample, and the targets again. Equal ones are one."""
+        candidates, targets = ({unit.id for unit in units} for units in (self.candidates, self.targets))
+        audited = 0 if self.audit is None else len(self.audit.units) + len(targets)
+        return len(candidates) + len(targets) + audited
 
     def settled(self) -> Plan:
         """Without what the store lacked when it was made, which is no part of the outcome."""

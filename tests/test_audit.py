@@ -5,6 +5,7 @@ Shapes: N rows of the sample, P projected dims a side, Q pairs.
 
 from __future__ import annotations
 
+import html
 import json
 import time
 from pathlib import Path
@@ -20,10 +21,12 @@ from prism_job import examples
 from prism_job.plan import Plan, Sample, read_plan
 from prism_job.reduce import audit, manifest
 from prism_job.reduce.preference import preference
+from prism_job.reduce.report import render
 from prism_job.spec import parse_spec
 from prism_job.storage import shards, staged
 from prism_job.storage.objects import open_store
 from tests.conftest import Job, Row, candidate, pair, write_jsonl
+from tests.test_report import Page, report_of
 
 Float64 = NDArray[np.float64]
 RANDOM = np.random.default_rng
@@ -140,7 +143,8 @@ def test_what_cannot_be_told_is_none_with_a_reason(job: Float64, other: Float64,
     assert found["spearman"] is None
     assert found["overlap"] is None
     assert reason in found["reason"]
-    assert found["reason"] in audit.sentence(found)
+    said = "cannot be told from noise" if reason == "nothing in common" else found["reason"]
+    assert said in audit.sentence(found)
     json.dumps(found, allow_nan=False)
 
 
@@ -151,6 +155,58 @@ def test_rankings_that_hardly_agree_give_an_interval_from_nothing() -> None:
     found = audit.agreement(job, other, 0.05, "highest")
     assert 0 <= found["spearman_low"] < found["spearman"] < found["spearman_high"] < 1
     assert "Raise extraction.projection.dim" in audit.sentence(found)
+    json.dumps(found, allow_nan=False)
+
+
+def test_an_agreement_that_noise_alone_may_have_is_said_to_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NUM_DRAWS", "NUM_RESAMPLINGS", "DRAWS_A_RESAMPLING"):  # of the overlap, which is not looked at here
+        monkeypatch.setattr(audit, name, 1)
+    random, trials = RANDOM(8), 200
+    for slope, least, most in ((0.0, 0.95, 1.0), (2.0, 0.0, 0.0)):
+        times = 0
+        for _ in range(trials):
+            job = random.standard_normal(60)
+            found = audit.agreement(job, slope * job + random.standard_normal(60), 0.1, "highest")
+            value, low, high = (found[f"spearman_between{end}"] for end in ("", "_low", "_high"))
+            no_finding = (
+                f"cannot be told from noise: it agrees with the audit's at {value:.3f} ({low:.3f} to {high:.3f})."
+            )
+            said = audit.sentence(found)
+            assert (low <= 0) == (no_finding in said) == ("agrees with exact scores at" not in said)
+            times += no_finding in said
+        # One side of a 95 % interval lies above 0 in 2.5 of 100 rankings of noise.
+        assert least <= times / trials <= most
+
+
+@pytest.mark.parametrize("noise", [0.001, 0.05, 0.2, 0.4, 1.0])
+def test_more_dims_are_advised_where_the_lower_bound_is_low(noise: float) -> None:
+    _, job, other = drawn("normal", 128, noise, RANDOM(9))
+    found = audit.agreement(job, other, 0.1, "highest")
+    assert ("Raise extraction.projection.dim" in audit.sentence(found)) == (found["spearman_low"] < audit.LOW_AGREEMENT)
+    assert audit.is_low(found) == (noise >= 0.2)
+    assert (found["spearman"] > audit.LOW_AGREEMENT) == (noise <= 0.2), "at .2 the bound alone is low"
+
+
+@pytest.mark.parametrize("num_rows", [50, 128])
+@pytest.mark.parametrize("fraction", [0.0, 1e-6, 0.003, 0.02, 0.03, 0.0351, 0.0352, 0.04, 0.089, 0.091, 0.5, 1.0])
+def test_an_overlap_is_told_from_five_rows_on(num_rows: int, fraction: float) -> None:
+    _, job, other = drawn("normal", num_rows, 0.09, RANDOM(10))
+    found = audit.agreement(job, other, fraction, "highest")
+    said = audit.sentence(found)
+    assert found["spearman"] is not None
+    assert found["noise"] == audit.noise_ratio(found["spearman_between"])
+    if round(fraction * num_rows) >= 5:
+        assert found["overlap_low"] <= found["overlap"] <= found["overlap_high"]
+        assert (found["reason"], "exact scores would take" in said) == (None, True)
+        return
+    assert found["overlap"] is found["overlap_low"] is found["overlap_high"] is None
+    assert f"Spearman {found['spearman']:.3f}" in said
+    assert f"is not known: {found['reason']}." in said
+    if not fraction:
+        assert found["reason"] == "the budget takes nothing"
+        return
+    wanted = int(found["reason"].split("at least ")[1].split(",")[0])
+    assert 5 <= fraction * wanted < 5 + fraction, "as many rows as are needed"
     json.dumps(found, allow_nan=False)
 
 
@@ -440,18 +496,37 @@ def test_the_audit_is_part_of_the_selections_name(job: Job) -> None:
     assert len(names) == 3
 
 
-def test_the_report_and_the_last_words_say_it_in_words(job: Job) -> None:
+@pytest.mark.parametrize("budget", [4, 8])
+def test_the_report_and_the_last_words_say_it_in_words(job: Job, budget: int) -> None:
     write_jsonl(job.folder / "pool" / "b.jsonl", [candidate(number) for number in range(20, 40)])
-    published = audited(job, 20).run()
+    job.spec["selection"]["budget"] = {"count": budget}
+    job.spec["extraction"]["projection"] = {"dim": 32}  # the sample is small: of dims 8 its agreement is lost in noise
+    published = audited(job, 20, "float16").run()
     found = figures(published)
+    assert (found["taken"], found["overlap"] is None) == {4: (3, True), 8: (5, False)}[budget]
     said = audit.sentence(found)
     assert f"Spearman {found['spearman']:.3f} ({found['spearman_low']:.3f} to {found['spearman_high']:.3f})" in said
-    assert f"would take {found['overlap']:.0%} ({found['overlap_low']:.0%} to {found['overlap_high']:.0%}) as" in said
-    page = (published.parent / "report.html").read_text()
+    if budget == 8:
+        assert (
+            f"would take {found['overlap']:.0%} ({found['overlap_low']:.0%} to {found['overlap_high']:.0%}) as" in said
+        )
+    else:
+        assert "raise audit.examples to at least 38," in said
+    page = html.unescape((published.parent / "report.html").read_text())
     assert "How far the ranking can be trusted" in page
     assert said in page
     assert job.stage("reduce")[1]["audit"] == said
     assert manifest.load(str(published)).check().manifest.audit == found
+
+
+def test_a_page_whose_ranking_may_be_noise_says_so_and_no_more() -> None:
+    random = RANDOM(11)
+    found = audit.agreement(random.standard_normal(20), random.standard_normal(20), 0.5, "highest")
+    assert audit.is_noise(found)
+    about = {"examples": 20, "usable": 20, "dim": 16, "seed": 1, "token_share": 0.1}
+    page = Page(render(report_of([1.0, 2.0], audit=about | found))).words()
+    assert audit.sentence(found) in page
+    assert "nearer to the exact ranking" not in page
 
 
 def test_prune_keeps_what_a_kept_audit_needs_and_store_lists_it(job: Job) -> None:

@@ -91,6 +91,23 @@ def test_tokens_are_foretold_exactly_and_bytes_within_two_per_cent(
     assert told["store_bytes"] == sum(told["store"].values())
 
 
+@pytest.mark.parametrize("audited", [0, 7])
+def test_a_file_that_stands_in_two_sets_is_counted_once_by_estimate_plan_and_extraction(job: Job, audited: int) -> None:
+    write_jsonl(
+        job.folder / "pool" / "same.jsonl", [candidate(number) for number in range(4)]
+    )  # the first unit of the pool
+    shared, own = str(job.folder / "targets.jsonl"), str(write_jsonl(job.folder / "own.jsonl", [pair(30)]))
+    job.spec["targets"] = {"sets": [{"name": "a", "uris": [shared]}, {"name": "b", "uris": [shared, own], "sign": -1}]}
+    job.spec["audit"] = {"examples": audited}
+    told, plan = estimated(job), job.plan()
+    code, extracted = job.stage("extract")
+    assert code == 0, extracted
+    units = 3 + 2 + (2 + 2 if audited else 0)  # of the pool, of the targets, and of both again
+    assert told["units"] == plan["units"] == plan["missing"] == extracted["units"] == units
+    assert told["tokens"] == extracted["tokens"]
+    assert told["store_bytes"] == pytest.approx(written_bytes(job), rel=0.02)
+
+
 def test_a_sample_scales_and_says_so(job: Job) -> None:
     # All texts have one length, so the scaled figure must be the whole one.
     write_jsonl(job.folder / "pool" / "a.jsonl", [{"text": f"number {100 + number}"} for number in range(40)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import itertools
 import json
 import math
 from pathlib import Path
@@ -31,6 +33,16 @@ def recall_by_hand(ranking: list[float], good: list[bool], taken: int, keeps: bo
     return sum(is_good == keeps for _, is_good in ordered[:taken]) / sum(is_good == keeps for is_good in good)
 
 
+def right_by_hand(ranking: list[float], good: list[bool], taken: int, keeps: bool) -> float:
+    """Right ones among the first `taken`; where these end among equal values, that group's mean in the places left."""
+    left, right = taken, 0.0
+    for value in sorted(set(ranking), reverse=keeps):
+        group = [is_good == keeps for of, is_good in zip(ranking, good, strict=True) if of == value]
+        fits = min(left, len(group))
+        right, left = right + fits * sum(group) / len(group), left - fits
+    return right
+
+
 # Figures of a ranking
 
 
@@ -48,9 +60,24 @@ def test_figures_of_a_ranking_are_those_of_a_sorted_list_however_often_each_row_
         budgets = list(range(1, len(again) + 1))
         found = ranking_figures(ranking, good, keeps, budgets)(weights.astype(np.float64))
         wanted = [auroc_by_hand(again, is_good)]
-        wanted += [precision_by_hand(again, is_good, taken, keeps) for taken in budgets]
-        wanted += [recall_by_hand(again, is_good, taken, keeps) for taken in budgets]
+        right = [right_by_hand(again, is_good, taken, keeps) for taken in budgets]
+        wanted += [of / taken for of, taken in zip(right, budgets, strict=True)]
+        wanted += [of / is_good.count(keeps) for of in right]
         np.testing.assert_allclose(found, wanted, rtol=1e-14)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("ranking", [[2, 1, 1, 1, 0, 0], [3, 3, 3, 3, 3, 3], [1, 0, 1, 0, 1, 0]])
+def test_among_equal_values_a_budget_takes_the_mean_of_all_their_orders(ranking: list[float], keeps: bool) -> None:
+    good, budgets = [True, False, True, False, False, True], range(1, 7)
+    found = ranking_figures(np.array(ranking, float), np.array(good), keeps, list(budgets))(np.ones(6))[1:]
+    orders = list(itertools.permutations(zip(ranking, good, strict=True)))
+    wanted = [
+        np.mean([of([value for value, _ in order], [it for _, it in order], taken, keeps) for order in orders])
+        for of in (precision_by_hand, recall_by_hand)
+        for taken in budgets
+    ]
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)  # 720 orders are summed
 
 
 @pytest.mark.parametrize("keeps", [True, False])
@@ -177,7 +204,7 @@ def test_the_document_and_the_verb_give_the_same_figures(job: Job) -> None:
     for name in ("auroc", "loss_auroc", "recall_at_budget", "preference_brier", "preference_ece"):
         assert f"{figures[name]:.3f}" in page, name
     named = ("--label", "verdict", "--positive", "fine", "--target-label", "right")
-    for options in ((), ("--label", "verdict", "--positive", "fine"), ("--target-label", "right"), named):
+    for options in ((), named[:2], named[:4], named[4:], named):
         code, words = job.call("evaluate", str(manifest), *options)
         assert code == 0, words
         assert {name: words[name] for name in figures} == figures, options
@@ -259,6 +286,7 @@ def test_to_keep_the_good_ones_is_to_drop_them_as_bad_ones(job: Job, end: str) -
     _, good = job.call("evaluate", str(kept), "--label", "verdict", "--positive", "fine")
     _, bad = job.call("evaluate", str(dropped), "--label", "verdict", "--positive", "poor")
     figures = [name for name in good if name.startswith(("auroc", "precision_at", "recall_at"))]
+    figures = [name for name in figures if not name.startswith("auroc_over_loss")]  # the loss calls the same ones good
     assert len(figures) == 3 * (1 + 2 * 6)
     assert {name: good[name] for name in figures} == {name: bad[name] for name in figures}
 
@@ -330,6 +358,22 @@ def test_a_label_of_one_kind_fails_in_the_plan(job: Job) -> None:
     write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(1), candidate(3)])
     job.spec["evaluation"] = {"label": "label"}
     job.fails("plan", 64, "calls all 2 candidates good", "spec.evaluation.label")
+
+
+@pytest.mark.parametrize("left_out", ["duplicate", "quarantined"])
+def test_labels_that_turn_out_one_sided_are_told_and_end_no_selection(job: Job, left_out: str) -> None:
+    good = [candidate(number) for number in range(1, 12, 2)]
+    too_long = {"prompt": "long " * 200, "completion": "x"}
+    bad = good[0] if left_out == "duplicate" else too_long
+    write_jsonl(job.folder / "pool" / "a.jsonl", [*good, bad | {"label": 0}])
+    job.spec["candidates"]["maxBadFraction"] = 0.5
+    job.spec["evaluation"] = {"label": "label"}
+    manifest = job.run()
+    reason = "column 'label' calls all 6 candidates good"
+    assert json.loads(manifest.read_text())["evaluation"] == {"reason": reason}
+    assert f"Not known: {reason}." in html.unescape((manifest.parent / "report.html").read_text())
+    code, words = job.call("evaluate", str(manifest))
+    assert (code, words["error"]) == (64, reason)
 
 
 def test_a_target_without_its_label_fails_in_the_plan_by_source_and_line(job: Job) -> None:

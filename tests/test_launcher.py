@@ -31,6 +31,9 @@ for number, ranking in enumerate(("", "loss_", "loss_sum_")):
         name = f"{ranking}{measure}"
         METRICS |= {name: 0.9 - number / 10, f"{name}_low": 0.8 - number / 10, f"{name}_high": 0.95 - number / 10}
 METRICS |= {
+    "auroc_over_loss": 0.1,
+    "auroc_over_loss_low": -0.02,
+    "auroc_over_loss_high": 0.17,
     "taken_at_5": 2,
     "by_source": [
         {"source": "s3://pool/a.jsonl", "candidates": 30, "good": 20, "selected": 25, "precision": 0.8, "auroc": 0.75},
@@ -502,6 +505,7 @@ def test_evaluate_prints_a_ranking_a_row_with_its_intervals(rig: Rig) -> None:
         "PRISM's score 0.900 0.800 to 0.950 0.900 0.800 to 0.950",
         "own loss, token mean 0.800 0.700 to 0.850 0.800 0.700 to 0.850",
         "own loss, sum 0.700 0.600 to 0.750 0.700 0.600 to 0.750",
+        "AUROC of PRISM's score less that of the loss (token mean): +0.100, -0.020 to +0.170 in the same resamples",
     ]
     assert rig.note("evaluate")["arguments"] == ["/out/manifest.json", "--label", "good", "--positive", "yes"]
 
@@ -511,7 +515,7 @@ def test_a_budget_of_nothing_has_no_precision_to_show() -> None:
 
     nothing = {name: None if "at_budget" in name else value for name, value in METRICS.items()}
     _, rankings, budgets, *_ = metrics_table(nothing | {"taken_by_budget": 0}).split("\n\n")
-    assert rankings.splitlines()[-1].split() == ["own", "loss,", "sum", "0.700", "0.600", "to", "0.750", "–", "–"]
+    assert rankings.splitlines()[-2].split() == ["own", "loss,", "sum", "0.700", "0.600", "to", "0.750", "–", "–"]
     assert budgets.splitlines()[-2].split() == ["the", "run", "0", *["–"] * 8]
 
 

@@ -82,6 +82,40 @@ def test_a_target_that_fits_no_memory_ends_the_run_by_name(job: Job, passes: Any
     job.fails("extract", 65, "does not fit into memory alone", "targets.jsonl line 1")
 
 
+@pytest.mark.parametrize("place", ["_projections", "new_factors", "_add_sketch"])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_an_audit_that_fits_no_memory_is_named_and_can_be_switched_off(
+    job: Job, place: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its matrices are built, its sums of factors, or in each pass, the targets' first."""
+    plain = getattr(GradientCapture, place)
+
+    def failing(capture: GradientCapture, *arguments: Any) -> Any:
+        if capture.dim == 16:
+            raise error
+        return plain(capture, *arguments)
+
+    monkeypatch.setattr(GradientCapture, place, failing)
+    job.spec["audit"] = {"examples": 10}
+    job.fails("extract", 64, "the audit does not fit", "16 projected dims", "spec.audit", "set audit: {examples: 0}")
+    job.spec["audit"] = {"examples": 0}
+    assert job.plan()["missing"] == 0, "what the request itself asks for is there"
+    _run_on(job)
+
+
+def test_matrices_of_the_run_itself_that_fit_no_memory_are_not_laid_to_the_audit(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(GradientCapture, "_projections", failing)
+    job.spec["audit"] = {"examples": 10}
+    job.plan()
+    code, words = job.stage("extract")
+    assert (code, words["error"], "audit" in words["fix"]) == (75, "out of memory", False)
+
+
 def test_any_other_error_of_torch_is_no_lack_of_memory(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     def rows(*_: object, **__: object) -> None:
         raise RuntimeError("shapes do not match")

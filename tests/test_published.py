@@ -371,6 +371,7 @@ def test_every_figure_of_an_evaluation_is_that_of_plain_loops(job: Job, verb: st
     }
     assert (words["num_examples"], words["num_positive"], words["taken_by_budget"]) == (10, 5, 3)
     assert words["action"] == f"{verb} {end}"
+    drawn_aurocs: dict[str, list[float]] = {}
     for prefix, ranking in rankings.items():
         generator = np.random.default_rng(0)
         drawn = []
@@ -378,12 +379,17 @@ def test_every_figure_of_an_evaluation_is_that_of_plain_loops(job: Job, verb: st
             places = generator.integers(10, size=10).tolist()
             again, is_good = [ranking[place] for place in places], [good[place] for place in places]
             drawn.append((auroc_by_hand(again, is_good), precision_by_hand(again, is_good, 3, keeps)))
+        drawn_aurocs[prefix] = [auroc for auroc, _ in drawn]
         low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0)
         wanted = (auroc_by_hand(ranking, good), precision_by_hand(ranking, good, 3, keeps))
         for column, name in enumerate((f"{prefix}auroc", f"{prefix}precision_at_budget")):
             assert words[name] == pytest.approx(wanted[column]), name
             assert words[f"{name}_low"] == pytest.approx(low[column]), name
             assert words[f"{name}_high"] == pytest.approx(high[column]), name
+    paired = [score - loss for score, loss in zip(drawn_aurocs[""], drawn_aurocs["loss_"], strict=True)]
+    assert words["auroc_over_loss"] == pytest.approx(words["auroc"] - words["loss_auroc"])
+    bounds = [words["auroc_over_loss_low"], words["auroc_over_loss_high"]]
+    assert bounds == pytest.approx(np.nanquantile(paired, [0.025, 0.975]).tolist())
     taken = [row["selected"] == keeps for row in table]
     right = [is_good == keeps for is_good, is_taken in zip(good, taken, strict=True) if is_taken]
     assert words["precision_at_budget"] == pytest.approx(sum(right) / 3), "those that the run itself took"

@@ -158,6 +158,9 @@ def figures_of(
         "action": "drop lowest",
         "taken_by_budget": 246,
         "taken_at_5": 62,
+        "auroc_over_loss": 0.084,
+        "auroc_over_loss_low": -0.021,
+        "auroc_over_loss_high": 0.167,
         "target_label": target_label,
         "num_pairs": 8,
         "num_pairs_right": 5,
@@ -355,6 +358,11 @@ def test_bars_of_shares_are_as_tall_as_their_figures() -> None:
 
 def test_a_report_without_an_evaluation_shows_none() -> None:
     assert "Agreement" not in Page(render(report_of([1.0, 2.0]))).words()
+
+
+def test_an_evaluation_without_figures_says_why() -> None:
+    words = Page(render(report_of([1.0, 2.0], evaluation={"reason": HOSTILE}))).words()
+    assert "Agreement with a label Not known: <script src=" in words
 
 
 def test_pairs_that_no_column_judges_are_said_to_be_taken_as_right() -> None:

@@ -349,3 +349,43 @@ def test_a_set_with_a_path_of_one_machine_is_refused_for_a_cluster_by_its_field(
     document["spec"]["targets"]["sets"][1]["uris"] = ["s3://corpora/toxic.jsonl", "toxic.jsonl"]
     with pytest.raises(SpecError, match=re.escape("spec.targets.sets[1].uris[1] is 'toxic.jsonl'")):
         parse_for_cluster(yaml.safe_dump(document), "here")
+
+
+# All at once
+
+
+def test_sets_audit_and_evaluation_stand_in_one_manifest_and_a_second_run_extracts_nothing(job: Job) -> None:
+    write_jsonl(job.folder / "pool" / "b.jsonl", [candidate(number) for number in range(20, 40)])
+    sets = job.copy(
+        targets=sets_of(job, SIGNED),
+        audit={"examples": 16},
+        evaluation={"label": "label"},
+        selection={"keep": "highest", "budget": {"fraction": 0.5}},
+    )
+    manifest = sets.run()
+    found = of_manifest(manifest)
+    assert [(one["name"], one["sign"] * one["weight"]) for one in found["target_sets"]] == list(SIGNED.items())
+    assert sum(one["share"] for one in found["target_sets"]) == pytest.approx(1)
+    assert (found["audit"]["usable"], found["audit"]["taken"]) == (16, 8)
+    assert -1 <= found["audit"]["spearman_between"] <= 1
+    assert (found["evaluation"]["num_examples"], found["evaluation"]["num_positive"]) == (30, 15)
+    assert (
+        0 <= found["evaluation"]["auroc_low"] <= found["evaluation"]["auroc"] <= found["evaluation"]["auroc_high"] <= 1
+    )
+    page = (manifest.parent / "report.html").read_text()
+    for title in ("Targets: sets", "How far the ranking can be trusted", "Agreement with a label"):
+        assert f"<h2>{title}</h2>" in page
+    assert sets.plan()["missing"] == 0
+    code, words = sets.stage("extract")
+    assert (code, words["units"]) == (0, 0)
+    code, words = sets.stage("reduce")
+    assert (code, words["manifest"], words["unchanged"]) == (0, str(manifest), True)
+    # Reduced again elsewhere: nothing is extracted for it, and every byte is the same.
+    again = sets.copy(output=str(job.folder / "again"))
+    assert again.plan()["missing"] == 0
+    copied = again.run()
+    for name in ("scores.parquet", "selected.parquet", "targets.parquet"):
+        assert (copied.parent / name).read_bytes() == (manifest.parent / name).read_bytes(), name
+    assert {key: of_manifest(copied)[key] for key in ("audit", "evaluation", "target_sets")} == {
+        key: found[key] for key in ("audit", "evaluation", "target_sets")
+    }

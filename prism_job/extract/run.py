@@ -18,7 +18,7 @@ from prism_job.extract import data
 from prism_job.extract.gradients import GradientCapture, Rows, refuse_non_finite
 from prism_job.extract.model import Layers, captured_layers, load_model, load_tokenizer
 from prism_job.extract.spawn import spawn_ranks
-from prism_job.extract.unit import Arrays, CandidateUnit, Computed, Pass, Passes, TargetUnit
+from prism_job.extract.unit import Arrays, CandidateUnit, Computed, Pass, Passes, TargetTooLarge, TargetUnit
 from prism_job.extract.uploads import Uploads
 from prism_job.extract.watchdog import Watchdog
 from prism_job.extract.world import Topology, World, shard_weights, zero3_settings
@@ -45,7 +45,7 @@ def extract(run: SelectionRun, topology: Topology, arguments: list[str]) -> dict
         arguments: those of this stage, handed to each rank as they are.
 
     Raises:
-        RequestError: no plan, or a model that cannot be captured.
+        RequestError: no plan, a model that cannot be captured, or an audit that does not fit into memory.
         DataError: the model changed since the plan; non-finite weights or gradients; too many bad rows.
         RankFailed: a rank ended badly.
         Stopped: SIGTERM came; the micro-batch in hand is done, the unit in hand is lost.
@@ -233,10 +233,15 @@ class _Worker:
         """The passes of every unit of this rank's share that nobody has written yet; hands its shards to the uploads."""
         for form, kind, unit in self.world.share(_work_of(self.plan, self.own, self.audit)):
             self.form = form
-            if isinstance(unit, Unit) and kind != "candidates":
-                yield from self._target_passes(form, kind, unit)
-            else:
-                yield from self._candidate_passes(form, unit)
+            try:
+                if isinstance(unit, Unit) and kind != "candidates":
+                    yield from self._target_passes(form, kind, unit)
+                else:
+                    yield from self._candidate_passes(form, unit)
+            except (MemoryError, RuntimeError, TargetTooLarge) as error:
+                if form is self.audit and (isinstance(error, TargetTooLarge) or _is_out_of_memory(error)):
+                    raise _audit_does_not_fit(form.spec) from error
+                raise
 
     def _candidate_passes(self, form: _Form, unit: Block) -> Passes:
         wants_rows, wants_factors = self._lacks(form, "candidates", unit), self._lacks(form, "factors", unit)
@@ -344,6 +349,16 @@ def _work_of(plan: Plan, own: _Form, audit: _Form | None) -> list[tuple[_Form, s
     if audit is not None and plan.audit is not None:
         work += [*lacking(audit, "sums", plan.targets), *lacking(audit, "candidates", plan.audit.units)]
     return work
+
+
+def _audit_does_not_fit(spec: RunSpec) -> RequestError:
+    # What the request itself asks for was extracted before, so it is neither the model nor a row that is too large.
+    return RequestError(
+        f"the audit does not fit into memory: its rows have {spec.extraction.projection.dim} projected dims a side, twice "
+        "those of the run",
+        where="spec.audit",
+        fix="set audit: {examples: 0}, or lower extraction.projection.dim",
+    )
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -31,6 +31,10 @@ Arrays = dict[str, NDArray[Any]]
 SIDES = ("chosen", "rejected")
 
 
+class TargetTooLarge(DataError):
+    """A response of a target does not fit into memory alone."""
+
+
 @dataclass(frozen=True)
 class Pass:
     """One micro-batch wanted.
@@ -157,7 +161,7 @@ class TargetUnit:
                 computed = yield Pass(capture, batch, names, True, None, len(places) if side == "chosen" else 0)
                 for position in computed.too_large:
                     what = f"its {side} response of {len(batch[position].ids)} tokens does not fit into memory alone"
-                    raise self._unusable(places[position], what)
+                    raise self._unusable(places[position], what, TargetTooLarge)
                 self.found["rows"][places] += sign * computed.rows.rows_BD.float().cpu().numpy()
                 columns.fill(places, computed.rows)
             self.found |= {f"{side}_nll": columns.nll_N, f"{side}_tokens": columns.tokens_N}
@@ -192,10 +196,10 @@ class TargetUnit:
         except BadRow as error:
             raise self._unusable(place, f"its {side} response: {error}") from error
 
-    def _unusable(self, place: int, what: str) -> DataError:
+    def _unusable(self, place: int, what: str, kind: type[DataError] = DataError) -> DataError:
         line = list(self.unit.line_numbers())[place]
         fix = "mend or remove that row, or raise extraction.maxLength"
-        return DataError(f"unusable target, {what}", where=f"{self.source} line {line}", fix=fix)
+        return kind(f"unusable target, {what}", where=f"{self.source} line {line}", fix=fix)
 
 
 class Columns:

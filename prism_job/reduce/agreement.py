@@ -30,26 +30,28 @@ def ranking_figures(ranking_N: Float64, good_N: Bools, keeps: bool, budgets: Seq
     Good candidates should rank high. Where the budget keeps, it takes from the high end, and a good one is right to take;
     where it drops, from the low end, and a bad one is. Precision is the share of right ones among those taken, recall the
     share of those taken among the right ones. AUROC is the probability that a good one ranks above a bad one, ties counting
-    half; nan where there is one kind alone, as is recall where there is no right one.
+    half; nan where there is one kind alone, as is recall where there is no right one. Where a budget ends within a group of
+    equal values, it takes from each of them the same share: the mean over all orders of the group.
 
     Args:
-        budgets: rows taken, each from 1 to N. Of a row that is counted several times, as many as fit are taken.
+        budgets: rows taken, each from 1 to N.
     """
-    order = np.argsort(-ranking_N if keeps else ranking_N, kind="stable")
+    order = np.argsort(-ranking_N if keeps else ranking_N)
     right_N = good_N[order] if keeps else ~good_N[order]
     values_N = ranking_N[order]
     last_V = np.flatnonzero(np.append(values_N[1:] != values_N[:-1], True))
     budgets_B = np.array(budgets, np.float64)
 
     def measure(weights_N: Float64) -> Float64:
-        taken_N = np.cumsum(weights_N[order])
-        right_taken_N = np.cumsum(weights_N[order] * right_N)
-        edge_B = np.searchsorted(taken_N, budgets_B)  # the row that fills the budget, perhaps in part
-        right_B = right_taken_N[edge_B] - (taken_N[edge_B] - budgets_B) * right_N[edge_B]
-        right_V = np.diff(right_taken_N[last_V], prepend=0.0)
-        wrong_taken_V = taken_N[last_V] - right_taken_N[last_V]
+        taken_V = np.cumsum(weights_N[order])[last_V]
+        right_taken_V = np.cumsum(weights_N[order] * right_N)[last_V]
+        right_V = np.diff(right_taken_V, prepend=0.0)
+        wrong_taken_V = taken_V - right_taken_V
         wrong_V = np.diff(wrong_taken_V, prepend=0.0)
-        num_right, num_wrong = right_taken_N[-1], wrong_taken_V[-1]
+        edge_B = np.searchsorted(taken_V, budgets_B)  # the group that fills the budget, perhaps in part
+        left_B = taken_V[edge_B] - budgets_B
+        right_B = right_taken_V[edge_B] - left_B * right_V[edge_B] / (right_V + wrong_V)[edge_B]
+        num_right, num_wrong = right_taken_V[-1], wrong_taken_V[-1]
         ahead = (right_V * (num_wrong - wrong_taken_V + wrong_V / 2)).sum()
         pairs = num_right * num_wrong
         auroc = ahead / pairs if pairs else np.nan
@@ -65,12 +67,15 @@ def auroc(ranking_N: Float64, good_N: Bools) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def with_intervals(measures: Mapping[Sequence[str], Measure], size: int) -> dict[str, float]:
+def with_intervals(
+    measures: Mapping[Sequence[str], Measure], size: int, differences: Mapping[str, tuple[str, str]]
+) -> dict[str, float]:
     """Each figure with the middle 95 % of its bootstrap. Every call draws the same resamples, one at a time.
 
     Args:
         measures: by the names of their figures.
         size: N.
+        differences: name -> the two figures whose difference it is, first less second, resample by resample.
     """
     names = [name for figures in measures for name in figures]
     generator = np.random.default_rng(0)
@@ -78,8 +83,13 @@ def with_intervals(measures: Mapping[Sequence[str], Measure], size: int) -> dict
     for row in resampled:
         weights_N = np.bincount(generator.integers(size, size=size), minlength=size).astype(np.float64)
         row[:] = np.concatenate([measure(weights_N) for measure in measures.values()])
-    low, high = np.nanquantile(resampled, [0.025, 0.975], axis=0)
     plain = np.concatenate([measure(np.ones(size)) for measure in measures.values()])
+    for name, pair in differences.items():
+        first, second = (names.index(figure) for figure in pair)
+        resampled = np.column_stack([resampled, resampled[:, first] - resampled[:, second]])
+        plain = np.append(plain, plain[first] - plain[second])
+        names.append(name)
+    low, high = np.nanquantile(resampled, [0.025, 0.975], axis=0)
     facts: dict[str, float] = {}
     for place, name in enumerate(names):
         facts |= {name: float(plain[place]), f"{name}_low": float(low[place]), f"{name}_high": float(high[place])}

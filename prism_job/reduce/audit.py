@@ -42,11 +42,15 @@ VARIANCE_RATIO = 0.5
 MIN_ROWS = 10
 """Fewer rows give an interval from 0 to 1, or nearly."""
 
+MIN_TAKEN = 5
+"""Fewer rows of the sample within the budget, and the overlap is an extrapolation from the ends of two small rankings."""
+
 WIDTH = NormalDist().inv_cdf(0.975)
 """Standard errors on either side of a 95 % interval."""
 
 LOW_AGREEMENT = 0.9
-"""Under this Spearman with exact scores the report advises more dims: a third of a top 5 % of normal scores is then another."""
+"""Where Spearman with exact scores may lie under this, more dims are advised: at it a third of a top 5 % of normal scores is
+another."""
 
 NUM_DRAWS, NUM_RESAMPLINGS, DRAWS_A_RESAMPLING = 400, 200, 20
 """Of the simulated overlap: 0.2 s for 128 rows, and its own noise is a tenth of the interval."""
@@ -60,7 +64,8 @@ def agreement(scores_N: Float64, audit_scores_N: Float64, fraction: float, from_
         from_end: "highest" or "lowest", whichever end it takes.
 
     Returns plain values, each with `_low` and `_high` of its 95 % interval:
-        spearman: with exact scores. overlap: share of what the budget takes that exact scores would take too (`_overlap`).
+        spearman: with exact scores. overlap: share of what the budget takes that exact scores would take too (`_overlap`);
+            None where it takes fewer than MIN_TAKEN of these rows.
         spearman_between, overlap_between: the same between the two rankings as they are, so lower.
         taken: rows that the overlap rests on. noise: x of the module. reason: why some are None, or None.
 
@@ -86,13 +91,25 @@ def agreement(scores_N: Float64, audit_scores_N: Float64, fraction: float, from_
         return figures | {"reason": "the two rankings have nothing in common: the scores are noise"}
     noise = noise_ratio(between)
     figures |= _with_interval("spearman", *(with_exact(value) for value in (between, low, high)))
-    figures |= _with_interval("overlap", *_overlap(scores_N, audit_scores_N, noise, taken))
-    return figures | {"noise": noise}
+    figures["noise"] = noise
+    if round(fraction * num_rows) < MIN_TAKEN:
+        return figures | {"reason": _too_few_taken(fraction)}
+    return figures | _with_interval("overlap", *_overlap(scores_N, audit_scores_N, noise, taken))
 
 
 def too_few(num_rows: int) -> Figures:
     """The figures of fewer than MIN_ROWS rows: none."""
     return _unknown(f"{num_rows} usable rows in its sample, and it is stated from {MIN_ROWS} on")
+
+
+def _too_few_taken(fraction: float) -> str:
+    if not fraction:
+        return "the budget takes nothing"
+    wanted = math.ceil(MIN_TAKEN / fraction)
+    return (
+        f"fewer than {MIN_TAKEN} of the sample's rows lie within the budget: raise audit.examples to at least {wanted}, "
+        "in a pool of as many"
+    )
 
 
 def _unknown(reason: str | None) -> Figures:
@@ -249,16 +266,31 @@ def score_sample(
 
 
 def sentence(figures: Figures) -> str:
-    """The figures of a manifest in a line."""
-    if figures["spearman"] is None:
+    """The figures of a manifest in a line or two."""
+    if is_noise(figures):
+        between = _shown(figures, "spearman_between", ".3f")
+        said = "How well the ranking agrees with exact scores cannot be told from noise: "
+        said += f"it agrees with the audit's at {between}."
+    elif figures["spearman"] is None:
         return f"How well the ranking agrees with exact scores is not known: {figures['reason']}."
-    said = [
-        f"The ranking agrees with exact scores at Spearman {_shown(figures, 'spearman', '.3f')}; "
-        f"of what the budget takes, exact scores would take {_shown(figures, 'overlap', '.0%')} as well."
-    ]
-    if figures["spearman"] < LOW_AGREEMENT:
-        said.append("Raise extraction.projection.dim or extraction.codec.dims.")
-    return " ".join(said)
+    else:
+        said = f"The ranking agrees with exact scores at Spearman {_shown(figures, 'spearman', '.3f')}"
+        if figures["overlap"] is None:
+            said += f". How much of what the budget takes exact scores would take as well is not known: {figures['reason']}."
+        else:
+            shown = _shown(figures, "overlap", ".0%")
+            said += f"; of what the budget takes, exact scores would take {shown} as well."
+    return f"{said} Raise extraction.projection.dim or extraction.codec.dims." if is_low(figures) else said
+
+
+def is_noise(figures: Figures) -> bool:
+    """Whether two rankings of noise alone may agree as these do: their interval holds 0."""
+    return figures["spearman_between_low"] is not None and bool(figures["spearman_between_low"] <= 0)
+
+
+def is_low(figures: Figures) -> bool:
+    """Whether the agreement with exact scores may lie under LOW_AGREEMENT, or is not known."""
+    return figures["spearman"] is None or bool(figures["spearman_low"] < LOW_AGREEMENT)
 
 
 def _shown(figures: Figures, name: str, form: str) -> str:

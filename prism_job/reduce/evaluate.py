@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prism_job.errors import RequestError
 from prism_job.examples import label_of, refuse_one_sided
 from prism_job.plan import Plan, Unit
 from prism_job.reduce import manifest
@@ -53,8 +54,9 @@ def evaluate(
     """What `compare` says of a published selection.
 
     Args:
-        label: column of the candidates; without it the run's own document names the column and its good value, else `label`.
-        positive, target_label: as in `spec.evaluation`; without them that of the run's own document.
+        label: column of the candidates; without it that of the run's own document, else `label`.
+        positive, target_label: as in `spec.evaluation`; without them those of the run's own document, but `positive` of another
+            column than its own is not taken over.
 
     Raises:
         RequestError: no such column, values that are not two-sided, or only one side present.
@@ -74,7 +76,7 @@ def evaluate(
         num_taken=published.manifest.counts.taken_by_budget,
     )
     asked = spec.evaluation or EvaluationSpec(label="label")
-    if label is not None:
+    if label not in (None, asked.label):
         asked = asked.model_copy(update={"label": label, "positive": None})
     options = {"positive": positive, "target_label": target_label}
     asked = asked.model_copy(update={name: value for name, value in options.items() if value is not None})
@@ -83,7 +85,10 @@ def evaluate(
 
 
 def evaluate_unpublished(found: Reduced, asked: EvaluationSpec) -> dict[str, Any]:
-    """What `compare` says of a selection that is being made. Holds columns of the ranked rows in memory."""
+    """What `compare` says of a selection that is being made. Holds columns of the ranked rows in memory.
+
+    Where the ranked rows give it nothing to say, which no plan can foresee, `reason` alone says why: a label ends no selection.
+    """
     scored, chosen = found.scored, found.chosen
     ranked_A = scored.usable_N & ~chosen.duplicate_N
     every = slice(0, len(ranked_A))
@@ -96,7 +101,10 @@ def evaluate_unpublished(found: Reduced, asked: EvaluationSpec) -> dict[str, Any
         preference_Q=found.targets.preference_Q,
         num_taken=chosen.num_taken,
     )
-    return compare(outcome, found.plan, found.store, found.run.spec.selection, asked)
+    try:
+        return compare(outcome, found.plan, found.store, found.run.spec.selection, asked)
+    except RequestError as error:
+        return {"reason": error.what}
 
 
 def compare(
@@ -108,7 +116,9 @@ def compare(
     The baselines call a candidate bad by its own loss: `loss_` is the token mean, `loss_sum_` the sum. `precision_at_5` is
     the share of good ones among those that a budget of 5 % keeps, or of bad ones among those that it drops; `recall_at_5`
     how many of all good ones are kept, of all bad ones dropped; `taken_at_5` its rows. A budget of no row is left out.
-    Every figure of a ranking has a 95 % bootstrap interval, `_low` to `_high`. What is said of π: `preference_figures`.
+    Every figure of a ranking has a 95 % bootstrap interval, `_low` to `_high`. So has `auroc_over_loss`, the difference of
+    `auroc` and `loss_auroc` in the same resamples: where it holds 0, neither ranking can be called the better one. What is
+    said of π: `preference_figures`.
 
     Raises:
         RequestError: a ranked row without a readable label (names source and line), or one kind alone.
@@ -140,7 +150,7 @@ def compare(
         "taken_by_budget": outcome.num_taken,
         **{f"taken_at_{name}": num_taken for name, num_taken in taken.items() if name != "budget"},
         **nothing,
-        **with_intervals(measures, num_ranked),
+        **with_intervals(measures, num_ranked, {"auroc_over_loss": ("auroc", "loss_auroc")}),
         "by_source": _by_source(outcome, plan, score_N, good_N, keeps),
         "target_label": asked.target_label,
         **preference_figures(outcome.preference_Q[known_Q], right_Q),

@@ -18,7 +18,9 @@ NAMES = {"": "PRISM's score", "loss_": "own loss, token mean", "loss_sum_": "own
 
 
 def evaluation_sections(figures: Figures) -> str:
-    """All of them, as HTML."""
+    """All of them, as HTML; where there are no figures, why."""
+    if "reason" in figures:
+        return section("Agreement with a label", f'<p class="none">Not known: {safe(figures["reason"])}.</p>')
     keeps = figures["action"].startswith("keep")
     right, taken = ("good", "kept") if keeps else ("bad", "dropped")
     precision, recall = f"Share of {right} ones among the {taken}", f"Share of all {right} ones that are {taken}"
@@ -45,12 +47,15 @@ def _rankings(figures: Figures, precision: str, recall: str) -> str:
         f"{figures['taken_by_budget']:,} rows. In brackets: 95 % intervals.</p>"
         f'<table class="figures"><thead><tr><th>Ranked by</th><th>AUROC</th><th>{precision}</th><th>{recall}</th></tr>'
         f"</thead><tbody>{rows}</tbody></table>"
+        '<p class="note">AUROC of PRISM\'s score less that of the own loss (token mean), in the same resamples: '
+        f"{_with_interval(figures, 'auroc_over_loss', '+')}. Where this interval holds 0, neither can be called "
+        "the better one; whether the two intervals above overlap does not tell.</p>"
     )
 
 
-def _with_interval(figures: Figures, name: str) -> str:
+def _with_interval(figures: Figures, name: str, sign: str = "") -> str:
     value, low, high = (figures[f"{name}{end}"] for end in ("", "_low", "_high"))
-    return "–" if value is None else f"<b>{value:.3f}</b> ({low:.3f} to {high:.3f})"
+    return "–" if value is None else f"<b>{value:{sign}.3f}</b> ({low:{sign}.3f} to {high:{sign}.3f})"
 
 
 def _budgets(figures: Figures, measure: str) -> str:

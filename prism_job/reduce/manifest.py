@@ -93,7 +93,8 @@ class Manifest(_Plain):
         threshold: score of the last row that the budget took.
         target_sets: where targets are in named sets, what each of them is in the direction.
         scores, preference: five-number summaries; curvature: kind, λ and the tokens it rests on.
-        evaluation: agreement with the labels that `spec.evaluation` names (`evaluate.compare`); None where it names none.
+        evaluation: agreement with the labels that `spec.evaluation` names (`evaluate.compare`), or the reason
+            why there is none; None where it names none.
         audit: how far the ranking can be trusted (reduce/audit.py), and what it took to know that; None: switched off.
     """
 

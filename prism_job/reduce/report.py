@@ -261,15 +261,16 @@ def _audit(figures: dict[str, Any]) -> str:
         rho, share = f"{figures['spearman_between']:.3f}", percent(figures["overlap_between"], 1)
         told.append(
             f"The two rankings agree at Spearman {rho}, and share {share} of the {figures['taken']:,} that the budget would "
-            "take of these; both are noisy, so each is nearer to the exact ranking than to the other. Brackets hold 95 % "
-            "intervals."
+            "take of these. Brackets hold 95 % intervals."
         )
+        if not audit.is_noise(figures):
+            told.append("Both are noisy, so each is nearer to the exact ranking than to the other.")
     told.append(
         "Noise of projection, folding and signs is what this measures: not whether the targets show what is wanted, or the "
         "model is fit to judge."
     )
-    low = figures["spearman"] is None or figures["spearman"] < audit.LOW_AGREEMENT
-    return f'<p class="{"warn" if low else "lead"}">{safe(said)}</p><p class="note">{safe(" ".join(told))}</p>'
+    look = "warn" if audit.is_low(figures) else "lead"
+    return f'<p class="{look}">{safe(said)}</p><p class="note">{safe(" ".join(told))}</p>'
 
 
 def _preferences(report: Report) -> str:
