@@ -1,9 +1,9 @@
 """Forward selection: 5 % of a mixed pool that should teach one family of tasks, against random, LESS, uniform and all of it.
 
 The pool is GSM8K train and BIG-Bench-Hard, the shorter rows of each. A seed splits a family's rows: 64 become target pairs
-(the right answer against another answer of the same form), half of the rest stays in the pool, of the other half 64 are held
-out. The model as it is is tuned on what each method keeps, and asked about the held-out rows: mean loss of the right answers,
-and how often the wrong one is the likelier.
+(the right answer against what the model says itself), half of the rest stays in the pool, of the other half 64 are held out.
+The model as it is is tuned on what each method keeps, and asked about the held-out rows: mean loss of the right answers, and
+how often another answer of the same form is the likelier. `--rejected other` takes such an answer for the pairs as well.
 
     python -m benchmarks.quality.forward --data ../shared/data --seeds 3 --json build/quality/forward.json
 
@@ -49,6 +49,7 @@ def main() -> None:
     made = harness.parser(__doc__, seeds=3)
     made.add_argument("--all-seeds", type=int, default=1, help="seeds that also tune on the whole pool (%(default)s)")
     made.add_argument("--family", action="append", choices=list(FAMILIES), help="repeatable; all without it")
+    made.add_argument("--rejected", choices=("own", "other"), default="own", help="the unwanted answers (%(default)s)")
     options = made.parse_args()
     pool = read_pool(options.data)
     figures: dict[str, Any] = {"seeds": options.seeds, "pool": len(pool), "all_seeds": options.all_seeds}
@@ -56,14 +57,14 @@ def main() -> None:
     for family in options.family or FAMILIES:
         by_seed = []
         for seed in range(options.seeds):
-            ranked = Family(options.work, options.model, pool, family, seed)
+            ranked = Family(options.work, options.model, pool, family, seed, options.rejected)
             methods = [method for method in METHODS if method != "all"]
             found = {key: value for method in methods for key, value in ranked.tuned(method).items()}
             by_seed.append(found)
         over = harness.over_seeds(by_seed)
         if options.all_seeds:
             every = [
-                Family(options.work, options.model, pool, family, seed).tuned("all")
+                Family(options.work, options.model, pool, family, seed, options.rejected).tuned("all")
                 for seed in range(options.all_seeds)
             ]
             over |= harness.over_seeds(every)
@@ -104,8 +105,9 @@ def row(task: str, prompt: str, completion: str) -> dict[str, Any]:
 class Family:
     """One family of tasks under one seed: its split, the rankings, and what tuning on their tops does."""
 
-    def __init__(self, work: Path, model: str, pool: Rows, family: str, seed: int) -> None:
+    def __init__(self, work: Path, model: str, pool: Rows, family: str, seed: int, rejected: str) -> None:
         self.work, self.model, self.pool, self.family, self.seed = work, model, pool, family, seed
+        self.rejected = rejected
         self.depends_on = [weights.identify(model), digest(pool), harness.constants(__name__)]
         chance = random.Random(f"{family} {seed}")
         places = [place for place, one in enumerate(pool) if one["task"] in FAMILIES[family]]
@@ -123,9 +125,31 @@ class Family:
         return {"prompt": one["prompt"], "chosen": one["completion"], "rejected": chance.choice(others)}
 
     def tuned(self, method: str) -> dict[str, float]:
-        settings = [method, self.family, self.seed, *self.depends_on]
-        path = self.work / "forward" / f"{self.family}-{self.seed}-{method}.json"
-        return harness.once(path, settings, lambda: self._tune(method))
+        path = self.work / "forward" / f"{self._name(method)}.json"
+        return harness.once(path, self._settings(method), lambda: self._tune(method))
+
+    def _name(self, method: str) -> str:
+        of_pairs = f"-{self.rejected}" if method in ("uniform", "preference") else ""
+        return f"{self.family}-{self.seed}-{method}{of_pairs}"
+
+    def _settings(self, part: str) -> list[Any]:
+        return [part, self.family, self.seed, *self.depends_on]
+
+    def _pairs(self) -> Rows:
+        """The targets, with what the model itself says as the rejected answer (or with another answer, as asked for)."""
+        if self.rejected == "other":
+            return self.targets
+        path = self.work / "forward" / f"{self.family}-{self.seed}-answers.json"
+        answers = harness.once(path, self._settings("answers"), self._answers)["answers"]
+        # Where the model is right already, or silent, another answer stands in.
+        return [
+            {**one, "rejected": answer} if answer.strip() and answer.strip() != one["chosen"].strip() else one
+            for one, answer in zip(self.targets, answers, strict=True)
+        ]
+
+    def _answers(self) -> dict[str, Any]:
+        tokenizer, model = tuning.load(self.model)
+        return {"answers": tuning.answers(model, tokenizer, [one["prompt"] for one in self.targets])}
 
     def _tune(self, method: str) -> dict[str, float]:
         chosen = self._chosen(method)
@@ -164,7 +188,7 @@ class Family:
             wanted = [{"prompt": one["prompt"], "chosen": one["chosen"]} for one in self.targets]
             single = self._extract(f"{name}-single", wanted, "uniform").with_damping(None)
             return single.scores(np.ones(NUM_PAIRS)) / single.norm_N
-        pairs = self._extract(name, self.targets, "preference")
+        pairs = self._extract(f"{name}-{self.rejected}", self._pairs(), "preference")
         uniform = method == "uniform"
         return pairs.scores(np.ones(NUM_PAIRS) if uniform else pairs.targets.preference_Q)
 

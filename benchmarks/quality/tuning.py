@@ -27,6 +27,8 @@ from prism_job.spec import ModelSpec
 CPU = torch.device("cpu")
 ASK_TOKENS = 4096
 """Tokens of a batch without gradients."""
+ANSWER_TOKENS, ANSWER_BATCH = 24, 16
+"""Longest answer of the model's own that is asked for: longer than any of the short tasks wants."""
 
 
 def load(uri: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
@@ -88,6 +90,27 @@ def mean_nll(model: PreTrainedModel, encoded: Sequence[Encoded]) -> NDArray[np.f
         nll_B, tokens_B = _nll(model, data.collate([encoded[place] for place in places], CPU))
         found_N[places] = (nll_B / tokens_B).numpy()
     return found_N
+
+
+@torch.no_grad()
+def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
+    """What the model itself says to each prompt: greedy, at most ANSWER_TOKENS."""
+    found = []
+    for start in range(0, len(prompts), ANSWER_BATCH):
+        asked = [tokenizer(prompt)["input_ids"] for prompt in prompts[start : start + ANSWER_BATCH]]
+        longest = max(map(len, asked))
+        ids_BT = torch.tensor([[tokenizer.eos_token_id] * (longest - len(ids)) + ids for ids in asked])
+        real_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in asked])
+        said_BT = model.generate(
+            input_ids=ids_BT,
+            attention_mask=real_BT,
+            max_new_tokens=ANSWER_TOKENS,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+        found += [tokenizer.decode(ids, skip_special_tokens=True) for ids in said_BT[:, longest:]]
+    return found
 
 
 def _nll(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
