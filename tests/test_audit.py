@@ -36,10 +36,18 @@ RANDOM = np.random.default_rng
 
 
 @pytest.mark.parametrize("noise", [1e-6, 0.02, 0.09, 0.5, 2.0, 50.0])
-def test_the_closed_form_inverts(noise: float) -> None:
-    between = 1 / np.sqrt((1 + noise) * (1 + noise / 2))
-    assert audit.noise_ratio(between) == pytest.approx(noise, rel=1e-6, abs=1e-9)
-    assert audit.with_exact(between) == pytest.approx(1 / np.sqrt(1 + noise), rel=1e-9)
+@pytest.mark.parametrize("ratio", [0.5, 0.25])
+def test_the_closed_form_inverts(noise: float, ratio: float) -> None:
+    between = 1 / np.sqrt((1 + noise) * (1 + noise * ratio))
+    assert audit.noise_ratio(between, ratio) == pytest.approx(noise, rel=1e-6, abs=1e-9)
+    assert audit.with_exact(between, ratio) == pytest.approx(1 / np.sqrt(1 + noise), rel=1e-9)
+
+
+def test_the_less_noise_the_audit_has_the_nearer_is_the_truth_to_what_both_say() -> None:
+    _, job, other = drawn("normal", 128, 0.5, RANDOM(3))
+    found = {kind: audit.agreement(job, other, 0.1, "highest", kind) for kind in ("none", "kfac")}
+    assert found["none"]["spearman_between"] == found["kfac"]["spearman_between"]
+    assert found["kfac"]["spearman_between"] < found["kfac"]["spearman"] < found["none"]["spearman"]
 
 
 def ranks(values: Float64) -> Float64:
@@ -194,7 +202,7 @@ def test_an_overlap_is_told_from_five_rows_on(num_rows: int, fraction: float) ->
     found = audit.agreement(job, other, fraction, "highest")
     said = audit.sentence(found)
     assert found["spearman"] is not None
-    assert found["noise"] == audit.noise_ratio(found["spearman_between"])
+    assert found["noise"] == audit.noise_ratio(found["spearman_between"], 0.5)
     if round(fraction * num_rows) >= 5:
         assert found["overlap_low"] <= found["overlap"] <= found["overlap_high"]
         assert (found["reason"], "exact scores would take" in said) == (None, True)
@@ -357,7 +365,7 @@ def compare_with_two_plain_runs(job: Job, codec: str, scoring: dict[str, Any]) -
     plan = plan_of(job)
     assert plan.audit is not None
     scores = first["score"].to_numpy()[plan.audit.places]
-    wanted_figures = audit.agreement(scores, second["score"].to_numpy(), 6 / 30, "lowest")
+    wanted_figures = audit.agreement(scores, second["score"].to_numpy(), 6 / 30, "lowest", scoring["curvature"]["kind"])
     found_figures = figures(published)
     for name, value in wanted_figures.items():
         assert found_figures[name] == (pytest.approx(value, abs=1e-9) if isinstance(value, float) else value), name

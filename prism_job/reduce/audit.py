@@ -11,8 +11,15 @@ correction for attenuation, 1904, with a known ratio of the two). So x²/2 + 3x/
 Rank correlations obey this too: within .003 down to r_job = .8, for normal, t(3) and lognormal scores, and for noise that grows
 with the score; .02 too high at .5 (two million simulated rows).
 
-What both have in common is not seen: the model, the targets, the formula. With K-FAC, the exact scores are those of more and
-more dims at the same λ; the audit's factors rest on its sample alone, which makes the agreement look lower, not higher.
+What both have in common is not seen: the model, the targets, the formula.
+
+With K-FAC the exact scores are those of the full space at the same λ. A projection before the inverse biases scores as well,
+which falls faster than 1/dim: with a half the agreement was told too high (.85 where it was .81, .94 for .93, on random small
+models of 512 rows whose full curvature could be formed). A quarter fits there (.82, .93) and is taken under K-FAC.
+benchmarks/quality/audit_coverage.py compares both with exact scores of a real model.
+
+All rows of a run share one draw of the projections. What another draw would say differs by more than the interval tells once
+the sample is large (a standard deviation of .02 on those small models, whatever the number of rows): it is of this draw.
 
 Shapes: N rows of the sample, M = P² numbers of one layer's sketch.
 """
@@ -36,8 +43,8 @@ from prism_job.storage.objects import Store
 Float64 = NDArray[np.float64]
 Figures = dict[str, Any]
 
-VARIANCE_RATIO = 0.5
-"""Of the audit's noise to the job's; follows from `plan.audit_spec`."""
+VARIANCE_RATIOS = {"none": 0.5, "kfac": 0.25}
+"""Of the audit's noise to the job's, by curvature: the first follows from `plan.audit_spec`, the second was measured."""
 
 MIN_ROWS = 10
 """Fewer rows give an interval from 0 to 1, or nearly."""
@@ -56,12 +63,15 @@ NUM_DRAWS, NUM_RESAMPLINGS, DRAWS_A_RESAMPLING = 400, 200, 20
 """Of the simulated overlap: 0.2 s for 128 rows, and its own noise is a tenth of the interval."""
 
 
-def agreement(scores_N: Float64, audit_scores_N: Float64, fraction: float, from_end: str) -> Figures:
+def agreement(
+    scores_N: Float64, audit_scores_N: Float64, fraction: float, from_end: str, curvature: str = "none"
+) -> Figures:
     """How well the job's ranking of these rows agrees with the audit's, and so with the exact one.
 
     Args:
         fraction: share of the ranking that the budget takes, 0 to 1; of the rows here at least one.
         from_end: "highest" or "lowest", whichever end it takes.
+        curvature: of the scores, "none" or "kfac".
 
     Returns plain values, each with `_low` and `_high` of its 95 % interval:
         spearman: with exact scores. overlap: share of what the budget takes that exact scores would take too (`_overlap`);
@@ -89,12 +99,13 @@ def agreement(scores_N: Float64, audit_scores_N: Float64, fraction: float, from_
     figures |= _with_interval("spearman_between", between, low, high)
     if between <= 0:
         return figures | {"reason": "the two rankings have nothing in common: the scores are noise"}
-    noise = noise_ratio(between)
-    figures |= _with_interval("spearman", *(with_exact(value) for value in (between, low, high)))
+    ratio = VARIANCE_RATIOS[curvature]
+    noise = noise_ratio(between, ratio)
+    figures |= _with_interval("spearman", *(with_exact(value, ratio) for value in (between, low, high)))
     figures["noise"] = noise
     if round(fraction * num_rows) < MIN_TAKEN:
         return figures | {"reason": _too_few_taken(fraction)}
-    return figures | _with_interval("overlap", *_overlap(scores_N, audit_scores_N, noise, taken))
+    return figures | _with_interval("overlap", *_overlap(scores_N, audit_scores_N, noise, ratio, taken))
 
 
 def too_few(num_rows: int) -> Figures:
@@ -118,27 +129,31 @@ def _unknown(reason: str | None) -> Figures:
     return figures | {"taken": None, "noise": None, "reason": reason}
 
 
-def noise_ratio(between: float) -> float:
-    """x, the noise over the signal variance of the job's scores, from the correlation of job and audit (above 0)."""
-    ratio = VARIANCE_RATIO
+def noise_ratio(between: float, ratio: float) -> float:
+    """x, the noise over the signal variance of the job's scores, from the correlation of job and audit (above 0).
+
+    1/r_between² = (1 + x)(1 + x·ratio), solved for x.
+    """
     return (math.sqrt((1 - ratio) ** 2 + 4 * ratio / between**2) - 1 - ratio) / (2 * ratio)
 
 
-def with_exact(between: float) -> float:
+def with_exact(between: float, ratio: float) -> float:
     """r_job = 1/√(1+x) from r_between; 0 where that is not above 0."""
-    return 1 / math.sqrt(1 + max(0.0, noise_ratio(between))) if between > 0 else 0.0
+    return 1 / math.sqrt(1 + max(0.0, noise_ratio(between, ratio))) if between > 0 else 0.0
 
 
-def _overlap(scores_N: Float64, audit_scores_N: Float64, noise: float, taken: int) -> tuple[float, float, float]:
+def _overlap(
+    scores_N: Float64, audit_scores_N: Float64, noise: float, ratio: float, taken: int
+) -> tuple[float, float, float]:
     """Share of the highest `taken` that the exact scores would take too, and its 95 % interval.
 
-    Both scores of a row are the exact one plus noise, of half the variance in the audit's. So (s + 2 a) / 3 is the best guess
-    at the exact score, and √(2/3) (s − a) has the variance of the job's noise in that row, be it large or small there. The
+    Both scores of a row are the exact one plus noise, whose variance in the audit's is `ratio` of the job's. So
+    (ratio·s + a) / (1 + ratio) is the best guess at the exact score, and (s − a) / √(1 + ratio) has the variance of the job's
+    noise in that row, be it large or small there. The
     guesses stand for the exact scores, and noise of this size with a random sign is added to them, again and again. No shape
     is assumed. The interval is that of resampled rows. Signs and resamplings are drawn from a fixed seed.
     """
     # Curvature and norms of another space may scale all scores alike: the signal is brought to the job's scale.
-    ratio = VARIANCE_RATIO
     scale = scores_N.std() / audit_scores_N.std() * math.sqrt((1 + ratio * noise) / (1 + noise))
     audit_N = (audit_scores_N - audit_scores_N.mean()) * scale + scores_N.mean()
     exact_N, noise_N = (ratio * scores_N + audit_N) / (1 + ratio), (scores_N - audit_N) / math.sqrt(1 + ratio)

@@ -124,6 +124,7 @@ def audit_ranking(
             audit_scores_N[usable_N],
             chosen.num_taken / ranked,
             str(spec.selection.keep or spec.selection.drop),
+            spec.scoring.curvature.kind,
         )
     audit_tokens = int(tokens_N.sum(dtype=np.int64)) + targets.num_tokens
     own_tokens = targets.num_tokens + sum(
