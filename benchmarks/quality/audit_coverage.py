@@ -52,19 +52,23 @@ SHOWN = {
 
 
 def main() -> None:
-    options = harness.parser(__doc__, seeds=1).parse_args()
+    made = harness.parser(__doc__, seeds=1)
+    made.add_argument("--curvature", action="append", choices=CURVATURES, help="repeatable; both without it")
+    options = made.parse_args()
     settings = [weights.identify(options.model), harness.constants(__name__)]
-    path = options.work / "audit_coverage" / "scores.json"
-    found = harness.once(path, settings, lambda: all_rankings(options.work, options.model, options.data))
+    kinds = options.curvature or list(CURVATURES)
+    rankings = Rankings(options.work, options.model, options.data)
     figures: dict[str, Any] = {"examples": NUM_EXAMPLES, "resamplings": RESAMPLINGS}
     series: dict[str, list[Interval]] = {}
-    for kind in CURVATURES:
-        of_kind, said = compare(kind, *(np.array(found[f"{kind}/{name}"]) for name in ("job", "audit", "exact")))
+    for kind in kinds:
+        path = options.work / "audit_coverage" / f"{kind}.json"
+        found = harness.once(path, [kind, *settings], lambda kind=kind: rankings.of(kind))
+        of_kind, said = compare(kind, *(np.array(found[name]) for name in ("job", "audit", "exact")))
         figures |= {f"{kind}/{name}": value for name, value in of_kind.items()}
         truth = of_kind["spearman_job_exact"]
         series |= {f"{kind}: audits": said, f"{kind}: the truth": [Interval(truth, truth, truth)] * len(said)}
-    lines = [[name, *(f"{figures[f'{kind}/{key}']:.4g}" for kind in CURVATURES)] for key, name in SHOWN.items()]
-    print(harness.table(["", *(f"curvature: {kind}" for kind in CURVATURES)], lines))
+    lines = [[name, *(f"{figures[f'{kind}/{key}']:.4g}" for kind in kinds)] for key, name in SHOWN.items()]
+    print(harness.table(["", *(f"curvature: {kind}" for kind in kinds)], lines))
     harness.write_json(options.json, figures)
     if options.figure:
         from benchmarks.quality import figure
@@ -94,49 +98,49 @@ def compare(kind: str, job_N: Float64, audit_N: Float64, exact_N: Float64) -> tu
     return figures, sorted(said, key=lambda one: one.mean)
 
 
-def all_rankings(work: Path, model_uri: str, folder: Path) -> dict[str, list[float]]:
-    """Scores of the job, of its audit over all rows, and exact ones, in the candidates' order; without curvature and with."""
-    rows = [json.loads(line) for line in (folder / "gsm8k_model_solutions.jsonl").open(encoding="utf-8")]
-    rows.sort(key=lambda row: (len(row["question"] + row["solution"]), row["question"], row["solution"]))
-    candidates = [as_messages(row) for row in rows[:NUM_EXAMPLES]]
-    asked = {row["question"] for row in rows[:NUM_EXAMPLES]}
-    pairs = make_pairs([row for row in rows if row["question"] not in asked], NUM_PAIRS)
-    run = harness.extract(work, "audit-coverage", candidates, pairs, model=model_uri, audit=NUM_EXAMPLES)
-    targets, store = run.targets, open_store(run.run.spec.store)
-    _, facts = fold_directions(run.run.spec, run.plan, store, targets.layers, targets.directions_KLPP)
-    plain_N, kfac_N = exact_scores(model_uri, candidates, pairs, facts["lambda"])
-    plain = run.with_damping(None)
-    found = {
-        "none/job": plain.scores(targets.preference_Q),
-        "none/audit": audit_scores(plain, None),
-        "none/exact": plain_N,
-        "kfac/job": run.scores(targets.preference_Q),
-        "kfac/audit": audit_scores(run, facts["lambda"]),
-        "kfac/exact": kfac_N,
-    }
-    return {name: values.tolist() for name, values in found.items()}
+class Rankings:
+    """Scores of the job, of its audit over all rows, and exact ones, of the distinct candidates in the audit's order."""
+
+    def __init__(self, work: Path, model_uri: str, folder: Path) -> None:
+        self.model_uri = model_uri
+        rows = [json.loads(line) for line in (folder / "gsm8k_model_solutions.jsonl").open(encoding="utf-8")]
+        rows.sort(key=lambda row: (len(row["question"] + row["solution"]), row["question"], row["solution"]))
+        self.candidates = [as_messages(row) for row in rows[:NUM_EXAMPLES]]
+        asked = {row["question"] for row in rows[:NUM_EXAMPLES]}
+        self.pairs = make_pairs([row for row in rows if row["question"] not in asked], NUM_PAIRS)
+        options = {"model": model_uri, "audit": NUM_EXAMPLES}
+        self.run = harness.extract(work, "audit-coverage", self.candidates, self.pairs, **options)
+
+    def of(self, kind: str) -> dict[str, list[float]]:
+        run = self.run if kind == "kfac" else self.run.with_damping(None)
+        assert run.plan.audit is not None
+        targets, store, places = run.targets, open_store(run.run.spec.store), run.plan.audit.places
+        _, facts = fold_directions(run.run.spec, run.plan, store, targets.layers, targets.directions_KLPP)
+        lam = facts.get("lambda")
+        found = {
+            "job": run.scores(targets.preference_Q)[places],
+            "audit": audit_scores(run, lam),
+            "exact": exact_scores(self.model_uri, self.candidates, self.pairs, lam)[places],
+        }
+        return {name: values.tolist() for name, values in found.items()}
 
 
 def audit_scores(run: harness.Extracted, lam: float | None) -> Float64:
-    """The audit's scores of all rows, in plan order, as the reduce stage takes them of a sample (with the job's λ)."""
+    """The audit's scores of its rows, as the reduce stage takes them of a sample (with the job's λ)."""
     plan, store, form = run.plan, open_store(run.run.spec.store), audit_spec(run.run.spec)
     assert plan.audit is not None
     summed = audit.summed_targets(form, plan, plan.audit, store)
     audited = plan.model_copy(update={"extractor": plan.audit.extractor, "factors": plan.audit.factors})
     directions_KD, _ = fold_directions(form, audited, store, summed.layers, summed.directions_KLPP, lam)
-    scores_N, _ = audit.score_sample(form, plan.audit, store, directions_KD)
-    in_order = np.full(plan.num_examples, np.nan)
-    in_order[plan.audit.places] = scores_N
-    assert np.isfinite(in_order).all(), "two solutions are the same: the audit takes one of them"
-    return in_order
+    return audit.score_sample(form, plan.audit, store, directions_KD)[0]
 
 
-def exact_scores(model_uri: str, candidates: harness.Rows, pairs: harness.Rows, lam: float) -> tuple[Float64, Float64]:
-    """From full weight gradients: plain inner products, and with K-FAC in the full space at this λ."""
+def exact_scores(model_uri: str, candidates: harness.Rows, pairs: harness.Rows, lam: float | None) -> Float64:
+    """From full weight gradients: plain inner products, or with K-FAC in the full space at this λ."""
     spec = ModelSpec(uri=model_uri, dtype="float32")
     tokenizer, model = load_tokenizer(spec), load_model(spec, torch.device("cpu"))
     layers = captured_layers(model, ("*",))
-    total: exact.Direction = {}
+    direction: exact.Direction = {}
     for pair in pairs:
         sides = [
             exact.weight_gradient(
@@ -147,11 +151,11 @@ def exact_scores(model_uri: str, candidates: harness.Rows, pairs: harness.Rows, 
         weight = float(preference(np.array([sides[0][1]]), np.array([sides[1][1]]))[0]) / len(pairs)
         for name in layers.modules:
             part = weight * (sides[0][0][name] - sides[1][0][name])
-            total[name] = total[name] + part if name in total else part
+            direction[name] = direction[name] + part if name in direction else part
     encoded = [data.encode_candidate(examples.candidate_content(row), tokenizer, 2048) for row in candidates]
-    plain_N = exact.scores(model, layers, total, encoded)
-    solved = exact.solve(total, exact.factors(model, layers, encoded), lam)
-    return plain_N, exact.scores(model, layers, solved, encoded)
+    if lam is not None:
+        direction = exact.solve(direction, exact.factors(model, layers, encoded), lam)
+    return exact.scores(model, layers, direction, encoded)
 
 
 if __name__ == "__main__":
