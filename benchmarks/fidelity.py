@@ -25,6 +25,7 @@ import yaml
 from prism_job import examples, projection
 from prism_job.extract import data
 from prism_job.extract.model import captured_layers, load_model, load_tokenizer
+from prism_job.reduce.audit import spearman
 from prism_job.reduce.preference import preference
 from prism_job.spec import ModelSpec
 from prism_job.storage import codec
@@ -258,11 +259,6 @@ def _as_float16(row: np.ndarray) -> np.ndarray:
 
 def _as_sign(row: np.ndarray) -> np.ndarray:
     return codec.decode_sign(codec.encode_sign(row[None]))[0]
-
-
-def spearman(left: np.ndarray, right: np.ndarray) -> float:
-    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (left, right)]
-    return float(np.corrcoef(*ranks)[0, 1])
 
 
 if __name__ == "__main__":

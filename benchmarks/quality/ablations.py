@@ -31,6 +31,8 @@ DAMPINGS = (0.001, 0.01, 0.1, 1.0, 10.0)
 SIGN_DIMS = (16_384, 65_536, 262_144)
 OTHER_DIMS = (16,)
 NUM_PAIRS = (4, 8, 16, 32, 64, 128)
+NUM_FIRST = 60
+"""Pairs of `make_data`, which every variant but the number of pairs is looked at with."""
 DRAWS = 100
 DEFAULT_DAMPING = 0.1
 
@@ -39,8 +41,8 @@ def main() -> None:
     options = harness.parser(__doc__, seeds=3).parse_args()
     by_seed = [one_seed(options.work, options.model, seed) for seed in range(options.seeds)]
     found = harness.over_seeds(by_seed)
-    names = sorted({name.rpartition("[")[0] for name in found}, key=list(dict.fromkeys(_stem(n) for n in found)).index)
-    lines = [[name, *(found.get(f"{name}[{share}]", "") for share in ("clean", "swapped"))] for name in names]
+    names = list(dict.fromkeys(name.rpartition("[")[0] for name in found))
+    lines = [[name, *(found[f"{name}[{share}]"] for share in ("clean", "swapped"))] for name in names]
     print(harness.table(["variant", "clean pairs", "40 % swapped"], lines))
     harness.write_json(options.json, {"seeds": options.seeds, **harness.flat(found)})
     if options.figure:
@@ -49,10 +51,6 @@ def main() -> None:
         shares = {"clean": "clean pairs", "swapped": "40 % swapped"}
         series = {name: [found[f"pairs: {count}[{share}]"] for count in NUM_PAIRS] for share, name in shares.items()}
         figure.lines(options.figure, "How many pairs", ("target pairs", "AUROC"), NUM_PAIRS, series)
-
-
-def _stem(name: str) -> str:
-    return name.rpartition("[")[0]
 
 
 def one_seed(work: Path, model: str, seed: int) -> dict[str, float]:
@@ -79,11 +77,10 @@ def measure(work: Path, model: str, seed: int) -> dict[str, float]:
     run, good_N = extracted(work, model, seed, 64)
     rows_NM, norm_N, tokens_N = candidate_rows(run), run.norm_N, run.tokens_N
     pairs_QM, pi_Q, layers = run.pair_rows_QM, run.targets.preference_Q, run.targets.layers
-    num_first = 60
     figures: dict[str, float] = {}
 
     def add(name: str, scores_NQ: Float64) -> None:
-        for share, value in by_share(scores_NQ[:, :num_first], pi_Q[:num_first], good_N, seed).items():
+        for share, value in by_share(scores_NQ[:, :NUM_FIRST], pi_Q[:NUM_FIRST], good_N, seed).items():
             figures[f"{name}[{share}]"] = value
 
     kfac = {damping: solved(run, pairs_QM, damping) for damping in DAMPINGS}

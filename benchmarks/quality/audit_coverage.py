@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.fidelity import as_messages, make_pairs, spearman
+from benchmarks.fidelity import as_messages, make_pairs
 from benchmarks.quality import exact, harness
 from benchmarks.quality.harness import Float64, Interval
 from prism_job import examples
@@ -81,9 +81,9 @@ def compare(kind: str, job_N: Float64, audit_N: Float64, exact_N: Float64) -> tu
     """Figures of one kind of curvature, and each audit's Spearman with its interval, lowest first."""
     taken = round(BUDGET * len(job_N))
     figures: dict[str, float] = {
-        "spearman_job_exact": spearman(job_N, exact_N),
-        "spearman_audit_exact": spearman(audit_N, exact_N),
-        "spearman_job_audit": spearman(job_N, audit_N),
+        "spearman_job_exact": audit.spearman(job_N, exact_N),
+        "spearman_audit_exact": audit.spearman(audit_N, exact_N),
+        "spearman_job_audit": audit.spearman(job_N, audit_N),
         "overlap_job_exact": len({*np.argsort(-job_N)[:taken]} & {*np.argsort(-exact_N)[:taken]}) / taken,
     }
     generator = np.random.default_rng(0)

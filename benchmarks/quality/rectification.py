@@ -79,11 +79,8 @@ def main() -> None:
         [name.partition("[")[2][:-1], value] for name, value in found.items() if name.startswith("memorised_auroc[")
     ]
     lines = [
-        [
-            f"{INFLUENCES.get(method, 'loss')}, {kind}",
-            *(found[f"{pairs}_mistakes_auroc[{method}][{kind}]"] for pairs in ("same", "other")),
-        ]
-        for method in ("uniform", "preference", "loss")
+        [f"{name}, {kind}", *(found[f"{pairs}_mistakes_auroc[{method}][{kind}]"] for pairs in ("same", "other"))]
+        for method, name in (("uniform", "uniform"), ("preference", "PRISM"), ("loss", "loss"))
         for kind in ("all", "capitals", "sums")
     ]
     print(harness.table(["AUROC", "pairs reject the mixture's mistakes", "pairs reject other mistakes"], lines))
@@ -178,8 +175,9 @@ class Mixture:
             return self.good_N.astype(np.float64)
         if method == "loss":
             return -run.loss_N
-        weights = run.targets.preference_Q if method.startswith("preference") else np.ones(len(self.targets))
-        scores_N = run.scores(weights)
+        scores_N = run.scores(
+            run.targets.preference_Q if method.startswith("preference") else np.ones(len(self.targets))
+        )
         return scores_N / run.norm_N if method.endswith("cosine") else scores_N
 
     def _rankings(self) -> dict[str, Any]:
@@ -194,8 +192,8 @@ class Mixture:
     def _other_mistakes(self) -> dict[str, float]:
         """AUROC where the pairs reject other mistakes than the mixture's, by kind of question as well; and of a baseline that
         the pairs allow: what repeats a rejected answer is wrong."""
-        same = self._extracted("tuned", str(self._folder("tuned")))
         reference = str(self._folder("tuned"))
+        same = self._extracted("tuned", reference)
         other = harness.extract(
             self.work, f"rectification-other-{self.seed}", self.rows, self.other_targets, model=reference
         )
