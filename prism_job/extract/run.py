@@ -75,6 +75,8 @@ def _work(spec: RunSpec, plan: Plan, topology: Topology, watchdog: Watchdog) -> 
     worker = _Worker.start(spec, plan, world, tokenizer, model if engine is None else engine.module, layers, watchdog)
     with worker.stop, worker.uploads:
         worker.drive(worker.all_passes())
+    watchdog.step("all passes done, waiting for the other ranks")
+    world.leave()
     worker.meter.say()
     seconds = [form.seconds for form in (worker.own, worker.audit) if form is not None]
     return {

@@ -93,6 +93,12 @@ class World:
         found = votes.tolist()
         return bool(found[0]), bool(found[1])
 
+    def leave(self) -> None:
+        """Part from the other ranks, once all have come so far: gloo aborts a rank (exit code 134) that finds another gone."""
+        if self.sharded:
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+
 
 def _meet(backend: str, timeout_seconds: float) -> None:
     if backend == "gloo":
