@@ -14,12 +14,10 @@ with the score; .02 too high at .5 (two million simulated rows).
 What both have in common is not seen: the model, the targets, the formula.
 
 With K-FAC the exact scores are those of the full space at the same λ. A projection before the inverse biases scores as well,
-which falls faster than 1/dim: with a half the agreement was told too high (.85 where it was .81, .94 for .93, on random small
-models of 512 rows whose full curvature could be formed). A quarter fits there (.82, .93) and is taken under K-FAC.
-benchmarks/quality/audit_coverage.py compares both with exact scores of a real model.
+which falls faster than 1/dim: with a half the agreement would be told too high, a quarter fits (docs/method.md, where both are
+held against exact scores of a real model).
 
-All rows of a run share one draw of the projections. What another draw would say differs by more than the interval tells once
-the sample is large (a standard deviation of .02 on those small models, whatever the number of rows): it is of this draw.
+All rows of a run share one draw of the projections; what another draw would say is not in the interval.
 
 Shapes: N rows of the sample, M = P² numbers of one layer's sketch.
 """
