@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.apiserver import ApiServer
+from tests.cluster.apiserver import ApiServer, Request
 from tests.cluster.container import Names, expand, rewrite
 from tests.cluster.job_rules import decide, job_to_pod
 from tests.cluster.jobs import JobController
 from tests.cluster.kubelet import Kubelet
-from tests.cluster.mirror import Api, Refused
+from tests.cluster.mirror import TRIES, Api, Refused
 from tests.cluster.nodes import unschedulable_message, why_not
 
 Thing = dict[str, Any]
@@ -635,6 +635,22 @@ def test_in_bad_weather_each_job_ends_as_it_should_and_counts_each_pod_once(clus
         assert status.get("succeeded", 0) + status.get("failed", 0) == 2
         assert ("failed" in status) is not good
     until(lambda: not any(pod["metadata"].get("finalizers") for pod in cluster.server.objects("pods", "default")))
+
+
+def test_a_pod_counted_in_a_write_whose_answer_is_lost_is_not_counted_again(cluster: Cluster) -> None:
+    def counts_pods(request: Request) -> bool:
+        return request.plural == "jobs/status" and "failed" in request.body["status"]
+
+    def asks_of_the_job(request: Request) -> bool:
+        written = cluster.server.faults.counts["reset_after"] > 0
+        return written and request.user_agent == "rig/job-controller" and request.name == "gang"
+
+    # All further tries of the write, and all of the look whether it was done.
+    cluster.server.faults.script([(counts_pods, "reset_after"), *[(asks_of_the_job, "500")] * (2 * TRIES - 1)])
+    cluster.run("exit(3)")
+    until(lambda: "Failed" in cluster.conditions())
+    assert not cluster.server.faults.pending
+    assert cluster.job()["status"]["failed"] == 2
 
 
 def test_an_outage_of_the_api_server_harms_no_job(cluster: Cluster) -> None:

@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 from tests.cluster.job_rules import TRACKING, Decision, decide, job_to_pod
-from tests.cluster.mirror import Controller, Key, Refused, Thing, Unreachable, key_of, owned_by, uid_of
+from tests.cluster.mirror import Controller, Key, Refused, Thing, key_of, owned_by, uid_of
 from tests.cluster.pods import pod_path
+
+KIND = {"apiVersion": "batch/v1", "kind": "Job"}
 
 
 class JobController(Controller):
@@ -20,6 +22,9 @@ class JobController(Controller):
         super().__init__(kubeconfig, "job-controller")
         self._batch_seconds, self._pod_backoff_seconds = batch_seconds, pod_backoff_seconds
         self._counted: dict[str, set[str]] = {}
+        self._unsure: dict[
+            str, tuple[Thing, set[str]]
+        ] = {}  # Job uid: a status sent and not heard of, the pods it counts
         self._refusals: dict[str, tuple[int, float]] = {}  # Job uid: how many in a row, no creation before
         self._jobs = self.mirror("/apis/batch/v1/jobs", lambda job: self.queue.add(key_of(job)))
         self._pods = self.mirror("/api/v1/pods", self._pod_changed)
@@ -49,6 +54,7 @@ class JobController(Controller):
         uid = uid_of(job)
         pods = [pod for pod in self._pods.all() if (owner := owned_by(pod)) and owner["uid"] == uid]
         counted = self._counted.setdefault(uid, set())
+        job = self._settle(job, counted)
         decision = decide(job, pods, counted, time.time(), self._pod_backoff_seconds)
         self._act(key, job, decision, counted)
 
@@ -68,23 +74,28 @@ class JobController(Controller):
         if created:
             decision.status["active"] = decision.status.get("active", 0) + created
         if decision.status != (job.get("status") or {}):
-            self._write_status(path, job, decision.status)
+            self._unsure[uid_of(job)] = (decision.status, decision.counted)
+            self._jobs.put(self.api.ask("PUT", f"{path}/status", {**job, **KIND, "status": decision.status}))
+            del self._unsure[uid_of(job)]
         counted |= decision.counted
         for pod in decision.strip:
             self._strip(pod)
         for reason, message in decision.events:
             self.tell(job, "Job", reason, message, warning=reason not in ("Completed", "Suspended", "Resumed"))
 
-    def _write_status(self, path: str, job: Thing, status: Thing) -> None:
-        wanted = {**job, "apiVersion": "batch/v1", "kind": "Job", "status": status}
-        try:
-            self._jobs.put(self.api.ask("PUT", f"{path}/status", wanted))
-        except (Refused, Unreachable):
-            # Perhaps it was done and the answer got lost. Then its pods are counted, and must not be once more.
-            now = self.api.ask("GET", path)
-            self._jobs.put(now)
-            if uid_of(now) != uid_of(job) or now.get("status") != status:
-                raise
+    def _settle(self, job: Thing, counted: set[str]) -> Thing:
+        """The Job as it is. Of a status whose answer got lost it says whether it was written: its pods are counted then."""
+        if uid_of(job) not in self._unsure:
+            return job
+        status, pods = self._unsure[uid_of(job)]
+        now = self.api.ask(
+            "GET", f"/apis/batch/v1/namespaces/{job['metadata']['namespace']}/jobs/{job['metadata']['name']}"
+        )
+        self._jobs.put(now)
+        if uid_of(now) == uid_of(job) and now.get("status") == status:
+            counted |= pods
+        del self._unsure[uid_of(job)]
+        return now
 
     def _create(self, key: Key, job: Thing, indexes: list[int | None]) -> int:
         """How many of them now exist. A refusal is told as an Event and ends the round; the next try waits."""
