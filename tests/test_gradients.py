@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, BertConfig
 
 from prism_job.errors import DataError, RequestError
 from prism_job.extract.data import Batch, Encoded, collate, micro_batches
@@ -74,14 +75,13 @@ def extract(
     batches: list[list[int]],
     *,
     mean: bool = False,
-    padding_side: str = "right",
     factors: FactorSums | None = None,
 ) -> Rows:
     """The rows of EXAMPLES, in their order, from these micro-batches."""
     found: dict[int, tuple[Tensor, ...]] = {}
     with capture:
         for places in batches:
-            batch = collate([EXAMPLES[place] for place in places], CPU, padding_side)
+            batch = collate([EXAMPLES[place] for place in places], CPU)
             result = capture.rows(batch, mean=mean, factors=factors)
             columns = (result.rows_BD, result.nll_B, result.tokens_B, result.norm_B)
             for row, place in enumerate(places):
@@ -235,15 +235,13 @@ def test_a_layer_that_the_model_calls_twice_gets_the_sum_over_its_calls() -> Non
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_mates_change_no_gradient(kind: str, dtype: torch.dtype, attention: str) -> None:
     # transformers' eager attention takes its softmax in float32 whatever the type, and padding changes how it sums: so a
-    # float64 model has float32's tolerance there. The mask's float64 minimum becomes float32's minus infinity too, and
-    # padding that stands left of every real token, with nothing else to look at, NaN: no type of ModelSpec does that.
+    # float64 model has float32's tolerance there.
     narrowed = attention == "eager" and dtype == FLOAT64
     tolerance = TOLERANCE[FLOAT32 if narrowed else dtype]
     capture = capture_of(model_of(kind, dtype, attention), FOLD_DIMS)
     alone = extract(capture, in_batches_of(1))
     for size in (2, 7, 32):
-        for padding_side in ("right",) if narrowed else ("right", "left"):
-            assert_same_rows(extract(capture, in_batches_of(size), padding_side=padding_side), alone, tolerance)
+        assert_same_rows(extract(capture, in_batches_of(size)), alone, tolerance)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -286,6 +284,22 @@ def test_a_second_computing_gives_the_same_bits() -> None:
     assert torch.equal(first.nll_B, second.nll_B)
 
 
+def test_a_model_whose_real_tokens_look_at_padding_is_refused() -> None:
+    config = BertConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        is_decoder=False,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    capture = capture_of(model, None)
+    extract(capture, [[0]])  # alone, nothing is padded
+    with pytest.raises(RequestError, match="not causal"):
+        extract(capture, in_batches_of(7))
+
+
 # Factor sums
 
 
@@ -302,11 +316,10 @@ def assert_same_factors(found: FactorSums, wanted: FactorSums, tolerance: float)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("padding_side", ["right", "left"])
-def test_factor_sums_hold_every_real_token_and_no_padding(kind: str, padding_side: str) -> None:
+def test_factor_sums_hold_every_real_token_and_no_padding(kind: str) -> None:
     capture = capture_of(model_of(kind, FLOAT64), None)
     factors = capture.new_factors()
-    extract(capture, in_batches_of(7), padding_side=padding_side, factors=factors)
+    extract(capture, in_batches_of(7), factors=factors)
     assert_same_factors(factors, factor_oracle(kind), TOLERANCE[FLOAT64])
 
 
@@ -373,7 +386,7 @@ def test_hooks_come_off_when_a_pass_fails() -> None:
     model = build_model("llama", FLOAT32, seed=1)
     hooks = all_hooks(model)
     batch = collate(EXAMPLES[:3], CPU)
-    beyond = Batch(batch.ids_BT + VOCAB, batch.real_BT, batch.supervised_BT, batch.positions_BT)
+    beyond = Batch(batch.ids_BT + VOCAB, batch.real_BT, batch.supervised_BT)
     capture = capture_of(model, None)
     with pytest.raises(IndexError), capture:
         capture.rows(beyond, mean=False)

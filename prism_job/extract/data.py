@@ -176,30 +176,25 @@ def micro_batches(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded tensors of one micro-batch, all [B, T]; `supervised` marks tokens that carry loss, `real` non-padding."""
+    """One micro-batch, padded on the right, [B, T] each. `supervised` marks tokens that carry loss, `real` all but padding."""
 
     ids_BT: Tensor
     real_BT: Tensor
     supervised_BT: Tensor
-    positions_BT: Tensor
 
     @property
     def size(self) -> int:
         return self.ids_BT.shape[0]
 
 
-def collate(encoded: list[Encoded], device: torch.device, padding_side: str = "right") -> Batch:
-    """Pad to the longest. Extraction pads on the right; the left is there for the law that the side changes no row."""
-    size, longest = len(encoded), max(len(example.ids) for example in encoded)
-    ids = torch.zeros(size, longest, dtype=torch.long)
-    real = torch.zeros(size, longest, dtype=torch.bool)
-    supervised = torch.zeros(size, longest, dtype=torch.bool)
-    positions = torch.zeros(size, longest, dtype=torch.long)
+def collate(encoded: list[Encoded], device: torch.device) -> Batch:
+    """Pad to the longest."""
+    shape = (len(encoded), max(len(example.ids) for example in encoded))
+    ids = torch.zeros(shape, dtype=torch.long)
+    real, supervised = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
     for row, example in enumerate(encoded):
         length = len(example.ids)
-        place = slice(0, length) if padding_side == "right" else slice(longest - length, longest)
-        ids[row, place] = torch.tensor(example.ids)
-        real[row, place] = True
-        supervised[row, place] = torch.tensor(example.supervised)
-        positions[row, place] = torch.arange(length)
-    return Batch(ids.to(device), real.to(device), supervised.to(device), positions.to(device))
+        ids[row, :length] = torch.tensor(example.ids)
+        real[row, :length] = True
+        supervised[row, :length] = torch.tensor(example.supervised)
+    return Batch(ids.to(device), real.to(device), supervised.to(device))

@@ -124,16 +124,15 @@ class GradientCapture:
         sums = self.new_factors() if factors is not None else None
         self.now = _Pass(batch, zeros, torch.zeros(batch.size, device=self.device, dtype=self.dtype), sums)
         with self._only_supervised_logits():
-            logits_KV = self.model(
-                input_ids=batch.ids_BT,
-                attention_mask=batch.real_BT.long(),
-                position_ids=batch.positions_BT,
-                use_cache=False,
-            ).logits[0]
-        labels_K = batch.ids_BT[batch.supervised_BT]
-        nll_K = nn.functional.cross_entropy(logits_KV.to(self.dtype), labels_K, reduction="none")
+            # No mask: padding stands on the right, where no real token of a causal model looks. Attention that knows itself
+            # plainly causal takes half the work.
+            logits_KV = self.model(input_ids=batch.ids_BT, use_cache=False).logits[0]
+        nll_K, gradient_KV = _cross_entropy(logits_KV.detach().to(self.dtype), batch.ids_BT[batch.supervised_BT])
         owner_K = batch.supervised_BT.nonzero()[:, 0]
-        torch.autograd.grad(nll_K.sum(), self.embedded_BTE)
+        (gradient_BTE,) = torch.autograd.grad(logits_KV, self.embedded_BTE, gradient_KV.to(logits_KV.dtype))
+        if bool(gradient_BTE[~batch.real_BT].any()):
+            what = "real tokens of this model look at the padding behind them: its attention is not causal"
+            raise RequestError(what, where=type(self.model).__name__, fix="use a causal language model")
         done, self.now = self.now, None
         missed = [name for name in self.layers.modules if name not in done.done]
         if missed:
@@ -143,7 +142,7 @@ class GradientCapture:
             factors.inputs_LPP += done.factors.inputs_LPP
             factors.outputs_LPP += done.factors.outputs_LPP
             factors.num_tokens += int(batch.real_BT.sum())
-        nll_B = torch.zeros_like(done.norm2_B).index_add_(0, owner_K, nll_K.detach())
+        nll_B = torch.zeros_like(done.norm2_B).index_add_(0, owner_K, nll_K)
         norm_B = done.norm2_B.sqrt()
         if mean:
             # Afterwards, in float32: a loss divided by thousands of tokens has float16 gradients that underflow.
@@ -227,6 +226,18 @@ class GradientCapture:
 
     def _tensor(self, array: Any) -> Tensor:
         return torch.from_numpy(array).to(device=self.device, dtype=self.dtype)
+
+
+def _cross_entropy(logits_KV: Tensor, labels_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of each label, and the gradient of their sum with respect to the logits, softmax less one-hot.
+
+    Written out because autograd makes two more buffers of this size, the largest of a pass, and fills one with zeros.
+    """
+    log_KV = torch.log_softmax(logits_KV, 1)
+    nll_K = -log_KV.gather(1, labels_K[:, None])[:, 0]
+    gradient_KV = log_KV.exp_()
+    gradient_KV[torch.arange(len(labels_K), device=labels_K.device), labels_K] -= 1
+    return nll_K, gradient_KV
 
 
 def _by_example(values: Tensor, batch: Batch, name: str) -> Tensor:
