@@ -8,7 +8,7 @@ memory; its pass over the candidates, which is both and keeps the scores. They a
 runs on the machine counts little. `python -m prism_job reduce` then runs as a whole, without audit. There are `--repeats`
 rounds, of which medians are shown.
 
-    python benchmarks/reduce.py --rows 100000 1000000 --folder /somewhere/with/11/GB --json reduce.json
+    python benchmarks/reduce.py --rows 10000 100000 1000000 --folder /somewhere/with/11/GB --json reduce.json
 """
 
 from __future__ import annotations
