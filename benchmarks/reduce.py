@@ -1,11 +1,14 @@
-"""What the reduce stage costs over a large store: peak memory, seconds, and its rate beside `cat` over the same shards.
+"""What the reduce stage costs over a large store: peak memory, seconds, and its rate beside reading the same shards.
 
 The store is synthetic and written with the project's own `write_shard` and `Plan`: rows of 65,536 signs (8,192 bytes and
 their scales), random scores, one row in a hundred a duplicate, some quarantined. Signs come from a few random blocks, so
-that gigabytes are made quickly; nothing that reduction does depends on that. `python -m prism_job reduce` then runs on it as
-a process of its own, pinned to one core (`--cores`), and so does `cat`, before and after; the second of them is compared.
+that gigabytes are made quickly; nothing that reduction does depends on that. Four things are compared, each in a process of
+its own on one core (`--cores`): `cat` over the shards; the reducer's own reader, checks and all; its scoring of a shard in
+memory; its pass over the candidates, which is both and keeps the scores. They are timed in seconds of CPU, so that what else
+runs on the machine counts little. `python -m prism_job reduce` then runs as a whole, without audit. There are `--repeats`
+rounds, of which medians are shown.
 
-    python benchmarks/reduce.py --rows 100000 1000000 --folder /somewhere/with/11/GB --json reduce.json
+    python benchmarks/reduce.py --rows 10000 100000 1000000 --folder /somewhere/with/11/GB --json reduce.json
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -20,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import yaml
@@ -33,28 +38,56 @@ ROWS_PER_UNIT, DIMS, DIM = 1024, 65_536, 64
 STORE_BYTES_A_ROW = 8_900
 NUM_BLOCKS = 4
 """Random payloads that all units share; ids, lengths and losses are each unit's own."""
-READ_ONLY = """
-import json, sys, time
+OPENED = """
+import os, sys, time
+import numpy as np
 from prism_job.plan import read_plan
+from prism_job.reduce import memory
+from prism_job.reduce.scoring import score_candidates, scorer
 from prism_job.spec import parse_spec
 from prism_job.storage import shards
 from prism_job.storage.objects import open_store
+memory.share_one_heap()
 run = parse_spec(open(sys.argv[1]).read(), sys.argv[1])
-plan, store, started = read_plan(run), open_store(run.spec.store), time.monotonic()
-ids = [unit.id for unit in plan.candidates]
-for _ in shards.read_ahead(store, plan.extractor, ids, lambda shard: None, shards.read_depth(int(sys.argv[2]))):
+plan, store = read_plan(run), open_store(run.spec.store)
+ids, row_bytes = [unit.id for unit in plan.candidates], int(sys.argv[2]) // 8
+direction_KD = np.random.default_rng(0).standard_normal((1, int(sys.argv[2])))
+started = time.process_time()
+"""
+READ_ONLY = """
+depth = shards.read_depth(max(unit.num_rows for unit in plan.candidates) * row_bytes)
+for _ in shards.read_ahead(store, plan.extractor, ids, lambda shard: None, depth):
     pass
-print(time.monotonic() - started)
+print(time.process_time() - started)
 """
 """The reading side alone: every candidate shard through the reducer's own reader, checks and all, and no scores."""
+SCORE_ONLY = """
+arrays = shards.read_shard(store, plan.extractor, "candidates", ids[0]).arrays
+score, seconds = scorer("sign", direction_KD[0]), []
+while len(seconds) < 301:
+    started = time.process_time()
+    score(arrays)
+    seconds.append(time.process_time() - started)
+print(sorted(seconds)[len(seconds) // 2] / len(arrays["ids"]) * plan.num_examples)
+"""
+"""The scoring side alone: the scores of one shard that is in memory, again and again; the median, for as many rows."""
+WHOLE_PASS = """
+scorer("sign", direction_KD[0])
+sys.stdout, shown = open(os.devnull, "w"), sys.stdout
+started = time.process_time()
+score_candidates(run.spec, plan, store, direction_KD)
+print(time.process_time() - started, file=shown)
+"""
+"""Every shard read, checked and scored along one direction; what is kept of the rows goes into the reducer's scratch files."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--layers", type=int, default=16, help="layers of the model; 16 is the least for 65,536 dims")
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the stores are made, and deleted (default: TMPDIR)")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -63,7 +96,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="prism-reduce-", dir=arguments.folder) as folder:
             if shutil.disk_usage(folder).free < 1.1 * STORE_BYTES_A_ROW * num_rows:
                 sys.exit(f"{num_rows} rows need {STORE_BYTES_A_ROW * num_rows / 1e9:.1f} GB in {folder}; use --folder")
-            measured = measure(Path(folder), num_rows, arguments.layers, arguments.pairs, arguments.cores)
+            measured = measure(
+                Path(folder), num_rows, arguments.layers, arguments.pairs, arguments.cores, arguments.repeats
+            )
         print(
             f"{num_rows:,} rows: " + ", ".join(f"{name} {value:,.3f}" for name, value in measured.items()), flush=True
         )
@@ -75,43 +110,57 @@ def main() -> None:
         arguments.json.write_text(json.dumps(figures, indent=1))
 
 
-def measure(folder: Path, num_rows: int, num_layers: int, num_pairs: int, cores: int) -> dict[str, float]:
+def measure(folder: Path, num_rows: int, num_layers: int, num_pairs: int, cores: int, repeats: int) -> dict[str, float]:
     spec_path, shard_paths = make_store(folder, num_rows, num_layers, num_pairs)
-    store_bytes = sum(path.stat().st_size for path in shard_paths)
     everywhere = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(everywhere)[-cores:])
     try:
-        cat_seconds = [cat(shard_paths)]
-        read_bytes = str(max(path.stat().st_size for path in shard_paths))
-        read = [sys.executable, "-c", READ_ONLY, str(spec_path), read_bytes]
-        read_seconds = float(subprocess.run(read, check=True, capture_output=True, text=True).stdout)
-        cat_seconds.append(cat(shard_paths))
-        seconds, stream_seconds, usage = reduce(spec_path, folder / "events.jsonl")
+        cat(shard_paths)
+        rounds = [measure_once(folder, spec_path, shard_paths) for _ in range(repeats)]
     finally:
         os.sched_setaffinity(0, everywhere)
+    return {name: median(each[name] for each in rounds) for name in rounds[0]}
+
+
+def measure_once(folder: Path, spec_path: Path, shard_paths: list[Path]) -> dict[str, float]:
+    store_bytes = sum(path.stat().st_size for path in shard_paths)
+    seconds = {
+        "cat": cat(shard_paths),
+        **{name: run_code(code, spec_path) for name, code in (("read", READ_ONLY), ("score", SCORE_ONLY))},
+        "pass": run_code(WHOLE_PASS, spec_path),
+    }
+    for published in (folder / "output" / "synthetic").glob("*/"):
+        shutil.rmtree(published)  # of the round before: a selection that is there is not made again
+    stage_seconds, usage = reduce(spec_path, folder / "events.jsonl")
     return {
         "peak_rss_bytes": usage.ru_maxrss * 1024,
-        "seconds": seconds,
+        "seconds": stage_seconds,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "stream_seconds": stream_seconds,
-        "store_bytes": store_bytes,
-        "cat_bytes_per_second": store_bytes / cat_seconds[1],
-        "read_bytes_per_second": store_bytes / read_seconds,
-        "stream_bytes_per_second": store_bytes / stream_seconds,
-        "read_over_cat": cat_seconds[1] / read_seconds,
-        "stream_over_cat": cat_seconds[1] / stream_seconds,
+        **{f"{name}_bytes_per_second": store_bytes / each for name, each in seconds.items()},
+        "read_over_cat": seconds["cat"] / seconds["read"],
+        "score_over_cat": seconds["cat"] / seconds["score"],
+        "score_over_read": seconds["read"] / seconds["score"],
+        "pass_over_cat": seconds["cat"] / seconds["pass"],
+        "pass_over_read": seconds["read"] / seconds["pass"],
     }
 
 
+def run_code(code: str, spec_path: Path) -> float:
+    command = [sys.executable, "-c", OPENED + code, str(spec_path), str(DIMS)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
 def cat(paths: list[Path]) -> float:
-    started = time.monotonic()
+    """Seconds of CPU."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     for start in range(0, len(paths), 500):
         subprocess.run(["cat", *map(str, paths[start : start + 500])], check=True, stdout=subprocess.DEVNULL)
-    return time.monotonic() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def reduce(spec_path: Path, log: Path) -> tuple[float, float, os.struct_rusage]:
-    """Seconds of the whole stage, of its pass over the candidates, and what the process used."""
+def reduce(spec_path: Path, log: Path) -> tuple[float, os.struct_rusage]:
+    """Seconds of the whole stage, and what its process used."""
     started = time.monotonic()
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -119,10 +168,9 @@ def reduce(spec_path: Path, log: Path) -> tuple[float, float, os.struct_rusage]:
         )
         _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - started
-    events = [json.loads(line) for line in log.read_text().splitlines()]
     if status:
-        sys.exit(f"the reduce stage failed: {events[-1]}")
-    return seconds, [event["seconds"] for event in events if event["event"] == "progress"][-1], usage
+        sys.exit(f"the reduce stage failed: {log.read_text().splitlines()[-1]}")
+    return seconds, usage
 
 
 def make_store(folder: Path, num_rows: int, num_layers: int, num_pairs: int) -> tuple[Path, list[Path]]:
@@ -137,6 +185,7 @@ def make_store(folder: Path, num_rows: int, num_layers: int, num_pairs: int) -> 
             "store": str(folder / "store"),
             "output": str(folder / "output"),
             "selection": {"keep": "highest", "budget": {"fraction": 0.5}},
+            "audit": {"examples": 0},
         },
     }
     spec_path = folder / "selection.yaml"

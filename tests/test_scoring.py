@@ -8,6 +8,7 @@ Shapes: N rows, Q target pairs, D dims, L layers, P projected dims a side.
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal, localcontext
@@ -26,9 +27,10 @@ from prism_job.errors import RequestError
 from prism_job.extract.data import Encoded, collate, encode_response
 from prism_job.extract.gradients import GradientCapture
 from prism_job.extract.model import captured_layers
-from prism_job.reduce import scoring
+from prism_job.reduce import kernel
 from prism_job.reduce.column import Column
 from prism_job.reduce.curvature import Factors, damping_value, solve, unpack
+from prism_job.reduce.kernel import LIMIT, sign_sums
 from prism_job.reduce.preference import contributions, preference, target_weights
 from prism_job.reduce.scoring import Float16Scorer, SignScorer, finish, scorer
 from prism_job.reduce.selection import Selected, select
@@ -249,7 +251,7 @@ def test_a_score_is_the_dot_product_with_the_decoded_row(kind: str) -> None:
     assert found.shape == (len(decoded_ND),)
     for score, row in zip(found, decoded_ND, strict=True):
         terms = row * direction_D
-        # float32 tables and sums of 32 of their entries; decoding rounds to float32 as well.
+        # The sign scorer's own bound is the next test's; decoding rounds to float32.
         assert abs(score - math.fsum(terms)) <= 1e-6 * np.abs(terms).sum()
     assert found[17] == 0
 
@@ -271,12 +273,61 @@ def test_a_score_is_the_same_bits_whatever_rows_stand_beside_it(kind: str) -> No
     assert score_rows(part_of(arrays, slice(0, 0))).shape == (0,)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_a_score_is_the_same_bits_whatever_the_chunk(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    score_rows, arrays = SignScorer(made_up_direction_D()), codec.encode_sign(made_up_rows())
+def hostile_directions_KD() -> list[np.ndarray]:
+    """Blocks of unlike sizes, empty ones, an outlier a block, all dims as large as the largest, tiny and huge ones."""
+    random = np.random.default_rng(8)
+    plain = random.standard_normal(DIMS)
+    unlike = plain * np.repeat(10.0 ** random.uniform(-30, 5, DIMS // codec.BLOCK), codec.BLOCK)
+    empty = np.where(np.arange(DIMS) < 2 * codec.BLOCK, 0, plain)
+    outlier = np.where(np.arange(DIMS) % codec.BLOCK == 77, 1e6, plain)
+    equal = np.where(plain > 0, 3.7, -3.7)
+    return [plain, unlike, empty, outlier, equal, plain * 1e-300, plain * 1e250, np.full(DIMS, 5e-324), np.zeros(DIMS)]
+
+
+@pytest.mark.parametrize("number", range(len(hostile_directions_KD())))
+def test_a_score_is_off_by_half_a_step_of_its_blocks_at_most(number: int) -> None:
+    direction_D, arrays = hostile_directions_KD()[number], codec.encode_sign(made_up_rows())
+    found = SignScorer(direction_D)(arrays)
+    signs_ND = np.unpackbits(arrays["signs"], axis=1, bitorder="little") * 2.0 - 1
+    scales_NS = arrays["scales"].astype(np.float64) * arrays["unit"].astype(np.float64)[:, None]
+    largest_S = np.abs(direction_D).reshape(-1, codec.BLOCK).max(axis=1)
+    for score, signs_D, scales_S in zip(found, signs_ND, scales_NS, strict=True):
+        row_D = signs_D * np.repeat(scales_S, codec.BLOCK)
+        wanted = math.fsum(row_D * direction_D)
+        # 256 dims of a block, each off by half of 2^-23 of the largest; the rest is float64's own rounding.
+        bound = math.fsum(codec.BLOCK * scales_S * largest_S / (2 * (2**23 - 1)))
+        assert abs(score - wanted) <= bound + 1e-13 * np.abs(row_D * direction_D).sum() + 1e-320
+        sizes = np.linalg.norm(row_D) * (np.linalg.norm(direction_D / largest_S.max()) if largest_S.max() else 0)
+        assert bound <= 2**-20 * 1.001 * sizes * largest_S.max() + 1e-320
+
+
+def test_sums_at_the_edge_of_int32_are_exact() -> None:
+    # All of a block's dims at the limit, with and against the signs: ± 256 (2^23 - 1), which int32 just holds.
+    quantised_D = np.full(512, LIMIT, np.int32)
+    signs_NW = np.repeat(np.array([[255, 0], [0, 255], [255, 255], [0, 0]], np.uint8), 32, axis=1)
+    found = sign_sums()(signs_NW, np.ones((4, 2), np.float16), quantised_D, np.array([1.0, 0.5]))
+    assert (found / (256 * LIMIT)).tolist() == [0.5, -0.5, 1.5, -1.5]
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the processors compared are x86")
+def test_a_score_is_the_same_bits_on_a_processor_without_wide_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays, score_rows = codec.encode_sign(made_up_rows()), SignScorer(made_up_direction_D())
     wanted = score_rows(arrays)
-    monkeypatch.setattr(scoring, "_CHUNK", chunk)
-    assert score_rows(arrays).tobytes() == wanted.tobytes()
+    features = kernel.binding.get_host_cpu_features()
+    for without in ("avx512", "avx2", "fma"):
+        features.update({name: False for name in features if name.startswith(without)})
+        monkeypatch.setattr(kernel.binding, "get_host_cpu_name", lambda: "x86-64")
+        monkeypatch.setattr(kernel.binding, "get_host_cpu_features", lambda: features)
+        score_rows.sums = kernel.SignSums()
+        assert score_rows(arrays).tobytes() == wanted.tobytes()
+
+
+def test_a_processor_without_float16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = kernel.binding.get_host_cpu_features()
+    features["f16c"] = False
+    monkeypatch.setattr(kernel.binding, "get_host_cpu_features", lambda: features)
+    with pytest.raises(RequestError, match="float16"):
+        kernel.SignSums()
 
 
 def test_each_codec_has_its_scorer() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import gzip
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -11,9 +13,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from prism_job.errors import DataError
 from prism_job.plan import read_plan
-from prism_job.spec import parse_spec
+from prism_job.spec import digest, parse_spec
+from prism_job.storage import staged
+from prism_job.storage.objects import open_store
 from tests.conftest import Job, Row, pair, turn, write_jsonl
 
 
@@ -212,3 +218,41 @@ def test_what_parquet_adds_to_a_structure_changes_no_example(job: Job) -> None:
     assert filled == {"first": None, "second": None, "where": {"city": "Oslo", "land": None}}, "nulls at two depths"
     pool_of(job, {"a.parquet": content})
     assert unit_ids(job) == wanted
+
+
+def test_staged_rows_have_the_name_and_the_lines_of_plain_json(tmp_path: Path) -> None:
+    """What a store of an earlier plan holds must be found, whatever makes it now: json.dumps, row by row and all at once."""
+    nested: Any = [1.5, float("nan"), 10**40, None, True, {"ä": ["\u2028", {}, []]}]
+    rows = [question(number) for number in range(3)]
+    rows += [{"text": 'a "b" \\ \n\t\x00\x7f é 漢 😀 \ud800', "more": nested}, {"": datetime.date(2025, 1, 2)}, {}]
+    store, known = open_store(str(tmp_path)), set[str]()
+    name = staged.stage_rows(store, rows, known)
+    whole = json.dumps(rows, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
+    assert name == hashlib.sha256(whole).hexdigest()[:32]
+    assert known == {name}
+    with pa.CompressedInputStream(pa.BufferReader(store.get(staged.rows_key(name))), "zstd") as stream:
+        lines = stream.read().decode("utf-8", "surrogatepass")
+    assert lines == "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    found = staged.read_rows(store, name)
+    assert repr(found) == repr(json.loads(json.dumps(rows, default=str)))
+
+
+@pytest.mark.parametrize("change", [("number", "nUmber"), ('": "', '":  "')])
+def test_staged_rows_that_were_changed_are_refused(change: tuple[str, str], tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    name = staged.stage_rows(store, [question(number) for number in range(3)], set())
+    with pa.CompressedInputStream(pa.BufferReader(store.get(staged.rows_key(name))), "zstd") as stream:
+        text = stream.read().decode()
+    changed = text.replace(*change)
+    assert changed != text
+    store.put(staged.rows_key(name), zstd(changed.encode()))
+    with pytest.raises(DataError, match="digest"):
+        staged.read_rows(store, name)
+
+
+def test_a_content_digest_is_that_of_canonical_json() -> None:
+    content = {"prompt": "é \n", "completion": ["b", {"y": 1, "x": None}], "Ä": 1.0}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    assert digest(content) == hashlib.sha256(text.encode()).hexdigest()[:32]
+    with pytest.raises(ValueError, match="JSON compliant"):
+        digest({"text": float("inf")})

@@ -1,6 +1,6 @@
 """One number a row and direction: the inner product of a stored row with it, read straight from the stored bytes.
 
-Shapes: K directions, N rows, D dims, W = D / 8 bytes of signs, S = D / 256 blocks.
+Shapes: K directions, N rows, D dims, S = D / 256 blocks, B = 256 dims of a block.
 """
 
 from __future__ import annotations
@@ -16,41 +16,36 @@ from numpy.typing import NDArray
 from prism_job.plan import Plan, Quarantined
 from prism_job.progress import Meter
 from prism_job.reduce.column import Column, parts
+from prism_job.reduce.kernel import LIMIT, sign_sums
 from prism_job.spec import RunSpec
 from prism_job.storage import shards
 from prism_job.storage.codec import BLOCK
 from prism_job.storage.objects import Store
 
 Float64 = NDArray[np.float64]
-_CHUNK = 16
-"""Rows scored at a time: index and gathered values together stay within a core's cache."""
-
-_BYTE_SIGNS = (np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") * 2.0 - 1.0).T
 
 
 class SignScorer:
-    """Inner products with sign rows by table: entry [w, v] is what byte value v at place w adds.
+    """Inner products with sign rows: those of the direction in integers of 24 bits, a step for each block of 256 dims.
 
-    The result of a row does not depend on its neighbours: every sum runs along the row alone.
+    A step is 2^-23 of the block's largest absolute value, so that a dim is off by half of that at most, and a score, with
+    m_s that largest value, by Σ_s 256 scale_s m_s 2^-24 <= 2^-20 |row| |direction|. The result of a row does not depend on
+    its neighbours.
     """
 
     def __init__(self, direction_D: Float64) -> None:
-        # Scaled to 1, so that no direction, however damped, leaves the range of float32.
-        self.scale = float(np.abs(direction_D).max()) or 1.0
-        table = (direction_D / self.scale).reshape(-1, 8) @ _BYTE_SIGNS
-        self.table = np.ascontiguousarray(table, np.float32).reshape(-1)
-        self.offsets_W = np.arange(len(direction_D) // 8, dtype=np.intp) * 256
+        self.sums = sign_sums()
+        blocks_SB = direction_D.reshape(-1, BLOCK)
+        # Scaled to 1, so that no direction, however damped, leaves the range of float64 in what follows.
+        self.scale = float(np.abs(direction_D).max(initial=0.0)) or 1.0
+        relative_SB = blocks_SB / self.scale
+        self.steps_S = np.abs(relative_SB).max(axis=1) / LIMIT
+        steps_S1 = np.where(self.steps_S > 0, self.steps_S, 1.0)[:, None]
+        self.quantised_D = np.rint(relative_SB / steps_S1).clip(-LIMIT, LIMIT).astype(np.int32).reshape(-1)
 
     def __call__(self, arrays: dict[str, NDArray[Any]]) -> Float64:
-        signs_NW, scales_NS = arrays["signs"], arrays["scales"]
-        scores = np.empty(len(signs_NW))
-        for start in range(0, len(signs_NW), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            # In numpy's own index type, and told that it cannot leave the table: two passes less, a third of the time.
-            parts = self.table.take(signs_NW[part] + self.offsets_W, mode="clip")
-            blocks = parts.reshape(len(parts), -1, BLOCK // 8).sum(axis=2, dtype=np.float32)
-            scores[part] = (blocks * scales_NS[part].astype(np.float64)).sum(axis=1)
-        return scores * (arrays["unit"].astype(np.float64) * self.scale)
+        scores_N = self.sums(arrays["signs"], arrays["scales"], self.quantised_D, self.steps_S)
+        return scores_N * (arrays["unit"].astype(np.float64) * self.scale)
 
 
 class Float16Scorer:
