@@ -25,6 +25,9 @@ import torch
 import yaml
 
 from benchmarks.fidelity import make_pairs
+from prism_job.extract.blueprint import load_tokenizer
+from prism_job.extract.workload import measure
+from prism_job.spec import RunSpec, parse_spec
 
 STARTS = {"plan": "prism_job.plan", "extract": "prism_job.extract.run", "reduce": "prism_job.reduce.run"}
 """What a stage imports before it does anything: its process start."""
@@ -54,6 +57,7 @@ def main() -> None:
         "--tokens-per-batch", type=int, default=1024, help="padding grows with it, and a CPU gains nothing"
     )
     parser.add_argument("--no-audit", action="store_true")
+    parser.add_argument("--tokens-alone", action="store_true", help="count the tokens of each part, and run nothing")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -71,6 +75,9 @@ def main() -> None:
             part = pairs[number * chosen.pairs : (number + 1) * chosen.pairs]
             (folder / f"targets-{number}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in part))
         first = document(folder, chosen, ["pool"], 0)
+        if chosen.tokens_alone:
+            count_tokens(parse_spec(first.read_text(), str(first)).spec)
+            return
         told, peak = stage("estimate", first)[1], matrix_peak()
         runs = {"full run": run(first)}
         found_bytes = sum(path.stat().st_size for path in (folder / "store").rglob("*") if path.is_file())
@@ -141,6 +148,17 @@ def process_starts() -> dict[str, float]:
             seconds.append(time.monotonic() - started)
         found[name] = statistics.median(seconds)
     return found
+
+
+def count_tokens(spec: RunSpec) -> None:
+    """What a new target set is of a full run by tokens, with the audit and without; `prism estimate`'s own count."""
+    work = measure(spec, load_tokenizer(spec))
+    pool, pairs, audit = work.pool.tokens, work.pairs.tokens, work.audit.tokens
+    print(
+        f"tokens: candidates {pool:,}, pairs {pairs:,}, the audit's sample {max(0, audit - pairs):,} and the pairs again"
+    )
+    share = 2 * pairs / (pool + pairs + audit)
+    print(f"a new target set: {share:.1%} with the audit, {pairs / (pool + pairs):.1%} without")
 
 
 def document(folder: Path, chosen: argparse.Namespace, files: list[str], targets: int) -> Path:
