@@ -1,0 +1,218 @@
+"""What re-use saves: a new target set, a second run and ten per cent more data, each as a share of a full run.
+
+Every run is what `prism run` does: plan, extract (if anything is missing) and reduce as processes, one thread each. Candidates
+are GSM8K questions and answers, targets pairs of a right and a wrong solution. The full run is also set against what `prism
+estimate` foretold: tokens, bytes, and FLOPs, as a share of this machine's own float32 peak (one thread, a matrix product).
+
+    python -m benchmarks.reuse --data ../shared/data --examples 2000 --json reuse.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from benchmarks.fidelity import make_pairs
+from prism_job.extract.blueprint import load_tokenizer
+from prism_job.extract.workload import measure
+from prism_job.spec import RunSpec, parse_spec
+
+STARTS = {"plan": "prism_job.plan", "extract": "prism_job.extract.run", "reduce": "prism_job.reduce.run"}
+"""What a stage imports before it does anything: its process start."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One run. Seconds by stage, by the clock; `tokens` went through the model, `audit_seconds` are the audit's passes."""
+
+    seconds: dict[str, float]
+    tokens: int
+    pass_seconds: float
+    audit_seconds: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="gsm8k_train.jsonl and gsm8k_model_solutions.jsonl")
+    parser.add_argument("--model", type=Path, default=Path("build/model/SmolLM2-135M-Instruct.gguf"))
+    parser.add_argument("--examples", type=int, default=2000)
+    parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument(
+        "--tokens-per-batch", type=int, default=1024, help="padding grows with it, and a CPU gains nothing"
+    )
+    parser.add_argument("--no-audit", action="store_true")
+    parser.add_argument("--tokens-alone", action="store_true", help="count the tokens of each part, and run nothing")
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    more = max(1, chosen.examples // 10)
+    pool = (chosen.data / "gsm8k_train.jsonl").read_text().splitlines(keepends=True)[: chosen.examples + more]
+    solutions = [json.loads(line) for line in (chosen.data / "gsm8k_model_solutions.jsonl").open()]
+    pairs = make_pairs(solutions, 2 * chosen.pairs)
+    if len(pool) < chosen.examples + more or len(pairs) < 2 * chosen.pairs:
+        parser.error(f"the data hold {len(pool)} examples and {len(pairs)} pairs, fewer than asked for")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "pool.jsonl").write_text("".join(pool[: chosen.examples]))
+        (folder / "more.jsonl").write_text("".join(pool[chosen.examples :]))
+        for number in (0, 1):
+            part = pairs[number * chosen.pairs : (number + 1) * chosen.pairs]
+            (folder / f"targets-{number}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in part))
+        first = document(folder, chosen, ["pool"], 0)
+        if chosen.tokens_alone:
+            count_tokens(parse_spec(first.read_text(), str(first)).spec)
+            return
+        told, peak = stage("estimate", first)[1], matrix_peak()
+        runs = {"full run": run(first)}
+        found_bytes = sum(path.stat().st_size for path in (folder / "store").rglob("*") if path.is_file())
+        runs["nothing new"] = sorted((run(first) for _ in range(3)), key=lambda ran: ran.total)[1]
+        runs["new target set"] = run(document(folder, chosen, ["pool"], 1))
+        runs["ten per cent new data"] = run(document(folder, chosen, ["pool", "more"], 0))
+    figures = {"examples": float(chosen.examples), "pairs": float(chosen.pairs)}
+    figures |= shares(runs, process_starts()) | foretold(told, runs["full run"], found_bytes, peak)
+    if chosen.json:
+        chosen.json.write_text(json.dumps(figures, indent=1))
+
+
+def shares(runs: dict[str, Ran], starts: dict[str, float]) -> dict[str, float]:
+    """Prints each run beside the full one; returns its figures. A run pays the start of those stages that it had."""
+    full, figures = runs["full run"], {}
+    columns = ("seconds", "% of full", "without starts", "% without audit", "tokens", "% of full")
+    print(f"{'run':<24}" + "".join(f"{column:>17}" for column in columns))
+    for name, ran in runs.items():
+        started = sum(starts[one] for one in ran.seconds)
+        row = {
+            "seconds": ran.total,
+            "share_of_time": ran.total / full.total,
+            "share_of_time_without_starts": (ran.total - started) / full.total,
+            "share_of_time_without_audit": (ran.total - ran.audit_seconds) / (full.total - full.audit_seconds),
+            "tokens": ran.tokens,
+            "share_of_tokens": ran.tokens / full.tokens,
+        }
+        print(
+            f"{name:<24}"
+            + "".join(f"{value:>17.2%}" if "share" in key else f"{value:>17,.1f}" for key, value in row.items())
+        )
+        row |= {f"{one}_seconds": value for one, value in ran.seconds.items()}
+        row |= {"pass_seconds": ran.pass_seconds, "audit_seconds": ran.audit_seconds, "start_seconds": started}
+        figures |= {f"{key}[{name.replace(' ', '_')}]": value for key, value in row.items()}
+    words = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in starts.items())
+    print(f"process starts: {words}")
+    return figures
+
+
+def foretold(told: dict[str, Any], full: Ran, found_bytes: int, peak: float) -> dict[str, float]:
+    """Prints what `prism estimate` said of the full run beside what it was; returns the figures."""
+    reached = told["flops"]["total"] / full.pass_seconds
+    print(f"tokens: {told['tokens']:,} foretold, {full.tokens:,} found")
+    print(f"bytes of store: {told['store_bytes']:,} foretold, {found_bytes:,} found")
+    print(
+        f"FLOPs: {told['flops']['total']:.4g} foretold; {full.pass_seconds:.1f} s of passes: {reached / 1e9:.1f} GFLOP/s, "
+        f"{reached / peak:.1%} of torch.mm's {peak / 1e9:.1f} in the same run"
+    )
+    return {
+        "tokens_foretold": told["tokens"],
+        "bytes_foretold": told["store_bytes"],
+        "bytes_found": found_bytes,
+        "flops_foretold": told["flops"]["total"],
+        "flops_a_second": reached,
+        "matrix_peak": peak,
+        "utilisation": reached / peak,
+    }
+
+
+def process_starts() -> dict[str, float]:
+    """Seconds until a stage has imported what it needs, the median of 3."""
+    found = {}
+    for name, module in STARTS.items():
+        seconds = []
+        for _ in range(3):
+            started = time.monotonic()
+            subprocess.run([sys.executable, "-c", f"import prism_job.__main__, {module}"], check=True)
+            seconds.append(time.monotonic() - started)
+        found[name] = statistics.median(seconds)
+    return found
+
+
+def count_tokens(spec: RunSpec) -> None:
+    """What a new target set is of a full run by tokens, with the audit and without; `prism estimate`'s own count."""
+    work = measure(spec, load_tokenizer(spec))
+    pool, pairs, audit = work.pool.tokens, work.pairs.tokens, work.audit.tokens
+    print(
+        f"tokens: candidates {pool:,}, pairs {pairs:,}, the audit's sample {max(0, audit - pairs):,} and the pairs again"
+    )
+    share = 2 * pairs / (pool + pairs + audit)
+    print(f"a new target set: {share:.1%} with the audit, {pairs / (pool + pairs):.1%} without")
+
+
+def document(folder: Path, chosen: argparse.Namespace, files: list[str], targets: int) -> Path:
+    spec: dict[str, Any] = {
+        "model": {"uri": str(chosen.model.resolve()), "dtype": "float32"},
+        "candidates": {"uris": [str(folder / f"{name}.jsonl") for name in files]},
+        "targets": {"uris": [str(folder / f"targets-{targets}.jsonl")]},
+        "store": str(folder / "store"),
+        "output": str(folder / "output"),
+        "extraction": {"tokensPerBatch": chosen.tokens_per_batch},
+        "selection": {"keep": "highest", "budget": {"fraction": 0.1}},
+    }
+    if chosen.no_audit:
+        spec["audit"] = {"examples": 0}
+    run = {"apiVersion": "prism.dev/v1alpha1", "kind": "SelectionRun", "metadata": {"name": "reuse"}, "spec": spec}
+    path = folder / f"{'-'.join(files)}-{targets}.yaml"
+    path.write_text(yaml.safe_dump(run))
+    return path
+
+
+def run(spec: Path) -> Ran:
+    """Plan, extract what is missing, reduce."""
+    seconds, words = {}, {}
+    for name in STARTS:
+        if name == "extract" and not words["plan"]["missing"]:
+            continue
+        seconds[name], words[name] = stage(name, spec)
+        print(f"{spec.stem} {name}: {seconds[name]:.1f} s", file=sys.stderr, flush=True)
+    extracted = words.get("extract", {"tokens": 0, "seconds": 0.0, "auditSeconds": 0.0})
+    return Ran(seconds, extracted["tokens"], extracted["seconds"], extracted["auditSeconds"])
+
+
+def stage(name: str, spec: Path) -> tuple[float, dict[str, Any]]:
+    """Seconds of the process by the clock, and its last words."""
+    started = time.monotonic()
+    command = [sys.executable, "-m", "prism_job", name, "--spec", str(spec)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    seconds = time.monotonic() - started
+    if done.returncode:
+        sys.exit(f"{name} failed:\n{done.stdout[-3000:]}")
+    return seconds, json.loads(done.stdout.splitlines()[-1])
+
+
+def matrix_peak() -> float:
+    """FLOP/s of torch.mm in float32 on one thread: the median of 9 products of 2,048 × 2,048."""
+    torch.set_num_threads(1)
+    one, other = torch.randn(2, 2048, 2048)
+    seconds = []
+    for _ in range(9):
+        started = time.monotonic()
+        torch.mm(one, other)
+        seconds.append(time.monotonic() - started)
+    return 2 * 2048**3 / statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""What ranks and groups cost beside one process, and where one process's time goes: a table of shares, and a flame graph.
+
+Ranks of ZeRO-3 (gloo on CPU) and groups that share a store extract the same rows as stage 0 does alone; each is run as users
+run it, one thread a rank, all settings once a round. A GGUF file is not loaded in shares, so it is converted to safetensors.
+Where ranks outnumber cores they take turns, so tokens are given per CPU second as well. CPU seconds are those of a run less
+those of a run over one short row a rank; tokens per second are those of the passes alone.
+
+    python -m benchmarks.scaling --data ../shared/data/gsm8k_train.jsonl --examples 32 --json scaling.json --figure flame.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import yaml
+
+from benchmarks.flame import flame_graph, shares
+from benchmarks.worlds import convert
+
+SETTINGS = {
+    "one process": (0, 1, 1),
+    "ZeRO-3, 1 rank": (3, 1, 1),
+    "ZeRO-3, 2 ranks": (3, 2, 1),
+    "ZeRO-3, 4 ranks": (3, 4, 1),
+    "two groups": (0, 1, 2),
+}
+"""name -> (stage, ranks, groups)"""
+SHORT_ROWS = [f'{{"prompt": "2 + {number} =", "completion": " {2 + number}"}}\n' for number in range(4)]
+"""One a rank: a run over them is start and end, and passes of a few tokens."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="prompt/completion rows")
+    parser.add_argument("--model", type=Path, default=Path("build/model/SmolLM2-135M-Instruct.gguf"))
+    parser.add_argument("--examples", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3, help="0: the shares alone")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--figure", type=Path, help="the flame graph of one process, SVG")
+    chosen = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    figures: dict[str, float] = {"examples": chosen.examples, "cores": len(os.sched_getaffinity(0))}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if chosen.model.is_dir():
+            (folder / "model").symlink_to(chosen.model.resolve())
+        else:
+            convert(chosen.model, folder / "model")
+        rows = chosen.data.read_text().splitlines(keepends=True)[: chosen.examples]
+        (folder / "targets.jsonl").write_text('{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}\n')
+        if chosen.rounds:
+            figures |= compare_settings(folder, rows, chosen.rounds)
+        for stage in (0, 3):
+            stacks = profile(folder, rows, stage, ranks=2 if stage else 1)
+            figures |= shares(stacks, "ZeRO-3, 2 ranks" if stage else "one process")
+            if chosen.figure and not stage:
+                chosen.figure.write_text(flame_graph(stacks))
+    if chosen.json:
+        chosen.json.write_text(json.dumps(figures, indent=1))
+
+
+def compare_settings(folder: Path, rows: list[str], rounds: int) -> dict[str, float]:
+    """Each setting's medians, printed and returned; ratios are medians of the ratios within a round."""
+    starts = {}
+    for name, (stage, ranks, groups) in SETTINGS.items():
+        starts[name] = extract(folder, SHORT_ROWS[: ranks * groups], stage, ranks, groups)[2]
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in SETTINGS}
+    for _ in range(rounds):
+        for name, setting in SETTINGS.items():
+            tokens, seconds, cpu_seconds, wall_seconds = extract(folder, rows, *setting)
+            found[name].append((tokens / seconds, tokens / max(1e-9, cpu_seconds - starts[name]), wall_seconds))
+            print(f"{name}: {seconds:.1f} s of passes, {wall_seconds:.1f} s in all", file=sys.stderr, flush=True)
+    figures: dict[str, float] = {}
+    columns = ("tokens/s", "of one process", "tokens/CPU s", "of one process", "wall s", "start CPU s")
+    print(f"{'':<20}" + "".join(f"{column:>16}" for column in columns))
+    for name, results in found.items():
+        ratios = [
+            [mine[part] / alone[part] for mine, alone in zip(results, found["one process"], strict=True)]
+            for part in (0, 1)
+        ]
+        row = {
+            "tokens_a_second": statistics.median(result[0] for result in results),
+            "ratio_of_tokens_a_second": statistics.median(ratios[0]),
+            "tokens_a_cpu_second": statistics.median(result[1] for result in results),
+            "ratio_of_tokens_a_cpu_second": statistics.median(ratios[1]),
+            "wall_seconds": statistics.median(result[2] for result in results),
+            "start_cpu_seconds": starts[name],
+        }
+        print(f"{name:<20}" + "".join(f"{value:>16.3g}" for value in row.values()))
+        figures |= {f"{key}[{name}]": value for key, value in row.items()}
+    return figures
+
+
+def extract(folder: Path, rows: list[str], stage: int, ranks: int, groups: int) -> tuple[int, float, float, float]:
+    """Tokens, seconds of the passes (mean of the ranks, longest of the groups), CPU seconds and seconds of the processes."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        spec = plan(folder, Path(place), rows, stage)
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        command = [
+            sys.executable,
+            "-m",
+            "prism_job",
+            "extract",
+            "--spec",
+            str(spec),
+            f"--ranks={ranks}",
+            f"--groups={groups}",
+        ]
+        running = [
+            subprocess.Popen(
+                [*command, f"--group={group}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+            for group in range(groups)
+        ]
+        said = [process.communicate()[0] for process in running]
+        wall, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+        if any(process.returncode for process in running):
+            sys.exit("\n".join(said)[-3000:])
+    words = [json.loads(text.splitlines()[-1]) for text in said]
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return sum(one["tokens"] for one in words), max(one["seconds"] for one in words) / ranks, cpu, wall
+
+
+def plan(folder: Path, place: Path, rows: list[str], stage: int) -> Path:
+    """The document of an empty store, planned. Eight units, so that every rank has some."""
+    (place / "pool.jsonl").write_text("".join(rows))
+    spec = {
+        "model": {"uri": str(folder / "model"), "dtype": "float32"},
+        "candidates": {"uris": [str(place / "pool.jsonl")]},
+        "targets": {"uris": [str(folder / "targets.jsonl")]},
+        "store": str(place / "store"),
+        "output": str(place / "output"),
+        "extraction": {
+            "tokensPerBatch": 1024,
+            "examplesPerShard": max(1, len(rows) // 8),
+            "deepspeed": {"stage": stage},
+        },
+        "audit": {"examples": 0},
+        "selection": {"keep": "highest", "budget": {"count": 1}},
+    }
+    document = {
+        "apiVersion": "prism.dev/v1alpha1",
+        "kind": "SelectionRun",
+        "metadata": {"name": "scaling"},
+        "spec": spec,
+    }
+    path = place / "selection.yaml"
+    path.write_text(yaml.safe_dump(document))
+    subprocess.run(
+        [sys.executable, "-m", "prism_job", "plan", "--spec", str(path)], stdout=subprocess.DEVNULL, check=True
+    )
+    return path
+
+
+def profile(folder: Path, rows: list[str], stage: int, ranks: int) -> Counter[tuple[str, ...]]:
+    """Samples by stack of the first rank of a world: the extract stage with a sampler within."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        spec = plan(folder, Path(place), rows, stage)
+        running = []
+        for rank in range(ranks):
+            world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            command = [sys.executable, "-m", "benchmarks.flame", f"{place}/{rank}.json", str(spec)]
+            running.append(
+                subprocess.Popen(command, env=os.environ | world, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            )
+        codes = [process.wait() for process in running]
+        if any(codes):
+            sys.exit(f"the sampled run failed: stage {stage}, {ranks} ranks")
+        return Counter({tuple(stack): count for stack, count in json.loads(Path(place, "0.json").read_text())})
+
+
+if __name__ == "__main__":
+    main()
