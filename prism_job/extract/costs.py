@@ -117,7 +117,8 @@ class Memory:
         weights: its share of the model: parameters / R under ZeRO-3, all of them under stage 0, none when offloaded.
         gathered: ZeRO-3's whole layers in use: the block in hand and the next, or the largest single tensor if larger.
         activations: what the backward pass needs of all layers.
-        logits: of the supervised positions, in the model's type and thrice in float32 (log-softmax, its gradient, a copy).
+        logits: of the supervised positions, in the model's type and thrice in float32: a bound on them, their copy, its
+            log-softmax (which becomes the gradient) and that gradient in the model's type.
         captured: projected inputs that wait for their gradients.
         projections: the ±1 matrices and the fold's tables, those of the audit beside those of the rows.
         rows: rows of the micro-batch and one layer's sketches; the sums of factors.
