@@ -5,7 +5,7 @@ process of its own, one after the other in every round. A round takes every fift
 once; a line is the median of the rounds. The audit is off, the curvature's factor sums are on. bergson is timed in the Python
 of a virtual environment that has it (`--bergson PYTHON`); without one its line is left out.
 
-    python -m benchmarks.extraction --data ../shared/data/gsm8k_train.jsonl --bergson VENV/bin/python --json extraction.json
+    python -m benchmarks.extraction --data FOLDER/gsm8k_train.jsonl --bergson VENV/bin/python --json extraction.json
 """
 
 from __future__ import annotations

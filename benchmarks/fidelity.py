@@ -4,7 +4,7 @@ Candidates are GSM8K solutions written by language models; targets are pairs (ri
 The default codec goes through the real job (plan, extract, reduce over a store on disk). The exact scores and the other
 forms of the table come from an oracle: one example at a time, plain weight gradients, no projection or an explicit one.
 
-    python benchmarks/fidelity.py --data ../shared/data/gsm8k_model_solutions.jsonl --examples 512 --json fidelity.json
+    python benchmarks/fidelity.py --data FOLDER/gsm8k_model_solutions.jsonl --examples 512 --json fidelity.json
 """
 
 from __future__ import annotations

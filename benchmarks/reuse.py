@@ -4,7 +4,7 @@ Every run is what `prism run` does: plan, extract (if anything is missing) and r
 are GSM8K questions and answers, targets pairs of a right and a wrong solution. The full run is also set against what `prism
 estimate` foretold: tokens, bytes, and FLOPs, as a share of this machine's own float32 peak (one thread, a matrix product).
 
-    python -m benchmarks.reuse --data ../shared/data --examples 2000 --json reuse.json
+    python -m benchmarks.reuse --data FOLDER --examples 2000 --json reuse.json
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ run it, one thread a rank, all settings once a round. A GGUF file is not loaded 
 Where ranks outnumber cores they take turns, so tokens are given per CPU second as well. CPU seconds are those of a run less
 those of a run over one short row a rank; tokens per second are those of the passes alone.
 
-    python -m benchmarks.scaling --data ../shared/data/gsm8k_train.jsonl --examples 32 --json scaling.json --figure flame.svg
+    python -m benchmarks.scaling --data FOLDER/gsm8k_train.jsonl --examples 32 --json scaling.json --figure flame.svg
 """
 
 from __future__ import annotations

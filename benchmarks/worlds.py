@@ -3,7 +3,7 @@
 Runs the extract stage on a GGUF model (SmolLM2), converted to a folder of safetensors first, since a GGUF file is not loaded in
 shares. Codec float16 and unfolded target rows; float32 weights; gloo on CPU ranks.
 
-    python benchmarks/worlds.py --data ../shared/data/gsm8k_train.jsonl --examples 12 --ranks 2 4 --json worlds.json
+    python benchmarks/worlds.py --data FOLDER/gsm8k_train.jsonl --examples 12 --ranks 2 4 --json worlds.json
 """
 
 from __future__ import annotations

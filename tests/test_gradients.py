@@ -284,7 +284,8 @@ def test_a_second_computing_gives_the_same_bits() -> None:
     assert torch.equal(first.nll_B, second.nll_B)
 
 
-def test_a_model_whose_real_tokens_look_at_padding_is_refused() -> None:
+@pytest.mark.parametrize("size", [1, 7])
+def test_a_model_whose_tokens_look_ahead_is_refused_with_padding_and_without(size: int) -> None:
     config = BertConfig(
         vocab_size=VOCAB,
         hidden_size=16,
@@ -295,9 +296,8 @@ def test_a_model_whose_real_tokens_look_at_padding_is_refused() -> None:
     )
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     capture = capture_of(model, None)
-    extract(capture, [[0]])  # alone, nothing is padded
     with pytest.raises(RequestError, match="not causal"):
-        extract(capture, in_batches_of(7))
+        extract(capture, in_batches_of(size))
 
 
 # Factor sums
@@ -424,16 +424,16 @@ def test_no_weight_gradient_is_computed(monkeypatch: pytest.MonkeyPatch) -> None
 # Non-finite gradients
 
 
+@pytest.mark.parametrize("sick", [0, 3], ids=["padded", "the longest"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_is_refused_by_the_name_of_its_example(value: float) -> None:
+def test_a_gradient_that_is_not_finite_is_refused_by_the_name_of_its_example(value: float, sick: int) -> None:
     model = build_model("llama", FLOAT32, seed=1)
     wanted = extract(capture_of(model, FOLD_DIMS), [list(range(5))])
-    sick = 3
-    token = EXAMPLES[sick].ids[0]
-    assert all(token not in EXAMPLES[place].ids for place in range(5) if place != sick)
+    others = {token for place in range(5) if place != sick for token in EXAMPLES[place].ids}
+    token = next(token for token in EXAMPLES[sick].ids[:-1] if token not in {0, *others})
     model.get_input_embeddings().weight.data[token] = value
     found = extract(capture_of(model, FOLD_DIMS), [list(range(5))])
-    with pytest.raises(DataError, match="example-3 is not finite") as refusal:
+    with pytest.raises(DataError, match=f"example-{sick} is not finite") as refusal:
         refuse_non_finite(found, [f"example-{place}" for place in range(5)], "unit u7")
     assert refusal.value.where == "unit u7"
     healthy = [place for place in range(5) if place != sick]  # the sick one spoils no batch-mate

@@ -322,12 +322,26 @@ def test_a_score_is_the_same_bits_on_a_processor_without_wide_registers(monkeypa
         assert score_rows(arrays).tobytes() == wanted.tobytes()
 
 
-def test_a_processor_without_float16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    features = kernel.binding.get_host_cpu_features()
-    features["f16c"] = False
-    monkeypatch.setattr(kernel.binding, "get_host_cpu_features", lambda: features)
-    with pytest.raises(RequestError, match="float16"):
+def test_a_system_that_forbids_machine_code_and_a_big_endian_one_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden() -> None:
+        raise OSError("no memory may be executed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel.binding, "check_jit_execution", forbidden)
+        with pytest.raises(RequestError, match="no memory may be executed"):
+            kernel.SignSums()
+    monkeypatch.setattr(kernel.sys, "byteorder", "big")
+    with pytest.raises(RequestError, match="little-endian"):
         kernel.SignSums()
+
+
+@pytest.mark.parametrize("name", ["signs", "scales", "unit"])
+def test_arrays_that_do_not_fit_together_are_refused_and_not_read_past(name: str) -> None:
+    arrays = codec.encode_sign(made_up_rows())
+    score_rows = SignScorer(made_up_direction_D())
+    for change in (lambda array: array[:-1], lambda array: array[..., :-1], lambda array: np.repeat(array, 2, axis=-1)):
+        with pytest.raises(ValueError, match=r"shape|units"):
+            score_rows({**arrays, name: change(arrays[name])})
 
 
 def test_each_codec_has_its_scorer() -> None:

@@ -5,7 +5,7 @@ its audit extracts all of them again; exact scores come from full weight gradien
 any 128 rows can be taken for an audit's sample: its interval is compared with the Spearman of the job's scores with the exact
 ones over all of them. One draw of the job's projection and one of the audit's.
 
-    python -m benchmarks.quality.audit_coverage --data ../shared/data --json build/quality/audit_coverage.json
+    python -m benchmarks.quality.audit_coverage --data FOLDER --json build/quality/audit_coverage.json
 
 Shapes: N candidates.
 """

@@ -5,7 +5,7 @@ The pool is GSM8K train and BIG-Bench-Hard, the shorter rows of each. A seed spl
 The model as it is is tuned on what each method keeps, and asked about the held-out rows: mean loss of the right answers, and
 how often another answer of the same form is the likelier. `--rejected other` takes such an answer for the pairs as well.
 
-    python -m benchmarks.quality.forward --data ../shared/data --seeds 3 --json build/quality/forward.json
+    python -m benchmarks.quality.forward --data FOLDER --seeds 3 --json build/quality/forward.json
 
 Shapes: N rows of the pool.
 """

@@ -130,9 +130,7 @@ class GradientCapture:
         nll_K, gradient_KV = _cross_entropy(logits_KV.detach().to(self.dtype), batch.ids_BT[batch.supervised_BT])
         owner_K = batch.supervised_BT.nonzero()[:, 0]
         (gradient_BTE,) = torch.autograd.grad(logits_KV, self.embedded_BTE, gradient_KV.to(logits_KV.dtype))
-        if bool(gradient_BTE[~batch.real_BT].any()):
-            what = "real tokens of this model look at the padding behind them: its attention is not causal"
-            raise RequestError(what, where=type(self.model).__name__, fix="use a causal language model")
+        self._refuse_looking_ahead(batch, gradient_BTE)
         done, self.now = self.now, None
         missed = [name for name in self.layers.modules if name not in done.done]
         if missed:
@@ -149,6 +147,14 @@ class GradientCapture:
             done.rows_BD /= tokens_B[:, None]
             norm_B /= tokens_B
         return Rows(done.rows_BD, nll_B, tokens_B, norm_B)
+
+    def _refuse_looking_ahead(self, batch: Batch, gradient_BTE: Tensor) -> None:
+        """Of a causal model no gradient reaches what follows an example's last predicting token: padding, for one."""
+        predicts_BT = batch.supervised_BT.flip(1).cumsum(1).flip(1) > batch.supervised_BT.long()
+        late_E = gradient_BTE[~predicts_BT]
+        if bool((late_E.isfinite() & (late_E != 0)).any()):  # what is not finite is refused by its example's name
+            what = "tokens of this model look at those behind them, padding included: its attention is not causal"
+            raise RequestError(what, where=type(self.model).__name__, fix="use a causal language model")
 
     def new_factors(self) -> FactorSums:
         shape = (len(self.layers.modules), self.dim, self.dim)

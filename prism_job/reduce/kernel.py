@@ -11,6 +11,8 @@ Shapes: N rows, S blocks of 256 dims, W = 32 S bytes of signs.
 from __future__ import annotations
 
 import ctypes
+import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -31,25 +33,31 @@ _LANES = 16
 _ROWS = 4
 """Rows that share one reading of the direction: alone, a row would wait for it (256 kB of the second-level cache)."""
 
-_POINTER, _HALF, _DOUBLE = ir.PointerType(), ir.HalfType(), ir.DoubleType()
+_POINTER, _FLOAT, _DOUBLE = ir.PointerType(), ir.FloatType(), ir.DoubleType()
 _I16, _I32, _I64 = (ir.IntType(bits) for bits in (16, 32, 64))
 _PER_ROW, _PER_LANE = ir.VectorType(_DOUBLE, _ROWS), ir.VectorType(_I32, _LANES)
 
 
 class SignSums:
-    """The code and the engine that it lives in. Raises RequestError where the processor knows no float16."""
+    """The code and the engine that it lives in.
+
+    Raises:
+        RequestError: a system that forbids code made at run time, or a processor whose lowest bit does not come first.
+    """
 
     def __init__(self) -> None:
-        features = binding.get_host_cpu_features()
-        if not features.get("f16c", True):
-            fix = "run the reduce stage on an x86 processor with F16C (2012 or later), or on another architecture"
-            raise RequestError(
-                "this processor has no instruction for float16", where=binding.get_host_cpu_name(), fix=fix
-            )
+        fix = "run the reduce stage elsewhere, or extract with codec float16, which needs none"
+        if sys.byteorder != "little":
+            raise RequestError("scores of sign rows need a little-endian processor", where=platform.machine(), fix=fix)
+        try:
+            binding.check_jit_execution()
+        except OSError as error:
+            what = f"this system forbids code that is made at run time: {error}"
+            raise RequestError(what, where=platform.node(), fix=fix) from error
         binding.initialize_native_target()
         binding.initialize_native_asmprinter()
         machine = binding.Target.from_default_triple().create_target_machine(
-            cpu=binding.get_host_cpu_name(), features=features.flatten(), opt=3
+            cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=3
         )
         module = binding.parse_assembly(str(_module()))
         module.verify()
@@ -62,25 +70,30 @@ class SignSums:
     def __call__(
         self,
         signs_NW: NDArray[np.uint8],
-        scales_NS: NDArray[np.float16],
+        scales_NS: NDArray[np.floating[Any]],
         quantised_D: NDArray[np.int32],
         steps_S: NDArray[np.float64],
     ) -> NDArray[np.float64]:
         """Σ_s scale_ns step_s Σ_{d in s} ± quantised_d: the inner sums exact, the outer one in float64, in order. float64 [N].
 
         Args:
+            scales_NS: float16 or float32.
             quantised_D: none above LIMIT in absolute value.
             steps_S: what 1 in `quantised_D` stands for, in each block.
         """
         num_rows, num_blocks = scales_NS.shape
+        # Addresses alone are handed over: what stands there must be of the shape and type that the code reads.
+        shapes = (signs_NW.shape, quantised_D.shape, steps_S.shape)
+        wanted = ((num_rows, num_blocks * BLOCK // 8), (num_blocks * BLOCK,), (num_blocks,))
+        if shapes != wanted:
+            raise ValueError(
+                f"signs, direction and steps of shapes {shapes} beside scales {scales_NS.shape}, not {wanted}"
+            )
         blocks_S = quantised_D.reshape(num_blocks, BLOCK).sum(axis=1, dtype=np.int32)
         scores_N = np.empty(num_rows)
-        # Addresses alone are handed over: what stands there must be of the shape and type that the code reads.
-        assert signs_NW.shape == (num_rows, num_blocks * BLOCK // 8)
-        assert steps_S.shape == (num_blocks,)
         arrays: list[NDArray[Any]] = [
             np.ascontiguousarray(signs_NW, np.uint8),
-            np.ascontiguousarray(scales_NS, np.float16),
+            np.ascontiguousarray(scales_NS, np.float32),  # half floats are not every processor's
             np.ascontiguousarray(quantised_D, np.int32),
             np.ascontiguousarray(blocks_S, np.int32),
             np.ascontiguousarray(steps_S, np.float64),
@@ -117,7 +130,7 @@ def _module() -> ir.Module:
             whole = _splat(code, code.load(_at(code, blocks, _I32, block), typ=_I32))
             signed = code.sub(code.add(sums, sums), whole)
             step = _splat(code, code.load(_at(code, steps, _DOUBLE, block), typ=_DOUBLE))
-            scale = _gather(code, [_at(code, scales, _HALF, place) for place in places])
+            scale = _gather(code, [_at(code, scales, _FLOAT, place) for place in places])
             term = code.fmul(code.fmul(code.sitofp(signed, _PER_ROW), step), scale)
             code.store(code.fadd(code.load(totals, typ=_PER_ROW), term), totals)
         found = code.load(totals, typ=_PER_ROW)
@@ -185,10 +198,10 @@ def _at(code: ir.IRBuilder, array: Any, kind: Any, place: Any) -> Any:
 
 
 def _gather(code: ir.IRBuilder, addresses: list[Any]) -> Any:
-    """The half floats there, as a vector of float64."""
-    vector = ir.Constant(ir.VectorType(_HALF, len(addresses)), ir.Undefined)
+    """The floats there, as a vector of float64."""
+    vector = ir.Constant(ir.VectorType(_FLOAT, len(addresses)), ir.Undefined)
     for lane, address in enumerate(addresses):
-        vector = code.insert_element(vector, code.load(address, typ=_HALF, align=1), _I32(lane))
+        vector = code.insert_element(vector, code.load(address, typ=_FLOAT, align=4), _I32(lane))
     return code.fpext(vector, ir.VectorType(_DOUBLE, len(addresses)))
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prism_job.errors import DataError
 from prism_job.plan import Plan, Quarantined
 from prism_job.progress import Meter
 from prism_job.reduce.column import Column, parts
-from prism_job.reduce.kernel import LIMIT, sign_sums
 from prism_job.spec import RunSpec
 from prism_job.storage import shards
 from prism_job.storage.codec import BLOCK
@@ -28,12 +28,14 @@ Float64 = NDArray[np.float64]
 class SignScorer:
     """Inner products with sign rows: those of the direction in integers of 24 bits, a step for each block of 256 dims.
 
-    A step is 2^-23 of the block's largest absolute value, so that a dim is off by half of that at most, and a score, with
-    m_s that largest value, by Σ_s 256 scale_s m_s 2^-24 <= 2^-20 |row| |direction|. The result of a row does not depend on
-    its neighbours.
+    A step is 1 / (2^23 - 1) of the block's largest absolute value, so that a dim is off by half of that at most, and a score,
+    with m_s that largest value, by Σ_s 256 scale_s m_s 2^-24 <= 2^-20 |row| |direction|. The result of a row does not depend
+    on its neighbours.
     """
 
     def __init__(self, direction_D: Float64) -> None:
+        from prism_job.reduce.kernel import LIMIT, sign_sums  # brings llvmlite, which no other codec needs
+
         self.sums = sign_sums()
         blocks_SB = direction_D.reshape(-1, BLOCK)
         # Scaled to 1, so that no direction, however damped, leaves the range of float64 in what follows.
@@ -45,6 +47,8 @@ class SignScorer:
 
     def __call__(self, arrays: dict[str, NDArray[Any]]) -> Float64:
         scores_N = self.sums(arrays["signs"], arrays["scales"], self.quantised_D, self.steps_S)
+        if arrays["unit"].shape != scores_N.shape:
+            raise ValueError(f"units of shape {arrays['unit'].shape} beside {len(scores_N)} rows")
         return scores_N * (arrays["unit"].astype(np.float64) * self.scale)
 
 
@@ -105,7 +109,12 @@ def score_candidates(spec: RunSpec, plan: Plan, store: Store, directions_KD: Flo
     def score(shard: shards.Shard) -> _Unit:
         arrays = shard.arrays
         score, loss = spec.scoring.score, spec.scoring.loss
-        scores = [finish(each(arrays), arrays["tokens"], arrays["norm"], score, loss) for each in scorers]
+        try:
+            scores = [finish(each(arrays), arrays["tokens"], arrays["norm"], score, loss) for each in scorers]
+        except (KeyError, ValueError) as error:
+            where = store.uri(shards.shard_key(plan.extractor, "candidates", shard.unit_id))
+            fix = "delete that object and run again: only its unit is extracted anew"
+            raise DataError(f"damaged shard, its arrays do not fit together: {error}", where=where, fix=fix) from error
         small = {name: arrays[name].copy() for name in ("tokens", "nll", "norm")}
         small["ids"] = arrays["ids"].reshape(-1).view("V16").copy()
         return _Unit(scores, small, shard.notes["quarantined"])

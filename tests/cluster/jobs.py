@@ -22,9 +22,8 @@ class JobController(Controller):
         super().__init__(kubeconfig, "job-controller")
         self._batch_seconds, self._pod_backoff_seconds = batch_seconds, pod_backoff_seconds
         self._counted: dict[str, set[str]] = {}
-        self._unsure: dict[
-            str, tuple[Thing, set[str]]
-        ] = {}  # Job uid: a status sent and not heard of, the pods it counts
+        # Job uid: a status that was sent and not heard of, and the pods that it counts.
+        self._unsure: dict[str, tuple[Thing, set[str]]] = {}
         self._refusals: dict[str, tuple[int, float]] = {}  # Job uid: how many in a row, no creation before
         self._jobs = self.mirror("/apis/batch/v1/jobs", lambda job: self.queue.add(key_of(job)))
         self._pods = self.mirror("/api/v1/pods", self._pod_changed)
@@ -54,7 +53,9 @@ class JobController(Controller):
         uid = uid_of(job)
         pods = [pod for pod in self._pods.all() if (owner := owned_by(pod)) and owner["uid"] == uid]
         counted = self._counted.setdefault(uid, set())
-        job = self._settle(job, counted)
+        if uid in self._unsure:
+            self._settle(key, uid, counted)
+            return
         decision = decide(job, pods, counted, time.time(), self._pod_backoff_seconds)
         self._act(key, job, decision, counted)
 
@@ -83,19 +84,14 @@ class JobController(Controller):
         for reason, message in decision.events:
             self.tell(job, "Job", reason, message, warning=reason not in ("Completed", "Suspended", "Resumed"))
 
-    def _settle(self, job: Thing, counted: set[str]) -> Thing:
-        """The Job as it is. Of a status whose answer got lost it says whether it was written: its pods are counted then."""
-        if uid_of(job) not in self._unsure:
-            return job
-        status, pods = self._unsure[uid_of(job)]
-        now = self.api.ask(
-            "GET", f"/apis/batch/v1/namespaces/{job['metadata']['namespace']}/jobs/{job['metadata']['name']}"
-        )
-        self._jobs.put(now)
-        if uid_of(now) == uid_of(job) and now.get("status") == status:
+    def _settle(self, key: Key, uid: str, counted: set[str]) -> None:
+        """Look whether a status whose answer got lost was written: its pods are counted then. The next round decides."""
+        now = self.api.ask("GET", f"/apis/batch/v1/namespaces/{key[0]}/jobs/{key[1]}")
+        status, pods = self._unsure.pop(uid)
+        if uid_of(now) == uid and now.get("status") == status:
             counted |= pods
-        del self._unsure[uid_of(job)]
-        return now
+        self._jobs.put(now)
+        self.queue.add(key)
 
     def _create(self, key: Key, job: Thing, indexes: list[int | None]) -> int:
         """How many of them now exist. A refusal is told as an Event and ends the round; the next try waits."""
