@@ -42,7 +42,7 @@ tuning.save(model, tokenizer, pathlib.Path(sys.argv[2]))
 """
 BERGSON = """
 import json, sys, time
-import bergson.build, numpy
+import bergson.build
 from bergson.__main__ import main
 collect = bergson.build.collect_gradients
 def timed(**given):

@@ -124,8 +124,8 @@ class GradientCapture:
         sums = self.new_factors() if factors is not None else None
         self.now = _Pass(batch, zeros, torch.zeros(batch.size, device=self.device, dtype=self.dtype), sums)
         with self._only_supervised_logits():
-            # No mask: padding stands on the right, where no real token of a causal model looks. Attention that knows itself
-            # plainly causal takes half the work.
+            # No mask: padding stands on the right, where no real token of a causal model looks. So
+            # attention may know itself plainly causal, which some kernels halve.
             logits_KV = self.model(input_ids=batch.ids_BT, use_cache=False).logits[0]
         nll_K, gradient_KV = _cross_entropy(logits_KV.detach().to(self.dtype), batch.ids_BT[batch.supervised_BT])
         owner_K = batch.supervised_BT.nonzero()[:, 0]

@@ -17,7 +17,7 @@ def share_one_heap() -> None:
     """All threads free into one heap, and it keeps what they free. Call it before threads are started.
 
     Each with its own kept 5 to 25 MB more, another number at every run. Pages that go back between two shards are faulted in
-    and zeroed again: half of the time that reading takes (measured).
+    and zeroed again: a third of the time that reading takes (measured).
     """
     _mallopt(_M_ARENA_MAX, 1)
     _mallopt(_M_TRIM_THRESHOLD, 2**30)

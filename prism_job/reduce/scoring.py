@@ -113,8 +113,8 @@ def score_candidates(spec: RunSpec, plan: Plan, store: Store, directions_KD: Flo
             scores = [finish(each(arrays), arrays["tokens"], arrays["norm"], score, loss) for each in scorers]
         except (KeyError, ValueError) as error:
             where = store.uri(shards.shard_key(plan.extractor, "candidates", shard.unit_id))
-            fix = "delete that object and run again: only its unit is extracted anew"
-            raise DataError(f"damaged shard, its arrays do not fit together: {error}", where=where, fix=fix) from error
+            what = f"damaged shard, its arrays do not fit together: {error}"
+            raise DataError(what, where=where, fix=shards.REDO) from error
         small = {name: arrays[name].copy() for name in ("tokens", "nll", "norm")}
         small["ids"] = arrays["ids"].reshape(-1).view("V16").copy()
         return _Unit(scores, small, shard.notes["quarantined"])

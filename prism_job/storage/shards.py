@@ -32,7 +32,7 @@ _SUFFIX: dict[Kind, str] = {
     "factors": ".factors.safetensors",
     "sums": ".sums.safetensors",
 }
-_REDO = "delete that object and run again: only its unit is extracted anew"
+REDO = "delete that object and run again: only its unit is extracted anew"
 
 
 @dataclass(frozen=True)
@@ -126,18 +126,18 @@ def read_shard(store: Store, extractor: str, kind: Kind, unit_id: str) -> Shard:
         header, arrays = _parse(content)
         claimed = header.pop("checksum")
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise DataError(f"damaged shard, cannot be parsed: {error}", where=where, fix=_REDO) from error
+        raise DataError(f"damaged shard, cannot be parsed: {error}", where=where, fix=REDO) from error
     if header.get("format") != FORMAT:
         fix = f"this version reads {FORMAT}; use another store, or delete the object"
         raise DataError(f"shard of another format: {header.get('format')}", where=where, fix=fix)
     if claimed != _checksum(header, arrays):
-        raise DataError("damaged shard: its checksum does not fit its content", where=where, fix=_REDO)
+        raise DataError("damaged shard: its checksum does not fit its content", where=where, fix=REDO)
     for field, wanted in (("extractor", extractor), ("unit", unit_id), ("kind", kind)):
         if header.get(field) != wanted:
             what = f"foreign shard: its header says {field} {header.get(field)}, its name {wanted}"
-            raise DataError(what, where=where, fix=_REDO)
+            raise DataError(what, where=where, fix=REDO)
     if "ids" in arrays and unit_id_of(hex_ids(arrays["ids"])) != unit_id:
-        raise DataError("foreign shard: its row ids do not make its name", where=where, fix=_REDO)
+        raise DataError("foreign shard: its row ids do not make its name", where=where, fix=REDO)
     return Shard(unit_id, arrays, json.loads(header["notes"]))
 
 
