@@ -68,8 +68,8 @@ class PodLog:
                 if was_over:  # it ended without having begun
                     return
             except Unavailable as error:
-                num_failures += 1
-                if was_over and num_failures >= MAX_TRIES:
+                num_failures += was_over  # what failed while it ran, an outage perhaps, says nothing of its end
+                if num_failures >= MAX_TRIES:
                     yield f"(the rest of this log cannot be read: {error.what})"
                     return
             else:
