@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from prism_job import memory
 from prism_job.errors import DataError, RequestError, Stopped, TryAgain
 from prism_job.extract import data
 from prism_job.extract.gradients import GradientCapture, Rows, refuse_non_finite
@@ -65,6 +66,8 @@ def extract(run: SelectionRun, topology: Topology, arguments: list[str]) -> dict
 def _work(spec: RunSpec, plan: Plan, topology: Topology, watchdog: Watchdog) -> dict[str, Any]:
     deepspeed, limit_seconds = spec.extraction.deepspeed, spec.extraction.step_timeout_seconds
     world = World.join(topology, deepspeed, limit_seconds)
+    if world.device.type == "cpu":
+        memory.keep_what_a_pass_frees()
     event("loading", model=spec.model.uri, device=str(world.device))
     tokenizer = load_tokenizer(spec.model)
     settings = zero3_settings(deepspeed, spec.model.dtype) if world.sharded else None

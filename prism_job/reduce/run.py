@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prism_job import projection
+from prism_job import memory, projection
 from prism_job.errors import RequestError
 from prism_job.plan import Plan, audit_spec, check_bad_fraction, read_plan
-from prism_job.reduce import audit, curvature, manifest, memory
+from prism_job.reduce import audit, curvature, manifest
 from prism_job.reduce.column import Column, parts
 from prism_job.reduce.evaluate import evaluate_unpublished
 from prism_job.reduce.preference import weigh_targets
