@@ -25,6 +25,7 @@ import torch
 import yaml
 
 from benchmarks.fidelity import make_pairs
+from benchmarks.worlds import convert
 from prism_job.extract.blueprint import load_tokenizer
 from prism_job.extract.workload import measure
 from prism_job.spec import RunSpec, parse_spec
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument(
-        "--tokens-per-batch", type=int, default=1024, help="padding grows with it, and a CPU gains nothing"
+        "--tokens-per-batch", type=int, default=512, help="padding grows with it, and a CPU gains nothing"
     )
     parser.add_argument("--no-audit", action="store_true")
     parser.add_argument("--tokens-alone", action="store_true", help="count the tokens of each part, and run nothing")
@@ -69,6 +70,7 @@ def main() -> None:
         parser.error(f"the data hold {len(pool)} examples and {len(pairs)} pairs, fewer than asked for")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        convert(chosen.model, folder / "model")  # users' models are no GGUF files, which take 10 s more to load
         (folder / "pool.jsonl").write_text("".join(pool[: chosen.examples]))
         (folder / "more.jsonl").write_text("".join(pool[chosen.examples :]))
         for number in (0, 1):
@@ -151,19 +153,17 @@ def process_starts() -> dict[str, float]:
 
 
 def count_tokens(spec: RunSpec) -> None:
-    """What a new target set is of a full run by tokens, with the audit and without; `prism estimate`'s own count."""
+    """What a new target set is of a full run by tokens, without and with padding; `prism estimate`'s own count."""
     work = measure(spec, load_tokenizer(spec))
-    pool, pairs, audit = work.pool.tokens, work.pairs.tokens, work.audit.tokens
-    print(
-        f"tokens: candidates {pool:,}, pairs {pairs:,}, the audit's sample {max(0, audit - pairs):,} and the pairs again"
-    )
-    share = 2 * pairs / (pool + pairs + audit)
-    print(f"a new target set: {share:.1%} with the audit, {pairs / (pool + pairs):.1%} without")
+    print(f"{'tokens':<8}{'candidates':>12}{'pairs':>12}{'audit sample':>14}{'a new target set':>18}")
+    for name in ("tokens", "padded"):
+        pool, pairs, audit = (getattr(load, name) for load in (work.pool, work.pairs, work.audit))
+        print(f"{name:<8}{pool:>12,}{pairs:>12,}{audit:>14,}{pairs / (pool + pairs + audit):>18.2%}")
 
 
 def document(folder: Path, chosen: argparse.Namespace, files: list[str], targets: int) -> Path:
     spec: dict[str, Any] = {
-        "model": {"uri": str(chosen.model.resolve()), "dtype": "float32"},
+        "model": {"uri": str(folder / "model"), "dtype": "float32"},
         "candidates": {"uris": [str(folder / f"{name}.jsonl") for name in files]},
         "targets": {"uris": [str(folder / f"targets-{targets}.jsonl")]},
         "store": str(folder / "store"),

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, BertConfig
 
 from prism_job.errors import DataError, RequestError
 from prism_job.extract.data import Batch, Encoded, collate, micro_batches
-from prism_job.extract.gradients import FactorSums, GradientCapture, Rows, refuse_non_finite
+from prism_job.extract.gradients import FactorSums, GradientCapture, Rows, refuse_non_finite, rows_of
 from prism_job.extract.model import captured_layers
 from tests.models import HIDDEN, KINDS, VOCAB, build_model, weights_into
 from tests.oracle import factor_sums, linear_layers, sketch_matrix, sketches, weight_gradients
@@ -162,6 +162,35 @@ def test_batch_mates_change_a_low_precision_row_by_its_own_rounding_alone(dtype:
     # Padding changes the order of sums, so a few roundings differ: not more than rounding took from the row already.
     own = deviation_B(alone.rows_BD, exact)
     assert bool((deviation_B(together.rows_BD, alone.rows_BD) <= 2 * own.clamp(min=own.median())).all())
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_two_captures_of_one_pass_give_what_each_gives_alone(mean: bool) -> None:
+    model = model_of("llama", FLOAT32)
+    layers = captured_layers(model, ("*",))
+    captures = [GradientCapture(model, layers, DIM, SEED, FOLD_DIMS), GradientCapture(model, layers, 2 * DIM, 5, None)]
+    batch, passes = collate(EXAMPLES, CPU), 0
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    sums = captures[0].new_factors()
+    hook = model.register_forward_hook(count)
+    with captures[0], captures[1]:
+        found = rows_of(captures, batch, mean=mean, factors=sums)
+    hook.remove()
+    assert passes == 1
+    for capture, rows in zip(captures, found, strict=True):
+        alone = capture.new_factors()
+        with capture:
+            wanted = capture.rows(batch, mean=mean, factors=alone)
+        for name in ("rows_BD", "nll_B", "tokens_B", "norm_B"):
+            assert torch.equal(getattr(rows, name), getattr(wanted, name)), name
+        if capture is captures[0]:
+            assert torch.equal(sums.inputs_LPP, alone.inputs_LPP)
+            assert torch.equal(sums.outputs_LPP, alone.outputs_LPP)
+            assert sums.num_tokens == alone.num_tokens
 
 
 def test_the_mean_over_a_long_response_does_not_underflow_in_float16() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from prism_job.extract import run
 from prism_job.extract.gradients import GradientCapture
 from tests.conftest import Job, candidate, turn, write_jsonl
 from tests.test_worlds import assert_same_shards, single, stored
@@ -22,14 +23,14 @@ LONG = {"messages": [turn("user", "Say it all"), turn("assistant", "seven and ei
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sets the tokens that fit; returns the sizes of the passes that were tried, in (examples, tokens)."""
-    rows, add_sketch = GradientCapture.rows, GradientCapture._add_sketch
+    rows_of, add_sketch = run.rows_of, GradientCapture._add_sketch
 
     def limit(tokens_that_fit: int, error: type[Exception] = torch.OutOfMemoryError) -> list[tuple[int, int]]:
         tried: list[tuple[int, int]] = []
 
-        def counted(capture: GradientCapture, batch: Any, **named: Any) -> Any:
+        def counted(captures: Any, batch: Any, **named: Any) -> Any:
             tried.append((batch.size, batch.ids_BT.numel()))
-            return rows(capture, batch, **named)
+            return rows_of(captures, batch, **named)
 
         def failing(capture: GradientCapture, state: Any, *layer: Any) -> None:
             add_sketch(capture, state, *layer)
@@ -38,7 +39,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Any:
             ):  # in the middle of the backward pass
                 raise error("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
-        monkeypatch.setattr(GradientCapture, "rows", counted)
+        monkeypatch.setattr(run, "rows_of", counted)
         monkeypatch.setattr(GradientCapture, "_add_sketch", failing)
         return tried
 
@@ -87,7 +88,7 @@ def test_a_target_that_fits_no_memory_ends_the_run_by_name(job: Job, passes: Any
 def test_an_audit_that_fits_no_memory_is_named_and_can_be_switched_off(
     job: Job, place: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While its matrices are built, its sums of factors, or in each pass, the targets' first."""
+    """While its matrices are built, its sums of factors, or in each pass, those over targets beside their own rows first."""
     plain = getattr(GradientCapture, place)
 
     def failing(capture: GradientCapture, *arguments: Any) -> Any:
@@ -99,8 +100,43 @@ def test_an_audit_that_fits_no_memory_is_named_and_can_be_switched_off(
     job.spec["audit"] = {"examples": 10}
     job.fails("extract", 64, "the audit does not fit", "16 projected dims", "spec.audit", "set audit: {examples: 0}")
     job.spec["audit"] = {"examples": 0}
-    assert job.plan()["missing"] == 0, "what the request itself asks for is there"
+    job.plan()
     _run_on(job)
+
+
+def test_a_target_too_large_beside_the_audit_is_not_laid_to_it(job: Job, passes: Any) -> None:
+    job.spec["audit"] = {"examples": 10}
+    job.plan()
+    passes(8)
+    job.fails("extract", 65, "does not fit into memory alone", "targets.jsonl line 1")
+
+
+def test_a_target_that_fits_with_its_own_rows_alone_is_laid_to_the_audit(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows_of = run.rows_of
+
+    def failing(captures: Any, *arguments: Any, **named: Any) -> Any:
+        if len(captures) > 1:
+            raise torch.OutOfMemoryError
+        return rows_of(captures, *arguments, **named)
+
+    monkeypatch.setattr(run, "rows_of", failing)
+    job.spec["audit"] = {"examples": 10}
+    job.plan()
+    job.fails("extract", 64, "the audit does not fit", "spec.audit")
+
+
+def test_halves_made_beside_the_audit_give_the_same_rows_and_leave_the_candidates_whole(job: Job, passes: Any) -> None:
+    job.spec["audit"] = {"examples": 10}
+    job.spec["extraction"] |= {"codec": {"kind": "float16"}}
+    wanted = single(job)
+    job.plan()
+    tried = passes(60)
+    code, words = job.stage("extract")
+    assert code == 0, words
+    assert len(tried) > len([1 for _, tokens in tried if tokens > 60]) > 0
+    assert_same_shards(stored(job), wanted)
 
 
 def test_matrices_of_the_run_itself_that_fit_no_memory_are_not_laid_to_the_audit(
@@ -117,11 +153,11 @@ def test_matrices_of_the_run_itself_that_fit_no_memory_are_not_laid_to_the_audit
 
 
 def test_any_other_error_of_torch_is_no_lack_of_memory(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    def rows(*_: object, **__: object) -> None:
+    def rows_of(*_: object, **__: object) -> None:
         raise RuntimeError("shapes do not match")
 
     job.plan()
-    monkeypatch.setattr(GradientCapture, "rows", rows)
+    monkeypatch.setattr(run, "rows_of", rows_of)
     with pytest.raises(RuntimeError, match="shapes"):
         job.stage("extract")
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from prism_job.extract.blueprint import Blueprint
 from prism_job.extract.workload import Load, Workload
+from prism_job.plan import PAIRS_PER_UNIT
 from prism_job.spec import RunSpec
 
 
@@ -97,7 +98,7 @@ def count_flops(blueprint: Blueprint, spec: RunSpec, work: Workload) -> Flops:
         forward_flops(blueprint, work.load),
         backward_flops(blueprint, work.load),
         projection_flops(blueprint, dim, work.pool.plus(work.pairs), work.factor_load)
-        + projection_flops(blueprint, 2 * dim, work.audit, work.audit_factor_load),
+        + projection_flops(blueprint, 2 * dim, work.audited, work.audit_factor_load),
     )
 
 
@@ -119,7 +120,7 @@ class Memory:
         activations: what the backward pass needs of all layers.
         logits: of the supervised positions, in the model's type and thrice in float32: a bound on them, their copy, its
             log-softmax (which becomes the gradient) and that gradient in the model's type.
-        captured: projected inputs that wait for their gradients.
+        captured: projected inputs that wait for their gradients, for the audit's rows of a pair as well.
         projections: the ±1 matrices and the fold's tables, those of the audit beside those of the rows.
         rows: rows of the micro-batch and one layer's sketches; the sums of factors.
         workspace: one layer's side, in float32 for its projection, and its gradients.
@@ -156,20 +157,21 @@ def memory_a_rank(
     codec, size = spec.extraction.codec, blueprint.dtype_bytes
     own_dim = spec.extraction.projection.dim
     dims = [own_dim, 2 * own_dim] if spec.audit.examples else [own_dim]
-    dim = dims[-1]  # the audit's sketches are the larger ones
+    dim = dims[-1]  # the audit's sketches are the larger ones; passes over pairs make both
     tokens = max(tokens, work.longest)
     layers, sides = len(blueprint.sides), sum(map(sum, blueprint.sides.values()))
     share = blueprint.parameters * size / (ranks if stage == 3 else 1)
     gathered = max(2 * blueprint.largest_block, blueprint.largest_tensor) * size if stage == 3 else 0
     folded = codec.dims * dim // own_dim if codec.kind == "sign" else layers * dim**2
-    widest_row = max(work.largest_batch * folded, min(work.largest_batch, 16) * layers * dim**2)
+    pairs = min(work.largest_batch, 2 * PAIRS_PER_UNIT) * layers * sum(each**2 for each in dims)
+    widest_row = max(work.largest_batch * folded, pairs)
     buffered = NVME_BUFFERS * max(NVME_BUFFER_ELEMENTS, blueprint.largest_tensor) * size
     return Memory(
         weights=share if offload == "none" else 0,
         gathered=gathered,
         activations=activation_bytes(blueprint, tokens),
         logits=tokens * work.supervised_share * blueprint.vocabulary * (size + 3 * 4),
-        captured=tokens * layers * dim * 4,
+        captured=tokens * layers * sum(dims) * 4,
         projections=sum(sides * each * 4 + (layers * each**2 * 12 if codec.kind == "sign" else 0) for each in dims),
         rows=4 * (widest_row + 2 * work.largest_batch * dim**2 + 2 * layers * dim**2),
         workspace=tokens * blueprint.widest_side * (4 + 2 * size),

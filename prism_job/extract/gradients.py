@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -99,10 +98,6 @@ class GradientCapture:
     def __enter__(self) -> GradientCapture:
         for position, (name, module) in enumerate(self.layers.modules.items()):
             self.handles.append(module.register_forward_hook(self._on_forward(position, name)))
-        embedding = cast(nn.Module, self.model.get_input_embeddings())
-        head = cast(nn.Module, self.model.get_output_embeddings())
-        self.handles.append(embedding.register_forward_hook(self._on_embedding))
-        self.handles.append(head.register_forward_pre_hook(self._on_head))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -112,25 +107,18 @@ class GradientCapture:
         self.handles.clear()
 
     def rows(self, batch: Batch, *, mean: bool, factors: FactorSums | None = None) -> Rows:
-        """One forward and one backward pass over a micro-batch.
+        """`rows_of` this capture alone."""
+        return rows_of([self], batch, mean=mean, factors=factors)[0]
 
-        Args:
-            mean: gradient of the token-mean loss (targets, equation 3), else of the token sum (candidates, equation 4).
-            factors: sums to add this batch's factors to.
-        """
-        tokens_B = batch.supervised_BT.sum(1)
+    def begin(self, batch: Batch, *, factors: bool) -> None:
         zeros = torch.zeros(batch.size, self.width, device=self.device, dtype=self.dtype)
+        norm2_B = torch.zeros(batch.size, device=self.device, dtype=self.dtype)
         # Factors of their own, added at the end: a pass that fails leaves no half of itself in the sums.
-        sums = self.new_factors() if factors is not None else None
-        self.now = _Pass(batch, zeros, torch.zeros(batch.size, device=self.device, dtype=self.dtype), sums)
-        with self._only_supervised_logits():
-            # No mask: padding stands on the right, where no real token of a causal model looks. So
-            # attention may know itself plainly causal, which some kernels halve.
-            logits_KV = self.model(input_ids=batch.ids_BT, use_cache=False).logits[0]
-        nll_K, gradient_KV = _cross_entropy(logits_KV.detach().to(self.dtype), batch.ids_BT[batch.supervised_BT])
-        owner_K = batch.supervised_BT.nonzero()[:, 0]
-        (gradient_BTE,) = torch.autograd.grad(logits_KV, self.embedded_BTE, gradient_KV.to(logits_KV.dtype))
-        self._refuse_looking_ahead(batch, gradient_BTE)
+        self.now = _Pass(batch, zeros, norm2_B, self.new_factors() if factors else None)
+
+    def end(self, nll_B: Tensor, *, mean: bool, factors: FactorSums | None) -> Rows:
+        """What `begin` began, after the backward pass."""
+        assert self.now is not None
         done, self.now = self.now, None
         missed = [name for name in self.layers.modules if name not in done.done]
         if missed:
@@ -139,22 +127,13 @@ class GradientCapture:
         if factors is not None and done.factors is not None:
             factors.inputs_LPP += done.factors.inputs_LPP
             factors.outputs_LPP += done.factors.outputs_LPP
-            factors.num_tokens += int(batch.real_BT.sum())
-        nll_B = torch.zeros_like(done.norm2_B).index_add_(0, owner_K, nll_K)
-        norm_B = done.norm2_B.sqrt()
+            factors.num_tokens += int(done.batch.real_BT.sum())
+        tokens_B, norm_B = done.batch.supervised_BT.sum(1), done.norm2_B.sqrt()
         if mean:
             # Afterwards, in float32: a loss divided by thousands of tokens has float16 gradients that underflow.
             done.rows_BD /= tokens_B[:, None]
             norm_B /= tokens_B
         return Rows(done.rows_BD, nll_B, tokens_B, norm_B)
-
-    def _refuse_looking_ahead(self, batch: Batch, gradient_BTE: Tensor) -> None:
-        """Of a causal model no gradient reaches what follows an example's last predicting token: padding, for one."""
-        predicts_BT = batch.supervised_BT.flip(1).cumsum(1).flip(1) > batch.supervised_BT.long()
-        late_E = gradient_BTE[~predicts_BT]
-        if bool((late_E.isfinite() & (late_E != 0)).any()):  # what is not finite is refused by its example's name
-            what = "tokens of this model look at those behind them, padding included: its attention is not causal"
-            raise RequestError(what, where=type(self.model).__name__, fix="use a causal language model")
 
     def new_factors(self) -> FactorSums:
         shape = (len(self.layers.modules), self.dim, self.dim)
@@ -162,23 +141,6 @@ class GradientCapture:
             torch.zeros(shape, device=self.device, dtype=self.dtype),
             torch.zeros(shape, device=self.device, dtype=self.dtype),
         )
-
-    def _on_embedding(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        # All weights are frozen, so the graph begins here; asking for this tensor's gradient runs the whole backward.
-        self.embedded_BTE = output.detach().requires_grad_()
-        return self.embedded_BTE
-
-    @contextmanager
-    def _only_supervised_logits(self) -> Iterator[None]:
-        # Position t predicts token t + 1. The head sees [1, K, E] in place of [B, T, E]; whatever the model does to its
-        # logits afterwards (soft caps, scales) is elementwise and still happens.
-        assert self.now is not None
-        self.predicting_BT = torch.roll(self.now.batch.supervised_BT, -1, dims=1)
-        yield
-        del self.predicting_BT
-
-    def _on_head(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][self.predicting_BT][None], *inputs[1:])
 
     def _on_forward(self, position: int, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         side_a, side_b = self.sides[name]
@@ -232,6 +194,65 @@ class GradientCapture:
 
     def _tensor(self, array: Any) -> Tensor:
         return torch.from_numpy(array).to(device=self.device, dtype=self.dtype)
+
+
+def rows_of(
+    captures: Sequence[GradientCapture], batch: Batch, *, mean: bool, factors: FactorSums | None = None
+) -> list[Rows]:
+    """One forward and one backward pass over a micro-batch, whose activations and gradients each capture projects.
+
+    Args:
+        captures: entered, of one model.
+        mean: gradient of the token-mean loss (targets, equation 3), else of the token sum (candidates, equation 4).
+        factors: sums to add this batch's factors to, of the first capture's projections.
+    """
+    first = captures[0]
+    for capture in captures:
+        capture.begin(batch, factors=factors is not None and capture is first)
+    nll_B = _forward_and_backward(first.model, batch, first.dtype)
+    return [capture.end(nll_B, mean=mean, factors=factors if capture is first else None) for capture in captures]
+
+
+def _forward_and_backward(model: PreTrainedModel, batch: Batch, dtype: torch.dtype) -> Tensor:
+    """Gradients of the summed loss reach every layer's output, and no weight. Returns the loss of each example, nats [B]."""
+    # Position t predicts token t + 1. The head sees [1, K, E] in place of [B, T, E]; whatever the model does to its
+    # logits afterwards (soft caps, scales) is elementwise and still happens.
+    predicting_BT = torch.roll(batch.supervised_BT, -1, dims=1)
+    embedded: list[Tensor] = []
+
+    def on_embedding(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        # All weights are frozen, so the graph begins here; asking for this tensor's gradient runs the whole backward.
+        embedded[:] = [output.detach().requires_grad_()]
+        return embedded[0]
+
+    def on_head(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0][predicting_BT][None], *inputs[1:])
+
+    handles = [
+        cast(nn.Module, model.get_input_embeddings()).register_forward_hook(on_embedding),
+        cast(nn.Module, model.get_output_embeddings()).register_forward_pre_hook(on_head),
+    ]
+    try:
+        # No mask: padding stands on the right, where no real token of a causal model looks. So
+        # attention may know itself plainly causal, which some kernels halve.
+        logits_KV = model(input_ids=batch.ids_BT, use_cache=False).logits[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+    nll_K, gradient_KV = _cross_entropy(logits_KV.detach().to(dtype), batch.ids_BT[batch.supervised_BT])
+    (gradient_BTE,) = torch.autograd.grad(logits_KV, embedded[0], gradient_KV.to(logits_KV.dtype))
+    _refuse_looking_ahead(model, batch, gradient_BTE)
+    owner_K = batch.supervised_BT.nonzero()[:, 0]
+    return torch.zeros(batch.size, device=nll_K.device, dtype=dtype).index_add_(0, owner_K, nll_K)
+
+
+def _refuse_looking_ahead(model: PreTrainedModel, batch: Batch, gradient_BTE: Tensor) -> None:
+    """Of a causal model no gradient reaches what follows an example's last predicting token: padding, for one."""
+    predicts_BT = batch.supervised_BT.flip(1).cumsum(1).flip(1) > batch.supervised_BT.long()
+    late_E = gradient_BTE[~predicts_BT]
+    if bool((late_E.isfinite() & (late_E != 0)).any()):  # what is not finite is refused by its example's name
+        what = "tokens of this model look at those behind them, padding included: its attention is not causal"
+        raise RequestError(what, where=type(model).__name__, fix="use a causal language model")
 
 
 def _cross_entropy(logits_KV: Tensor, labels_K: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,10 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from prism_job import memory
 from prism_job.errors import DataError, RequestError, Stopped, TryAgain
 from prism_job.extract import data
-from prism_job.extract.gradients import GradientCapture, Rows, refuse_non_finite
+from prism_job.extract.gradients import GradientCapture, Rows, refuse_non_finite, rows_of
 from prism_job.extract.model import Layers, captured_layers, load_model, load_tokenizer
 from prism_job.extract.spawn import spawn_ranks
 from prism_job.extract.unit import Arrays, CandidateUnit, Computed, Pass, Passes, TargetTooLarge, TargetUnit
@@ -119,7 +120,7 @@ def _refuse_unfitting(spec: RunSpec, config: Any, layers: Layers) -> None:
         )
 
 
-@dataclass
+@dataclass(eq=False)
 class _Form:
     """One form of rows, that of the request or that of its audit, and what the store lacks of it.
 
@@ -134,6 +135,10 @@ class _Form:
     model: Any
     layers: Layers
     seconds: float = 0.0
+
+    def lacked(self, kind: shards.Kind, unit: Block) -> bool:
+        """At the time of the plan."""
+        return unit.id in self.missing[kind] or (kind == "candidates" and unit.id in self.missing["factors"])
 
     @cached_property
     def folded(self) -> GradientCapture:
@@ -163,7 +168,7 @@ class _Worker:
     watchdog: Watchdog
     uploads: Uploads
     bad: list[Quarantined] = field(default_factory=list)
-    tokens_that_fit: int = 2**62
+    tokens_that_fit: dict[int, int] = field(default_factory=dict)
     in_hand: str = "extract"
     form: _Form = field(init=False)
 
@@ -190,7 +195,7 @@ class _Worker:
                 "factors": plan.audit.missing_factors,
             }
             audit = _Form(audit_spec(spec), plan.audit.extractor, missing, model, layers)
-        num_rows = sum(unit.num_rows for _, _, unit in _work_of(plan, own, audit))
+        num_rows = sum(unit.num_rows for unit, _ in _work_of(plan, own, audit))
         store = open_store(spec.store)
         return _Worker(
             spec,
@@ -236,16 +241,16 @@ class _Worker:
 
     def all_passes(self) -> Passes:
         """The passes of every unit of this rank's share that nobody has written yet; hands its shards to the uploads."""
-        for form, kind, unit in self.world.share(_work_of(self.plan, self.own, self.audit)):
-            self.form = form
+        for unit, forms in self.world.share(_work_of(self.plan, self.own, self.audit)):
             try:
-                if isinstance(unit, Unit) and kind != "candidates":
-                    yield from self._target_passes(form, kind, unit)
+                if "candidates" in forms.values():
+                    (self.form,) = forms
+                    yield from self._candidate_passes(self.form, unit)
                 else:
-                    yield from self._candidate_passes(form, unit)
+                    yield from self._target_passes(cast(Unit, unit), forms)
             except (MemoryError, RuntimeError, TargetTooLarge) as error:
-                if form is self.audit and (isinstance(error, TargetTooLarge) or _is_out_of_memory(error)):
-                    raise _audit_does_not_fit(form.spec) from error
+                if self.form is self.audit and (isinstance(error, TargetTooLarge) or _is_out_of_memory(error)):
+                    raise _audit_does_not_fit(self.spec) from error
                 raise
 
     def _candidate_passes(self, form: _Form, unit: Block) -> Passes:
@@ -268,16 +273,23 @@ class _Worker:
             shards_of_unit.append(("candidates", found.arrays(), {"quarantined": quarantined}))
         self.uploads.put(form.extractor, unit, shards_of_unit)
 
-    def _target_passes(self, form: _Form, kind: shards.Kind, unit: Unit) -> Passes:
-        if not self._lacks(form, kind, unit):
+    def _target_passes(self, unit: Unit, forms: Mapping[_Form, shards.Kind]) -> Passes:
+        forms = {form: kind for form, kind in forms.items() if self._lacks(form, kind, unit)}
+        if not forms:
             return
         source = self.plan.target_sources[unit.source]
         self.in_hand = f"{source}, unit {unit.id}"
         unit_rows = staged.read_rows(self.store, unit.rows)
-        found = TargetUnit.read(unit, source, unit_rows, form.spec, form.unfolded)
-        yield from found.passes(form.unfolded, self.tokenizer, form.spec)
-        notes = {"layers": form.layers.names, "dim": form.unfolded.dim}
-        self.uploads.put(form.extractor, unit, [(kind, found.sums() if kind == "sums" else found.found, notes)])
+        captures = []
+        for self.form in forms:  # whose matrices are built may fit no memory
+            captures.append(self.form.unfolded)
+        self.form = next(iter(forms))  # the audit's rows come out of the request's own passes
+        found = TargetUnit.read(unit, source, unit_rows, self.spec, captures)
+        yield from found.passes(captures, self.tokenizer, self.spec)
+        for number, (form, kind) in enumerate(forms.items()):
+            notes = {"layers": form.layers.names, "dim": form.unfolded.dim}
+            arrays = found.sums(number) if kind == "sums" else found.arrays(number)
+            self.uploads.put(form.extractor, unit, [(kind, arrays, notes)])
 
     def _lacks(self, form: _Form, kind: shards.Kind, unit: Block) -> bool:
         # Looked up again: another group, or this run before a kill, may have written it since the plan.
@@ -299,28 +311,36 @@ class _Worker:
     def _compute(self, wanted: Pass) -> Computed:
         """One pass; where it does not fit into memory, its halves, and from then on nothing larger than a half."""
         size, longest = len(wanted.batch), max(len(example.ids) for example in wanted.batch)
-        if size > 1 and size * longest > self.tokens_that_fit:
+        num_captures = len(wanted.captures)
+        if size > 1 and size * longest > self.tokens_that_fit.get(num_captures, 2**62):
             return self._halves(wanted)
         try:
-            with wanted.capture as capture:
-                batch = data.collate(wanted.batch, capture.device)
-                rows = capture.rows(batch, mean=wanted.mean, factors=wanted.factors)
+            with ExitStack() as entered:
+                for capture in wanted.captures:
+                    entered.enter_context(capture)
+                batch = data.collate(wanted.batch, wanted.captures[0].device)
+                found = rows_of(wanted.captures, batch, mean=wanted.mean, factors=wanted.factors)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            self._shrink(size * longest, error)
+            self._shrink(num_captures, size * longest, error)
         else:
-            refuse_non_finite(rows, wanted.names, self.in_hand)
-            return Computed(rows, [])
-        return self._halves(wanted) if size > 1 else Computed(_zero_rows(wanted.capture), [0])
+            for rows in found:
+                refuse_non_finite(rows, wanted.names, self.in_hand)
+            return Computed(found, [])
+        if size > 1:
+            return self._halves(wanted)
+        if num_captures > 1 and not self._compute(replace(wanted, captures=wanted.captures[:1])).too_large:
+            raise _audit_does_not_fit(self.spec)
+        return Computed([_zero_rows(capture) for capture in wanted.captures], [0])
 
-    def _shrink(self, tokens: int, error: BaseException) -> None:
+    def _shrink(self, num_captures: int, tokens: int, error: BaseException) -> None:
         if self.world.sharded and self.world.size > 1:
             fix = f"set extraction.tokensPerBatch under {tokens}: ranks that share the weights cannot go on alone"
             raise TryAgain(f"out of memory in a pass of {tokens} tokens", where="extract", fix=fix) from error
-        if self.tokens_that_fit == 2**62:
+        if num_captures not in self.tokens_that_fit:
             event("memory", tokens=tokens, note="out of memory: passes of this size are halved from here on")
-        self.tokens_that_fit = max(1, tokens // 2)
+        self.tokens_that_fit[num_captures] = max(1, tokens // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -330,36 +350,39 @@ class _Worker:
             self._compute(replace(wanted, batch=wanted.batch[part], names=wanted.names[part]))
             for part in (slice(0, middle), slice(middle, None))
         ]
-        rows = Rows(
-            *(
-                torch.cat([getattr(part.rows, name) for part in parts])
-                for name in ("rows_BD", "nll_B", "tokens_B", "norm_B")
-            )
-        )
+        rows = [
+            Rows(*(torch.cat([getattr(half, each.name) for half in halves]) for each in fields(Rows)))
+            for halves in zip(*(part.rows for part in parts), strict=True)
+        ]
         return Computed(rows, [*parts[0].too_large, *(middle + place for place in parts[1].too_large)])
 
     def _dummy(self) -> Pass:
-        return Pass(self.own.folded, [data.Encoded([0, 0], [False, True])], ["dummy"], False, None, 0)
+        return Pass([self.own.folded], [data.Encoded([0, 0], [False, True])], ["dummy"], False, None, 0)
 
 
-def _work_of(plan: Plan, own: _Form, audit: _Form | None) -> list[tuple[_Form, shards.Kind, Block]]:
-    """The units that the store lacked, in the order of the work: targets first, the audit after all else."""
+def _work_of(plan: Plan, own: _Form, audit: _Form | None) -> list[tuple[Block, dict[_Form, shards.Kind]]]:
+    """The units that the store lacked, each with the shards wanted of it, in the order of the work: pairs first, with what the
+    audit keeps of them, then candidates, and the audit's sample of them last."""
 
-    def lacking(form: _Form, kind: shards.Kind, units: Sequence[Block]) -> list[tuple[_Form, shards.Kind, Block]]:
-        missing = {*form.missing[kind], *(form.missing["factors"] if kind == "candidates" else ())}
+    def lacking(
+        units: Sequence[Block], kinds: Mapping[_Form, shards.Kind]
+    ) -> list[tuple[Block, dict[_Form, shards.Kind]]]:
         once = {unit.id: unit for unit in units}  # what stands in several target sets is one unit
-        return [(form, kind, unit) for unit in once.values() if unit.id in missing]
+        wanted = [
+            (unit, {form: kind for form, kind in kinds.items() if form.lacked(kind, unit)}) for unit in once.values()
+        ]
+        return [(unit, forms) for unit, forms in wanted if forms]
 
-    work = [*lacking(own, "targets", plan.targets), *lacking(own, "candidates", plan.candidates)]
+    of_pairs: dict[_Form, shards.Kind] = {own: "targets"} if audit is None else {own: "targets", audit: "sums"}
+    work = [*lacking(plan.targets, of_pairs), *lacking(plan.candidates, {own: "candidates"})]
     if audit is not None and plan.audit is not None:
-        work += [*lacking(audit, "sums", plan.targets), *lacking(audit, "candidates", plan.audit.units)]
+        work += lacking(plan.audit.units, {audit: "candidates"})
     return work
 
 
 def _audit_does_not_fit(spec: RunSpec) -> RequestError:
-    # What the request itself asks for was extracted before, so it is neither the model nor a row that is too large.
     return RequestError(
-        f"the audit does not fit into memory: its rows have {spec.extraction.projection.dim} projected dims a side, twice "
+        f"the audit does not fit into memory: its rows have {2 * spec.extraction.projection.dim} projected dims a side, twice "
         "those of the run",
         where="spec.audit",
         fix="set audit: {examples: 0}, or lower extraction.projection.dim",

@@ -8,7 +8,7 @@ Shapes: N rows of the unit, B examples of a pass, D stored dims.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,11 +40,13 @@ class Pass:
     """One micro-batch wanted.
 
     Attributes:
+        captures: one for each form of rows that is wanted.
         names: example ids, for messages.
-        num_new: examples that this pass finishes; of a pair only the first side counts.
+        factors: sums to add to, of the first capture's projections.
+        num_new: examples that this pass finishes; of a pair only the wanted response counts.
     """
 
-    capture: GradientCapture
+    captures: Sequence[GradientCapture]
     batch: list[data.Encoded]
     names: list[str]
     mean: bool
@@ -54,9 +56,9 @@ class Pass:
 
 @dataclass(frozen=True)
 class Computed:
-    """What came of a pass. Examples at `too_large` fit no memory: their rows are zero, their token counts 0."""
+    """What came of a pass, by capture. Examples at `too_large` fit no memory: their rows are zero, their token counts 0."""
 
-    rows: Rows
+    rows: list[Rows]
     too_large: list[int]
 
 
@@ -108,16 +110,15 @@ class CandidateUnit:
         for places in _micro_batches(self.encoded, good, spec):
             batch = [_given(self.encoded[place]) for place in places]
             names = [self.ids[place] for place in places]
-            computed = yield Pass(capture, batch, names, False, self.factors, len(places))
-            for name, part in codec.encode(
-                spec.extraction.codec.kind, computed.rows.rows_BD.float().cpu().numpy()
-            ).items():
+            computed = yield Pass([capture], batch, names, False, self.factors, len(places))
+            (rows,) = computed.rows
+            for name, part in codec.encode(spec.extraction.codec.kind, rows.rows_BD.float().cpu().numpy()).items():
                 self.stored[name][places] = part
             for position in computed.too_large:
                 self.quarantined[places[position]] = (
                     f"its {len(batch[position].ids)} tokens do not fit into memory alone"
                 )
-            self.columns.fill(places, computed.rows)
+            self.columns.fill(places, rows)
 
     def arrays(self) -> Arrays:
         return {"ids": shards.id_bytes(self.ids), **self.columns.arrays(), **self.stored}
@@ -134,53 +135,70 @@ class CandidateUnit:
 
 @dataclass
 class TargetUnit:
-    """The rows of a unit of pairs: ḡ(y⁺) − ḡ(y⁻), unfolded float32, with the NLL of both sides."""
+    """The rows of a unit of pairs: ḡ(y⁺) − ḡ(y⁻), unfolded float32, with the NLL of both sides.
+
+    Attributes:
+        rows_ND: rows by capture.
+        columns: what stands beside them, the same for each capture.
+    """
 
     unit: Unit
     source: str
     contents: list[examples.Content]
-    found: Arrays
+    rows_ND: list[NDArray[np.float32]]
+    columns: Arrays
 
     @staticmethod
-    def read(unit: Unit, source: str, unit_rows: list[Row], spec: RunSpec, capture: GradientCapture) -> TargetUnit:
+    def read(
+        unit: Unit, source: str, unit_rows: list[Row], spec: RunSpec, captures: Sequence[GradientCapture]
+    ) -> TargetUnit:
         needs_rejected = spec.scoring.weighting == "preference"
         contents = [examples.target_content(row, needs_rejected=needs_rejected) for row in unit_rows]
         ids = [examples.example_id(content) for content in contents]
-        rows_ND = np.zeros((len(contents), capture.width), np.float32)
-        return TargetUnit(unit, source, contents, {"ids": shards.id_bytes(ids), "rows": rows_ND})
+        rows_ND = [np.zeros((len(contents), capture.width), np.float32) for capture in captures]
+        return TargetUnit(unit, source, contents, rows_ND, {"ids": shards.id_bytes(ids)})
 
-    def passes(self, capture: GradientCapture, tokenizer: PreTrainedTokenizerBase, spec: RunSpec) -> Passes:
-        ids = shards.hex_ids(self.found["ids"])
-        for side, sign in zip(SIDES, (1.0, -1.0), strict=True):
-            encoded = [self._encode(place, side, tokenizer, spec) for place in range(len(self.contents))]
-            given = [place for place, example in enumerate(encoded) if example is not None]
-            columns = Columns(len(self.contents))
-            for places in _micro_batches(encoded, given, spec):
-                batch = [_given(encoded[place]) for place in places]
-                names = [ids[place] for place in places]
-                computed = yield Pass(capture, batch, names, True, None, len(places) if side == "chosen" else 0)
-                for position in computed.too_large:
-                    what = f"its {side} response of {len(batch[position].ids)} tokens does not fit into memory alone"
-                    raise self._unusable(places[position], what, TargetTooLarge)
-                self.found["rows"][places] += sign * computed.rows.rows_BD.float().cpu().numpy()
-                columns.fill(places, computed.rows)
-            self.found |= {f"{side}_nll": columns.nll_N, f"{side}_tokens": columns.tokens_N}
+    def passes(self, captures: Sequence[GradientCapture], tokenizer: PreTrainedTokenizerBase, spec: RunSpec) -> Passes:
+        """Both responses of all pairs: the more texts to choose from, the more alike the lengths of a micro-batch."""
+        num, ids = len(self.contents), shards.hex_ids(self.columns["ids"])
+        encoded = [self._encode(place, side, tokenizer, spec) for side in SIDES for place in range(num)]
+        columns = Columns(2 * num)
+        for texts in _micro_batches(
+            encoded, [text for text, example in enumerate(encoded) if example is not None], spec
+        ):
+            batch, places = [_given(encoded[text]) for text in texts], [text % num for text in texts]
+            names = [ids[place] for place in places]
+            computed = yield Pass(captures, batch, names, True, None, sum(text < num for text in texts))
+            for position in computed.too_large:
+                side, num_tokens = SIDES[texts[position] // num], len(batch[position].ids)
+                what = f"its {side} response of {num_tokens} tokens does not fit into memory alone"
+                raise self._unusable(places[position], what, TargetTooLarge)
+            for rows_ND, found in zip(self.rows_ND, computed.rows, strict=True):
+                for text, row_D in zip(texts, found.rows_BD.float().cpu().numpy(), strict=True):
+                    rows_ND[text % num] += row_D if text < num else -row_D
+            columns.fill(texts, computed.rows[0])
+        for side, part in zip(SIDES, (slice(0, num), slice(num, None)), strict=True):
+            self.columns |= {f"{side}_nll": columns.nll_N[part], f"{side}_tokens": columns.tokens_N[part]}
 
-    def sums(self) -> Arrays:
+    def arrays(self, capture: int) -> Arrays:
+        return {"rows": self.rows_ND[capture], **self.columns}
+
+    def sums(self, capture: int) -> Arrays:
         """What the audit keeps in place of the rows: Σ w_q row_q of the unit for each weighting of scoring, float32 [D] each.
 
         w is π_q (equation 2, from these NLLs; 0 where there is no rejected response) or 1.
         """
-        arrays = {name: array for name, array in self.found.items() if name != "rows"}
-        chosen, rejected = (arrays[f"{side}_nll"] / np.maximum(arrays[f"{side}_tokens"], 1) for side in SIDES)
+        beside = self.columns
+        chosen, rejected = (beside[f"{side}_nll"] / np.maximum(beside[f"{side}_tokens"], 1) for side in SIDES)
         preference_N = np.exp(-np.logaddexp(0, chosen - rejected))
         weights = {
-            "preference": np.where(arrays["rejected_tokens"] > 0, preference_N, 0.0),
+            "preference": np.where(beside["rejected_tokens"] > 0, preference_N, 0.0),
             "uniform": np.ones(len(chosen)),
         }
+        arrays = dict(beside)
         for name, weight_N in weights.items():
-            total_D = np.zeros(self.found["rows"].shape[1])
-            for weight, row_D in zip(weight_N.tolist(), self.found["rows"], strict=True):
+            total_D = np.zeros(self.rows_ND[capture].shape[1])
+            for weight, row_D in zip(weight_N.tolist(), self.rows_ND[capture], strict=True):
                 total_D += weight * row_D
             arrays[name] = total_D.astype(np.float32)
         return arrays

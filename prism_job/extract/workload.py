@@ -80,8 +80,8 @@ class Workload:
         largest_batch: texts of the largest micro-batch.
         supervised_share: largest share of a micro-batch's padded tokens that carries loss.
         is_exact: no sample was taken.
-        sampled: units of the audit's sample; audit: its texts and the targets' again; audit_factor_load: the sample's alone
-            where it carries factor sums.
+        sampled: units of the audit's sample; audit: its texts (the targets' rows of the audit come out of their own passes);
+            audit_factor_load: those of them that carry factor sums.
     """
 
     candidates: list[Unit]
@@ -101,6 +101,11 @@ class Workload:
     sampled: list[Block] = field(default_factory=list)
     audit: Load = Load()
     audit_factor_load: Load = Load()
+
+    @property
+    def audited(self) -> Load:
+        """Texts whose gradients are projected for the audit: its sample, and the targets beside their own rows."""
+        return self.audit.plus(self.pairs) if self.sampled else Load()
 
     @property
     def load(self) -> Load:
@@ -156,7 +161,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     budget = spec.extraction.tokens_per_batch
     batches = _Batches(budget)
     pool_load = batches.load(candidates, pool)
-    pair_load = batches.load(targets, sides["chosen"]).plus(batches.load(targets, sides["rejected"]))
+    pair_load = batches.load(targets, *sides.values())
     sample_load = Load()
     for start in range(0, len(places), unit_size):
         sample_load = sample_load.plus(batches.load_of(places[start : start + unit_size], pool))
@@ -172,13 +177,13 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
         staged_bytes=staging.num_bytes,
         pool=pool_load,
         pairs=pair_load,
-        factor_load=_Batches(budget).load(candidates, pool, set(factors)),
+        factor_load=_Batches(budget).load(candidates, pool, chosen=set(factors)),
         longest=batches.longest,
         largest_batch=batches.largest,
         supervised_share=batches.supervised_share,
         is_exact=sample == 1,
         sampled=sampled,
-        audit=sample_load.plus(pair_load) if spec.audit.examples else Load(),
+        audit=sample_load,
         audit_factor_load=sample_load if factors else Load(),
     )
 
@@ -224,7 +229,7 @@ class _Batches:
         self.longest = self.largest = 0
         self.supervised_share = 0.0
 
-    def load(self, units: list[Unit], texts: _Texts, chosen: set[str] | None = None) -> Load:
+    def load(self, units: list[Unit], *texts: _Texts, chosen: set[str] | None = None) -> Load:
         """The sums over these units (those `chosen`), scaled where a sample was taken; equal units count once."""
         total, start, seen = Load(), 0, set[str]()
         for unit in units:
@@ -233,16 +238,17 @@ class _Batches:
             if unit.id in seen or (chosen is not None and unit.id not in chosen):
                 continue
             seen.add(unit.id)
-            total = total.plus(self.load_of(places, texts))
-        return total.times(texts.scale) if texts.sample > 1 else total
+            total = total.plus(self.load_of(places, *texts))
+        return total.times(texts[0].scale) if texts[0].sample > 1 else total
 
-    def load_of(self, places: Sequence[int], texts: _Texts) -> Load:
-        """The sums over one unit, whose rows are the texts at these places."""
+    def load_of(self, places: Sequence[int], *texts: _Texts) -> Load:
+        """The sums over one unit, whose rows are the texts at these places: several a row, as the sides of a pair."""
         total = Load()
-        read = [place for place in places if texts.tokens[place] > 0]
-        lengths = [texts.tokens[place] for place in read]
+        read = [(each, place) for each in texts for place in places if each.tokens[place] > 0]
+        lengths = [each.tokens[place] for each, place in read]
+        supervised = [each.supervised[place] for each, place in read]
         for batch in data.micro_batches(lengths, self.budget):
-            total = total.plus(self._batch(lengths, [texts.supervised[place] for place in read], batch))
+            total = total.plus(self._batch(lengths, supervised, batch))
         return total
 
     def _batch(self, lengths: list[int], supervised: list[int], batch: list[int]) -> Load:
