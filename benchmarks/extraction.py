@@ -63,11 +63,9 @@ def main() -> None:
         "--less-rows", type=int, default=4, help="rows of a round that LESS's recipe takes (%(default)s)"
     )
     parser.add_argument("--rounds", type=int, default=5, help="%(default)s")
-    parser.add_argument("--tokens-per-batch", type=int, default=4096, help="%(default)s")
+    parser.add_argument("--tokens-per-batch", type=int, default=512, help="%(default)s")
     parser.add_argument("--bergson", type=Path, help="a Python that has bergson")
-    parser.add_argument(
-        "--bergson-tokens", type=int, default=2048, help="its own token_batch_size (%(default)s, its default)"
-    )
+    parser.add_argument("--bergson-tokens", type=int, default=512, help="its own token_batch_size (%(default)s)")
     parser.add_argument("--model", default="build/model/SmolLM2-135M-Instruct.gguf", help="%(default)s")
     parser.add_argument("--json", type=Path)
     parser.add_argument(

@@ -175,7 +175,7 @@ class ExtractionSpec(Section):
         ge=1,
         le=2**24,
         description="Tokens, padding counted, of a micro-batch. Speed and memory only (135M parameters in float32 take "
-        "about 1 MB a token); it changes no row. Raise it on a large GPU.",
+        "1 to 2 MB a token); it changes no row. On a CPU 512 is faster, on a large GPU more.",
     )
     examples_per_shard: int = Field(
         1024, ge=1, le=65_536, description="Rows of a work unit: what a kill can cost, and what one object holds."
@@ -275,8 +275,8 @@ class AuditSpec(Section):
         128,
         ge=0,
         le=65_536,
-        description="Candidates, chosen by their ids, that are extracted again at twice the dims under another seed, and the "
-        "targets with them. 128 tell a Spearman of .95 to within .02; 0: no audit, and no cost.",
+        description="Candidates, chosen by their ids, that are extracted again at twice the dims under another seed; passes "
+        "over targets make both. 128 tell a Spearman of .95 to within .02; 0: no audit, and no cost.",
     )
 
 
