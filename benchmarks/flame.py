@@ -36,7 +36,7 @@ PARTS = {
     "factor sums": ("factors.", "a_NP", "factor_arrays", "new_factors"),
     "projection and sketch": ("gradients.py:forward", "gradients.py:backward", "gradients.py:_add_sketch"),
     "backward": ("autograd.grad(",),
-    "forward": ("self.model(", "cross_entropy"),
+    "forward": ("= model(", "cross_entropy"),
 }
 """Part -> marks. A sample belongs to the first part of which a mark stands in its stack (see `stack_of`): so what a hook does
 within the backward pass is the hook's, and what ZeRO-3 does there is the gathering's."""

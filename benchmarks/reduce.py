@@ -41,8 +41,8 @@ NUM_BLOCKS = 4
 OPENED = """
 import os, sys, time
 import numpy as np
-from prism_job import memory
 from prism_job.plan import read_plan
+from prism_job.reduce import memory
 from prism_job.reduce.scoring import score_candidates, scorer
 from prism_job.spec import parse_spec
 from prism_job.storage import shards

@@ -161,7 +161,7 @@ def outcome_words(words: dict[str, Any]) -> str:
             )
         case "extract":
             share = share_of_audit(words)
-            audit = f"; {share:.0%} of the time for the audit" if share else ""
+            audit = f"; {share:.0%} of the time for the audit's sample" if share else ""
             return f"{words['units']:,} units, {words['examples']:,} examples, {words['tokens']:,} tokens{audit}"
         case "reduce" if words.get("unchanged"):
             return "this selection was published before"

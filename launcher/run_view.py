@@ -117,8 +117,9 @@ class RunView:
                     if _has_room(ranks, rank, MAX_RANKS):
                         ranks[rank] = count
             case "shard" if _has_room(self._told.written, place, MAX_PLACES):
-                # The audit writes the targets' units again, under an extractor of its own.
-                units, unit = self._told.written[place], f"{event.get('extractor', '')}/{event.get('unit')}"[:200]
+                # The audit's shard of a unit of pairs comes out of the passes that made the unit's own: one unit, counted once.
+                form = "" if event.get("kind") in ("targets", "sums") else event.get("extractor", "")
+                units, unit = self._told.written[place], f"{form}/{event.get('unit')}"[:200]
                 if _has_room(units, unit, MAX_UNITS):
                     units.setdefault(unit, (attempt, _number(event.get("rows"))))
             case "loading" if _has_room(self._told.loading, (place, attempt), MAX_PLACES):

@@ -80,7 +80,7 @@ class Quarantined(_Plain):
 
 
 class Audit(_Plain):
-    """What is extracted a second time, in the form of `audit_spec`, and what the store lacked of it.
+    """What is stored again, in the form of `audit_spec`, and what the store lacked of it.
 
     Attributes:
         extractor: digest of that form.
@@ -142,7 +142,7 @@ class Plan(_Plain):
 
     @property
     def num_units(self) -> int:
-        """Units of candidates and targets, and those of the audit: its sample, and the targets again. Equal ones are one."""
+        """Units of candidates and targets, and those of the audit: sample and targets in its form. Equal ones are one."""
         candidates, targets = ({unit.id for unit in units} for units in (self.candidates, self.targets))
         audited = 0 if self.audit is None else len(self.audit.units) + len(targets)
         return len(candidates) + len(targets) + audited

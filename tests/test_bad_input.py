@@ -536,14 +536,14 @@ def test_a_model_changed_between_plan_and_extraction_is_refused(job: Job) -> Non
 def test_a_gradient_that_is_not_finite_is_refused_and_not_stored(
     job: Job, field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = GradientCapture.rows
+    plain = GradientCapture.end
 
     def spoiled(capture: GradientCapture, *arguments: Any, **named: Any) -> Any:
         result = plain(capture, *arguments, **named)
         return dataclasses.replace(result, **{field: getattr(result, field) * torch.nan})
 
     job.plan()
-    monkeypatch.setattr(GradientCapture, "rows", spoiled)
+    monkeypatch.setattr(GradientCapture, "end", spoiled)
     code, words = job.stage("extract")
     assert code == DAMAGED_DATA, words
     assert "not finite" in words["error"]

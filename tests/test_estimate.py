@@ -14,14 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from launcher import tables
-from prism_job.extract import costs
+from prism_job.extract import costs, run
 from prism_job.extract.blueprint import Blueprint, draw
 from prism_job.extract.data import Encoded, collate
 from prism_job.extract.gradients import GradientCapture
 from prism_job.extract.model import captured_layers, load_model
 from prism_job.extract.workload import Load, Workload
 from prism_job.spec import RunSpec, parse_spec
-from tests.conftest import Job, candidate, pair, write_jsonl
+from tests.conftest import Job, candidate, pair, turn, write_jsonl
 from tests.models import build_tokenizer, save_tiny_adapter, save_tiny_model
 
 LLAMA_3_70B = {
@@ -62,15 +62,26 @@ def spec_of(job: Job) -> RunSpec:
 @pytest.mark.parametrize("weighting", ["preference", "uniform"])
 @pytest.mark.parametrize("audited", [0, 7])
 def test_tokens_are_foretold_exactly_and_bytes_within_two_per_cent(
-    job: Job, curvature: str, codec: dict[str, Any], weighting: str, audited: int
+    job: Job, curvature: str, codec: dict[str, Any], weighting: str, audited: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rows_of, padded = run.rows_of, 0
+
+    def counted(captures: Any, batch: Any, **named: Any) -> Any:
+        nonlocal padded
+        padded += batch.ids_BT.numel()
+        return rows_of(captures, batch, **named)
+
+    monkeypatch.setattr(run, "rows_of", counted)
     rows = [candidate(number) for number in range(30)]
     write_jsonl(job.folder / "pool" / "a.jsonl", rows)
     write_jsonl(job.folder / "pool" / "same.jsonl", rows[:8])
     write_jsonl(job.folder / "pool" / "text.jsonl", [{"text": "word " * (1 + number)} for number in range(11)])
     # Read by the plan, refused by the tokenisation: the response lies beyond maxLength.
     write_jsonl(job.folder / "pool" / "late.jsonl", [{"prompt": "long " * 200, "completion": "x"}, candidate(77)])
-    write_jsonl(job.folder / "targets.jsonl", [pair(number) for number in range(18)])
+    pairs = [pair(number) | {"rejected": [turn("assistant", "Rome or " * (1 + number % 7))]} for number in range(18)]
+    if weighting == "uniform":
+        del pairs[3]["rejected"]
+    write_jsonl(job.folder / "targets.jsonl", pairs)
     job.spec["candidates"]["maxBadFraction"] = 0.1
     job.spec["scoring"] = {"curvature": {"kind": curvature}, "weighting": weighting}
     job.spec["extraction"]["codec"] = codec
@@ -81,7 +92,7 @@ def test_tokens_are_foretold_exactly_and_bytes_within_two_per_cent(
     plan = job.plan()
     code, extracted = job.stage("extract")
     assert code == 0, extracted
-    assert told["tokens"] == extracted["tokens"]
+    assert (told["tokens"], told["tokens_padded"]) == (extracted["tokens"], padded)
     assert (told["tokens_of_audit"] > 0) == (told["store"]["audit"] > 0) == bool(audited)
     assert told["tokens_are_exact"]
     assert (told["num_examples"], told["num_pairs"]) == (plan["examples"], plan["pairs"])
@@ -203,6 +214,19 @@ def test_flops_are_those_that_torch_counts(job: Job, kind: str, with_factors: bo
     assert told == pytest.approx(counter.flops, rel=2e-3)
 
 
+@pytest.mark.parametrize("audited", [0, 7])
+def test_so_are_those_of_a_whole_run(job: Job, audited: int) -> None:
+    write_jsonl(job.folder / "targets.jsonl", [pair(number) for number in range(18)])
+    job.spec["model"]["attention"] = "eager"
+    job.spec["audit"] = {"examples": audited}
+    told = estimated(job)
+    job.plan()
+    with _Counting() as counter:
+        code, words = job.stage("extract")
+    assert code == 0, words
+    assert told["flops"]["total"] == pytest.approx(counter.flops, rel=5e-3)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_activations_are_bounded_by_what_autograd_keeps(job: Job, dtype: str) -> None:
     job.spec["model"]["dtype"] = dtype
@@ -263,6 +287,18 @@ def test_the_topology_is_the_smallest_that_fits(
     chosen = costs.choose_topology(drawn, spec_of(job), WORK, costs.GPUS[card], gpus_per_node)
     assert chosen is not None
     assert (chosen.stage, chosen.offload, chosen.nodes, chosen.gpus_per_node) == expected
+
+
+def test_passes_over_pairs_hold_the_audits_sketches_beside_their_own(job: Job) -> None:
+    terms = []
+    for audited in (0, 7):
+        job.spec["audit"] = {"examples": audited}
+        job.spec["extraction"] |= {"projection": {"dim": 64}, "codec": {"kind": "sign", "dims": 65536}}
+        work = replace(WORK, largest_batch=100)
+        terms.append(costs.memory_a_rank(BLUEPRINT, spec_of(job), work, 0, "none", 1, 4096))
+    alone, beside = terms
+    assert (alone.captured, beside.captured) == (4096 * 150 * 64 * 4, 4096 * 150 * (64 + 128) * 4)
+    assert beside.rows - alone.rows > 4 * 32 * 150 * 128**2, "16 pairs, both sides"
 
 
 def test_a_budget_is_halved_before_more_nodes_are_taken_and_never_under_the_longest_text(job: Job) -> None:

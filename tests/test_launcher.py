@@ -313,7 +313,7 @@ def test_a_run_prints_facts_as_json(rig: Rig) -> None:
 
 def test_a_run_says_what_its_audit_took_and_found(rig: Rig) -> None:
     _, _, stderr = rig.run()
-    assert "100 tokens; 25% of the time for the audit" in stderr
+    assert "100 tokens; 25% of the time for the audit's sample" in stderr
     assert "audit: It agrees." in stderr
     _, _, without = rig.run(extract={"auditSeconds": 0.0}, reduce={"audit": None})
     assert "audit" not in without

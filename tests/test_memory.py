@@ -6,6 +6,7 @@ The memory that ends is played: passes over so many tokens raise what torch rais
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -127,16 +128,57 @@ def test_a_target_that_fits_with_its_own_rows_alone_is_laid_to_the_audit(
     job.fails("extract", 64, "the audit does not fit", "spec.audit")
 
 
-def test_halves_made_beside_the_audit_give_the_same_rows_and_leave_the_candidates_whole(job: Job, passes: Any) -> None:
+def test_halves_made_beside_the_audit_give_the_same_rows_and_leave_the_candidates_whole(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows_of = run.rows_of
+    tried: list[tuple[int, int]] = []
+
+    def failing(captures: Any, batch: Any, **named: Any) -> Any:
+        tried.append((len(captures), batch.ids_BT.numel()))
+        if limited and len(captures) > 1 and batch.size > 1:
+            raise torch.OutOfMemoryError
+        return rows_of(captures, batch, **named)
+
+    monkeypatch.setattr(run, "rows_of", failing)
     job.spec["audit"] = {"examples": 10}
     job.spec["extraction"] |= {"codec": {"kind": "float16"}}
+    limited = False
     wanted = single(job)
+    whole, limited = [tokens for captures, tokens in tried if captures == 1], True
+    tried.clear()
     job.plan()
-    tried = passes(60)
     code, words = job.stage("extract")
     assert code == 0, words
-    assert len(tried) > len([1 for _, tokens in tried if tokens > 60]) > 0
+    assert [tokens for captures, tokens in tried if captures == 1] == whole
+    assert len([1 for captures, _ in tried if captures == 2]) > 3, "three pairs, some text by text"
     assert_same_shards(stored(job), wanted)
+
+
+def test_the_audits_matrices_are_let_go_while_candidates_pass(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sides(dict[str, Any]):
+        """A dict that can be watched."""
+
+    start, rows_of = GradientCapture.__init__, run.rows_of
+    built: list[tuple[int, weakref.ref[Any]]] = []
+    alive: list[tuple[list[int], set[int]]] = []
+
+    def started(capture: GradientCapture, model: Any, layers: Any, dim: int, *more: Any) -> None:
+        start(capture, model, layers, dim, *more)
+        capture.sides = Sides(capture.sides)
+        built.append((dim, weakref.ref(capture.sides)))
+
+    def watched(captures: Any, *arguments: Any, **named: Any) -> Any:
+        alive.append(([one.dim for one in captures], {dim for dim, sides in built if sides() is not None}))
+        return rows_of(captures, *arguments, **named)
+
+    monkeypatch.setattr(GradientCapture, "__init__", started)
+    monkeypatch.setattr(run, "rows_of", watched)
+    job.spec["audit"] = {"examples": 10}
+    job.plan()
+    code, words = job.stage("extract")
+    assert code == 0, words
+    assert {tuple(dims): held for dims, held in alive} == {(8, 16): {8, 16}, (8,): {8}, (16,): {8, 16}}
 
 
 def test_matrices_of_the_run_itself_that_fit_no_memory_are_not_laid_to_the_audit(

@@ -91,6 +91,15 @@ def test_what_an_earlier_attempt_wrote_is_taken_off_the_whole() -> None:
     assert (found.done, found.total, found.attempt) == (4, 24, 1)
 
 
+def test_a_unit_of_pairs_and_what_the_audit_keeps_of_it_are_taken_off_once() -> None:
+    view = view_of(stage("extract", attempt=1))
+    for kind, extractor in (("targets", "own"), ("sums", "audit"), ("candidates", "own"), ("candidates", "audit")):
+        event = {"event": "shard", "kind": kind, "extractor": extractor, "unit": kind[0] + "1", "rows": 16, "bytes": 1}
+        view.take_line("extract-0", json.dumps(event | ({"unit": "pairs"} if kind in ("targets", "sums") else {})))
+    view.take_line("extract-0.1", progress(0, 100))
+    assert row(view, "extract").total == 100 - 3 * 16
+
+
 def test_a_new_round_counts_from_nothing() -> None:
     view = view_of(stage("extract"))
     view.take_line("extract-0", progress(17, 40))

@@ -204,13 +204,13 @@ def rows_of(
     Args:
         captures: entered, of one model.
         mean: gradient of the token-mean loss (targets, equation 3), else of the token sum (candidates, equation 4).
-        factors: sums to add this batch's factors to, of the first capture's projections.
+        factors: sums to add this batch's factors to, of one capture alone.
     """
-    first = captures[0]
+    assert factors is None or len(captures) == 1
     for capture in captures:
-        capture.begin(batch, factors=factors is not None and capture is first)
-    nll_B = _forward_and_backward(first.model, batch, first.dtype)
-    return [capture.end(nll_B, mean=mean, factors=factors if capture is first else None) for capture in captures]
+        capture.begin(batch, factors=factors is not None)
+    nll_B = _forward_and_backward(captures[0].model, batch, captures[0].dtype)
+    return [capture.end(nll_B, mean=mean, factors=factors) for capture in captures]
 
 
 def _forward_and_backward(model: PreTrainedModel, batch: Batch, dtype: torch.dtype) -> Tensor:
@@ -228,10 +228,8 @@ def _forward_and_backward(model: PreTrainedModel, batch: Batch, dtype: torch.dty
     def on_head(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (inputs[0][predicting_BT][None], *inputs[1:])
 
-    handles = [
-        cast(nn.Module, model.get_input_embeddings()).register_forward_hook(on_embedding),
-        cast(nn.Module, model.get_output_embeddings()).register_forward_pre_hook(on_head),
-    ]
+    embedding, head = (cast(nn.Module, one) for one in (model.get_input_embeddings(), model.get_output_embeddings()))
+    handles = [embedding.register_forward_hook(on_embedding), head.register_forward_pre_hook(on_head)]
     try:
         # No mask: padding stands on the right, where no real token of a causal model looks. So
         # attention may know itself plainly causal, which some kernels halve.

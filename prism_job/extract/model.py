@@ -155,7 +155,7 @@ def captured_layers(model: nn.Module, globs: tuple[str, ...]) -> Layers:
     """The linear layers that the globs name: without embeddings and head; of an adapted model the adapter's alone.
 
     Raises:
-        RequestError: a glob fits none, or under COVERAGE_FLOOR of the matrix parameters that the globs name.
+        RequestError: no head, a glob fits none, or under COVERAGE_FLOOR of the matrix parameters that the globs name.
     """
     head = cast(Any, model).get_output_embeddings()
     embedding = cast(Any, model).get_input_embeddings()
@@ -164,7 +164,10 @@ def captured_layers(model: nn.Module, globs: tuple[str, ...]) -> Layers:
     def asked_for(name: str) -> bool:
         return (".lora_" in name or not adapted) and any(fnmatch.fnmatchcase(name, glob) for glob in globs)
 
-    apart = {id(parameter) for module in (head, embedding) if module is not None for parameter in module.parameters()}
+    if head is None or embedding is None:
+        what = f"{type(model).__name__} has no {'head' if head is None else 'input embedding'}: it is no language model"
+        raise RequestError(what, where="spec.model.uri", fix="name a causal language model")
+    apart = {id(parameter) for module in (head, embedding) for parameter in module.parameters()}
     modules = {
         name: module
         for name, module in model.named_modules()

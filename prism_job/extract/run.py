@@ -14,14 +14,13 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from prism_job import memory
 from prism_job.errors import DataError, RequestError, Stopped, TryAgain
 from prism_job.extract import data
 from prism_job.extract.gradients import GradientCapture, Rows, refuse_non_finite, rows_of
 from prism_job.extract.model import Layers, captured_layers, load_model, load_tokenizer
 from prism_job.extract.spawn import spawn_ranks
-from prism_job.extract.unit import Arrays, CandidateUnit, Computed, Pass, Passes, TargetTooLarge, TargetUnit
-from prism_job.extract.uploads import Uploads
+from prism_job.extract.unit import CandidateUnit, Computed, Pass, Passes, TargetTooLarge, TargetUnit
+from prism_job.extract.uploads import Shard, Uploads
 from prism_job.extract.watchdog import Watchdog
 from prism_job.extract.world import Topology, World, shard_weights, zero3_settings
 from prism_job.plan import (
@@ -67,8 +66,6 @@ def extract(run: SelectionRun, topology: Topology, arguments: list[str]) -> dict
 def _work(spec: RunSpec, plan: Plan, topology: Topology, watchdog: Watchdog) -> dict[str, Any]:
     deepspeed, limit_seconds = spec.extraction.deepspeed, spec.extraction.step_timeout_seconds
     world = World.join(topology, deepspeed, limit_seconds)
-    if world.device.type == "cpu":
-        memory.keep_what_a_pass_frees()
     event("loading", model=spec.model.uri, device=str(world.device))
     tokenizer = load_tokenizer(spec.model)
     settings = zero3_settings(deepspeed, spec.model.dtype) if world.sharded else None
@@ -140,6 +137,11 @@ class _Form:
         """At the time of the plan."""
         return unit.id in self.missing[kind] or (kind == "candidates" and unit.id in self.missing["factors"])
 
+    def let_go(self) -> None:
+        """Its matrices, gigabytes of a large model; built again where they are needed again."""
+        for name in ("folded", "unfolded"):
+            vars(self).pop(name, None)
+
     @cached_property
     def folded(self) -> GradientCapture:
         """Built when first needed: a run whose audit is there already holds no matrices for it."""
@@ -168,7 +170,7 @@ class _Worker:
     watchdog: Watchdog
     uploads: Uploads
     bad: list[Quarantined] = field(default_factory=list)
-    tokens_that_fit: dict[int, int] = field(default_factory=dict)
+    tokens_that_fit: dict[tuple[int, ...], int] = field(default_factory=dict)
     in_hand: str = "extract"
     form: _Form = field(init=False)
 
@@ -245,6 +247,8 @@ class _Worker:
             try:
                 if "candidates" in forms.values():
                     (self.form,) = forms
+                    if self.audit is not None and self.form is self.own:
+                        self.audit.let_go()
                     yield from self._candidate_passes(self.form, unit)
                 else:
                     yield from self._target_passes(cast(Unit, unit), forms)
@@ -264,14 +268,16 @@ class _Worker:
         self._check_quarantine(unit, found.quarantined)
         yield from found.passes(form.folded, form.spec)
         self._check_quarantine(unit, found.quarantined)
-        shards_of_unit: list[tuple[shards.Kind, Arrays, dict[str, Any]]] = []
+        shards_of_unit: list[Shard] = []
         # Factors first: whoever sees the unit's rows may trust that the factors the plan wanted are there too.
         if found.factors is not None:
-            shards_of_unit.append(("factors", found.factor_arrays(), {"num_tokens": found.factors.num_tokens}))
+            shards_of_unit.append(
+                (form.extractor, "factors", found.factor_arrays(), {"num_tokens": found.factors.num_tokens})
+            )
         if wants_rows:
             quarantined = {str(place): reason for place, reason in found.quarantined.items()}
-            shards_of_unit.append(("candidates", found.arrays(), {"quarantined": quarantined}))
-        self.uploads.put(form.extractor, unit, shards_of_unit)
+            shards_of_unit.append((form.extractor, "candidates", found.arrays(), {"quarantined": quarantined}))
+        self.uploads.put(unit, shards_of_unit)
 
     def _target_passes(self, unit: Unit, forms: Mapping[_Form, shards.Kind]) -> Passes:
         forms = {form: kind for form, kind in forms.items() if self._lacks(form, kind, unit)}
@@ -281,15 +287,18 @@ class _Worker:
         self.in_hand = f"{source}, unit {unit.id}"
         unit_rows = staged.read_rows(self.store, unit.rows)
         captures = []
-        for self.form in forms:  # whose matrices are built may fit no memory
-            captures.append(self.form.unfolded)
+        for form in forms:
+            self.form = form  # whose matrices are built here, and may fit no memory
+            captures.append(form.unfolded)
         self.form = next(iter(forms))  # the audit's rows come out of the request's own passes
         found = TargetUnit.read(unit, source, unit_rows, self.spec, captures)
         yield from found.passes(captures, self.tokenizer, self.spec)
+        shards_of_unit: list[Shard] = []
         for number, (form, kind) in enumerate(forms.items()):
-            notes = {"layers": form.layers.names, "dim": form.unfolded.dim}
             arrays = found.sums(number) if kind == "sums" else found.arrays(number)
-            self.uploads.put(form.extractor, unit, [(kind, arrays, notes)])
+            notes = {"layers": form.layers.names, "dim": form.unfolded.dim}
+            shards_of_unit.append((form.extractor, kind, arrays, notes))
+        self.uploads.put(unit, shards_of_unit)
 
     def _lacks(self, form: _Form, kind: shards.Kind, unit: Block) -> bool:
         # Looked up again: another group, or this run before a kill, may have written it since the plan.
@@ -311,8 +320,8 @@ class _Worker:
     def _compute(self, wanted: Pass) -> Computed:
         """One pass; where it does not fit into memory, its halves, and from then on nothing larger than a half."""
         size, longest = len(wanted.batch), max(len(example.ids) for example in wanted.batch)
-        num_captures = len(wanted.captures)
-        if size > 1 and size * longest > self.tokens_that_fit.get(num_captures, 2**62):
+        widths = tuple(capture.width for capture in wanted.captures)
+        if size > 1 and size * longest > self.tokens_that_fit.get(widths, 2**62):
             return self._halves(wanted)
         try:
             with ExitStack() as entered:
@@ -323,24 +332,25 @@ class _Worker:
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            self._shrink(num_captures, size * longest, error)
+            self._shrink(widths, size * longest, error)
         else:
             for rows in found:
                 refuse_non_finite(rows, wanted.names, self.in_hand)
             return Computed(found, [])
         if size > 1:
             return self._halves(wanted)
-        if num_captures > 1 and not self._compute(replace(wanted, captures=wanted.captures[:1])).too_large:
+        if len(widths) > 1 and not self._compute(replace(wanted, captures=wanted.captures[:1])).too_large:
             raise _audit_does_not_fit(self.spec)
         return Computed([_zero_rows(capture) for capture in wanted.captures], [0])
 
-    def _shrink(self, num_captures: int, tokens: int, error: BaseException) -> None:
+    def _shrink(self, widths: tuple[int, ...], tokens: int, error: BaseException) -> None:
         if self.world.sharded and self.world.size > 1:
             fix = f"set extraction.tokensPerBatch under {tokens}: ranks that share the weights cannot go on alone"
+            fix += "; or set audit: {examples: 0}, whose rows come out of this pass" if len(widths) > 1 else ""
             raise TryAgain(f"out of memory in a pass of {tokens} tokens", where="extract", fix=fix) from error
-        if num_captures not in self.tokens_that_fit:
+        if widths not in self.tokens_that_fit:
             event("memory", tokens=tokens, note="out of memory: passes of this size are halved from here on")
-        self.tokens_that_fit[num_captures] = max(1, tokens // 2)
+        self.tokens_that_fit[widths] = max(1, tokens // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -42,7 +42,7 @@ class Pass:
     Attributes:
         captures: one for each form of rows that is wanted.
         names: example ids, for messages.
-        factors: sums to add to, of the first capture's projections.
+        factors: sums to add to, of one capture alone.
         num_new: examples that this pass finishes; of a pair only the wanted response counts.
     """
 
@@ -138,14 +138,14 @@ class TargetUnit:
     """The rows of a unit of pairs: ḡ(y⁺) − ḡ(y⁻), unfolded float32, with the NLL of both sides.
 
     Attributes:
-        rows_ND: rows by capture.
+        rows_of_captures: [N, D] each.
         columns: what stands beside them, the same for each capture.
     """
 
     unit: Unit
     source: str
     contents: list[examples.Content]
-    rows_ND: list[NDArray[np.float32]]
+    rows_of_captures: list[NDArray[np.float32]]
     columns: Arrays
 
     @staticmethod
@@ -155,8 +155,8 @@ class TargetUnit:
         needs_rejected = spec.scoring.weighting == "preference"
         contents = [examples.target_content(row, needs_rejected=needs_rejected) for row in unit_rows]
         ids = [examples.example_id(content) for content in contents]
-        rows_ND = [np.zeros((len(contents), capture.width), np.float32) for capture in captures]
-        return TargetUnit(unit, source, contents, rows_ND, {"ids": shards.id_bytes(ids)})
+        rows = [np.zeros((len(contents), capture.width), np.float32) for capture in captures]
+        return TargetUnit(unit, source, contents, rows, {"ids": shards.id_bytes(ids)})
 
     def passes(self, captures: Sequence[GradientCapture], tokenizer: PreTrainedTokenizerBase, spec: RunSpec) -> Passes:
         """Both responses of all pairs: the more texts to choose from, the more alike the lengths of a micro-batch."""
@@ -166,14 +166,14 @@ class TargetUnit:
         for texts in _micro_batches(
             encoded, [text for text, example in enumerate(encoded) if example is not None], spec
         ):
-            batch, places = [_given(encoded[text]) for text in texts], [text % num for text in texts]
-            names = [ids[place] for place in places]
+            batch = [_given(encoded[text]) for text in texts]
+            names = [f"{ids[text % num]} ({SIDES[text // num]})" for text in texts]
             computed = yield Pass(captures, batch, names, True, None, sum(text < num for text in texts))
             for position in computed.too_large:
                 side, num_tokens = SIDES[texts[position] // num], len(batch[position].ids)
                 what = f"its {side} response of {num_tokens} tokens does not fit into memory alone"
-                raise self._unusable(places[position], what, TargetTooLarge)
-            for rows_ND, found in zip(self.rows_ND, computed.rows, strict=True):
+                raise self._unusable(texts[position] % num, what, TargetTooLarge)
+            for rows_ND, found in zip(self.rows_of_captures, computed.rows, strict=True):
                 for text, row_D in zip(texts, found.rows_BD.float().cpu().numpy(), strict=True):
                     rows_ND[text % num] += row_D if text < num else -row_D
             columns.fill(texts, computed.rows[0])
@@ -181,14 +181,14 @@ class TargetUnit:
             self.columns |= {f"{side}_nll": columns.nll_N[part], f"{side}_tokens": columns.tokens_N[part]}
 
     def arrays(self, capture: int) -> Arrays:
-        return {"rows": self.rows_ND[capture], **self.columns}
+        return {"rows": self.rows_of_captures[capture], **self.columns}
 
     def sums(self, capture: int) -> Arrays:
         """What the audit keeps in place of the rows: Σ w_q row_q of the unit for each weighting of scoring, float32 [D] each.
 
         w is π_q (equation 2, from these NLLs; 0 where there is no rejected response) or 1.
         """
-        beside = self.columns
+        beside, rows_ND = self.columns, self.rows_of_captures[capture]
         chosen, rejected = (beside[f"{side}_nll"] / np.maximum(beside[f"{side}_tokens"], 1) for side in SIDES)
         preference_N = np.exp(-np.logaddexp(0, chosen - rejected))
         weights = {
@@ -197,8 +197,8 @@ class TargetUnit:
         }
         arrays = dict(beside)
         for name, weight_N in weights.items():
-            total_D = np.zeros(self.rows_ND[capture].shape[1])
-            for weight, row_D in zip(weight_N.tolist(), self.rows_ND[capture], strict=True):
+            total_D = np.zeros(rows_ND.shape[1])
+            for weight, row_D in zip(weight_N.tolist(), rows_ND, strict=True):
                 total_D += weight * row_D
             arrays[name] = total_D.astype(np.float32)
         return arrays

@@ -11,6 +11,9 @@ from prism_job.progress import event
 from prism_job.storage import shards
 from prism_job.storage.objects import Store
 
+Shard = tuple[str, shards.Kind, Arrays, dict[str, Any]]
+"""Its extractor, its kind, its arrays and notes."""
+
 
 class Uploads:
     """Puts shards on another thread while the next unit is computed. One unit waits at most: memory stays bounded."""
@@ -31,21 +34,18 @@ class Uploads:
         finally:
             self.thread.shutdown(wait=True)
 
-    def put(
-        self, extractor: str, unit: Block, shards_of_unit: list[tuple[shards.Kind, Arrays, dict[str, Any]]]
-    ) -> None:
+    def put(self, unit: Block, shards_of_unit: list[Shard]) -> None:
         self._wait()
-        self.waiting = self.thread.submit(self._write, extractor, unit, shards_of_unit)
+        self.waiting = self.thread.submit(self._write, unit, shards_of_unit)
 
     def _wait(self) -> None:
         waiting, self.waiting = self.waiting, None
         if waiting is not None:
             waiting.result()
 
-    def _write(
-        self, extractor: str, unit: Block, shards_of_unit: list[tuple[shards.Kind, Arrays, dict[str, Any]]]
-    ) -> None:
-        for kind, arrays, notes in shards_of_unit:
+    def _write(self, unit: Block, shards_of_unit: list[Shard]) -> None:
+        for extractor, kind, arrays, notes in shards_of_unit:
             num_bytes = shards.write_shard(self.store, extractor, kind, unit.id, arrays, notes)
             event("shard", kind=kind, extractor=extractor, unit=unit.id, rows=unit.num_rows, bytes=num_bytes)
-        self.num_written += 1
+        # As the plan counts: a unit of each extractor.
+        self.num_written += len({extractor for extractor, *_ in shards_of_unit})

@@ -253,9 +253,9 @@ def _binned(scores: Column, edges: Float64, among_N: NDArray[np.bool_]) -> list[
 def _audit(figures: dict[str, Any]) -> str:
     said = audit.sentence(figures)
     told = [
-        f"{figures['usable']:,} candidates, drawn by their ids, and the targets were extracted again with other random "
-        f"projections of {figures['dim']} dims a side, which took {percent(figures['token_share'], 1)} of the response "
-        "tokens of this run."
+        f"{figures['usable']:,} candidates, drawn by their ids, were extracted again with other random projections of "
+        f"{figures['dim']} dims a side, {percent(figures['token_share'], 1)} of the response tokens of this run; the "
+        "targets' rows of that form came out of their own passes."
     ]
     if figures["spearman_between"] is not None:
         rho, share = f"{figures['spearman_between']:.3f}", percent(figures["overlap_between"], 1)

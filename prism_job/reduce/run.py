@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prism_job import memory, projection
+from prism_job import projection
 from prism_job.errors import RequestError
 from prism_job.plan import Plan, audit_spec, check_bad_fraction, read_plan
-from prism_job.reduce import audit, curvature, manifest
+from prism_job.reduce import audit, curvature, manifest, memory
 from prism_job.reduce.column import Column, parts
 from prism_job.reduce.evaluate import evaluate_unpublished
 from prism_job.reduce.preference import weigh_targets
@@ -98,7 +98,8 @@ def audit_ranking(
 ) -> dict[str, Any] | None:
     """The sample scored in the audit's form along a direction of its own, and how far the two rankings agree.
 
-    None where the audit is switched off. `token_share`: of all response tokens that the run asks for, those of the audit.
+    None where the audit is switched off. `token_share`: of all response tokens that the run asks for, those that the audit
+    takes through the model again: its sample's.
 
     Args:
         lam: the job's λ. The mean eigenvalue falls as the dims grow, so the same `damping` would be another λ here.
@@ -126,7 +127,7 @@ def audit_ranking(
             str(spec.selection.keep or spec.selection.drop),
             spec.scoring.curvature.kind,
         )
-    audit_tokens = int(tokens_N.sum(dtype=np.int64)) + targets.num_tokens
+    audit_tokens = int(tokens_N.sum(dtype=np.int64))
     own_tokens = targets.num_tokens + sum(
         int(scored.tokens.part(part).sum(dtype=np.int64)) for part in parts(len(scored.usable_N))
     )

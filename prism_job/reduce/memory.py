@@ -1,30 +1,16 @@
-"""How a stage's allocators keep freed memory: extraction for its next pass, reduction so that its peak is what it holds.
+"""How the process's allocators keep freed memory, so that its peak is what reduction holds. Changes no number.
 
-Settings of glibc, torch and pyarrow; other C libraries lack the first, and keep their own habits. Changes no number. Not: what
-is held, or by whom.
+Settings of glibc and pyarrow; other C libraries lack the first, and keep their own habits. Not: what is held, or by whom.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 
 import pyarrow as pa
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-
-
-def keep_what_a_pass_frees() -> None:
-    """For passes on a CPU. Call it before torch's first tensor.
-
-    A pass allocates some gigabytes and frees them all. Given back, they are faulted in and zeroed again by the next pass: a
-    tenth of its time on a virtual machine (measured). Blocks of 2 MB and more come in huge pages where the kernel allows it.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own switch
-    _mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    for size in (2**25, 2**30):  # an older glibc takes the first alone
-        _mallopt(_M_MMAP_THRESHOLD, size)
 
 
 def share_one_heap() -> None:
@@ -35,7 +21,7 @@ def share_one_heap() -> None:
     """
     _mallopt(_M_ARENA_MAX, 1)
     _mallopt(_M_TRIM_THRESHOLD, 2**30)
-    _mallopt(_M_MMAP_THRESHOLD, 2**25)
+    _mallopt(_M_MMAP_THRESHOLD, 2**25)  # glibc's largest
 
 
 def give_back_what_is_freed() -> None:
