@@ -17,7 +17,7 @@ from launcher import tables
 from prism_job.extract import costs, run
 from prism_job.extract.blueprint import Blueprint, draw
 from prism_job.extract.data import Encoded, collate
-from prism_job.extract.gradients import GradientCapture
+from prism_job.extract.gradients import GradientCapture, rows_of
 from prism_job.extract.model import captured_layers, load_model
 from prism_job.extract.workload import Load, Workload
 from prism_job.spec import RunSpec, parse_spec
@@ -203,9 +203,8 @@ def test_flops_are_those_that_torch_counts(job: Job, kind: str, with_factors: bo
     capture = GradientCapture(model, captured_layers(model, ("*",)), 8, 0, None)
     texts = [Encoded(list(range(3, 43)), [False] * 30 + [True] * 10) for _ in range(5)]
     with capture, _Counting() as counter:
-        capture.rows(
-            collate(texts, capture.device), mean=False, factors=capture.new_factors() if with_factors else None
-        )
+        factors = capture.new_factors() if with_factors else None
+        rows_of([capture], collate(texts, capture.device), mean=False, factors=factors)
     load = Load(texts=5, tokens=200, padded=200, squares=5 * 40**2, supervised=50)
     drawn = draw(spec)
     told = costs.forward_flops(drawn, load) + costs.backward_flops(drawn, load)
@@ -224,7 +223,8 @@ def test_so_are_those_of_a_whole_run(job: Job, audited: int) -> None:
     with _Counting() as counter:
         code, words = job.stage("extract")
     assert code == 0, words
-    assert told["flops"]["total"] == pytest.approx(counter.flops, rel=5e-3)
+    # RoPE's angles, as above.
+    assert told["flops"]["total"] == pytest.approx(counter.flops, rel=2e-3)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -82,7 +82,7 @@ def extract(
     with capture:
         for places in batches:
             batch = collate([EXAMPLES[place] for place in places], CPU)
-            result = capture.rows(batch, mean=mean, factors=factors)
+            (result,) = rows_of([capture], batch, mean=mean, factors=factors)
             columns = (result.rows_BD, result.nll_B, result.tokens_B, result.norm_B)
             for row, place in enumerate(places):
                 found[place] = tuple(column[row] for column in columns)
@@ -182,7 +182,7 @@ def test_two_captures_of_one_pass_give_what_each_gives_alone(mean: bool) -> None
     assert passes == 1
     for capture, rows in zip(captures, found, strict=True):
         with capture:
-            wanted = capture.rows(batch, mean=mean)
+            (wanted,) = rows_of([capture], batch, mean=mean)
         for name in ("rows_BD", "nll_B", "tokens_B", "norm_B"):
             assert torch.equal(getattr(rows, name), getattr(wanted, name)), name
 
@@ -193,7 +193,7 @@ def test_the_mean_over_a_long_response_does_not_underflow_in_float16() -> None:
     rows = {}
     for mean in (False, True):
         with capture_of(model_of("llama", torch.float16), None) as capture:
-            rows[mean] = capture.rows(collate([long], CPU), mean=mean)
+            (rows[mean],) = rows_of([capture], collate([long], CPU), mean=mean)
     assert bool((deviation_B(rows[True].rows_BD * 1999, rows[False].rows_BD) < 1e-6).all())
     np.testing.assert_allclose(rows[True].norm_B * 1999, rows[False].norm_B, rtol=1e-6)
 
@@ -359,7 +359,7 @@ def test_factor_sums_of_any_split_add_up_to_the_whole(dtype: torch.dtype) -> Non
             factors = capture.new_factors()
             with capture:
                 batch = collate([EXAMPLES[place] for place in np.flatnonzero(part_of == part)], CPU)
-                capture.rows(batch, mean=False, factors=factors)
+                rows_of([capture], batch, mean=False, factors=factors)
             merged.inputs_LPP += factors.inputs_LPP
             merged.outputs_LPP += factors.outputs_LPP
             merged.num_tokens += factors.num_tokens
@@ -418,7 +418,7 @@ def test_hooks_come_off_when_a_pass_fails() -> None:
     beyond = Batch(batch.ids_BT + VOCAB, batch.real_BT, batch.supervised_BT)
     capture = capture_of(model, None)
     with pytest.raises(IndexError), capture:
-        capture.rows(beyond, mean=False)
+        rows_of([capture], beyond, mean=False)
     assert all_hooks(model) == hooks
     assert_same_rows(extract(capture, in_batches_of(7)), oracle("llama", FLOAT32, False, False), TOLERANCE[FLOAT32])
 

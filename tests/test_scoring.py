@@ -25,7 +25,7 @@ from torch import Tensor
 from prism_job import projection
 from prism_job.errors import RequestError
 from prism_job.extract.data import Encoded, collate, encode_response
-from prism_job.extract.gradients import GradientCapture
+from prism_job.extract.gradients import GradientCapture, rows_of
 from prism_job.extract.model import captured_layers
 from prism_job.reduce import kernel
 from prism_job.reduce.column import Column
@@ -102,7 +102,7 @@ def test_only_response_tokens_count_in_a_preference() -> None:
     prompt, chosen, rejected = "What is the capital of Norway? ", "Oslo, of course.", "Rome"
     sides = [encode_response(prompt, response, None, tokenizer, 200) for response in (chosen, rejected)]
     with capture:
-        rows = capture.rows(collate(sides, torch.device("cpu")), mean=True)
+        (rows,) = rows_of([capture], collate(sides, torch.device("cpu")), mean=True)
     mean_nll = (rows.nll_B / rows.tokens_B).numpy()
     found = preference(mean_nll[:1], mean_nll[1:])[0]
 
@@ -636,10 +636,10 @@ def extracted_scores(dim: int, fold_dims: int | None, *, exact: bool = False) ->
     cpu = torch.device("cpu")
     with unfolded:
         chosen, rejected = (
-            unfolded.rows(collate([pair[side] for pair in made_up_pairs()], cpu), mean=True) for side in (0, 1)
+            rows_of([unfolded], collate([pair[side] for pair in made_up_pairs()], cpu), mean=True)[0] for side in (0, 1)
         )
     with folded:
-        rows = folded.rows(collate(made_up_candidates(), cpu), mean=False)
+        (rows,) = rows_of([folded], collate(made_up_candidates(), cpu), mean=False)
     weight_Q = preference(*((side.nll_B / side.tokens_B).numpy() for side in (chosen, rejected)))
     direction = weight_Q @ (chosen.rows_BD - rejected.rows_BD).numpy() / len(weight_Q)
     if exact:

@@ -106,11 +106,8 @@ class GradientCapture:
             handle.remove()
         self.handles.clear()
 
-    def rows(self, batch: Batch, *, mean: bool, factors: FactorSums | None = None) -> Rows:
-        """`rows_of` this capture alone."""
-        return rows_of([self], batch, mean=mean, factors=factors)[0]
-
     def begin(self, batch: Batch, *, factors: bool) -> None:
+        """From here to `end` the hooks collect this micro-batch's sketches."""
         zeros = torch.zeros(batch.size, self.width, device=self.device, dtype=self.dtype)
         norm2_B = torch.zeros(batch.size, device=self.device, dtype=self.dtype)
         # Factors of their own, added at the end: a pass that fails leaves no half of itself in the sums.
