@@ -1,8 +1,8 @@
 """Extraction beside what a user would take instead, and beside the arithmetic it cannot do without.
 
 The same rows of GSM8K, the same tokens and, but for bergson, which cuts its own, the same micro-batches, each method in a
-process of its own, one after the other in every round. A round takes every fifth row (of five rounds), so all rows are seen
-once; a line is the median of the rounds. The audit is off, the curvature's factor sums are on. bergson is timed in the Python
+process of its own, one after the other in every round. A round takes all rows, of the two slowest lines a part, another in
+each round; a line is the median of the rounds. The audit is off, the curvature's factor sums are on. bergson is timed in the Python
 of a virtual environment that has it (`--bergson PYTHON`); without one its line is left out.
 
     python -m benchmarks.extraction --data FOLDER/gsm8k_train.jsonl --bergson VENV/bin/python --json extraction.json
@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -66,6 +66,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="%(default)s")
     parser.add_argument("--tokens-per-batch", type=int, default=512, help="%(default)s")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of all (%(default)s)")
     parser.add_argument("--bergson", type=Path, help="a Python that has bergson")
     parser.add_argument("--bergson-tokens", type=int, default=512, help="its own token_batch_size (%(default)s)")
     parser.add_argument("--model", default="build/model/SmolLM2-135M-Instruct.gguf", help="%(default)s")
@@ -75,7 +76,7 @@ def main() -> None:
     )  # as a child
     options = parser.parse_args()
     if options.method:
-        print(json.dumps(measure(options.method, options.model, options.data, options.tokens_per_batch)))
+        print(json.dumps(measure(options.method, options.model, options.dtype, options.data, options.tokens_per_batch)))
         return
     rows = [json.loads(line) for line in options.data.open(encoding="utf-8")][: options.rows]
     with tempfile.TemporaryDirectory() as name:
@@ -87,14 +88,14 @@ def main() -> None:
             for method, seen in found.items():
                 if method == "bergson" and not options.bergson:
                     continue
-                part = rows[number :: options.rounds]
+                part = rows[number :: options.rounds] if method in ("less", "train_kept") else rows
                 part = part[: options.less_rows] if method == "less" else part
                 seen.append(run(method, folder / f"{method}-{number}", part, model, options))
                 print(f"round {number}, {method}: {seen[-1]}", file=sys.stderr, flush=True)
     figures = as_figures({method: seen for method, seen in found.items() if seen})
     say(figures)
     if options.json:
-        options.json.write_text(json.dumps({"rows": len(rows), "rounds": options.rounds, **figures}, indent=1))
+        options.json.write_text(json.dumps({"rows": len(rows), "rounds": options.rounds, "dtype": options.dtype, **figures}, indent=1))
 
 
 def as_figures(found: dict[str, list[dict[str, float]]]) -> dict[str, float]:
@@ -136,7 +137,8 @@ def run(
     if method == "bergson":
         return run_bergson(folder, model, len(rows), options)
     command = [sys.executable, "-m", "benchmarks.extraction", "--method", method, "--data", str(folder / "rows.jsonl")]
-    command += ["--model", str(model), "--tokens-per-batch", str(options.tokens_per_batch)]
+    command += ["--model", str(model), "--dtype", options.dtype]
+    command += ["--tokens-per-batch", str(options.tokens_per_batch)]
     lines, peak_bytes = child(command, KEPT if method == "train_kept" else {})
     return {**json.loads(lines[-1]), "peak_bytes": peak_bytes}
 
@@ -147,7 +149,7 @@ def run_prism(folder: Path, model: Path, num_rows: int, options: argparse.Namesp
     document: dict[str, Any] = {
         **SELECTION,
         "spec": {
-            "model": {"uri": str(model), "dtype": "float32"},
+            "model": {"uri": str(model), "dtype": options.dtype},
             "candidates": {"uris": [str(folder / "rows.jsonl")]},
             "targets": {"uris": [str(folder / "targets.jsonl")]},
             "store": str(folder / "store"),
@@ -186,7 +188,7 @@ def run_bergson(folder: Path, model: Path, num_rows: int, options: argparse.Name
         folder / "tokens.jsonl", [dict(zip(("input_ids", "labels", "length"), one, strict=True)) for one in columns]
     )
     command = [str(options.bergson), "-c", BERGSON, "build", str(folder / "index"), "--model", str(model)]
-    command += ["--dataset", str(folder / "tokens.jsonl"), "--precision", "fp32", "--projection_dim", "16"]
+    command += ["--dataset", str(folder / "tokens.jsonl"), "--precision", {"float32": "fp32", "bfloat16": "bf16"}[options.dtype], "--projection_dim", "16"]
     command += ["--token_batch_size", str(options.bergson_tokens)]
     lines, peak_bytes = child(command)
     said = json.loads(next(line for line in lines if line.startswith('{"seconds"')))
@@ -230,7 +232,7 @@ def encoded(model: str, path: Path) -> Iterator[Any]:
 # In a process of its own: what is not PRISM's.
 
 
-def measure(method: str, model_uri: str, path: Path, tokens_per_batch: int) -> dict[str, float]:
+def measure(method: str, model_uri: str, dtype: Literal["float32", "bfloat16"], path: Path, tokens_per_batch: int) -> dict[str, float]:
     """Seconds of one pass over all rows, after one over the shortest row."""
     import torch
 
@@ -239,7 +241,7 @@ def measure(method: str, model_uri: str, path: Path, tokens_per_batch: int) -> d
     from prism_job.spec import ModelSpec
 
     cpu = torch.device("cpu")
-    model = load_model(ModelSpec(uri=model_uri, dtype="float32"), cpu).requires_grad_(method != "forward")
+    model = load_model(ModelSpec(uri=model_uri, dtype=dtype), cpu).requires_grad_(method != "forward")
     rows = list(encoded(model_uri, path))
     lengths = [len(each.ids) for each in rows]
     cuts = (

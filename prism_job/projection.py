@@ -27,7 +27,12 @@ def rademacher(seed: int, layer: str, side: str, dim_in: int, dim_out: int) -> N
     count = dim_in * dim_out
     bits = np.frombuffer(hashlib.shake_128(text.encode()).digest((count + 7) // 8), np.uint8)
     signs = np.unpackbits(bits, bitorder="little")[:count].astype(np.float32) * 2 - 1
-    return (signs / np.float32(np.sqrt(dim_out))).reshape(dim_in, dim_out)
+    return (signs * scale(dim_out)).reshape(dim_in, dim_out)
+
+
+def scale(dim_out: int) -> np.float32:
+    """1/√dim_out: `rademacher` is its signs times this."""
+    return np.float32(1) / np.float32(np.sqrt(dim_out))
 
 
 @dataclass(frozen=True)
