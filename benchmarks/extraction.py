@@ -1,9 +1,9 @@
 """Extraction beside what a user would take instead, and beside the arithmetic it cannot do without.
 
 The same rows of GSM8K, the same tokens and, but for bergson, which cuts its own, the same micro-batches, each method in a
-process of its own, one after the other in every round. A round takes all rows, of the two slowest lines a part, another in
-each round; a line is the median of the rounds. The audit is off, the curvature's factor sums are on. bergson is timed in the Python
-of a virtual environment that has it (`--bergson PYTHON`); without one its line is left out.
+process of its own, one after the other in every round. A round takes all rows; of two lines a part, another in each round.
+A line is the median of the rounds. The audit is off, the curvature's factor sums are on. bergson is timed in the Python of a
+virtual environment that has it (`--bergson PYTHON`); without one its line is left out.
 
     python -m benchmarks.extraction --data FOLDER/gsm8k_train.jsonl --bergson VENV/bin/python --json extraction.json
 """
@@ -20,10 +20,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
+Dtype = Literal["float32", "bfloat16"]
 METHODS = {
     "prism": "PRISM: p=64, 65,536 signs, factor sums, store included",
     "train": "a training step's forward and backward, weight gradients",
@@ -66,7 +67,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="%(default)s")
     parser.add_argument("--tokens-per-batch", type=int, default=512, help="%(default)s")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of all (%(default)s)")
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="float32", help="of all (%(default)s)")
     parser.add_argument("--bergson", type=Path, help="a Python that has bergson")
     parser.add_argument("--bergson-tokens", type=int, default=512, help="its own token_batch_size (%(default)s)")
     parser.add_argument("--model", default="build/model/SmolLM2-135M-Instruct.gguf", help="%(default)s")
@@ -95,7 +96,8 @@ def main() -> None:
     figures = as_figures({method: seen for method, seen in found.items() if seen})
     say(figures)
     if options.json:
-        options.json.write_text(json.dumps({"rows": len(rows), "rounds": options.rounds, "dtype": options.dtype, **figures}, indent=1))
+        setting = {"rows": len(rows), "rounds": options.rounds, "dtype": options.dtype}
+        options.json.write_text(json.dumps(setting | figures, indent=1))
 
 
 def as_figures(found: dict[str, list[dict[str, float]]]) -> dict[str, float]:
@@ -188,7 +190,8 @@ def run_bergson(folder: Path, model: Path, num_rows: int, options: argparse.Name
         folder / "tokens.jsonl", [dict(zip(("input_ids", "labels", "length"), one, strict=True)) for one in columns]
     )
     command = [str(options.bergson), "-c", BERGSON, "build", str(folder / "index"), "--model", str(model)]
-    command += ["--dataset", str(folder / "tokens.jsonl"), "--precision", {"float32": "fp32", "bfloat16": "bf16"}[options.dtype], "--projection_dim", "16"]
+    command += ["--dataset", str(folder / "tokens.jsonl"), "--projection_dim", "16"]
+    command += ["--precision", {"float32": "fp32", "bfloat16": "bf16"}[options.dtype]]
     command += ["--token_batch_size", str(options.bergson_tokens)]
     lines, peak_bytes = child(command)
     said = json.loads(next(line for line in lines if line.startswith('{"seconds"')))
@@ -232,7 +235,7 @@ def encoded(model: str, path: Path) -> Iterator[Any]:
 # In a process of its own: what is not PRISM's.
 
 
-def measure(method: str, model_uri: str, dtype: Literal["float32", "bfloat16"], path: Path, tokens_per_batch: int) -> dict[str, float]:
+def measure(method: str, model_uri: str, dtype: Dtype, path: Path, tokens_per_batch: int) -> dict[str, float]:
     """Seconds of one pass over all rows, after one over the shortest row."""
     import torch
 

@@ -1,8 +1,9 @@
 """How well stored rows keep the ranking of exact, unprojected influence scores, and what they cost in bytes.
 
 Candidates are GSM8K solutions written by language models; targets are pairs (right, wrong solution) to later questions.
-The default codec goes through the real job (plan, extract, reduce over a store on disk). The exact scores and the other
-forms of the table come from an oracle: one example at a time, plain weight gradients, no projection or an explicit one.
+The default codec goes through the real job (plan, extract, reduce over a store on disk), in float32 and in bfloat16. The
+exact scores and the other forms of the table come from an oracle in float32: one example at a time, plain weight gradients,
+no projection or an explicit one.
 
     python benchmarks/fidelity.py --data FOLDER/gsm8k_model_solutions.jsonl --examples 512 --json fidelity.json
 """
@@ -47,8 +48,9 @@ def main() -> None:
     pairs = make_pairs(rows[arguments.examples :], arguments.pairs)
 
     figures: dict[str, float] = {"examples": len(candidates), "pairs": len(pairs)}
-    with tempfile.TemporaryDirectory() as folder:
-        job_scores, job_figures = run_job(Path(folder), arguments.model, candidates, pairs)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
+        job_scores, job_figures = run_job(Path(folder), arguments.model, "float32", candidates, pairs)
+        halves_scores, halves_figures = run_job(Path(other), arguments.model, "bfloat16", candidates, pairs)
     figures |= job_figures
     started = time.monotonic()
     forms = oracle_scores(arguments.model, candidates, pairs)
@@ -56,6 +58,7 @@ def main() -> None:
 
     exact = forms.pop("exact")[1]
     table = [("the job: p=64, sign 65,536, as stored", figures["store_bytes_per_example"], job_scores)]
+    table += [("the same job in bfloat16", halves_figures["store_bytes_per_example"], halves_scores)]
     table += [(name, size, scores) for name, (size, scores) in forms.items()]
     print(f"{'store':<48}{'bytes an example':>18}{'Spearman with exact':>22}")
     for name, size, scores in table:
@@ -99,7 +102,7 @@ def turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def run_job(folder: Path, model: str, candidates: list, pairs: list) -> tuple[np.ndarray, dict[str, float]]:
+def run_job(folder: Path, model: str, dtype: str, candidates: list, pairs: list) -> tuple[np.ndarray, dict[str, float]]:
     """The three stages as users run them, plain dot products; scores in the candidates' order, and the store's size."""
     for name, rows in (("candidates", candidates), ("targets", pairs)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -108,7 +111,7 @@ def run_job(folder: Path, model: str, candidates: list, pairs: list) -> tuple[np
         "kind": "SelectionRun",
         "metadata": {"name": "fidelity"},
         "spec": {
-            "model": {"uri": str(Path(model).resolve()), "dtype": "float32"},
+            "model": {"uri": str(Path(model).resolve()), "dtype": dtype},
             "candidates": {"uris": [str(folder / "candidates.jsonl")]},
             "targets": {"uris": [str(folder / "targets.jsonl")]},
             "store": str(folder / "store"),

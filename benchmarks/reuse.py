@@ -2,7 +2,7 @@
 
 Every run is what `prism run` does: plan, extract (if anything is missing) and reduce as processes, one thread each. Candidates
 are GSM8K questions and answers, targets pairs of a right and a wrong solution. The full run is also set against what `prism
-estimate` foretold: tokens, bytes, and FLOPs, as a share of this machine's own float32 peak (one thread, a matrix product).
+estimate` foretold: tokens, bytes, and FLOPs, as a share of this machine's own peak (one thread, a matrix product).
 
     python -m benchmarks.reuse --data FOLDER --examples 2000 --json reuse.json
 """
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument(
         "--tokens-per-batch", type=int, default=512, help="padding grows with it, and a CPU gains nothing"
     )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="%(default)s")
     parser.add_argument("--no-audit", action="store_true")
     parser.add_argument("--tokens-alone", action="store_true", help="count the tokens of each part, and run nothing")
     parser.add_argument("--json", type=Path)
@@ -80,13 +81,13 @@ def main() -> None:
         if chosen.tokens_alone:
             count_tokens(parse_spec(first.read_text(), str(first)).spec)
             return
-        told, peak = stage("estimate", first)[1], matrix_peak()
+        told, peak = stage("estimate", first)[1], matrix_peak(getattr(torch, chosen.dtype))
         runs = {"full run": run(first)}
         found_bytes = sum(path.stat().st_size for path in (folder / "store").rglob("*") if path.is_file())
         runs["nothing new"] = sorted((run(first) for _ in range(3)), key=lambda ran: ran.total)[1]
         runs["new target set"] = run(document(folder, chosen, ["pool"], 1))
         runs["ten per cent new data"] = run(document(folder, chosen, ["pool", "more"], 0))
-    figures = {"examples": float(chosen.examples), "pairs": float(chosen.pairs)}
+    figures: dict[str, Any] = {"examples": chosen.examples, "pairs": chosen.pairs, "dtype": chosen.dtype}
     figures |= shares(runs, process_starts()) | foretold(told, runs["full run"], found_bytes, peak)
     if chosen.json:
         chosen.json.write_text(json.dumps(figures, indent=1))
@@ -163,7 +164,7 @@ def count_tokens(spec: RunSpec) -> None:
 
 def document(folder: Path, chosen: argparse.Namespace, files: list[str], targets: int) -> Path:
     spec: dict[str, Any] = {
-        "model": {"uri": str(folder / "model"), "dtype": "float32"},
+        "model": {"uri": str(folder / "model"), "dtype": chosen.dtype},
         "candidates": {"uris": [str(folder / f"{name}.jsonl") for name in files]},
         "targets": {"uris": [str(folder / f"targets-{targets}.jsonl")]},
         "store": str(folder / "store"),
@@ -202,10 +203,10 @@ def stage(name: str, spec: Path) -> tuple[float, dict[str, Any]]:
     return seconds, json.loads(done.stdout.splitlines()[-1])
 
 
-def matrix_peak() -> float:
-    """FLOP/s of torch.mm in float32 on one thread: the median of 9 products of 2,048 × 2,048."""
+def matrix_peak(dtype: torch.dtype) -> float:
+    """FLOP/s of torch.mm on one thread: the median of 9 products of 2,048 × 2,048."""
     torch.set_num_threads(1)
-    one, other = torch.randn(2, 2048, 2048)
+    one, other = torch.randn(2, 2048, 2048).to(dtype)
     seconds = []
     for _ in range(9):
         started = time.monotonic()

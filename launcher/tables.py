@@ -26,7 +26,7 @@ def estimate_table(facts: dict[str, Any]) -> str:
         f"tokens    {facts['tokens']:,}{about}; {facts['tokens_padded']:,} with padding; "
         f"{facts['tokens_of_audit']:,} of them for the audit",
         f"work      {flops['total']:.3g} FLOPs: forward {flops['forward']:.3g}, backward {flops['backward']:.3g}, "
-        f"projection {flops['projection']:.3g}",
+        f"projection {flops['projection']:.3g}, sketches {flops['sketches']:.3g}",
         f"store     {facts['store_bytes']:,} bytes, from an empty store: "
         + ", ".join(f"{name.replace('_', ' ')} {size_words(size)}" for name, size in facts["store"].items()),
         f"time      {facts['gpu_hours']:.3g} hours of one {facts['gpu']} at {facts['utilisation']:.0%} of its published peaks",

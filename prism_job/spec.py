@@ -59,7 +59,9 @@ class ModelSpec(Section):
         None, description="Folder or s3:// prefix of a PEFT adapter; its layers are then the trainable space."
     )
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        "bfloat16", description="Type of the weights in the forward and backward pass; projection is float32 or wider."
+        "bfloat16",
+        description="Type of the weights in the forward and backward pass. Projections are products in it where it is "
+        "bfloat16, else in float32; what is summed is float32.",
     )
     attention: Literal["sdpa", "eager"] = Field(
         "sdpa", description="Attention backend; part of the extractor digest because it changes last bits."

@@ -208,7 +208,8 @@ def test_flops_are_those_that_torch_counts(job: Job, kind: str, with_factors: bo
     load = Load(texts=5, tokens=200, padded=200, squares=5 * 40**2, supervised=50)
     drawn = draw(spec)
     told = costs.forward_flops(drawn, load) + costs.backward_flops(drawn, load)
-    told += costs.projection_flops(drawn, 8, load, load if with_factors else Load())
+    told += costs.projection_flops(drawn, 8, load)
+    told += costs.sketch_flops(drawn, 8, load, load if with_factors else Load())
     # RoPE's angles are a small product that the formula leaves out.
     assert told == pytest.approx(counter.flops, rel=2e-3)
 
@@ -310,11 +311,25 @@ def test_a_budget_is_halved_before_more_nodes_are_taken_and_never_under_the_long
     assert costs.choose_topology(drawn, spec_of(job), endless, costs.GPUS["H100"]) is None
 
 
-def test_float32_models_and_projections_run_at_the_float32_peak() -> None:
-    flops = costs.Flops(forward=1e18, backward=1e18, projection=1e17)
-    card = costs.GPUS["H100"]
-    assert costs.gpu_hours(flops, card, 2, 0.5) == pytest.approx((2e18 / 989.5e12 + 1e17 / 67e12) / 0.5 / 3600)
-    assert costs.gpu_hours(flops, card, 4, 0.5) == pytest.approx(2.1e18 / 67e12 / 0.5 / 3600)
+def test_what_runs_in_float32_is_counted_at_its_peak() -> None:
+    flops = costs.Flops(forward=1e18, backward=1e18, projection=1e17, sketches=1e16)
+    card, fast, slow = costs.GPUS["H100"], 989.5e12, 67e12
+    wanted = {
+        "bfloat16": 2.1e18 / fast + 1e16 / slow,
+        "float16": 2e18 / fast + 1.1e17 / slow,
+        "float32": 2.11e18 / slow,
+    }
+    for dtype, seconds in wanted.items():
+        assert costs.gpu_hours(flops, card, dtype, 0.5) == pytest.approx(seconds / 0.5 / 3600)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("float16", 4), ("bfloat16", 2)])
+def test_projections_of_a_bfloat16_model_are_counted_in_bfloat16(job: Job, dtype: str, size: int) -> None:
+    job.spec["model"]["dtype"] = dtype
+    job.spec["audit"] = {"examples": 0}
+    job.spec["extraction"] |= {"projection": {"dim": 64}, "codec": {"kind": "float16"}}
+    told = costs.memory_a_rank(BLUEPRINT, spec_of(job), WORK, 0, "none", 1, 4096)
+    assert (told.projections, told.captured) == (150 * 4096 * 64 * size, 4096 * 150 * 64 * size)
 
 
 def wrong_requests() -> Iterator[Any]:

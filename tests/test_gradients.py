@@ -154,6 +154,34 @@ def test_a_bfloat16_model_gives_float32_rows_near_the_oracle() -> None:
     assert bool((deviation_B(found.rows_BD, oracle("llama", torch.bfloat16, False, False).rows_BD) < 0.1).all())
 
 
+@pytest.mark.parametrize("fold_dims", [None, FOLD_DIMS], ids=["unfolded", "folded"])
+def test_products_in_bfloat16_move_a_row_by_the_rounding_of_two_projected_numbers(fold_dims: int | None) -> None:
+    model = model_of("llama", torch.bfloat16)
+    own, exact = capture_of(model, fold_dims), capture_of(model, fold_dims)
+    exact.product_dtype = torch.float32
+    exact.sides = {name: (side_a.float(), side_b.float()) for name, (side_a, side_b) in exact.sides.items()}
+    with own, exact:
+        rows, wanted = rows_of([own, exact], collate(EXAMPLES, CPU), mean=False)
+    deviation = deviation_B(rows.rows_BD, wanted.rows_BD)
+    # 2^-9 of each of the two where one token makes the row; of several tokens some cancels, in the row and in its error.
+    assert bool((deviation < 2**-7).all())
+    assert bool((deviation > 0).all()), "two ways of computing them"
+
+
+def test_projected_numbers_past_float16s_range_make_finite_rows() -> None:
+    model = build_model("llama", torch.float16, seed=1)
+    attention = model.model.layers[0].self_attn
+    attention.v_proj.weight.data.mul_(8_000)
+    attention.o_proj.weight.data.mul_(1e-6)
+    inputs: list[Tensor] = []
+    attention.o_proj.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach().float()))
+    with capture_of(model, None) as capture:
+        (rows,) = rows_of([capture], collate(EXAMPLES, CPU), mean=False)
+    signs = capture.sides["model.layers.0.self_attn.o_proj"][0]
+    assert float((inputs[0] @ signs).abs().max()) > torch.finfo(torch.float16).max
+    assert bool(rows.rows_BD.isfinite().all())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_batch_mates_change_a_low_precision_row_by_its_own_rounding_alone(dtype: torch.dtype) -> None:
     capture = capture_of(model_of("llama", dtype), None)

@@ -75,7 +75,7 @@ ESTIMATE = {
     "tokens": 18325,
     "tokens_padded": 19000,
     "tokens_of_audit": 4000,
-    "flops": {"forward": 4e12, "backward": 4e12, "projection": 1e12, "total": 9e12},
+    "flops": {"forward": 4e12, "backward": 4e12, "projection": 1e12, "sketches": 1e11, "total": 9.1e12},
     "tokens_are_exact": True,
     "store_bytes": 7,
     "store": {"rows": 7},

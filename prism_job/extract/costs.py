@@ -52,15 +52,17 @@ Offload = Literal["none", "cpu", "nvme"]
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of a load, by part. Model and backward run in the model's type, projection in float32."""
+    """FLOPs of a load, by part. The projection runs in bfloat16 where the model does, else in float32; sketches, the
+    factor sums among them, in float32."""
 
     forward: float
     backward: float
     projection: float
+    sketches: float
 
     @property
     def total(self) -> float:
-        return self.forward + self.backward + self.projection
+        return self.forward + self.backward + self.projection + self.sketches
 
 
 def forward_flops(blueprint: Blueprint, load: Load) -> float:
@@ -83,31 +85,35 @@ def backward_flops(blueprint: Blueprint, load: Load) -> float:
     )
 
 
-def projection_flops(blueprint: Blueprint, dim: int, load: Load, factor_load: Load) -> float:
-    """Over captured layers: 2 · (inputs + outputs) · P a token for both sides, 2 · P² for the sketch, and 4 · P² in
-    units that carry factors. FLOPs."""
-    both_sides = sum(inputs + outputs for inputs, outputs in blueprint.sides.values())
-    squares = len(blueprint.sides) * dim**2
-    return 2 * both_sides * dim * load.padded + 2 * squares * load.padded + 4 * squares * factor_load.tokens
+def projection_flops(blueprint: Blueprint, dim: int, load: Load) -> float:
+    """Over captured layers: 2 · (inputs + outputs) · P a token for both sides. FLOPs."""
+    return 2 * sum(inputs + outputs for inputs, outputs in blueprint.sides.values()) * dim * load.padded
+
+
+def sketch_flops(blueprint: Blueprint, dim: int, load: Load, factor_load: Load) -> float:
+    """Over captured layers: 2 · P² a token, and 4 · P² in units that carry factors. FLOPs."""
+    return len(blueprint.sides) * dim**2 * (2 * load.padded + 4 * factor_load.tokens)
 
 
 def count_flops(blueprint: Blueprint, spec: RunSpec, work: Workload) -> Flops:
     """FLOPs of the whole extraction into an empty store."""
-    dim = spec.extraction.projection.dim
+    dim, own = spec.extraction.projection.dim, work.pool.plus(work.pairs)
     return Flops(
         forward_flops(blueprint, work.load),
         backward_flops(blueprint, work.load),
-        projection_flops(blueprint, dim, work.pool.plus(work.pairs), work.factor_load)
-        + projection_flops(blueprint, 2 * dim, work.audited, work.audit_factor_load),
+        projection_flops(blueprint, dim, own) + projection_flops(blueprint, 2 * dim, work.audited),
+        sketch_flops(blueprint, dim, own, work.factor_load)
+        + sketch_flops(blueprint, 2 * dim, work.audited, work.audit_factor_load),
     )
 
 
-def gpu_hours(flops: Flops, gpu: Gpu, dtype_bytes: int, utilisation: float) -> float:
-    """Hours of one card that reaches `utilisation` of its peaks. The projection counts against the float32 peak, and so
-    does all the rest where the model is float32. Reading data, loading weights and gathering shards are not counted."""
-    peak = gpu.matrix_flops if dtype_bytes == 2 else gpu.float32_flops
-    seconds = (flops.forward + flops.backward) / peak + flops.projection / gpu.float32_flops
-    return seconds / utilisation / 3600
+def gpu_hours(flops: Flops, gpu: Gpu, dtype: str, utilisation: float) -> float:
+    """Hours of one card that reaches `utilisation` of its peaks: the float32 peak for all that runs in float32. Reading
+    data, loading weights and gathering shards are not counted, nor that products with P columns wait for memory."""
+    peak = gpu.float32_flops if dtype == "float32" else gpu.matrix_flops
+    product_peak = gpu.matrix_flops if dtype == "bfloat16" else gpu.float32_flops
+    seconds = (flops.forward + flops.backward) / peak + flops.projection / product_peak
+    return (seconds + flops.sketches / gpu.float32_flops) / utilisation / 3600
 
 
 @dataclass(frozen=True)
@@ -121,9 +127,10 @@ class Memory:
         logits: of the supervised positions, in the model's type and thrice in float32: a bound on them, their copy, its
             log-softmax (which becomes the gradient) and that gradient in the model's type.
         captured: projected inputs that wait for their gradients, for the audit's rows of a pair as well.
-        projections: the ±1 matrices and the fold's tables, those of the audit beside those of the rows.
+        projections: the ±1 matrices (2 bytes a sign for bfloat16 models, else 4) and the fold's tables, those of the audit
+            beside those of the rows.
         rows: rows of the micro-batch and one layer's sketches; the sums of factors.
-        workspace: one layer's side, in float32 for its projection, and its gradients.
+        workspace: one layer's gradients, and for float16 a side in float32 for its projection.
         buffers: what the model keeps beside its weights.
     """
 
@@ -155,6 +162,7 @@ def memory_a_rank(
 ) -> Memory:
     """Peak bytes of a rank in a world of `ranks` with micro-batches of `tokens` (or one text, if it is longer)."""
     codec, size = spec.extraction.codec, blueprint.dtype_bytes
+    product_size = 2 if spec.model.dtype == "bfloat16" else 4
     own_dim = spec.extraction.projection.dim
     dims = [own_dim, 2 * own_dim] if spec.audit.examples else [own_dim]
     dim = dims[-1]  # the audit's sketches are the larger ones; passes over pairs make both
@@ -171,10 +179,12 @@ def memory_a_rank(
         gathered=gathered,
         activations=activation_bytes(blueprint, tokens),
         logits=tokens * work.supervised_share * blueprint.vocabulary * (size + 3 * 4),
-        captured=tokens * layers * sum(dims) * 4,
-        projections=sum(sides * each * 4 + (layers * each**2 * 12 if codec.kind == "sign" else 0) for each in dims),
+        captured=tokens * layers * sum(dims) * product_size,
+        projections=sum(
+            sides * each * product_size + (layers * each**2 * 12 if codec.kind == "sign" else 0) for each in dims
+        ),
         rows=4 * (widest_row + 2 * work.largest_batch * dim**2 + 2 * layers * dim**2),
-        workspace=tokens * blueprint.widest_side * (4 + 2 * size),
+        workspace=tokens * blueprint.widest_side * (2 * size + (4 if spec.model.dtype == "float16" else 0)),
         buffers=blueprint.buffer_bytes,
         host={"none": 0.0, "cpu": share, "nvme": buffered}[offload],
         nvme=share if offload == "nvme" else 0,
