@@ -1,9 +1,9 @@
 """Extraction beside what a user would take instead, and beside the arithmetic it cannot do without.
 
 The same rows of GSM8K, the same tokens and, but for bergson, which cuts its own, the same micro-batches, each method in a
-process of its own, one after the other in every round. A round takes all rows; of two lines a part, another in each round.
-A line is the median of the rounds. The audit is off, the curvature's factor sums are on. bergson is timed in the Python of a
-virtual environment that has it (`--bergson PYTHON`); without one its line is left out.
+process of its own, one after the other in every round. A round takes all rows, of two lines a part, another in each
+round; a line is the median of the rounds. The audit is off, the curvature's factor sums are on. bergson is timed in the
+Python of a virtual environment that has it (`--bergson PYTHON`); without one its line is left out.
 
     python -m benchmarks.extraction --data FOLDER/gsm8k_train.jsonl --bergson VENV/bin/python --json extraction.json
 """

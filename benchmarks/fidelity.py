@@ -50,7 +50,7 @@ def main() -> None:
     figures: dict[str, float] = {"examples": len(candidates), "pairs": len(pairs)}
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
         job_scores, job_figures = run_job(Path(folder), arguments.model, "float32", candidates, pairs)
-        halves_scores, halves_figures = run_job(Path(other), arguments.model, "bfloat16", candidates, pairs)
+        bfloat16_scores, bfloat16_figures = run_job(Path(other), arguments.model, "bfloat16", candidates, pairs)
     figures |= job_figures
     started = time.monotonic()
     forms = oracle_scores(arguments.model, candidates, pairs)
@@ -58,7 +58,7 @@ def main() -> None:
 
     exact = forms.pop("exact")[1]
     table = [("the job: p=64, sign 65,536, as stored", figures["store_bytes_per_example"], job_scores)]
-    table += [("the same job in bfloat16", halves_figures["store_bytes_per_example"], halves_scores)]
+    table += [("the same job in bfloat16", bfloat16_figures["store_bytes_per_example"], bfloat16_scores)]
     table += [(name, size, scores) for name, (size, scores) in forms.items()]
     print(f"{'store':<48}{'bytes an example':>18}{'Spearman with exact':>22}")
     for name, size, scores in table:

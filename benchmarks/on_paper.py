@@ -68,7 +68,7 @@ def main() -> None:
         if topology is None:
             print(f"{gpu}: no topology fits")
             continue
-        hours = costs.gpu_hours(flops, card, spec.model.dtype, chosen.utilisation)
+        hours = costs.gpu_hours(flops, card, spec.model, chosen.utilisation)
         moved = gather_hours(blueprint, topology, work, LINK_BYTES_A_SECOND[gpu])
         dollars = [each * (chosen.price or price) for each in (hours, hours + moved)]
         print(

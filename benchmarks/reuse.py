@@ -2,7 +2,7 @@
 
 Every run is what `prism run` does: plan, extract (if anything is missing) and reduce as processes, one thread each. Candidates
 are GSM8K questions and answers, targets pairs of a right and a wrong solution. The full run is also set against what `prism
-estimate` foretold: tokens, bytes, and FLOPs, as a share of this machine's own peak (one thread, a matrix product).
+estimate` foretold: tokens, bytes, and FLOPs, as a share of this machine's own peak (one thread, torch.mm in that type).
 
     python -m benchmarks.reuse --data FOLDER --examples 2000 --json reuse.json
 """

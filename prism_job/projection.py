@@ -18,7 +18,12 @@ VERSION = "prism-projection/1"
 
 
 def rademacher(seed: int, layer: str, side: str, dim_in: int, dim_out: int) -> NDArray[np.float32]:
-    """Dense ±1/√dim_out matrix [dim_in, dim_out]; E[P Pᵀ] = I, so inner products are unbiased (Achlioptas 2003).
+    """Dense ±1/√dim_out matrix [dim_in, dim_out]; E[P Pᵀ] = I, so inner products are unbiased (Achlioptas 2003)."""
+    return signs(seed, layer, side, dim_in, dim_out) * scale(dim_out)
+
+
+def signs(seed: int, layer: str, side: str, dim_in: int, dim_out: int) -> NDArray[np.float32]:
+    """±1 [dim_in, dim_out]: `rademacher` without its scale.
 
     Args:
         side: "a" for a layer's input, "b" for the gradient of its output.
@@ -26,12 +31,11 @@ def rademacher(seed: int, layer: str, side: str, dim_in: int, dim_out: int) -> N
     text = f"{VERSION}|{seed}|{layer}|{side}|{dim_in}x{dim_out}"
     count = dim_in * dim_out
     bits = np.frombuffer(hashlib.shake_128(text.encode()).digest((count + 7) // 8), np.uint8)
-    signs = np.unpackbits(bits, bitorder="little")[:count].astype(np.float32) * 2 - 1
-    return (signs * scale(dim_out)).reshape(dim_in, dim_out)
+    return (np.unpackbits(bits, bitorder="little")[:count].astype(np.float32) * 2 - 1).reshape(dim_in, dim_out)
 
 
 def scale(dim_out: int) -> np.float32:
-    """1/√dim_out: `rademacher` is its signs times this."""
+    """1/√dim_out."""
     return np.float32(1) / np.float32(np.sqrt(dim_out))
 
 

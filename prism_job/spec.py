@@ -60,12 +60,17 @@ class ModelSpec(Section):
     )
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16",
-        description="Type of the weights in the forward and backward pass. Projections are products in it where it is "
-        "bfloat16, else in float32; what is summed is float32.",
+        description="Type of the weights in the forward and backward pass. In bfloat16 projected inputs and gradients are "
+        "rounded to it as well, else they are float32; sketches and sums are float32.",
     )
     attention: Literal["sdpa", "eager"] = Field(
         "sdpa", description="Attention backend; part of the extractor digest because it changes last bits."
     )
+
+    @property
+    def product_dtype(self) -> Literal["bfloat16", "float32"]:
+        """Type in which layers' inputs and output gradients are multiplied by the projections' signs."""
+        return "bfloat16" if self.dtype == "bfloat16" else "float32"
 
 
 class CandidatesSpec(Section):

@@ -20,7 +20,7 @@ from prism_job.extract.data import Encoded, collate
 from prism_job.extract.gradients import GradientCapture, rows_of
 from prism_job.extract.model import captured_layers, load_model
 from prism_job.extract.workload import Load, Workload
-from prism_job.spec import RunSpec, parse_spec
+from prism_job.spec import ModelSpec, RunSpec, parse_spec
 from tests.conftest import Job, candidate, pair, turn, write_jsonl
 from tests.models import build_tokenizer, save_tiny_adapter, save_tiny_model
 
@@ -320,16 +320,23 @@ def test_what_runs_in_float32_is_counted_at_its_peak() -> None:
         "float32": 2.11e18 / slow,
     }
     for dtype, seconds in wanted.items():
-        assert costs.gpu_hours(flops, card, dtype, 0.5) == pytest.approx(seconds / 0.5 / 3600)
+        model = ModelSpec.model_validate({"uri": "/model", "dtype": dtype})
+        assert costs.gpu_hours(flops, card, model, 0.5) == pytest.approx(seconds / 0.5 / 3600)
 
 
-@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("float16", 4), ("bfloat16", 2)])
-def test_projections_of_a_bfloat16_model_are_counted_in_bfloat16(job: Job, dtype: str, size: int) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "size", "gradients", "copied"), [("float32", 4, 8, 0), ("float16", 4, 4, 4), ("bfloat16", 2, 4, 0)]
+)
+def test_projections_of_a_bfloat16_model_are_counted_in_bfloat16(
+    job: Job, dtype: str, size: int, gradients: int, copied: int
+) -> None:
     job.spec["model"]["dtype"] = dtype
     job.spec["audit"] = {"examples": 0}
     job.spec["extraction"] |= {"projection": {"dim": 64}, "codec": {"kind": "float16"}}
-    told = costs.memory_a_rank(BLUEPRINT, spec_of(job), WORK, 0, "none", 1, 4096)
+    drawn = replace(BLUEPRINT, dtype_bytes=gradients // 2)
+    told = costs.memory_a_rank(drawn, spec_of(job), WORK, 0, "none", 1, 4096)
     assert (told.projections, told.captured) == (150 * 4096 * 64 * size, 4096 * 150 * 64 * size)
+    assert told.workspace == 4096 * (8192 * (gradients + copied) + 24 * 64)
 
 
 def wrong_requests() -> Iterator[Any]:

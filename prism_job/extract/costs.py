@@ -12,7 +12,7 @@ from typing import Literal
 from prism_job.extract.blueprint import Blueprint
 from prism_job.extract.workload import Load, Workload
 from prism_job.plan import PAIRS_PER_UNIT
-from prism_job.spec import RunSpec
+from prism_job.spec import ModelSpec, RunSpec
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,12 @@ def count_flops(blueprint: Blueprint, spec: RunSpec, work: Workload) -> Flops:
     )
 
 
-def gpu_hours(flops: Flops, gpu: Gpu, dtype: str, utilisation: float) -> float:
+def gpu_hours(flops: Flops, gpu: Gpu, model: ModelSpec, utilisation: float) -> float:
     """Hours of one card that reaches `utilisation` of its peaks: the float32 peak for all that runs in float32. Reading
     data, loading weights and gathering shards are not counted, nor that products with P columns wait for memory."""
-    peak = gpu.float32_flops if dtype == "float32" else gpu.matrix_flops
-    product_peak = gpu.matrix_flops if dtype == "bfloat16" else gpu.float32_flops
+    peak, product_peak = (
+        gpu.float32_flops if dtype == "float32" else gpu.matrix_flops for dtype in (model.dtype, model.product_dtype)
+    )
     seconds = (flops.forward + flops.backward) / peak + flops.projection / product_peak
     return (seconds + flops.sketches / gpu.float32_flops) / utilisation / 3600
 
@@ -130,7 +131,8 @@ class Memory:
         projections: the ±1 matrices (2 bytes a sign for bfloat16 models, else 4) and the fold's tables, those of the audit
             beside those of the rows.
         rows: rows of the micro-batch and one layer's sketches; the sums of factors.
-        workspace: one layer's gradients, and for float16 a side in float32 for its projection.
+        workspace: one layer's gradients, for float16 a side in float32 for its projection, and the projected numbers of both
+            sides as they are converted, scaled and gathered for the factors.
         buffers: what the model keeps beside its weights.
     """
 
@@ -162,7 +164,7 @@ def memory_a_rank(
 ) -> Memory:
     """Peak bytes of a rank in a world of `ranks` with micro-batches of `tokens` (or one text, if it is longer)."""
     codec, size = spec.extraction.codec, blueprint.dtype_bytes
-    product_size = 2 if spec.model.dtype == "bfloat16" else 4
+    product_size = 4 if spec.model.product_dtype == "float32" else 2
     own_dim = spec.extraction.projection.dim
     dims = [own_dim, 2 * own_dim] if spec.audit.examples else [own_dim]
     dim = dims[-1]  # the audit's sketches are the larger ones; passes over pairs make both
@@ -184,7 +186,8 @@ def memory_a_rank(
             sides * each * product_size + (layers * each**2 * 12 if codec.kind == "sign" else 0) for each in dims
         ),
         rows=4 * (widest_row + 2 * work.largest_batch * dim**2 + 2 * layers * dim**2),
-        workspace=tokens * blueprint.widest_side * (2 * size + (4 if spec.model.dtype == "float16" else 0)),
+        workspace=tokens
+        * (blueprint.widest_side * (2 * size + (4 if spec.model.dtype == "float16" else 0)) + 24 * dim),
         buffers=blueprint.buffer_bytes,
         host={"none": 0.0, "cpu": share, "nvme": buffered}[offload],
         nvme=share if offload == "nvme" else 0,

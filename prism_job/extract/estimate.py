@@ -49,7 +49,7 @@ def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sa
     given = spec.cluster.gpus_per_node if spec.cluster and spec.cluster.gpus_per_node else costs.GPUS_PER_NODE
     topology = costs.choose_topology(blueprint, spec, work, card, given)
     groups = spec.cluster.groups if spec.cluster else 1
-    hours = costs.gpu_hours(flops, card, spec.model.dtype, utilisation)
+    hours = costs.gpu_hours(flops, card, spec.model, utilisation)
     return {
         "run": run.metadata.name,
         "model": spec.model.uri,

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -84,10 +83,7 @@ class GradientCapture:
         self.scale = float(projection.scale(dim))
         self.width = fold_dims or len(layers.modules) * dim * dim
         # Sketches and sums are float32 whatever the model's type, and float64 for a float64 model (the tests' oracle).
-        given = next(model.parameters()).dtype
-        self.dtype = torch.float64 if given == torch.float64 else torch.float32
-        # bfloat16 is multiplied by signs, which it holds exactly, at its own rate; float16 has too small a range for the sums.
-        self.product_dtype = given if given == torch.bfloat16 else self.dtype
+        self.dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
         self.sides = {name: self._projections(name, module, seed) for name, module in layers.modules.items()}
         self.folds = {name: self._fold(name, seed, fold_dims) for name in layers.modules} if fold_dims else None
         self.handles: list[Any] = []
@@ -151,11 +147,11 @@ class GradientCapture:
             state = self.now
             if state is None:
                 return
-            a_BTP = _by_example(inputs[0].detach(), state.batch, name).to(self.product_dtype) @ side_a
+            a_BTP = _by_example(inputs[0].detach(), state.batch, name).to(side_a.dtype) @ side_a
             state.calls[name] += 1
 
             def backward(gradient: Tensor) -> None:
-                b_BTP = _by_example(gradient, state.batch, name).to(self.product_dtype) @ side_b
+                b_BTP = _by_example(gradient, state.batch, name).to(side_b.dtype) @ side_b
                 self._add_sketch(state, position, name, a_BTP, b_BTP)
 
             output.register_hook(backward)
@@ -186,11 +182,15 @@ class GradientCapture:
             state.rows_BD.index_add_(1, bucket_M, sketch_BM * sign_M)
 
     def _projections(self, name: str, module: nn.Module, seed: int) -> tuple[Tensor, Tensor]:
-        """The signs of both sides' matrices; their scale comes into the sketch."""
-        inputs, outputs = layer_dims(module)
-        side_a = projection.rademacher(seed, name, "a", inputs, self.dim)
-        side_b = projection.rademacher(seed, name, "b", outputs, self.dim)
-        return self._tensor(np.sign(side_a), self.product_dtype), self._tensor(np.sign(side_b), self.product_dtype)
+        """The signs of both sides' matrices; their scale comes into the sketch.
+
+        bfloat16 holds them exactly and is multiplied at its own rate. float16 has too small a range for such sums.
+        """
+        (inputs, outputs), given = layer_dims(module), cast(Tensor, module.weight).dtype
+        dtype = given if given == torch.bfloat16 else self.dtype
+        side_a = projection.signs(seed, name, "a", inputs, self.dim)
+        side_b = projection.signs(seed, name, "b", outputs, self.dim)
+        return self._tensor(side_a, dtype), self._tensor(side_b, dtype)
 
     def _fold(self, name: str, seed: int, fold_dims: int) -> tuple[Tensor, Tensor]:
         table = projection.fold_table(seed, name, self.dim, fold_dims)
