@@ -633,6 +633,7 @@ def extracted_scores(dim: int, fold_dims: int | None, *, exact: bool = False) ->
             for name, sides in folded.sides.items()
         }
         unfolded.sides = folded.sides = eye  # type: ignore[assignment]
+        unfolded.scale = folded.scale = 1.0
     cpu = torch.device("cpu")
     with unfolded:
         chosen, rejected = (

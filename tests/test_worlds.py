@@ -106,8 +106,11 @@ def single(job: Job) -> Any:
     return stored(alone)
 
 
-@pytest.mark.parametrize(("stage", "ranks"), [(0, 2), (3, 2), (3, 4)])
-def test_a_world_writes_the_shards_of_a_single_process(uneven: Job, stage: int, ranks: int) -> None:
+@pytest.mark.parametrize(
+    ("stage", "ranks", "dtype"), [(0, 2, "float32"), (3, 2, "float32"), (3, 4, "float32"), (3, 2, "bfloat16")]
+)
+def test_a_world_writes_the_shards_of_a_single_process(uneven: Job, stage: int, ranks: int, dtype: str) -> None:
+    uneven.spec["model"]["dtype"] = dtype
     wanted = single(uneven)
     uneven.spec["extraction"]["deepspeed"] = {"stage": stage}
     uneven.plan()
