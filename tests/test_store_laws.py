@@ -451,6 +451,20 @@ def test_another_format_projection_or_date_is_another_extractor(
     assert after["extractor"] != before["extractor"]
 
 
+def test_bfloat16_rows_of_products_in_float32_are_of_another_extractor(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they were once computed; float32 rows kept their numbers, and their extractor."""
+    found = {}
+    for dtype in ("bfloat16", "float32"):
+        job.spec["model"]["dtype"] = dtype
+        found[dtype] = job.plan()["extractor"]
+    monkeypatch.setattr("prism_job.spec.ModelSpec.product_dtype", "float32")
+    for dtype in ("bfloat16", "float32"):
+        job.spec["model"]["dtype"] = dtype
+        assert (job.plan()["extractor"] == found[dtype]) == (dtype == "float32")
+
+
 def test_a_second_extraction_of_one_plan_writes_nothing(job: Job) -> None:
     job.plan()
     code, words = job.stage("extract")
