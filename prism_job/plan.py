@@ -262,6 +262,7 @@ def extractor_parts(spec: RunSpec) -> dict[str, Any]:
         "model": weights.identify(spec.model.uri, spec.model.revision),
         "adapter": weights.identify(spec.model.adapter, is_adapter=True) if spec.model.adapter else None,
         "dtype": spec.model.dtype,
+        # Told of bfloat16 alone: float32 rows kept their numbers, and stores of them their digest.
         **({"products": spec.model.product_dtype} if spec.model.product_dtype != "float32" else {}),
         "attention": spec.model.attention,
         "loss_on": "assistant",
