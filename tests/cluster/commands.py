@@ -65,3 +65,9 @@ def ask(port: int, path: str) -> str:
     """What an operator's own server answers."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as answer:
         return str(answer.read().decode())
+
+
+def need_real(rig: Rig, reason: str) -> None:
+    """Skip a test of what the fake control plane has not: `reason` says what."""
+    if not rig.is_real:
+        pytest.skip(f"the fake control plane has {reason}")
