@@ -11,7 +11,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import prism_job.__main__ as worker
@@ -510,6 +510,7 @@ RUNS = st.lists(st.sampled_from(PARTS), min_size=1, max_size=6).map("-".join).fi
         max_size=30,
     )
 )
+@settings(deadline=None)
 @example([("x", "extract", 0, 0, 0), ("x-extract-0", "plan", 0, 0, 0), ("x-extract", "extract", 0, 0, 0)])
 @example([("a", "extract", 0, 0, 0), ("a-0", "extract", 0, 0, 0), ("a-0-0", "plan", 0, 0, 0)])
 def test_no_two_runs_of_a_namespace_share_the_name_of_an_object(places: list[tuple[Any, ...]]) -> None:
