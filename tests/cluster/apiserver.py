@@ -69,6 +69,10 @@ REASONS = {
 }
 
 
+class NoSuchPath(Exception):
+    """Nothing is served there: 404 in plain text. Of a group that is served, an unknown resource is a 404 in JSON."""
+
+
 class ApiError(Exception):
     """An answer that is no success. `status` is the body that says so."""
 
@@ -140,6 +144,8 @@ class Request:
     body: Any = None
     content_type: str = ""
     accept: str = ""
+    unserved: Attempt | None = None
+    """What is asked of a group that nobody serves."""
 
     @property
     def plural(self) -> str:
@@ -621,6 +627,9 @@ class ApiServer:
         self.logs = PodLogs(log_folder or Path("/nonexistent"))
         self.faults, self.requests = Faults(), Requests()
         self.bookmark_seconds = 10.0
+        self.start_seconds = 1.0
+        """For so long after an outage all but the administrator are refused: a real server took a second to read its roles."""
+        self.started = float("-inf")
         self._watch_age = 0
         self.store = Store()
         self.ended = threading.Event()
@@ -716,8 +725,13 @@ class ApiServer:
         try:
             yield
         finally:
+            self.started = time.monotonic()
             self._http = _HttpServer(("127.0.0.1", port), self)
             self._http.start()
+
+    @property
+    def is_starting(self) -> bool:
+        return time.monotonic() < self.started + self.start_seconds
 
     def _own(self, verb: str, resource: Resource, namespace: str, name: str, body: Object) -> Request:
         method = {"create": "POST", "update": "PUT", "delete": "DELETE"}[verb]
@@ -1593,6 +1607,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._with_weather(request, api.faults.draw(request))
         except ApiError as err:
             self._fail(err)
+        except NoSuchPath:
+            self._send_bytes(404, b"404 page not found\n", "text/plain; charset=utf-8")
         except OSError:
             raise
         except Exception as err:
@@ -1638,8 +1654,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         resource = self.server.api.find(group, version, rest[0])
         name, subresource = (*rest[1:3], "", "")[:2]
         known = resource and ({"status"} if resource.has_status else set()) | set(resource.subresources)
-        if not resource or (subresource and subresource not in known):
-            raise ApiError(404, "the server could not find the requested resource")
         watching = query.get("watch") in ("true", "1")
         verbs = {
             "POST": "create",
@@ -1648,6 +1662,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "DELETE": "delete" if name else "deletecollection",
         }
         verb = verbs.get(self.command) or ("watch" if watching else "get" if name else "list")
+        if not any((one.group, one.version) == (group, version) for one in self.server.api.resources()):
+            return replace(request, unserved=Attempt(verb, group, rest[0], namespace, name))
+        if not resource or (subresource and subresource not in known):
+            raise ApiError(404, "the server could not find the requested resource")
         return replace(request, verb=verb, resource=resource, namespace=namespace, name=name, subresource=subresource)
 
     def _with_weather(self, request: Request, action: Action) -> None:
@@ -1680,6 +1698,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         user = user_of(self.headers.get("Authorization"))
         if user is None:
             raise ApiError(401, "Unauthorized")
+        if api.is_starting and request.user_agent.startswith("prism"):
+            self._refuse_while_starting(user, request)
+        if request.unserved is not None and not allowed(user, request.unserved, api.lister):
+            raise ApiError(403, refusal(user, request.unserved))  # judged before anybody looks whether it is there
         if request.resource is None:
             return self._answer_path(request)
         self._authorise(user, request)
@@ -1714,6 +1736,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if "as=Table" in request.accept and request.verb == "get":
             answer = self._table(request, [answer], {"resourceVersion": answer["metadata"]["resourceVersion"]})
         return self._send(code, answer, warnings)
+
+    def _refuse_while_starting(self, user: User, request: Request) -> None:
+        """As a server does that has not read its roles yet: each client that is not the rig's own."""
+        resource, unread = request.resource, 'RBAC: clusterrole.rbac.authorization.k8s.io "prism-operator" not found'
+        if resource is None:
+            raise ApiError(403, f'forbidden: User "{user.name}" cannot get path "{request.path}"')
+        attempt = Attempt(request.verb, resource.group, request.plural, request.namespace, request.name)
+        raise ApiError(403, f"{refusal(user, attempt)}: {unread}", details=_about(resource, request.name))
 
     def _authorise(self, user: User, request: Request) -> None:
         api, resource = self.server.api, request.resource
@@ -1751,7 +1781,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 (group for group in openapi.api_groups(resources)["groups"] if group["name"] == match[1]), None
             )
         if answer is None:
-            raise ApiError(404, "the server could not find the requested resource")
+            raise NoSuchPath
         return self._send(200, answer)
 
     def _set_faults(self, request: Request) -> None:
