@@ -40,6 +40,7 @@ import yaml
 from tests.cluster import openapi, podsecurity
 from tests.cluster.authorization import Attempt, User, allowed, refusal, review, user_of
 from tests.cluster.openapi import Cause, Resource
+from tests.cluster.podlogs import PodLogs
 
 Object = dict[str, Any]
 Place = tuple[str, str, str, str]
@@ -623,7 +624,7 @@ class ApiServer:
     """Serves from `with` to its end. `log_folder` is where a kubelet writes what pods/log shows."""
 
     def __init__(self, *, log_folder: Path | None = None, port: int = 0) -> None:
-        self.log_folder = log_folder
+        self.logs = PodLogs(log_folder or Path("/nonexistent"))
         self.faults, self.requests = Faults(), Requests()
         self.bookmark_seconds = 10.0
         self.start_seconds = 1.0
@@ -632,7 +633,6 @@ class ApiServer:
         self._watch_age = 0
         self.store = Store()
         self.ended = threading.Event()
-        self._log_times: dict[Path, list[datetime]] = {}
         self._http = _HttpServer(("127.0.0.1", port), self)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         self._resources: dict[tuple[str, str, str], Resource] = {
@@ -1313,15 +1313,8 @@ class ApiServer:
             why = state.get("waiting", {}).get("reason") or "ContainerCreating"
             raise ApiError(400, f'container "{name}" in pod "{request.name}" is waiting to start: {why}')
         uid = pod["metadata"]["uid"]
-        place = (self.log_folder or Path("/nonexistent")) / request.namespace / f"{request.name}.{uid}" / f"{name}.log"
-        return _follow(self, place, request, uid, alive)
-
-    def times_of(self, place: Path, num_lines: int) -> list[datetime]:
-        """When each line of a log was first read by anybody: a line has the same time whenever it is asked for."""
-        with self.store.lock:
-            times = self._log_times.setdefault(place, [])
-            times += [datetime.now(UTC)] * (num_lines - len(times))
-            return times
+        path = self.logs.path(request.namespace, request.name, uid, name)
+        return self.logs.follow(path, query, lambda: self.ended_pod(request.namespace, request.name, uid), alive)
 
     def ended_pod(self, namespace: str, name: str, uid: str) -> bool:
         """Whether this very pod is terminal or gone."""
@@ -1535,42 +1528,6 @@ def _with_condition(status: Object, condition: Object) -> Object:
 
 def _instances(definition: Object) -> tuple[str, str]:
     return definition["spec"]["group"], definition["spec"]["names"]["plural"]
-
-
-def _follow(server: ApiServer, place: Path, request: Request, uid: str, alive: Callable[[], bool]) -> Iterator[bytes]:
-    """Whole lines; the last one as it is, where it has no end. A line keeps the time at which it was first read."""
-    query, sent, number, position = request.query, 0, 0, 0
-    limit = int(query.get("limitBytes") or 2**62)
-    since = datetime.fromisoformat(query["sinceTime"]) if query.get("sinceTime") else None
-    tail = query.get("tailLines")
-    while True:
-        ended = server.ended_pod(request.namespace, request.name, uid)
-        text = b""
-        if place.exists():
-            with place.open("rb") as file:
-                file.seek(position)
-                text = file.read()
-        following = query.get("follow") in ("true", "1") and sent < limit
-        if following and not ended:
-            text = text[: text.rfind(b"\n") + 1]
-        position += len(text)
-        lines = list(enumerate(text.splitlines(keepends=True), number))
-        number += len(lines)
-        times = server.times_of(place, number)
-        if tail is not None:
-            lines, tail = lines[len(lines) - min(int(tail), len(lines)) :], None
-        if since is not None:
-            lines = [(line, words) for line, words in lines if times[line] >= since]
-        stamps = query.get("timestamps") in ("true", "1")
-        out = b"".join(
-            (f"{times[line]:%Y-%m-%dT%H:%M:%S.%f}000Z ".encode() if stamps else b"") + it for line, it in lines
-        )
-        yield out[: limit - sent]
-        sent += len(out)
-        if not following or sent >= limit or not alive() or (ended and not text):
-            return
-        if not text:
-            time.sleep(0.05)
 
 
 # HTTP
