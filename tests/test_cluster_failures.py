@@ -106,9 +106,7 @@ def test_an_operator_that_is_frozen_is_followed_and_leaves_when_it_wakes(cluster
 
 
 def test_an_outage_of_the_api_server_ends_no_run_and_none_of_the_commands_that_wait(cluster: Rig) -> None:
-    """Two runs: one of the operator's, and one that a driver would drive alone."""
-    ours = cluster.write(cluster.document("outlived"))
-    assert prism(cluster, "submit", str(ours)).returncode == 0
+    assert prism(cluster, "submit", str(cluster.write(cluster.document("outlived")))).returncode == 0
     with (
         running(cluster, "operator", "--port", "0") as operator,
         running(cluster, "wait", "outlived") as waiting,
