@@ -122,7 +122,8 @@ def test_an_outage_of_the_api_server_ends_no_run_and_none_of_the_commands_that_w
         for process in (waiting, watching, following):
             _, err = process.communicate(timeout=60)
             assert process.returncode == 0, (process.args, err)
-        assert operator.poll() is None
+        operator.terminate()  # it gives its lease back
+        assert operator.wait(timeout=30) == 0
 
 
 def test_a_submit_that_waits_outlives_an_outage_and_is_continued_by_the_next_when_it_is_killed(bare: Rig) -> None:
