@@ -25,7 +25,7 @@ from launcher.failures import (
     is_seen_evicted,
     is_suspended,
     is_there,
-    why_not_heard_of,
+    lost_pod_message,
     why_not_running,
 )
 from launcher.resource import (
@@ -100,7 +100,7 @@ class Attempts:
             return _failed(entry, STARTUP_TIMEOUT, f"its Job was refused for {wait_seconds} s: {refusal.message}")
         return entry
 
-    def stop_uncounted(self, entry: StageStatus, *, has_succeeded: bool) -> StageStatus:
+    def stop_group(self, entry: StageStatus, *, has_succeeded: bool) -> StageStatus:
         """Once extraction is over, the groups still at it are stopped: that counts against none, and none begins again.
 
         Args:
@@ -212,7 +212,7 @@ class Attempts:
         note = self.seen.notes.get(job["metadata"]["name"], "")
         pending = [pod for pod in pods if pod.get("status", {}).get("phase", "Pending") == "Pending"]
         if len(pending) < len(pods):
-            _, why = why_not_running(job, pending, note, self.cluster) if pending else ("", why_not_heard_of(pods))
+            _, why = why_not_running(job, pending, note, self.cluster) if pending else ("", lost_pod_message(pods))
             return entry.model_copy(update={"state": "Running", "message": sentence(why), "reason": ""}), False
         state, why = why_not_running(job, pods, note, self.cluster)
         entry = entry.model_copy(update={"state": state, "message": sentence(why), "reason": ""})

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.outage import Outage
 from launcher.resource import GROUP, KIND, MANAGER, PLURAL, VERSION
 
 Object = dict[str, Any]
@@ -56,13 +57,8 @@ REQUEST_SECONDS = 30.0
 QUIET_WATCH_SECONDS = 150.0
 """A server sends a bookmark each minute: a watch that is silent for so long has nobody at its other end."""
 
-SETTLE_SECONDS = 30.0
-"""For so long after a failed request a refusal is taken for a transient one: an API server that has just started answers 403
-to everybody until it has read its roles, which takes it a second or two (KUBERNETES.md)."""
-
-NO_DISCOVERY = "forbidden: User "
-"""How the refusal of a path begins that is no resource. We ask for the version and for what is served alone, which everybody
-may see who has logged in: a server that refuses even that has just started."""
+CONNECT_SECONDS = 5.0
+"""An address that does not take a connection for so long is not reached."""
 
 LONGEST_RETRY_SECONDS = 5.0
 """A request that failed is made again after a pause that doubles each time, up to this one."""
@@ -70,8 +66,15 @@ LONGEST_RETRY_SECONDS = 5.0
 OUTAGE_FAILURES = 3
 """Failures in a row, one or two seconds, that are worth a line: one broken connection is not."""
 
+STARTING_TRIES = 6
+"""Of a request that is refused as by a server that has just started, about seven seconds: one that is refused so for longer
+has no right."""
+
 RELOAD_SECONDS = 10.0
 """Credentials that are refused are read again, but no more often than this."""
+
+UNKNOWN_GROUP = "404 page not found"
+"""All that a server says of a group that it does not serve."""
 
 LONGEST_MESSAGE = 500
 """A refused pod template is answered by a dump of all of it."""
@@ -80,6 +83,11 @@ LONGEST_LINE = 2**20
 """Bytes of a log's line that are read: one without an end would fill the memory."""
 
 CUT = "… (the rest of this line is left out)"
+
+PERMANENT = re.compile("field not declared in schema|failed calling webhook")
+"""Answers of 500 that another try does not change."""
+
+IMMUTABLE_UID = "metadata.uid: Invalid value"
 
 MAX_WARNINGS = 100
 
@@ -125,6 +133,10 @@ class Unavailable(ClusterError):
     """No answer, or one that says: later."""
 
 
+class Starting(Unavailable):
+    """A refusal that may be that of a server which has just started."""
+
+
 @dataclass(frozen=True)
 class _Access:
     """Server, credentials and connections, as they were read together."""
@@ -132,20 +144,6 @@ class _Access:
     configuration: Any
     pool: Any
     namespace: str
-
-
-@dataclass
-class _LastFailure:
-    """When a request last failed, or a watch broke off."""
-
-    time: float = float("-inf")
-
-    def note(self) -> None:
-        self.time = time.monotonic()
-
-    @property
-    def is_recent(self) -> bool:
-        return time.monotonic() < self.time + SETTLE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -163,13 +161,19 @@ class Cluster:
         context: of the kubeconfig; none: its current one, or the pod's own service account.
         tries: how often a request is made that meets a transient error. A reconcile loop retries by itself, and takes 1.
         on_outage: called once a request that goes on failing, with a line that says what is waited for.
+        timeout_seconds: after so long in all no request is made again.
 
     Raises:
         Refused: no kubeconfig and not in a pod, or one that cannot be read.
     """
 
     def __init__(
-        self, context: str | None = None, *, tries: int = 1, on_outage: Callable[[str], None] = lambda _: None
+        self,
+        context: str | None = None,
+        *,
+        tries: int = 1,
+        on_outage: Callable[[str], None] = lambda _: None,
+        timeout_seconds: float | None = None,
     ) -> None:
         from prism_job import __version__
 
@@ -182,7 +186,8 @@ class Cluster:
         """The newest that the server sent, each once."""
         self.num_requests = self.num_errors = 0
         self._reading, self._was_read = threading.Lock(), time.monotonic() - RELOAD_SECONDS
-        self._last_failure = _LastFailure()
+        self._outage = Outage()
+        self._deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
 
     def within(self, seconds: float) -> Cluster:
         """The same server, by requests that fail unless they are answered so soon; counted apart."""
@@ -197,7 +202,7 @@ class Cluster:
         return other
 
     def get(self, kind: str, namespace: str, name: str) -> Object:
-        return self._json("GET", _path(kind, namespace, name))
+        return self._json("GET", self._path(kind, namespace, name))
 
     def find(self, kind: str, namespace: str, name: str) -> Object | None:
         """None where there is no such object, or no such kind."""
@@ -223,9 +228,7 @@ class Cluster:
         """
         items: list[Object] = []
         query = {"limit": "500", "labelSelector": labels, "fieldSelector": fields}
-        path = _path(kind, namespace)
-        if "{version}" in path:
-            path = path.replace("{version}", self.preferred_version(path.split("/")[2]))
+        path = self._path(kind, namespace)
         while True:
             answer = self._json("GET", path, query=query)
             # Items of a list carry no kind of their own.
@@ -253,16 +256,16 @@ class Cluster:
             "fieldSelector": fields,
         }
         quiet_seconds, began = min(QUIET_WATCH_SECONDS, seconds + REQUEST_SECONDS), time.monotonic()
-        for line in self._lines(_path(kind, namespace), query, quiet_seconds, may_be_quiet=True):
+        for line in self._lines(self._path(kind, namespace), query, quiet_seconds, may_be_quiet=True):
             try:
                 event = _loads(line)
             except ValueError:
                 raise Unavailable("a watch was cut off", where=kind, fix="watch again") from None
             if event["type"] == "ERROR":
-                self._refuse(int(event["object"].get("code", 500)), event["object"], _path(kind, namespace))
+                self._refuse(int(event["object"].get("code", 500)), event["object"], self._path(kind, namespace))
             yield event["type"], {"kind": kind, **event["object"]}
         if time.monotonic() < began + seconds - 1:  # a server that goes away ends its watches first
-            self._last_failure.note()
+            self._outage.note_failure()
 
     def apply(self, wanted: Object, *, dry_run: bool = False, force: bool = True) -> Object:
         """Server-side apply under our one field manager; the object as it is then.
@@ -272,22 +275,24 @@ class Cluster:
         """
         metadata = wanted["metadata"]
         query = {"fieldManager": MANAGER, "force": str(force).lower(), **({"dryRun": "All"} if dry_run else {})}
-        path = _path(wanted["kind"], metadata.get("namespace"), metadata["name"])
+        path = self._path(wanted["kind"], metadata.get("namespace"), metadata["name"])
         return self._json("PATCH", path, query=query, body=wanted, content_type="application/apply-patch+yaml")
 
     def create(self, wanted: Object, *, dry_run: bool = False) -> Object:
         """Make an object that must not be there yet; unknown fields are refused. Raises Conflict where it is there."""
         query = {"fieldManager": MANAGER, "fieldValidation": "Strict", **({"dryRun": "All"} if dry_run else {})}
-        return self._json("POST", _path(wanted["kind"], wanted["metadata"].get("namespace")), query=query, body=wanted)
+        return self._json(
+            "POST", self._path(wanted["kind"], wanted["metadata"].get("namespace")), query=query, body=wanted
+        )
 
     def replace(self, changed: Object) -> Object:
         """Put an object in place of the version that it was read at. Raises Conflict where that is not the newest."""
         metadata = changed["metadata"]
-        return self._json("PUT", _path(changed["kind"], metadata.get("namespace"), metadata["name"]), body=changed)
+        return self._json("PUT", self._path(changed["kind"], metadata.get("namespace"), metadata["name"]), body=changed)
 
     def patch(self, kind: str, namespace: str, name: str, change: Object, *, subresource: str = "") -> Object:
         """JSON merge patch. A resourceVersion within `change.metadata` makes it refuse a newer object (Conflict)."""
-        path = _path(kind, namespace, name) + (f"/{subresource}" if subresource else "")
+        path = self._path(kind, namespace, name) + (f"/{subresource}" if subresource else "")
         query = {"fieldManager": MANAGER}
         return self._json("PATCH", path, query=query, body=change, content_type="application/merge-patch+json")
 
@@ -296,7 +301,7 @@ class Cluster:
         # Without a policy the pods of a Job would be left running.
         body = {"propagationPolicy": "Background", **({"preconditions": {"uid": uid}} if uid else {})}
         with contextlib.suppress(NotFound, Conflict):
-            self._json("DELETE", _path(kind, namespace, name), body=body)
+            self._json("DELETE", self._path(kind, namespace, name), body=body)
 
     def log_lines(
         self,
@@ -329,12 +334,13 @@ class Cluster:
             **({"tailLines": str(tail)} if tail is not None else {}),
         }
         seconds = quiet_seconds if follow else REQUEST_SECONDS
-        yield from self._lines(f"{_path('Pod', namespace, pod)}/log", query, seconds, opened, longest=LONGEST_LINE)
+        yield from self._lines(f"{self._path('Pod', namespace, pod)}/log", query, seconds, opened, longest=LONGEST_LINE)
 
     def may(self, verb: str, group: str, resource: str, namespace: str | None, subresource: str = "") -> bool:
         """Whether we are allowed to (SelfSubjectAccessReview, which needs no right of its own).
 
-        Shortly after an outage a no may be that of a server which has not read its roles yet: it is asked again.
+        Shortly after an outage a no may be that of a server which has not read its roles yet: it is asked again, for a few
+        seconds.
         """
         attributes = {"verb": verb, "group": group, "resource": resource, "subresource": subresource}
         if namespace:
@@ -345,12 +351,12 @@ class Cluster:
             "metadata": {},
             "spec": {"resourceAttributes": attributes},
         }
-        path = _path("SelfSubjectAccessReview", None)
+        path = self._path("SelfSubjectAccessReview", None)
         while True:
             is_allowed = bool(self._json("POST", path, body=review)["status"]["allowed"])
-            if is_allowed or not self._last_failure.is_recent:
+            if is_allowed or not self._outage.is_settling:
                 return is_allowed
-            time.sleep(1.0)
+            time.sleep(0.5)
 
     def serves_selection_runs(self) -> bool:
         """Whether the custom resource is installed. Asked by discovery, which everybody may."""
@@ -370,6 +376,12 @@ class Cluster:
     def close(self) -> None:
         self.access.pool.clear()
 
+    def _path(self, kind: str, namespace: str | None, name: str = "") -> str:
+        """Raises NotFound where the version of a group has to be asked for, and nobody serves it."""
+        prefix, _ = PATHS[kind]
+        version = self.preferred_version(prefix.split("/")[2]) if "{version}" in prefix else ""
+        return _path(kind, namespace, name, version)
+
     def _json(
         self,
         method: str,
@@ -384,7 +396,8 @@ class Cluster:
                 response = self._send(method, path, query or {}, body, content_type, self.seconds)
                 answer = self._read(response, path)
             except Unavailable as error:
-                if attempt + 1 == self.tries:
+                tries = min(self.tries, STARTING_TRIES) if isinstance(error, Starting) else self.tries
+                if attempt + 1 >= tries or (self._deadline is not None and time.monotonic() >= self._deadline):
                     raise
                 if attempt + 1 == OUTAGE_FAILURES:
                     self.on_outage(f"waiting for the API server: {error.what}")
@@ -401,23 +414,23 @@ class Cluster:
                 data = response.read()
             answer = _parse(data, response, path)
         except Unavailable:
-            self._last_failure.note()
+            self._outage.note_failure()
             raise
         if response.status >= 300:
             self.num_errors += 1
             self._refuse(response.status, answer, path)
+        self._outage.note_answer()
         return answer
 
     def _refuse(self, code: int, answer: Object, path: str) -> None:
         """Raise what a Status object, or an HTTP status without one, means."""
         error = _error_of(code, answer, path)
-        if code == 403 and error.what.startswith(NO_DISCOVERY):
-            self._last_failure.note()
-        if code in (401, 403) and self._last_failure.is_recent:
+        if self._outage.explains(code, error.what):
             what = f"refused, as by a server that has just started: {error.what}"
-            raise Unavailable(what, where=path, fix=error.fix, code=code, reason=error.reason)
-        if isinstance(error, Unavailable):
-            self._last_failure.note()
+            raise Starting(what, where=path, fix=error.fix, code=code, reason=error.reason)
+        # A kubelet that does not answer for a pod's log says nothing of the API server.
+        if isinstance(error, Unavailable) and code >= 500 and not path.endswith("/log"):
+            self._outage.note_failure()
         raise error
 
     def _lines(
@@ -465,7 +478,8 @@ class Cluster:
             if num_bytes and not is_cut:
                 yield b"".join(parts).decode(errors="replace")
         except Unavailable:
-            self._last_failure.note()
+            if not path.endswith("/log"):  # a log that is silent for long is opened anew
+                self._outage.note_failure()
             raise
         finally:
             response.response.close()
@@ -497,13 +511,13 @@ class Cluster:
                 # Asked for each time: a token may have been renewed on disk, or by the kubeconfig's own command.
                 if token := access.configuration.auth_settings().get("BearerToken"):
                     headers[token["key"]] = token["value"]
-                timeout = _timeout((self.seconds, seconds))
+                timeout = _timeout((min(self.seconds, CONNECT_SECONDS), seconds))
                 try:
                     response = access.pool.request(
                         method, url, body=text, headers=headers, timeout=timeout, preload_content=False
                     )
                 except Exception:
-                    self._last_failure.note()
+                    self._outage.note_failure()
                     raise
             if response.status != 401 or is_second or not self._log_in_again(access):
                 break
@@ -598,8 +612,9 @@ def _load(configuration: Any, context: str | None, file: str | None) -> str:
         raise Refused(f"no cluster to talk to: {error}", where="kubeconfig", fix=fix) from error
 
 
-def _path(kind: str, namespace: str | None, name: str = "") -> str:
+def _path(kind: str, namespace: str | None, name: str = "", version: str = "") -> str:
     prefix, plural = PATHS[kind]
+    prefix = prefix.replace("{version}", version)
     place = f"/namespaces/{_quoted(namespace)}" if namespace and kind not in CLUSTER_WIDE else ""
     return f"{prefix}{place}/{plural}{f'/{_quoted(name)}' if name else ''}"
 
@@ -612,11 +627,12 @@ def _quoted(name: str) -> str:
 def _parse(data: bytes, response: _Response, path: str) -> Object:
     """An answer in JSON; of an error in another form, its first line. An unknown group is answered in plain text."""
     content_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
-    if not content_type.endswith("json"):
-        if response.status < 300 and data:
-            fix = "check the server's address in the kubeconfig; a proxy may answer in its place"
-            raise Unavailable(f"this is no answer of a Kubernetes API: {content_type}", where=path, fix=fix)
+    if content_type and not content_type.endswith("json"):
         lines = data.decode(errors="replace").strip().splitlines() if content_type == "text/plain" else []
+        if (response.status < 300 and data) or (response.status == 404 and lines != [UNKNOWN_GROUP]):
+            fix = "check the server's address in the kubeconfig; a proxy may answer in its place"
+            what = f"this is no answer of a Kubernetes API: HTTP {response.status}, {content_type}"
+            raise Unavailable(what, where=path, fix=fix)
         return {"message": lines[0]} if lines else {}
     try:
         answer = _loads(data.decode() or "{}")
@@ -663,6 +679,9 @@ def _translated(path: str) -> Iterator[None]:
     except ConfigException as error:
         what = f"the credentials cannot be read: {error}"[:LONGEST_MESSAGE]
         raise Unavailable(what, where=path, fix="log in again") from error
+    except urllib3.exceptions.SSLError as error:
+        what = f"the API server's certificate is not trusted: {error}"[:LONGEST_MESSAGE]
+        raise Refused(what, where=path, fix="check server and certificate-authority in the kubeconfig") from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
         fix = "check that the API server is up and reachable from here"
         what = f"no answer from the API server: {_reason(error)}"[:LONGEST_MESSAGE]
@@ -694,8 +713,11 @@ def _error_of(code: int, answer: Object, path: str) -> ClusterError:
             f"the API server does not serve this kind: {said}",
             (NotFound, "install it: kubectl apply -k k8s/"),
         )
+    if code == 422 and IMMUTABLE_UID in said:  # an apply onto another object that has taken the place
+        kinds[422] = (Conflict, "read it again")
     # An apply with a field that the schema lacks is answered 500, for ever.
-    permanent = (400 <= code < 500 and code not in (408, 429)) or "field not declared in schema" in said
+    # So is a webhook that does not answer, which somebody has to see to.
+    permanent = (400 <= code < 500 and code not in (408, 429)) or bool(PERMANENT.search(said))
     fixes = {401: "log in again", 403: "ask for the right to do this"}
     refused = (Refused, fixes.get(code, "correct what it names"))
     family, fix = kinds.get(code, refused if permanent else (Unavailable, "try again later"))

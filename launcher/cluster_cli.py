@@ -105,7 +105,7 @@ def submit(
     with exit_codes(output):
         from launcher import submit as remote
 
-        cluster = _cluster(context, waits=wait)
+        cluster = _cluster(context, waits=wait, timeout=timeout)
         document = remote.read_document(read_text(file), file.name, namespace)
         place, name = document.namespace or cluster.namespace, document.run.metadata.name
         if not wait and remote.record_kind(cluster) == "ConfigMap":
@@ -197,7 +197,7 @@ def wait(
     with exit_codes(output):
         from launcher import submit as remote
 
-        cluster = _cluster(context, waits=True)
+        cluster = _cluster(context, waits=True, timeout=timeout)
         record = remote.get_record(cluster, namespace or cluster.namespace, name)
         _exit_as_it_ended(cluster, record, timeout, output)
 
@@ -243,7 +243,7 @@ def logs(
             follow=follow,
             tail=tail,
             timestamps=timestamps,
-            is_over=lambda: remote.is_over(cluster, record),
+            is_over=lambda: remote.is_over(cluster.without_retries(), record),
             on_outage=_say,
         )
 
@@ -269,7 +269,7 @@ def cancel(
         ended = _ended(cluster, record, timeout_seconds=60)
         if ended is None:
             where = f"{record.namespace}/{name}"
-            fail(NOT_FOUND, output, "asked for; its record was removed before it was seen to end", where, "none needed")
+            fail(NOT_FOUND, output, "its record was removed before it was seen to end", where, "see: prism list")
         if not ended.status.is_terminal:
             fail(NOT_FINISHED, output, "asked for; nobody has ended it yet", name, f"see: prism status {name}")
         print_facts(remote.outcome(ended), output, table=f"{name}: {ended.status.phase}")
@@ -288,7 +288,7 @@ def retry(
     with exit_codes(output):
         from launcher import submit as remote
 
-        cluster = _cluster(context, waits=wait)
+        cluster = _cluster(context, waits=wait, timeout=timeout)
         record = remote.get_record(cluster, namespace or cluster.namespace, name)
         if not record.status.is_terminal:
             fix = f"`prism cancel {name}` ends it; `prism wait {name}` waits for its end"
@@ -397,11 +397,22 @@ def operator(
         sys.exit(run_operator(cluster, namespace or None, port, own))
 
 
-def _cluster(context: str | None, *, waits: bool = False) -> Cluster:
-    """Args: waits: whether the verb waits for something anyway, and so outlasts a longer outage."""
+def _cluster(context: str | None, *, waits: bool = False, timeout: float | None = None) -> Cluster:
+    """A client of the API server.
+
+    Args:
+        waits: whether the verb waits for something anyway, and so outlasts a longer outage.
+        timeout: seconds after which it would stop waiting.
+    """
+    import signal
+
     from launcher.cluster import Cluster
 
-    return Cluster(context, tries=WAITING_TRIES if waits else TRIES, on_outage=_say)
+    if waits and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        # In a pod we are process 1, which SIGTERM does not end by itself.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    tries = WAITING_TRIES if waits else TRIES
+    return Cluster(context, tries=tries, on_outage=_say, timeout_seconds=timeout if waits else None)
 
 
 def _wait_and_exit(cluster: Cluster, record: Record, timeout: float | None, output: Output, verbose: bool) -> None:

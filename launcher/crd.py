@@ -22,7 +22,7 @@ import yaml
 from pydantic import BaseModel
 
 from launcher.resource import GROUP, KIND, LONGEST_NAME, MAY_CHANGE, PLURAL, VERSION, Status
-from prism_job.cluster_spec import MAX_PODS, SECRET_NAME, SECRET_PLACE
+from prism_job.cluster_spec import MAX_PODS, NO_SECRET_NAME, SECRET_NAME
 from prism_job.spec import RunSpec, SelectionRun
 
 Schema = dict[str, Any]
@@ -259,7 +259,7 @@ def _rules() -> dict[str, list[dict[str, str]]]:
         "cluster.env[]": [
             _rule("has(self.value) != has(self.valueFrom)", "give exactly one of value, valueFrom"),
             _rule(
-                f"!has(self.value) || !self.name.matches('{SECRET_NAME}') || self.name.matches('{SECRET_PLACE}')",
+                f"!has(self.value) || !self.name.matches('{SECRET_NAME}') || self.name.matches('{NO_SECRET_NAME}')",
                 "a variable of this name is a secret: put it into a Secret and name that by valueFrom.secretKeyRef",
                 ".value",
                 "FieldValueForbidden",

@@ -157,7 +157,7 @@ class _Pass:
         failed = [group for group in groups if group.state == "Failed"]
         hopeless = [group for group in failed if group.reason in HOPELESS]
         if done or hopeless or len(failed) == len(groups):
-            groups = [self._keep(self.attempts.stop_uncounted(group, has_succeeded=bool(done))) for group in groups]
+            groups = [self._keep(self.attempts.stop_group(group, has_succeeded=bool(done))) for group in groups]
         else:
             groups = [self._keep(self.attempts.start_if_due(group)) for group in groups]
         # Groups that help each other may meet at a unit.

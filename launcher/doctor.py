@@ -47,8 +47,6 @@ RIGHTS_OF_THE_KIND = (
 RIGHTS_WITHOUT_THE_KIND = (("", "configmaps", "", "list watch delete"),)
 """A ConfigMap is the record then."""
 
-HIDDEN = "may not be looked at"
-
 SPARE = ("events", "pods/log")
 """A run gets through without: events tell why a Job has no pods, logs show bars."""
 
@@ -74,10 +72,12 @@ def examine(cluster: Cluster, namespace: str, run: SelectionRun | None, *, probe
         return [*findings, error("kind", failed.what, failed.fix)]
     findings += looked("namespace", lambda: _namespace(cluster, namespace))
     findings += looked("kind", lambda: _kind(cluster, has_kind))
-    operators = list(looked("operator", lambda: _operator(cluster, namespace, has_kind)))
-    # What may not be looked at may be there: only where it is seen that nobody leads, rights that are missing are errors.
-    may_have_operator = has_kind and any(one.level == "ok" or HIDDEN in one.detail for one in operators)
-    findings += operators
+    may_have_operator = False
+    if has_kind:
+        leases, hidden = _leases(cluster, namespace)
+        findings += _operator(leases, hidden)
+        # What may not be looked at may be there: only where it is seen that nobody leads, rights that are missing are errors.
+        may_have_operator = bool(hidden) or any(_is_alive(lease) for lease in leases)
     findings += looked("rights", lambda: _rights(cluster, namespace, has_kind, may_have_operator))
     if run is not None:
         findings += examine_run(cluster, namespace, run)
@@ -144,43 +144,47 @@ def _paths(schema: dict[str, Any], path: str) -> Iterator[str]:
         yield from _paths(schema["items"], f"{path}[]")
 
 
-def _operator(cluster: Cluster, namespace: str, has_kind: bool) -> Iterator[Finding]:
+def _operator(leases: list[dict[str, Any]], hidden: dict[str, str]) -> Iterator[Finding]:
     """Alive is whoever renewed the operator's Lease a moment ago. Our clock may differ from its: a minute is allowed."""
-    if not has_kind:
-        return
-    leases, hidden = _leases(cluster, namespace)
-    now = datetime.datetime.now(datetime.UTC)
-    fix = "see `kubectl -n prism-system get pods`; without one, `prism submit --wait` carries a run on itself"
-    if not leases:
-        what = f"no Lease {LEASE} is seen"
-        if hidden:
-            what = f"its Lease {LEASE} {HIDDEN} in {', '.join(hidden)}: whether an operator is there is not known"
-        yield warning("operator", what, fix)
+    fix = "see `kubectl -n prism-system get pods`; without one, `prism submit --wait` drives the run itself"
+    if not leases and hidden:
+        places = ", ".join(f"{place}: {why}" for place, why in hidden.items())
+        yield warning("operator", f"whether one is there is not known; its Lease {LEASE} was not read ({places})", fix)
+    elif not leases:
+        yield warning("operator", f"no Lease {LEASE} is seen", fix)
     for lease in leases:
         spec, where = lease["spec"], f"{lease['metadata']['namespace']}/{LEASE}"
         renewed = spec.get("renewTime")
         if not spec.get("holderIdentity") or not renewed:
             yield warning("operator", f"{where}: nobody leads", fix)
             continue
-        age = age_words(parse_time(renewed), now)
-        if (now - parse_time(renewed)).total_seconds() > 4 * DURATION_SECONDS:
-            yield warning("operator", f"{where}: {spec['holderIdentity']} was last heard of {age} ago", fix)
-        else:
+        age = age_words(parse_time(renewed), datetime.datetime.now(datetime.UTC))
+        if _is_alive(lease):
             yield ok("operator", f"{where}: {spec['holderIdentity']} leads, renewed {age} ago")
+        else:
+            yield warning("operator", f"{where}: {spec['holderIdentity']} was last heard of {age} ago", fix)
 
 
-def _leases(cluster: Cluster, namespace: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """(the operator's Leases, the namespaces in which we may not look for one)."""
-    try:
-        return cluster.list("Lease", None, fields=f"metadata.name={LEASE}").items, []
-    except Refused:
-        pass
-    found, hidden = [], []
+def _is_alive(lease: dict[str, Any]) -> bool:
+    spec = lease["spec"]
+    if not spec.get("holderIdentity") or not spec.get("renewTime"):
+        return False
+    age = datetime.datetime.now(datetime.UTC) - parse_time(spec["renewTime"])
+    return age.total_seconds() <= 4 * DURATION_SECONDS
+
+
+def _leases(cluster: Cluster, namespace: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """(the operator's Leases; the namespaces in which none could be looked for, and why)."""
+    with contextlib.suppress(ClusterError):
+        return cluster.list("Lease", None, fields=f"metadata.name={LEASE}").items, {}
+    found, hidden = [], {}
     for place in dict.fromkeys((SYSTEM_NAMESPACE, namespace)):
         try:
             lease = cluster.find("Lease", place, LEASE)
         except Refused:
-            hidden.append(place)
+            hidden[place] = "you may not look"
+        except ClusterError as failed:
+            hidden[place] = failed.what
         else:
             found += [lease] if lease else []
     return found, hidden

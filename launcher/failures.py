@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from launcher.actions import Refusal
-from launcher.render import CONTAINER, DAMAGED_DATA, WRONG_REQUEST
-from launcher.resource import StageState, parse_time, time_text
+from launcher.render import DAMAGED_DATA, WRONG_REQUEST
+from launcher.resource import CONTAINER, StageState, parse_time, time_text
 from prism_job.cluster_spec import ClusterSpec
 
 Object = dict[str, Any]
@@ -29,7 +29,7 @@ DENIED = re.compile('^\\S+ "[^"]*" is forbidden: |^admission webhook "[^"]*" den
 """How an admission policy, and a webhook, begin their answers."""
 
 MEANINGS = {
-    75: "try again: bad weather",
+    75: "a transient error",
     137: "killed, often out of memory",
     143: "stopped by SIGTERM",
 }
@@ -149,8 +149,11 @@ def why_not_running(job: Object, pods: Sequence[Object], note: str, cluster: Clu
     return "Pending", note or "its pods are being made"
 
 
-def why_not_heard_of(pods: Sequence[Object]) -> str:
-    """Of pods that run as far as is known: which one is being removed, or is on a node that reports nothing, and since when."""
+def lost_pod_message(pods: Sequence[Object]) -> str:
+    """Of pods that run as far as is known: which one is being removed, or not ready, and since when; empty where all are well.
+
+    Of a pod whose node stops reporting the node controller says no reason.
+    """
     for pod in pods:
         name, metadata, status = pod["metadata"]["name"], pod["metadata"], pod.get("status", {})
         if status.get("phase") in ("Succeeded", "Failed") or _terminated(pod) is not None:
@@ -163,7 +166,8 @@ def why_not_heard_of(pods: Sequence[Object]) -> str:
         for one in status.get("conditions") or ():
             if one["type"] == "Ready" and one["status"] != "True":
                 since = one.get("lastTransitionTime", "an unknown time")
-                return f"NotReady since {since}: pod {name}{node}; nothing is heard from its node"
+                why = ": ".join(filter(None, (one.get("reason"), one.get("message"))))
+                return f"NotReady since {since}: pod {name}{node}; {why or 'nothing is heard from its node'}"
     return ""
 
 

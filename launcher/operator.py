@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
 import socketserver
 import threading
 import time
-import warnings
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -43,8 +43,8 @@ def run_operator(cluster: Cluster, namespace: str | None, port: int, own_namespa
         port: of /healthz, /readyz and /metrics; 0 takes a free one.
         own_namespace: where the lease is.
     """
-    # Its log is JSON lines, whatever a library has to say.
-    warnings.showwarning = lambda message, *_, **__: say_lines(event="warning", error=str(message))
+    logging.captureWarnings(True)
+    logging.basicConfig(level=logging.WARNING, handlers=[_JsonLines()], force=True)
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}-{os.getpid()}"
     lease = Lease(cluster, own_namespace, LEASE, identity, say=say_lines)
     controller = Controller(cluster, namespace, say=say_lines, workers=WORKERS)
@@ -73,6 +73,13 @@ def run_operator(cluster: Cluster, namespace: str | None, port: int, own_namespa
         lease.release()
     say_lines(event="stopped")
     return 0
+
+
+class _JsonLines(logging.Handler):
+    """What libraries have to say, in the form of our own lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say_lines(event="log", level=record.levelname.lower(), logger=record.name, message=record.getMessage())
 
 
 class Health:

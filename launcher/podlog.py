@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from launcher.cluster import Cluster, NotFound, Refused, Unavailable
-from launcher.render import CONTAINER
-from launcher.resource import parse_time, time_text
+from launcher.resource import CONTAINER, parse_time, time_text
 
 Object = dict[str, Any]
 
@@ -60,7 +59,9 @@ class PodLog:
                 for line in self._read(follow=not was_over):
                     num_failures, pause_seconds = 0, PAUSE_SECONDS
                     yield line
-            except NotFound:
+            except NotFound as error:
+                if f'pods "{self.name}"' not in error.what:  # the pod is there, and what it ran on is not
+                    yield f"(the rest of this log cannot be read: {error.what})"
                 return
             except Refused as error:
                 if error.code != 400:

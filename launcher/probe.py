@@ -16,7 +16,7 @@ from launcher import render
 from launcher.cluster import Cluster, ClusterError, Conflict, Refused, Unavailable
 from launcher.failures import ending_of, why_not_running
 from launcher.findings import Finding, error, ok, warning
-from launcher.resource import GROUP, request_digest
+from launcher.resource import CONTAINER, GROUP, request_digest
 from prism_job.spec import SelectionRun
 
 Object = dict[str, Any]
@@ -27,8 +27,6 @@ DEADLINE_SECONDS = 300.0
 LOOK_SECONDS = 1.0
 KEPT_SECONDS = 600
 """A doctor that is killed leaves its Job; the cluster removes it so long after its end."""
-
-CONTAINER = render.CONTAINER
 
 SCRIPT = """\
 import json, sys, uuid
@@ -108,7 +106,7 @@ def probe_job(run: SelectionRun, namespace: str, deadline_seconds: float = DEADL
     pod = template["spec"]
     # The document's ConfigMap comes with the run; the claim of the weights may be another pod's.
     left_out = {"document", "models"}
-    pod["volumes"] = [one for one in pod["volumes"] if one["name"] not in left_out]
+    pod["volumes"] = [one for one in pod.get("volumes") or () if one["name"] not in left_out]
     for container in pod["containers"]:
         if container["name"] == CONTAINER:
             container |= {

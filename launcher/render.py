@@ -13,6 +13,7 @@ import yaml
 from launcher.overlay import merge
 from launcher.resource import (
     ATTEMPT,
+    CONTAINER,
     GROUP,
     GROUP_LABEL,
     ROUND,
@@ -28,7 +29,6 @@ from prism_job.spec import SelectionRun
 
 Object = dict[str, Any]
 
-CONTAINER = "worker"
 GPU = "nvidia.com/gpu"
 QUEUE = "kueue.x-k8s.io/queue-name"
 MASTER_PORT = 29500

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import datetime
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
-from launcher.overlay import refusals
+from launcher.overlay import merge, refusals
 from prism_job.errors import SpecError
 from prism_job.section import Section
 from prism_job.spec import API_VERSION, SelectionRun, check_document, digest, parse_spec, read_yaml
@@ -32,6 +32,9 @@ CANCEL = f"{GROUP}/cancel"
 
 RECORD_LABEL = f"{GROUP}/record"
 """On a ConfigMap that is a record; the one that pods read their document from has it not."""
+
+CONTAINER = "worker"
+"""Of the pods of a run."""
 
 LONGEST_NAME = 40
 """Characters of a run's name on a cluster: names of Jobs, pods and services add to it, and a host name ends at 63."""
@@ -295,7 +298,13 @@ def _for_cluster(run: SelectionRun, where: str) -> SelectionRun:
     if run.spec.cluster is None:
         wrong.append("spec.cluster is missing; it names at least the image: cluster: {image: registry/prism@sha256:…}")
     else:
-        wrong += [f"{one.where}: {one.what}; {one.fix}" for one in refusals(run.spec.cluster.pod_overlay)]
+        overlay = run.spec.cluster.pod_overlay
+        refused = [f"{one.where}: {one.what}; {one.fix}" for one in refusals(overlay)]
+        wrong += refused
+        if not refused and not _keeps_the_worker(overlay):
+            wrong.append(
+                f"spec.cluster.podOverlay leaves no container {CONTAINER} in the pod; change it, do not remove it"
+            )
     for field, uri in _addresses(run):
         if not uri.startswith(("s3://", "/")):
             wrong.append(f"{field} is '{uri}', a path of one machine; on a cluster use s3://bucket/prefix")
@@ -303,6 +312,12 @@ def _for_cluster(run: SelectionRun, where: str) -> SelectionRun:
         lines = "\n  ".join([f"{len(wrong)} thing(s) that a cluster cannot run:", *wrong])
         raise SpecError(lines, where=where, fix="correct the fields named, or run it on this machine with `prism run`")
     return run
+
+
+def _keeps_the_worker(overlay: Mapping[str, Any]) -> bool:
+    merged = merge({"metadata": {}, "spec": {"containers": [{"name": CONTAINER}]}}, overlay)
+    containers = (merged.get("spec") or {}).get("containers") or ()
+    return any(one.get("name") == CONTAINER for one in containers)
 
 
 def _addresses(run: SelectionRun) -> Iterator[tuple[str, str]]:

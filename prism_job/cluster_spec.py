@@ -16,16 +16,21 @@ DnsName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$", max_length=32)]
 """An amount as Kubernetes writes it: 500m, 8, 16Gi."""
 
-SECRET_NAME = "(?i)(SECRET|PASSWORD|PASSWD|ACCESS_KEY|PRIVATE_KEY|TOKEN($|[^A-Za-z]))"
-SECRET_PLACE = "(?i)_(FILE|PATH|URI|URL)$"
+SECRET_NAME = (
+    "(?i)(SECRET|PASSWORD|PASSWD|(ACCESS|PRIVATE|API)_?KEY|TOKEN($|[^A-Za-z])|(API|AUTH|ACCESS|HF|GH)_?TOKENS)"
+)
+NO_SECRET_NAME = (
+    "(?i)(_(FILE|PATH|URI|URL)$|^(MAX|MIN|NUM|PAD|EOS|BOS|UNK|SEP|CLS|MASK)_TOKEN(_ID|_LENGTH|_COUNT)?$"
+    "|^TOKEN_(LIMIT|LENGTH|COUNT|BUDGET)$)"
+)
 """An environment variable whose name matches the first and not the second holds a secret: its value stands in no document.
-HF_TOKEN does; MAX_NEW_TOKENS, TOKENIZERS_PARALLELISM and AWS_WEB_IDENTITY_TOKEN_FILE do not. Written without lookahead, so
-that an API server (RE2) takes the same expressions from launcher/crd.py."""
+HF_TOKEN does; MAX_NEW_TOKENS, PAD_TOKEN_ID, TOKENIZERS_PARALLELISM and AWS_WEB_IDENTITY_TOKEN_FILE do not. Written without
+lookahead, so that an API server (RE2) takes the same expressions from launcher/crd.py."""
 
 
 def is_secret_name(name: str) -> bool:
     """Whether an environment variable of this name holds a secret."""
-    return bool(re.search(SECRET_NAME, name)) and not re.search(SECRET_PLACE, name)
+    return bool(re.search(SECRET_NAME, name)) and not re.search(NO_SECRET_NAME, name)
 
 
 class SecretKeyRef(Section):

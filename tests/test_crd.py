@@ -511,7 +511,31 @@ def test_too_many_pods_are_refused() -> None:
 
 
 WORDS = ["SECRET", "TOKEN", "TOKENIZER", "TOKENIZ", "TOKENI", "PASSWORD", "PASSWD", "ACCESS_KEY", "PRIVATE_KEY", "KEY"]
-WORDS += ["_FILE", "_PATH", "_URI", "_URL", "_", "A", "HF_", "S"]
+WORDS += ["MAX_", "PAD_", "_ID", "API_KEY", "TOKENS", "_LIMIT", "_FILE", "_PATH", "_URI", "_URL", "_", "A", "HF_", "S"]
+
+
+NO_SECRETS = [
+    "MAX_NEW_TOKENS",
+    "TOKENS_PER_BATCH",
+    "TOKENIZERS_PARALLELISM",
+    "PAD_TOKEN_ID",
+    "EOS_TOKEN",
+    "TOKEN_LIMIT",
+]
+SECRETS = [
+    "HF_TOKEN",
+    "AWS_SESSION_TOKEN",
+    "TOKEN_GITHUB",
+    "API_TOKENS",
+    "WANDB_API_KEY",
+    "aws_secret_access_key",
+    "MAX_TOKEN_SECRET",
+]
+
+
+@pytest.mark.parametrize("name", [*NO_SECRETS, *SECRETS])
+def test_counts_of_tokens_are_no_secrets(name: str) -> None:
+    assert is_secret_name(name) == (name in SECRETS)
 
 
 @settings(max_examples=300, deadline=None)

@@ -677,7 +677,7 @@ ENDINGS = [
     (1, "\n", "", "restarts", "attempt 1: exit code 1: Job has reached the specified backoff limit"),
     (1, "", "", "restarts", "attempt 1: exit code 1: Job has reached the specified backoff limit"),
     (75, json.dumps({"error": "no bucket", "where": "s3", "fix": "wait"}), "", "restarts",
-     "attempt 1: exit code 75 (try again: bad weather): no bucket (s3); wait"),
+     "attempt 1: exit code 75 (a transient error): no bucket (s3); wait"),
     (137, "", "OOMKilled", "restarts", "attempt 1: exit code 137 (killed, often out of memory): out of memory (OOMKilled);"),
     (143, "stopped", "", "restarts", "attempt 1: exit code 143 (stopped by SIGTERM): stopped"),
 ]  # fmt: skip

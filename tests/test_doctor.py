@@ -184,7 +184,7 @@ def test_a_driver_of_ours_has_all_rights_and_is_told_what_it_may_not_look_at(
     findings = examine(Cluster(), "default", run_of(serviceAccount="worker"), probe=False)
     by_check = {one.check: one for one in findings}
     assert by_check["rights"].level == "ok"
-    assert "may not be looked at" in by_check["operator"].detail
+    assert "you may not look" in by_check["operator"].detail
     assert by_check["nodes"].detail.startswith("not checked: ")
     assert by_check["service account"].detail.startswith("not checked: ")
     assert "you may not make pods" in by_check["policies"].detail
@@ -209,7 +209,7 @@ def test_where_an_operator_is_alive_few_rights_are_needed(
     lease(server, 3)
     as_account(server, tmp_path, monkeypatch)
     monkeypatch.setattr(
-        "launcher.doctor._leases", lambda *_: ([server.object("leases", "prism-operator", "prism-system")], [])
+        "launcher.doctor._leases", lambda *_: ([server.object("leases", "prism-operator", "prism-system")], {})
     )
     errors = [one.detail for one in found("rights") if one.level == "error"]
     assert errors == ["you may not get, list, watch, create, patch, delete selectionruns in default"]
@@ -224,7 +224,7 @@ def test_who_may_not_look_at_the_operators_lease_is_warned_and_may_submit(
     findings = examine(Cluster(), "default", run_of(), probe=False)
     assert not [one for one in findings if one.level == "error"]
     (operator,) = [one for one in findings if one.check == "operator"]
-    assert (operator.level, "may not be looked at" in operator.detail) == ("warning", True)
+    assert (operator.level, "is not known" in operator.detail) == ("warning", True)
 
 
 def test_a_tag_instead_of_a_digest_is_warned_of(server: ApiServer) -> None:

@@ -15,8 +15,7 @@ from launcher import logs
 from launcher.cluster import CUT, Cluster, Refused
 from launcher.logs import log_lines, prefix_of
 from launcher.podlog import MAX_TRIES
-from launcher.render import CONTAINER
-from launcher.resource import ATTEMPT, GROUP_LABEL, ROUND, RUN, STAGE
+from launcher.resource import ATTEMPT, CONTAINER, GROUP_LABEL, ROUND, RUN, STAGE
 from tests.cluster.apiserver import ApiServer, Request
 
 Pod = dict[str, Any]

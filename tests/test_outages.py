@@ -21,8 +21,7 @@ import yaml
 
 from launcher.cluster import Cluster, NotFound, Refused, Unavailable
 from launcher.crd import crd
-from launcher.render import CONTAINER
-from launcher.resource import GROUP_LABEL, RUN, STAGE
+from launcher.resource import CONTAINER, GROUP_LABEL, RUN, STAGE
 from launcher.submit import find_record, has_ended, wait_until
 from tests.cluster.apiserver import ApiError, ApiServer
 from tests.cluster.rig import eventually, variables
