@@ -20,9 +20,11 @@ from launcher.failures import (
     count,
     ending_of,
     has_last_words,
+    is_denied,
     is_finished,
     is_seen_evicted,
     is_there,
+    why_not_heard_of,
     why_not_running,
 )
 from launcher.resource import (
@@ -86,19 +88,25 @@ class Attempts:
         return entry
 
     def _judge_refusal(self, entry: StageStatus) -> StageStatus:
-        """An attempt that was not made: a pod that breaks a rule never will be; a quota, or a policy, may let it pass yet."""
+        """An attempt that was not made: an object that is wrong never will be; a quota, or a policy, may let it pass yet."""
         refusal = self.seen.refused.get(self._name_of(entry))
         if refusal is None:
             return entry
-        if refusal.code in (400, 422):
+        if refusal.code in (400, 422) and not is_denied(refusal):
             return _failed(entry, INVALID_POD, f"its Job is refused: {refusal.message}")
         if self.now >= self._deadline(refusal.since):
             wait_seconds = self.cluster.startup_timeout_seconds
             return _failed(entry, STARTUP_TIMEOUT, f"its Job was refused for {wait_seconds} s: {refusal.message}")
         return entry
 
-    def spare(self, entry: StageStatus) -> StageStatus:
-        """Once extraction is over, the groups still at it are stopped: that counts against none, and none begins again."""
+    def stop_uncounted(self, entry: StageStatus, *, has_succeeded: bool) -> StageStatus:
+        """Once extraction is over, the groups still at it are stopped: that counts against none, and none begins again.
+
+        Args:
+            has_succeeded: whether a group has. Where none has, one that failed for good says why the run did.
+        """
+        if entry.state == "Failed" and not has_succeeded:
+            return entry
         before = self._written(entry)
         return before if entry.attempt != before.attempt or entry.reason.startswith("TooMany") else entry
 
@@ -203,7 +211,7 @@ class Attempts:
         note = self.seen.notes.get(job["metadata"]["name"], "")
         pending = [pod for pod in pods if pod.get("status", {}).get("phase", "Pending") == "Pending"]
         if len(pending) < len(pods):
-            _, why = why_not_running(job, pending, note, self.cluster) if pending else ("", "")
+            _, why = why_not_running(job, pending, note, self.cluster) if pending else ("", why_not_heard_of(pods))
             return entry.model_copy(update={"state": "Running", "message": sentence(why), "reason": ""}), False
         state, why = why_not_running(job, pods, note, self.cluster)
         entry = entry.model_copy(update={"state": state, "message": sentence(why), "reason": ""})

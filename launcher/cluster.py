@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 import urllib.parse
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from typing import Any
 from launcher.resource import GROUP, KIND, MANAGER, PLURAL, VERSION
 
 Object = dict[str, Any]
+
+KUEUE = "kueue.x-k8s.io"
 
 PATHS = {
     KIND: (f"/apis/{GROUP}/{VERSION}", PLURAL),
@@ -33,7 +36,7 @@ PATHS = {
     "Event": ("/api/v1", "events"),
     "Job": ("/apis/batch/v1", "jobs"),
     "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
-    "LocalQueue": ("/apis/kueue.x-k8s.io/v1beta1", "localqueues"),
+    "LocalQueue": (f"/apis/{KUEUE}/{{version}}", "localqueues"),
     "Namespace": ("/api/v1", "namespaces"),
     "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
     "Node": ("/api/v1", "nodes"),
@@ -43,7 +46,7 @@ PATHS = {
     "Service": ("/api/v1", "services"),
     "ServiceAccount": ("/api/v1", "serviceaccounts"),
 }
-"""Kind -> (path of its group and version, its name in addresses)."""
+"""Kind -> (path of its group and version, its name in addresses). `{version}`: the one that the server prefers."""
 
 CLUSTER_WIDE = ("CustomResourceDefinition", "Namespace", "Node", "SelfSubjectAccessReview")
 
@@ -52,6 +55,10 @@ REQUEST_SECONDS = 30.0
 
 QUIET_WATCH_SECONDS = 150.0
 """A server sends a bookmark each minute: a watch that is silent for so long has nobody at its other end."""
+
+SETTLE_SECONDS = 30.0
+"""For so long after a failed request a refusal is taken for a transient one: an API server that has just started answers 403
+to everybody until it has read its roles, which takes it a second or two (KUBERNETES.md)."""
 
 RELOAD_SECONDS = 10.0
 """Credentials that are refused are read again, but no more often than this."""
@@ -117,6 +124,20 @@ class _Access:
     namespace: str
 
 
+@dataclass
+class _LastFailure:
+    """When a request last failed, or a watch broke off."""
+
+    time: float = float("-inf")
+
+    def note(self) -> None:
+        self.time = time.monotonic()
+
+    @property
+    def is_recent(self) -> bool:
+        return time.monotonic() < self.time + SETTLE_SECONDS
+
+
 @dataclass(frozen=True)
 class Listing:
     """Objects, and the version from which to watch what comes after."""
@@ -130,7 +151,7 @@ class Cluster:
 
     Args:
         context: of the kubeconfig; none: its current one, or the pod's own service account.
-        tries: how often a request is made that meets bad weather. A reconcile loop has its own patience, and takes 1.
+        tries: how often a request is made that meets a transient error. A reconcile loop retries by itself, and takes 1.
 
     Raises:
         Refused: no kubeconfig and not in a pod, or one that cannot be read.
@@ -148,6 +169,7 @@ class Cluster:
         """The newest that the server sent, each once."""
         self.num_requests = self.num_errors = 0
         self._reading, self._was_read = threading.Lock(), time.monotonic() - RELOAD_SECONDS
+        self._last_failure = _LastFailure()
 
     def within(self, seconds: float) -> Cluster:
         """The same server, by requests that fail unless they are answered so soon; counted apart."""
@@ -182,8 +204,11 @@ class Cluster:
         """
         items: list[Object] = []
         query = {"limit": "500", "labelSelector": labels, "fieldSelector": fields}
+        path = _path(kind, namespace)
+        if "{version}" in path:
+            path = path.replace("{version}", self.preferred_version(path.split("/")[2]))
         while True:
-            answer = self._json("GET", _path(kind, namespace), query=query)
+            answer = self._json("GET", path, query=query)
             # Items of a list carry no kind of their own.
             items += [keep({"kind": kind, **item}) for item in answer.get("items") or []]
             version, more = answer["metadata"].get("resourceVersion", ""), answer["metadata"].get("continue")
@@ -208,15 +233,17 @@ class Cluster:
             "labelSelector": labels,
             "fieldSelector": fields,
         }
-        quiet_seconds = min(QUIET_WATCH_SECONDS, seconds + REQUEST_SECONDS)
+        quiet_seconds, began = min(QUIET_WATCH_SECONDS, seconds + REQUEST_SECONDS), time.monotonic()
         for line in self._lines(_path(kind, namespace), query, quiet_seconds, may_be_quiet=True):
             try:
                 event = _loads(line)
             except ValueError:
                 raise Unavailable("a watch was cut off", where=kind, fix="watch again") from None
             if event["type"] == "ERROR":
-                _refuse(int(event["object"].get("code", 500)), event["object"], _path(kind, namespace))
+                self._refuse(int(event["object"].get("code", 500)), event["object"], _path(kind, namespace))
             yield event["type"], {"kind": kind, **event["object"]}
+        if time.monotonic() < began + seconds - 1:  # a server that goes away ends its watches first
+            self._last_failure.note()
 
     def apply(self, wanted: Object, *, dry_run: bool = False, force: bool = True) -> Object:
         """Server-side apply under our one field manager; the object as it is then.
@@ -286,7 +313,10 @@ class Cluster:
         yield from self._lines(f"{_path('Pod', namespace, pod)}/log", query, seconds, opened, longest=LONGEST_LINE)
 
     def may(self, verb: str, group: str, resource: str, namespace: str | None, subresource: str = "") -> bool:
-        """Whether we are allowed to (SelfSubjectAccessReview, which needs no right of its own)."""
+        """Whether we are allowed to (SelfSubjectAccessReview, which needs no right of its own).
+
+        Shortly after an outage a no may be that of a server which has not read its roles yet: it is asked again.
+        """
         attributes = {"verb": verb, "group": group, "resource": resource, "subresource": subresource}
         if namespace:
             attributes["namespace"] = namespace
@@ -296,15 +326,24 @@ class Cluster:
             "metadata": {},
             "spec": {"resourceAttributes": attributes},
         }
-        return bool(self._json("POST", _path("SelfSubjectAccessReview", None), body=review)["status"]["allowed"])
+        path = _path("SelfSubjectAccessReview", None)
+        return self._settled(lambda: bool(self._json("POST", path, body=review)["status"]["allowed"]))
 
     def serves_selection_runs(self) -> bool:
         """Whether the custom resource is installed. Asked by discovery, which everybody may."""
-        try:
-            self._json("GET", f"/apis/{GROUP}/{VERSION}")
-        except NotFound:
-            return False
-        return True
+
+        def serves() -> bool:
+            try:
+                self._json("GET", f"/apis/{GROUP}/{VERSION}")
+            except NotFound:
+                return False
+            return True
+
+        return self._settled(serves)
+
+    def preferred_version(self, group: str) -> str:
+        """The version of a group that the API server prefers. Raises NotFound where it does not serve the group."""
+        return str(self._json("GET", f"/apis/{group}")["preferredVersion"]["version"])
 
     def version(self) -> str:
         return str(self._json("GET", "/version")["gitVersion"])
@@ -324,20 +363,45 @@ class Cluster:
         for attempt in range(self.tries):
             try:
                 response = self._send(method, path, query or {}, body, content_type, self.seconds)
-                with _translated(path):
-                    data = response.read()
-                answer = _parse(data, path)
+                answer = self._read(response, path)
             except Unavailable:
                 if attempt + 1 == self.tries:
                     raise
                 time.sleep(random.uniform(0.1, 0.3) * 2**attempt)
             else:
-                if response.status >= 300:
-                    self.num_errors += 1
-                    _refuse(response.status, answer, path)
                 self._note_warnings(response.headers)
                 return answer
         raise AssertionError("tries is at least 1")
+
+    def _read(self, response: _Response, path: str) -> Object:
+        """The body of an answer. Raises what a refusal, an error or an answer that breaks off means."""
+        try:
+            with _translated(path):
+                data = response.read()
+            answer = _parse(data, response, path)
+        except Unavailable:
+            self._last_failure.note()
+            raise
+        if response.status >= 300:
+            self.num_errors += 1
+            self._refuse(response.status, answer, path)
+        return answer
+
+    def _settled(self, ask: Callable[[], bool]) -> bool:
+        """An answer to a question of which a server that has just started may say no too early."""
+        while not (answer := ask()) and self._last_failure.is_recent:
+            time.sleep(1.0)
+        return answer
+
+    def _refuse(self, code: int, answer: Object, path: str) -> None:
+        """Raise what a Status object, or an HTTP status without one, means."""
+        error = _error_of(code, answer, path)
+        if code in (401, 403) and self._last_failure.is_recent:
+            what = f"refused, shortly after it gave no answer: {error.what}"
+            raise Unavailable(what, where=path, fix=error.fix, code=code, reason=error.reason)
+        if isinstance(error, Unavailable):
+            self._last_failure.note()
+        raise error
 
     def _lines(
         self,
@@ -359,10 +423,7 @@ class Cluster:
 
         response = self._send("GET", path, query, None, "application/json", seconds)
         if response.status >= 300:
-            with _translated(path):
-                data = response.read()
-            self.num_errors += 1
-            _refuse(response.status, _parse(data, path), path)
+            self._read(response, path)
         if opened:
             opened(response.response.shutdown)
         quiet: tuple[type[Exception], ...] = (urllib3.exceptions.ReadTimeoutError,) if may_be_quiet else ()
@@ -386,6 +447,9 @@ class Cluster:
                             parts, is_cut = [], True
             if num_bytes and not is_cut:
                 yield b"".join(parts).decode(errors="replace")
+        except Unavailable:
+            self._last_failure.note()
+            raise
         finally:
             response.response.close()
 
@@ -417,9 +481,13 @@ class Cluster:
                 if token := access.configuration.auth_settings().get("BearerToken"):
                     headers[token["key"]] = token["value"]
                 timeout = _timeout((self.seconds, seconds))
-                response = access.pool.request(
-                    method, url, body=text, headers=headers, timeout=timeout, preload_content=False
-                )
+                try:
+                    response = access.pool.request(
+                        method, url, body=text, headers=headers, timeout=timeout, preload_content=False
+                    )
+                except Exception:
+                    self._last_failure.note()
+                    raise
             if response.status != 401 or is_second or not self._log_in_again(access):
                 break
             response.close()
@@ -471,12 +539,15 @@ def _timeout(pair: Sequence[float | None]) -> Any:
 
 def _access(context: str | None, file: str | None) -> _Access:
     """Server and credentials as they are on disk now, or as the kubeconfig's own command gives them."""
+    import urllib3
     from kubernetes.client import configuration as settings
     from kubernetes.client import rest
 
     configuration = settings.Configuration()
     namespace = _load(configuration, context, file)
     configuration.retries = False  # our own, counted; urllib3's would not say so
+    if not configuration.verify_ssl:  # the person's own choice, in the kubeconfig; urllib3 would warn at every request
+        warnings.filterwarnings("ignore", category=urllib3.exceptions.InsecureRequestWarning)
     # Its pool knows certificates and proxies; the rest of the client changes from version to version.
     pool = rest.RESTClientObject(configuration).pool_manager
     pool.connection_pool_kw["socket_options"] = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), *KEEP_ALIVE]
@@ -521,7 +592,15 @@ def _quoted(name: str) -> str:
     return name.replace(".", "%2E") if name in (".", "..") else urllib.parse.quote(name, safe="")
 
 
-def _parse(data: bytes, path: str) -> Object:
+def _parse(data: bytes, response: _Response, path: str) -> Object:
+    """An answer in JSON; of an error in another form, its first line. An unknown group is answered in plain text."""
+    content_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
+    if not content_type.endswith("json"):
+        if response.status < 300 and data:
+            fix = "check the server's address in the kubeconfig; a proxy may answer in its place"
+            raise Unavailable(f"this is no answer of a Kubernetes API: {content_type}", where=path, fix=fix)
+        lines = data.decode(errors="replace").strip().splitlines() if content_type == "text/plain" else []
+        return {"message": lines[0]} if lines else {}
     try:
         answer = _loads(data.decode() or "{}")
     except ValueError as error:
@@ -572,21 +651,24 @@ def _translated(path: str) -> Iterator[None]:
         raise Unavailable(f"no answer from the API server: {error}"[:LONGEST_MESSAGE], where=path, fix=fix) from error
 
 
-def _refuse(code: int, answer: Object, path: str) -> None:
-    """Raise what a Status object, or an HTTP status without one, means."""
+def _error_of(code: int, answer: Object, path: str) -> ClusterError:
+    """What a Status object, or an HTTP status without one, means."""
     said = str(answer.get("message") or answer.get("reason") or f"HTTP {code}")
     said = said if len(said) <= LONGEST_MESSAGE else f"{said[:LONGEST_MESSAGE]}…"
     reason = str(answer.get("reason", ""))
-    if code == 404:
-        raise NotFound(said, where=path, fix="check name and namespace", code=code, reason=reason)
-    if code == 409:
-        raise Conflict(said, where=path, fix="read it again", code=code, reason=reason)
-    if code == 410:
-        raise Gone(said, where=path, fix="list again", code=code, reason=reason)
-    permanent = 400 <= code < 500 and code not in (408, 429)
+    kinds: dict[int, tuple[type[ClusterError], str]] = {
+        404: (NotFound, "check name and namespace"),
+        409: (Conflict, "read it again"),
+        410: (Gone, "list again"),
+    }
+    if code == 404 and not reason:  # no Status object: the whole group is unknown
+        said, kinds[404] = (
+            f"the API server does not serve this kind: {said}",
+            (NotFound, "install it: kubectl apply -k k8s/"),
+        )
     # An apply with a field that the schema lacks is answered 500, for ever.
-    if permanent or "field not declared in schema" in said:
-        fixes = {401: "log in again", 403: "ask for the right to do this"}
-        fix = fixes.get(code, "correct what it names")
-        raise Refused(said, where=path, fix=fix, code=code, reason=reason)
-    raise Unavailable(said, where=path, fix="try again later", code=code, reason=reason)
+    permanent = (400 <= code < 500 and code not in (408, 429)) or "field not declared in schema" in said
+    fixes = {401: "log in again", 403: "ask for the right to do this"}
+    refused = (Refused, fixes.get(code, "correct what it names"))
+    family, fix = kinds.get(code, refused if permanent else (Unavailable, "try again later"))
+    return family(said, where=path, fix=fix, code=code, reason=reason)

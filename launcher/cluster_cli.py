@@ -106,21 +106,21 @@ def submit(
         from launcher import submit as remote
 
         cluster = _cluster(context)
-        run, place = remote.read_document(read_text(file), file.name, namespace)
-        place = place or cluster.namespace
+        document = remote.read_document(read_text(file), file.name, namespace)
+        place, name = document.namespace or cluster.namespace, document.run.metadata.name
         if not wait and remote.record_kind(cluster) == "ConfigMap":
             fix = "add --wait, and this process carries it on; or install the operator: kubectl apply -k k8s/"
             fail(LAUNCHER_ERROR, output, "nobody would carry the run on: no SelectionRun kind here", place, fix)
-        submitted = remote.submit(cluster, run, place)
+        submitted = remote.submit(cluster, document, place)
         for warning in cluster.warnings:
             _say(f"warning: {warning}")
-        _say(f"{submitted.action}: {place}/{run.metadata.name}")
+        _say(f"{submitted.action}: {place}/{name}")
         if timeout is not None and not wait:
             _say("warning: --timeout says how long to --wait, and does nothing without it")
         if wait:
             _wait_and_exit(cluster, submitted.record, timeout, output, verbose)
-        _say(f"follow it with: prism watch {run.metadata.name} -n {place}")
-        print_facts({**remote.outcome(submitted.record), "action": submitted.action}, output, table=run.metadata.name)
+        _say(f"follow it with: prism watch {name} -n {place}")
+        print_facts({**remote.outcome(submitted.record), "action": submitted.action}, output, table=name)
 
 
 def render(
@@ -137,11 +137,11 @@ def render(
         from launcher import submit as remote
         from launcher.render import render as objects_of
 
-        run, place = remote.read_document(read_text(file), file.name, namespace)
-        objects = objects_of(run, place or "default")
+        document = remote.read_document(read_text(file), file.name, namespace)
+        objects = objects_of(document.run, document.namespace or "default")
         if dry_run is DryRun.server:
             cluster = _cluster(context)
-            objects = objects_of(run, place or cluster.namespace)
+            objects = objects_of(document.run, document.namespace or cluster.namespace)
             for one in objects:
                 cluster.apply(one, dry_run=True)
             for warning in cluster.warnings:
@@ -244,6 +244,7 @@ def logs(
             tail=tail,
             timestamps=timestamps,
             is_over=lambda: remote.is_over(cluster, record),
+            on_outage=_say,
         )
 
         def show() -> None:
@@ -266,7 +267,10 @@ def cancel(
         cluster = _cluster(context)
         record = remote.cancel(cluster, remote.get_record(cluster, namespace or cluster.namespace, name))
         ended = _ended(cluster, record, timeout_seconds=60)
-        if ended is None or not ended.status.is_terminal:
+        if ended is None:
+            where = f"{record.namespace}/{name}"
+            fail(NOT_FOUND, output, "asked for; its record was removed before it was seen to end", where, "none needed")
+        if not ended.status.is_terminal:
             fail(NOT_FINISHED, output, "asked for; nobody has ended it yet", name, f"see: prism status {name}")
         print_facts(remote.outcome(ended), output, table=f"{name}: {ended.status.phase}")
 
@@ -316,11 +320,18 @@ def schedule(
         from launcher import submit as remote
         from launcher.schedule import cron_job
 
-        text = read_text(file)
-        run, place = remote.read_document(text, file.name, namespace)
+        document = remote.read_document(read_text(file), file.name, namespace)
         cluster = _cluster(context) if apply else None
-        place = place or (cluster.namespace if cluster else "default")
-        objects = cron_job(run, text, place, cron, image=image, service_account=service_account, time_zone=time_zone)
+        place = document.namespace or (cluster.namespace if cluster else "default")
+        objects = cron_job(
+            document.run,
+            document.text,
+            place,
+            cron,
+            image=image,
+            service_account=service_account,
+            time_zone=time_zone,
+        )
         if cluster is None:
             print(yaml_documents(objects), end="")
             return
@@ -347,7 +358,8 @@ def doctor(
         from launcher.doctor import examine, findings_table
 
         cluster = _cluster(context)
-        run, place = remote.read_document(read_text(file), file.name, namespace) if file else (None, namespace)
+        document = remote.read_document(read_text(file), file.name, namespace) if file else None
+        run, place = (document.run, document.namespace) if document else (None, namespace)
         if probe and run is not None:
             _say(
                 "trying the buckets from within the cluster; its image may have to come first (--no-probe leaves it out)"
@@ -375,7 +387,7 @@ def operator(
     context: ContextOption = None,
     port: Annotated[int, typer.Option(help="Of /healthz, /readyz and /metrics.")] = 8080,
 ) -> None:
-    """Carry on every SelectionRun of the cluster, until SIGTERM. Two of them share the work: one leads, one waits."""
+    """Reconcile every SelectionRun of the cluster until SIGTERM. Of several replicas one leads, the others stand by."""
     with exit_codes(Output.table):
         from launcher.cluster import Cluster
         from launcher.operator import run_operator
@@ -439,7 +451,9 @@ def _exit_as_it_ended(cluster: Cluster, record: Record, timeout: float | None, o
             _say(" ".join(line.split()))
 
     def stay() -> Record | None:
-        return remote.wait_until(cluster, record, remote.has_ended, timeout_seconds=timeout, on_change=show)
+        return remote.wait_until(
+            cluster, record, remote.has_ended, timeout_seconds=timeout, on_change=show, on_outage=_say
+        )
 
     try:
         ended = _detaching(stay, record)
@@ -464,7 +478,7 @@ def _ended(cluster: Cluster, record: Record, timeout_seconds: float) -> Record |
         if record.is_config_map or record.status.driver == "client":
             stack.enter_context(remote.carried_on(cluster, record))
         try:
-            return remote.wait_until(cluster, record, remote.has_ended, timeout_seconds=timeout_seconds)
+            return remote.wait_until(cluster, record, remote.has_ended, timeout_seconds=timeout_seconds, on_outage=_say)
         except TimeoutError:
             return record
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from launcher.cache import Cache, Key, is_owned, is_record, kept
-from launcher.cluster import Cluster, ClusterError, Conflict, Gone, NotFound, Refused, Unavailable
+from launcher.cluster import Cluster, ClusterError, Conflict, NotFound, Refused, Unavailable
 from launcher.conditions import Transition, sentence, transitions
 from launcher.decide import Action, Apply, Create, Delete, Patience, Refusal, Seen, decide
 from launcher.resource import GROUP, KIND, MANAGER, RECORD_LABEL, RUN, Record, Status, time_text
@@ -31,6 +31,9 @@ Object = dict[str, Any]
 
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.5, 60.0
 """A pass that failed is made again after this long, doubled each time."""
+
+NOT_INSTALLED_SECONDS = 5.0
+"""A kind that is not installed is looked for this often: an operator may be there before its custom resource."""
 
 RESYNC_SECONDS = 600.0
 """Every run is looked at this often even if nothing happens: at what the watches have told. What they miss is seen where a
@@ -426,10 +429,12 @@ class Controller:
         return found
 
     def _tell(self, record: Record, transition: Transition) -> None:
-        """An Event of a name that its content gives, so that two hosts make one. Losing one costs nothing."""
+        """An Event of a transition, named by the version of the record whose status it changed: a transition that repeats
+        has another name. Losing one costs nothing.
+        """
         now = time_text(self.clock())
         about = record.object
-        named = digest([record.uid, record.status.round, transition.reason, transition.message])[:16]
+        named = digest([record.uid, record.metadata["resourceVersion"], transition.reason, transition.message])[:16]
         wanted = {
             "apiVersion": "v1",
             "kind": "Event",
@@ -460,9 +465,6 @@ class Controller:
             try:
                 self._list_and_watch(kind)
                 pause_seconds = RETRY_SECONDS
-            except Gone:
-                pause_seconds = RETRY_SECONDS
-                self.stopping.wait(random.uniform(0.05, 0.2))
             except Exception as error:  # a flaw of ours, too, must not end what all runs hear by
                 if kind in self.heard:  # it worked for a while: this is another break, not the same one still
                     self.heard.discard(kind)
@@ -470,7 +472,8 @@ class Controller:
                 said = str(error) if isinstance(error, ClusterError) else traceback.format_exc()
                 self.say(event="watch", kind=kind, error=said, seconds=round(pause_seconds, 1))
                 self.stopping.wait(pause_seconds * random.uniform(0.5, 1.0))
-                pause_seconds = min(LONGEST_RETRY_SECONDS / 2, pause_seconds * 2)
+                longest_seconds = NOT_INSTALLED_SECONDS if isinstance(error, NotFound) else LONGEST_RETRY_SECONDS / 2
+                pause_seconds = min(longest_seconds, pause_seconds * 2)
 
     def _list_and_watch(self, kind: str) -> None:
         labels, fields = self._selectors(kind)

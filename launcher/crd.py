@@ -22,7 +22,7 @@ import yaml
 from pydantic import BaseModel
 
 from launcher.resource import GROUP, KIND, LONGEST_NAME, MAY_CHANGE, PLURAL, VERSION, Status
-from prism_job.cluster_spec import MAX_PODS
+from prism_job.cluster_spec import MAX_PODS, SECRET_NAME, SECRET_PLACE
 from prism_job.spec import RunSpec, SelectionRun
 
 Schema = dict[str, Any]
@@ -192,10 +192,6 @@ def _sentence(node: Schema, written_by_us: bool) -> str:
 
 # What ties fields together
 
-
-SECRET_NAME = "(?i)(SECRET|PASSWORD|PASSWD|ACCESS_KEY|PRIVATE_KEY|TOKEN($|[^Ii]|I($|[^Zz]|Z($|[^Ee]|E($|[^Rr])))))"
-SECRET_PLACE = "(?i)_(FILE|PATH|URI|URL)$"
-"""Both are cluster_spec.CREDENTIAL, said without looking ahead: RE2 does not."""
 
 ADDRESS = "must be s3://bucket/prefix, or an absolute path that podOverlay mounts"
 

@@ -156,10 +156,10 @@ class _Pass:
         done = [group for group in groups if group.state == "Succeeded"]
         failed = [group for group in groups if group.state == "Failed"]
         hopeless = [group for group in failed if group.reason in HOPELESS]
-        is_over = bool(done or hopeless) or len(failed) == len(groups)
-        groups = [
-            self._keep(self.attempts.spare(group) if is_over else self.attempts.start_if_due(group)) for group in groups
-        ]
+        if done or hopeless or len(failed) == len(groups):
+            groups = [self._keep(self.attempts.stop_uncounted(group, has_succeeded=bool(done))) for group in groups]
+        else:
+            groups = [self._keep(self.attempts.start_if_due(group)) for group in groups]
         # Groups that help each other may meet at a unit.
         units = min(self.status.missing_units or 0, sum(group.units or 0 for group in groups))
         self._note(groups=f"{len(done)}/{len(groups)}", shards=f"{units}/{self.status.missing_units}")

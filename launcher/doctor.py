@@ -47,6 +47,8 @@ RIGHTS_OF_THE_KIND = (
 RIGHTS_WITHOUT_THE_KIND = (("", "configmaps", "", "list watch delete"),)
 """A ConfigMap is the record then."""
 
+HIDDEN = "may not be looked at"
+
 SPARE = ("events", "pods/log")
 """A run gets through without: events tell why a Job has no pods, logs show bars."""
 
@@ -73,9 +75,10 @@ def examine(cluster: Cluster, namespace: str, run: SelectionRun | None, *, probe
     findings += looked("namespace", lambda: _namespace(cluster, namespace))
     findings += looked("kind", lambda: _kind(cluster, has_kind))
     operators = list(looked("operator", lambda: _operator(cluster, namespace, has_kind)))
-    has_operator = has_kind and any(one.level == "ok" for one in operators)
+    # What may not be looked at may be there: only where it is seen that nobody leads, rights that are missing are errors.
+    may_have_operator = has_kind and any(one.level == "ok" or HIDDEN in one.detail for one in operators)
     findings += operators
-    findings += looked("rights", lambda: _rights(cluster, namespace, has_kind, has_operator))
+    findings += looked("rights", lambda: _rights(cluster, namespace, has_kind, may_have_operator))
     if run is not None:
         findings += examine_run(cluster, namespace, run)
         if probe:
@@ -149,7 +152,9 @@ def _operator(cluster: Cluster, namespace: str, has_kind: bool) -> Iterator[Find
     now = datetime.datetime.now(datetime.UTC)
     fix = "see `kubectl -n prism-system get pods`; without one, `prism submit --wait` carries a run on itself"
     if not leases:
-        what = f"no Lease {LEASE} is seen" + (f"; it may not be looked for in {', '.join(hidden)}" if hidden else "")
+        what = f"no Lease {LEASE} is seen"
+        if hidden:
+            what = f"its Lease {LEASE} {HIDDEN} in {', '.join(hidden)}: whether an operator is there is not known"
         yield warning("operator", what, fix)
     for lease in leases:
         spec, where = lease["spec"], f"{lease['metadata']['namespace']}/{LEASE}"
@@ -191,7 +196,7 @@ def missing_rights(cluster: Cluster, namespace: str, has_kind: bool) -> list[tup
     return found
 
 
-def _rights(cluster: Cluster, namespace: str, has_kind: bool, has_operator: bool) -> Iterator[Finding]:
+def _rights(cluster: Cluster, namespace: str, has_kind: bool, may_have_operator: bool) -> Iterator[Finding]:
     """One finding a resource with verbs that are missing; one alone where none are."""
     refused = missing_rights(cluster, namespace, has_kind)
     if not refused:
@@ -201,7 +206,7 @@ def _rights(cluster: Cluster, namespace: str, has_kind: bool, has_operator: bool
         what = f"you may not {', '.join(missing)} {name} in {namespace}"
         if name in SPARE:
             yield warning("rights", what, fix)
-        elif has_operator and name != PLURAL:
-            yield warning("rights", f"{what}; the operator may carry your runs on", f"none needed; else {fix}")
+        elif may_have_operator and name != PLURAL:
+            yield warning("rights", f"{what}; an operator does it for your runs", f"none needed with one; else {fix}")
         else:
             yield error("rights", what, fix)

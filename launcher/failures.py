@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from launcher.actions import Refusal
 from launcher.render import CONTAINER, DAMAGED_DATA, WRONG_REQUEST
-from launcher.resource import StageState, parse_time
+from launcher.resource import StageState, parse_time, time_text
 from prism_job.cluster_spec import ClusterSpec
 
 Object = dict[str, Any]
@@ -23,6 +24,9 @@ EXACT = 2**53
 
 ADDRESS = re.compile(r"(s3://|/)[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,2043}")
 """Of a manifest: last words are a pod's own, and people see them in their terminals."""
+
+DENIED = re.compile('^\\S+ "[^"]*" is forbidden: |^admission webhook "[^"]*" denied the request')
+"""How an admission policy, and a webhook, begin their answers."""
 
 MEANINGS = {
     75: "try again: bad weather",
@@ -137,6 +141,33 @@ def why_not_running(job: Object, pods: Sequence[Object], note: str, cluster: Clu
     if pods:
         return "Pending", note or "its container is being created"
     return "Pending", note or "its pods are being made"
+
+
+def why_not_heard_of(pods: Sequence[Object]) -> str:
+    """Of pods that run as far as is known: which one is being removed, or is on a node that reports nothing, and since when."""
+    for pod in pods:
+        name, metadata, status = pod["metadata"]["name"], pod["metadata"], pod.get("status", {})
+        if status.get("phase") in ("Succeeded", "Failed") or _terminated(pod) is not None:
+            continue
+        node = f" on node {pod['spec']['nodeName']}" if pod.get("spec", {}).get("nodeName") else ""
+        if "deletionTimestamp" in metadata:
+            asked = parse_time(metadata["deletionTimestamp"])
+            asked -= datetime.timedelta(seconds=int(metadata.get("deletionGracePeriodSeconds") or 0))
+            return f"Terminating since {time_text(asked)}: pod {name}{node}"
+        for one in status.get("conditions") or ():
+            if one["type"] == "Ready" and one["status"] != "True":
+                since = one.get("lastTransitionTime", "an unknown time")
+                return f"NotReady since {since}: pod {name}{node}; nothing is heard from its node"
+    return ""
+
+
+def is_denied(refusal: Refusal) -> bool:
+    """Whether an object was refused by an admission policy or webhook, which may let the same one pass later.
+
+    A policy answers 422 as a broken object does, but says that the object is forbidden, not that it is invalid; a webhook may
+    choose any code (KUBERNETES.md).
+    """
+    return bool(DENIED.search(refusal.message))
 
 
 def _exit_codes(pods: Sequence[Object]) -> dict[int, str]:

@@ -35,6 +35,11 @@ DRAIN_SECONDS = 60.0
 SHORT_SECONDS = 1.0
 """A watch of the pods that ends before so long is not asked for again at once."""
 
+OUTAGE_FAILURES = 3
+"""Failures in a row that are worth a line: one broken connection is not."""
+
+LONGEST_PAUSE_SECONDS = 10.0
+
 MAX_QUEUED = 1000
 MAX_STREAMS = 64
 """Logs that are read at a time: each holds a connection here and at the API server. Others wait until one has ended."""
@@ -53,6 +58,7 @@ def log_lines(
     tail: int | None = None,
     timestamps: bool = False,
     is_over: Callable[[], bool] | None = None,
+    on_outage: Callable[[str], None] = lambda _: None,
 ) -> Generator[Line, None, None]:
     """(prefix, line) over all pods of a run: pod after pod, or, following, as they come.
 
@@ -62,10 +68,11 @@ def log_lines(
         tail: of each pod only the last so many lines (and what comes after them, following).
         timestamps: begin each line with the time at which the node read it.
         is_over: whether the run has ended; asked every two seconds while following. None: follow until closed.
+        on_outage: called once an outage while following, with a line that says what is waited for.
 
     Raises:
         Refused: reading pods or their logs is not allowed.
-        Unavailable: no answer to the list of pods, without following. Following, bad weather is waited out.
+        Unavailable: no answer to the list of pods, without following. Following, transient errors are retried.
     """
     labels = ",".join(
         [
@@ -75,7 +82,7 @@ def log_lines(
         ]
     )
     if follow:
-        return _Following(cluster, namespace, labels, tail, timestamps, is_over or (lambda: False)).lines()
+        return _Following(cluster, namespace, labels, tail, timestamps, is_over or (lambda: False), on_outage).lines()
     return _all_lines(cluster, namespace, labels, tail, timestamps)
 
 
@@ -110,9 +117,10 @@ class _Following:
         tail: int | None,
         timestamps: bool,
         is_over: Callable[[], bool],
+        on_outage: Callable[[str], None],
     ) -> None:
         self.cluster, self.namespace, self.labels = cluster, namespace, labels
-        self.tail, self.timestamps, self.is_over = tail, timestamps, is_over
+        self.tail, self.timestamps, self.is_over, self.on_outage = tail, timestamps, is_over, on_outage
         self.queue: queue.Queue[Line | Exception] = queue.Queue(MAX_QUEUED)
         self.stopping = threading.Event()
         self.ended_pods: set[str] = set()
@@ -153,7 +161,8 @@ class _Following:
         return self.queue.empty() and (is_late or not reading)
 
     def _find_pods(self) -> None:
-        """List, then watch from there; in bad weather again and again."""
+        """List, then watch from there; again and again, with a growing pause where that fails."""
+        failures = 0
         while not self.stopping.is_set():
             try:
                 version = self._take_all()
@@ -162,13 +171,18 @@ class _Following:
                     for event, pod in self.cluster.watch(
                         "Pod", self.namespace, version, labels=self.labels, seconds=WATCH_SECONDS
                     ):
-                        version = pod["metadata"].get("resourceVersion", version)
+                        version, failures = pod["metadata"].get("resourceVersion", version), 0
                         if event != "BOOKMARK":
                             self._take(pod, gone=event == "DELETED")
                     if time.monotonic() < began + min(SHORT_SECONDS, WATCH_SECONDS / 2):
                         self.stopping.wait(SHORT_SECONDS)
-            except (Gone, Unavailable):
-                self.stopping.wait(1.0)
+                    else:
+                        failures = 0
+            except (Gone, Unavailable) as error:
+                failures += 1
+                if failures == OUTAGE_FAILURES:
+                    self.on_outage(f"waiting for the API server: {error.what}")
+                self.stopping.wait(min(LONGEST_PAUSE_SECONDS, 0.5 * 2**failures))
 
     def _take_all(self) -> str:
         """Every pod there is; one that is read and not among them has ended. Returns the listing's version."""

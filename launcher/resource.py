@@ -368,10 +368,12 @@ def labels_of_run(run: str) -> dict[str, str]:
     return {**MANAGED, RUN: run}
 
 
-def config_map_record(run: SelectionRun, namespace: str, *, retry: int = 0) -> dict[str, Any]:
-    """The ConfigMap that keeps a run where the custom resource is not installed."""
-    document = run.to_document()
-    document["spec"]["retry"] = retry
+def config_map_record(run: SelectionRun, text: str, namespace: str) -> dict[str, Any]:
+    """The ConfigMap that keeps a run where the custom resource is not installed.
+
+    Args:
+        text: the document as it was written; defaults are those of the version that runs it.
+    """
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -381,8 +383,14 @@ def config_map_record(run: SelectionRun, namespace: str, *, retry: int = 0) -> d
             "labels": {**run.metadata.labels, **labels_of_run(run.metadata.name), RECORD_LABEL: "true"},
             "annotations": run.metadata.annotations,
         },
-        "data": {"selection.yaml": yaml.safe_dump(document, sort_keys=False, allow_unicode=True)},
+        "data": {"selection.yaml": text},
     }
+
+
+def text_of_round(record: Record, round_number: int) -> str:
+    """The document of a ConfigMap, asking for this round; all else as it was written."""
+    document = {**record.document, "spec": {**record.spec, "retry": round_number}}
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 
 def parse_time(text: str) -> datetime.datetime:

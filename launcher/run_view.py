@@ -126,8 +126,13 @@ class RunView:
                 self._told.loading[place, attempt] = f"loading {event.get('model')} on {event.get('device')}"
             case "ignored" if {"uri", "reason"} <= event.keys():
                 note = f"{place[0]}: {_one_line(note_of(event) or '')}"
-                if note not in self._told.notes and len(self._told.notes) < MAX_PLACES:
-                    self._told.notes.append(note)
+                if note not in self._told.notes:
+                    self.add_note(note)
+
+    def add_note(self, note: str) -> None:
+        """A line of its own, beside the rows."""
+        if len(self._told.notes) < MAX_PLACES:
+            self._told.notes.append(_one_line(note))
 
     def take_notes(self) -> list[str]:
         """What is worth a line of its own, and was not taken before."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.cache import is_record
-from launcher.cluster import Cluster, ClusterError, Conflict, Gone, NotFound, Refused, Unavailable
+from launcher.cluster import Cluster, ClusterError, Conflict, NotFound, Refused, Unavailable
 from launcher.controller import Controller
 from launcher.resource import (
     CANCEL,
@@ -27,9 +27,10 @@ from launcher.resource import (
     parse_for_cluster,
     record_name,
     request_digest,
+    text_of_round,
 )
 from prism_job.errors import SpecError
-from prism_job.spec import SelectionRun
+from prism_job.spec import SelectionRun, read_yaml
 
 Object = dict[str, Any]
 
@@ -37,6 +38,26 @@ NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 MAX_TRIES = 10
 """Of a change to a record that others write too."""
+
+SHORT_SECONDS = 1.0
+"""A watch that ends before so long has failed: a server that is going away, or a proxy, would be asked without a pause."""
+
+OUTAGE_FAILURES = 3
+"""Failures in a row, two seconds or so, that are worth a line: one broken connection is not."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document as it was written, what it means, and the namespace that it goes to (empty: that of the kubeconfig)."""
+
+    text: str
+    run: SelectionRun
+    namespace: str
+
+    @property
+    def written(self) -> Object:
+        """As plain values, without any default: what `kubectl apply` would send."""
+        return dict(read_yaml(self.text, self.run.metadata.name))
 
 
 @dataclass(frozen=True)
@@ -80,18 +101,19 @@ def list_records(cluster: Cluster, namespace: str | None) -> list[Record]:
     return sorted(records, key=lambda record: (record.namespace, record.name))
 
 
-def submit(cluster: Cluster, run: SelectionRun, namespace: str) -> Submitted:
+def submit(cluster: Cluster, document: Document, namespace: str) -> Submitted:
     """Put a run into the cluster. By name and content it is the same run: a second submit attaches, or begins it again.
 
     Raises:
         SpecError: a run of that name with another request is there; says what differs.
         Refused: the API server does not take it.
     """
+    run = document.run
     for _ in range(MAX_TRIES):
         there = find_record(cluster, namespace, run.metadata.name)
         if there is None:
             try:
-                return Submitted(_create(cluster, run, namespace), "created")
+                return Submitted(_create(cluster, document, namespace), "created")
             except Conflict:
                 continue  # somebody else was first
         if there.is_deleting:
@@ -108,11 +130,12 @@ def submit(cluster: Cluster, run: SelectionRun, namespace: str) -> Submitted:
     raise Unavailable("its record kept changing", where=f"{namespace}/{run.metadata.name}", fix=fix)
 
 
-def _create(cluster: Cluster, run: SelectionRun, namespace: str) -> Record:
-    wanted = config_map_record(run, namespace)
+def _create(cluster: Cluster, document: Document, namespace: str) -> Record:
+    run = document.run
+    wanted = config_map_record(run, document.text, namespace)
     if record_kind(cluster) == KIND:
-        wanted = run.to_document()
-        wanted["metadata"] |= {"namespace": namespace}
+        written = document.written
+        wanted = {**written, "metadata": {**written["metadata"], "namespace": namespace}}
     try:
         return Record({"kind": wanted["kind"], **cluster.create(wanted)})
     except Refused as error:
@@ -144,9 +167,8 @@ def run_again(cluster: Cluster, record: Record) -> Record:
     if not record.is_config_map:
         change: Object = {"metadata": version, "spec": {"retry": asked}}
         return Record({"kind": KIND, **cluster.patch(KIND, record.namespace, record.name, change)})
-    fresh = config_map_record(record.parse(), record.namespace, retry=asked)
     name = record.metadata["name"]
-    change = {"metadata": version, "data": fresh["data"]}
+    change = {"metadata": version, "data": {"selection.yaml": text_of_round(record, asked)}}
     return Record({"kind": "ConfigMap", **cluster.patch("ConfigMap", record.namespace, name, change)})
 
 
@@ -180,8 +202,12 @@ def wait_until(
     *,
     timeout_seconds: float | None = None,
     on_change: Callable[[Record], None] = lambda _: None,
+    on_outage: Callable[[str], None] = lambda _: None,
 ) -> Record | None:
-    """Wait for a record to be as wanted. None where it, this very one, is gone.
+    """Wait for a record to be as wanted. None where it, this very one, is gone, and was not as wanted when it went.
+
+    Args:
+        on_outage: called once an outage, with a line that says what is waited for.
 
     Raises:
         TimeoutError: it was not so in time.
@@ -191,18 +217,26 @@ def wait_until(
     kind, namespace, name, uid = record.object["kind"], record.namespace, record.metadata["name"], record.uid
     failures = 0
     while True:
+        began, is_listing = time.monotonic(), True
         try:
             for found in _sightings(cluster, kind, namespace, name, deadline):
-                failures = 0
+                if not is_listing:
+                    failures = 0  # a list that succeeds says nothing of the watch that follows it
+                is_listing = False
                 if found is None or found.uid != uid:
                     return None
                 on_change(found)
                 if is_enough(found):
                     return found
+            failures = failures + 1 if time.monotonic() < began + SHORT_SECONDS else 0
+        except NotFound:  # the kind itself was removed, and all of its objects
+            return None
         except Refused:
             raise
-        except (Gone, ClusterError):
+        except ClusterError as error:
             failures += 1
+            if failures == OUTAGE_FAILURES:
+                on_outage(f"waiting for the API server: {error.what}")
         if deadline is not None and time.monotonic() >= deadline:
             raise TimeoutError
         pause_seconds = random.uniform(0.5, 1.0) * min(10.0, 0.2 * 2 ** min(failures, 8))
@@ -212,16 +246,16 @@ def wait_until(
 def _sightings(
     cluster: Cluster, kind: str, namespace: str, name: str, deadline: float | None
 ) -> Iterator[Record | None]:
-    """The record as it is, then each time it changes; None once it is gone. Ends when the watch does."""
+    """The record as it is, then each time it changes; once it is gone, as it was last, and None. Ends when the watch does."""
     fields = f"metadata.name={name}"
     listing = cluster.list(kind, namespace, fields=fields)
     yield Record(listing.items[0]) if listing.items else None
     left_seconds = 240 if deadline is None else int(min(240, max(1, deadline - time.monotonic() + 1)))
     for event, found in cluster.watch(kind, namespace, listing.version, fields=fields, seconds=left_seconds):
+        if event != "BOOKMARK":
+            yield Record(found)
         if event == "DELETED":
             yield None
-        elif event != "BOOKMARK":
-            yield Record(found)
 
 
 def has_ended(record: Record) -> bool:
@@ -231,18 +265,20 @@ def has_ended(record: Record) -> bool:
 
 def is_over(cluster: Cluster, record: Record) -> bool:
     """Whether a run has ended, or is gone; asked anew."""
-    there = find_record(cluster, record.namespace, record.name)
+    kind = record.object["kind"]
+    found = cluster.find(kind, record.namespace, record.metadata["name"])
+    there = None if found is None else Record({"kind": kind, **found})
     return there is None or there.uid != record.uid or has_ended(there)
 
 
-def read_document(text: str, where: str, namespace: str) -> tuple[SelectionRun, str]:
-    """(the checked document, the namespace it goes to: that given, else its own, else that of the kubeconfig)."""
+def read_document(text: str, where: str, namespace: str) -> Document:
+    """The checked document; it goes to the namespace given, else to its own. Raises SpecError."""
     run = parse_for_cluster(text, where)
     place = namespace or run.metadata.namespace or ""
     if place and not NAMESPACE.fullmatch(place):
         fix = "a namespace has lower-case letters, digits and '-'"
         raise SpecError(f"'{place}' is no name of a namespace", where="metadata.namespace, or -n", fix=fix)
-    return run, place
+    return Document(text, run, place)
 
 
 def outcome(record: Record) -> dict[str, Any]:

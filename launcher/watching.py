@@ -98,7 +98,9 @@ class _Watch:
 
     def _follow_record(self) -> None:
         try:
-            self.record = wait_until(self.cluster, self.first, self._is_enough, on_change=self._take)
+            self.record = wait_until(
+                self.cluster, self.first, self._is_enough, on_change=self._take, on_outage=self._note
+            )
         except Exception as error:  # or the view would stay for ever
             self.error = error
         self._ended.set()
@@ -109,6 +111,10 @@ class _Watch:
     def _take(self, record: Record) -> None:
         with self._lock:
             self.view.take_status(record.status)
+
+    def _note(self, line: str) -> None:
+        with self._lock:
+            self.view.add_note(line)
 
     def _read_logs(self) -> None:
         lines = log_lines(self.cluster, self.first.namespace, self.first.name, follow=True, is_over=self._ended.is_set)

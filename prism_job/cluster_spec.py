@@ -16,10 +16,16 @@ DnsName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$", max_length=32)]
 """An amount as Kubernetes writes it: 500m, 8, 16Gi."""
 
-CREDENTIAL = re.compile(
-    "(SECRET|TOKEN(?!IZER)|PASSWORD|PASSWD|ACCESS_KEY|PRIVATE_KEY)(?!.*_(FILE|PATH|URI|URL)$)", re.IGNORECASE
-)
-"""Environment variables named so hold secrets: their values stand in no document."""
+SECRET_NAME = "(?i)(SECRET|PASSWORD|PASSWD|ACCESS_KEY|PRIVATE_KEY|TOKEN($|[^A-Za-z]))"
+SECRET_PLACE = "(?i)_(FILE|PATH|URI|URL)$"
+"""An environment variable whose name matches the first and not the second holds a secret: its value stands in no document.
+HF_TOKEN does; MAX_NEW_TOKENS, TOKENIZERS_PARALLELISM and AWS_WEB_IDENTITY_TOKEN_FILE do not. Written without lookahead, so
+that an API server (RE2) takes the same expressions from launcher/crd.py."""
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether an environment variable of this name holds a secret."""
+    return bool(re.search(SECRET_NAME, name)) and not re.search(SECRET_PLACE, name)
 
 
 class SecretKeyRef(Section):
@@ -53,7 +59,7 @@ class EnvVar(Section):
     def _one_source(self) -> EnvVar:
         if (self.value is None) == (self.value_from is None):
             raise ValueError(f"{self.name}: give exactly one of value, valueFrom")
-        if self.value is not None and CREDENTIAL.search(self.name):
+        if self.value is not None and is_secret_name(self.name):
             raise ValueError(f"{self.name} is a secret; put it into a Secret and name it by valueFrom.secretKeyRef")
         return self
 
@@ -68,7 +74,7 @@ def _check_overlay(overlay: dict[str, Any]) -> dict[str, Any]:
     for _ in range(DEEPEST_OVERLAY):
         mappings = [it for it in level if isinstance(it, dict)]
         for it in mappings:
-            if it.get("value") is not None and CREDENTIAL.search(str(it.get("name", ""))):
+            if it.get("value") is not None and is_secret_name(str(it.get("name", ""))):
                 raise ValueError(f"{it['name']} is a secret; name it by valueFrom.secretKeyRef")
         lists = [it for it in level if isinstance(it, list)]
         level = [inner for it in mappings for inner in it.values()] + [inner for it in lists for inner in it]

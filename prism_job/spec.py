@@ -355,7 +355,14 @@ def read_yaml(text: str, where: str) -> Any:
 
 
 class _NoAliases(yaml.SafeLoader):
-    """Ten lines of aliases, each ten times the last, stand for more than a machine holds."""
+    """Ten lines of aliases, each ten times the last, stand for more than a machine holds. A date stays the text that it is,
+    as an API server reads it.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (as the base class has it)
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

@@ -8,7 +8,7 @@ import os
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -20,6 +20,9 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 from prism_job.__main__ import main
 from tests.models import save_tiny_model
+
+if TYPE_CHECKING:
+    from tests.cluster.rig import Rig
 
 # Tiny matrices: two threads that wait for each other on busy cores took thirty times as long as one.
 torch.set_num_threads(1)
@@ -53,6 +56,30 @@ def write_jsonl(path: Path, rows: list[Row]) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def made_rig(folder: Path, model: Path, server: str, **options: Any) -> Any:
+    """A rig on the "fake" or the "real" API server; skips where there is no real one."""
+    from tests.cluster.real import missing_binaries
+    from tests.cluster.rig import rig
+
+    if server == "real" and (reason := missing_binaries()):
+        pytest.skip(f"no real control plane: {reason}")
+    return rig(folder, model, real=server == "real", **options)
+
+
+@pytest.fixture(scope="module", params=["fake", "real"])
+def cluster(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, request: Any) -> Iterator[Rig]:
+    """A whole cluster, with the custom resource."""
+    with made_rig(tmp_path_factory.mktemp("rig"), tiny_model, request.param) as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=["fake", "real"])
+def bare(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, request: Any) -> Iterator[Rig]:
+    """A whole cluster without the custom resource: records are ConfigMaps."""
+    with made_rig(tmp_path_factory.mktemp("bare"), tiny_model, request.param, with_crd=False) as made:
+        yield made
 
 
 class Job:

@@ -162,9 +162,7 @@ def test_sigterm_leaves_a_wait_at_once_and_says_how_to_come_back(with_kind: ApiS
 
 def test_a_submit_that_takes_over_a_broken_record_says_so(server: ApiServer, tmp_path: Path) -> None:
     run = parse_for_cluster(yaml.safe_dump(DOCUMENT), "here")
-    broken = config_map_record(run, "default")
-    broken["data"]["selection.yaml"] = "kind: SelectionRun"
-    server.create(broken)
+    server.create(config_map_record(run, "kind: SelectionRun", "default"))
     code, _, stderr = prism(server, tmp_path, "submit", "--wait", written(tmp_path))
     assert code == 3
     assert "the run of that name in the cluster is not valid" in stderr

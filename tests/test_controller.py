@@ -367,8 +367,8 @@ def test_a_run_goes_through_and_an_idle_one_costs_no_write(server: ApiServer) ->
 
 
 def test_a_config_map_is_a_record_too(server: ApiServer) -> None:
-    run = parse_for_cluster(json.dumps(a_run()), "test")
-    server.create(config_map_record(run, "default"))
+    text = json.dumps(a_run())
+    server.create(config_map_record(parse_for_cluster(text, "test"), text, "default"))
 
     def status() -> Status:
         found = server.object("configmaps", "demo-prism-record")

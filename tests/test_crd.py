@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from launcher import crd, resource
-from prism_job.cluster_spec import CREDENTIAL
+from prism_job.cluster_spec import is_secret_name
 from prism_job.errors import SpecError
 from prism_job.spec import SelectionRun
 
@@ -521,7 +521,7 @@ def test_the_definition_knows_the_same_names_of_secrets(words: list[str], spelle
         rule["rule"] for path, _, rule, _ in rules() if path == ".spec.cluster.env[]" and "matches" in rule["rule"]
     )
     name = spelled("".join(words))
-    assert holds(rule, {"name": name, "value": "x"}) == (CREDENTIAL.search(name) is None)
+    assert holds(rule, {"name": name, "value": "x"}) == (not is_secret_name(name))
     assert holds(rule, {"name": name, "valueFrom": {}})
 
 

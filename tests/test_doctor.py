@@ -184,7 +184,7 @@ def test_a_driver_of_ours_has_all_rights_and_is_told_what_it_may_not_look_at(
     findings = examine(Cluster(), "default", run_of(serviceAccount="worker"), probe=False)
     by_check = {one.check: one for one in findings}
     assert by_check["rights"].level == "ok"
-    assert "may not be looked for" in by_check["operator"].detail
+    assert "may not be looked at" in by_check["operator"].detail
     assert by_check["nodes"].detail.startswith("not checked: ")
     assert by_check["service account"].detail.startswith("not checked: ")
     assert "you may not make pods" in by_check["policies"].detail

@@ -22,7 +22,6 @@ from launcher.controller import Controller
 from launcher.lease import Lease
 from launcher.logs import log_lines
 from launcher.operator import LEASE
-from prism_job.spec import SelectionRun
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.rig import eventually, variables
 
@@ -424,10 +423,10 @@ def running(controller: Controller) -> Iterator[None]:
         thread.join(timeout=10)
 
 
-def example(**spec: Any) -> SelectionRun:
+def example(**spec: Any) -> submit.Document:
     document = yaml.safe_load((K8S / "examples/selection.yaml").read_text())
     document["spec"] |= spec
-    return resource.parse_for_cluster(yaml.safe_dump(document), "example")
+    return submit.read_document(yaml.safe_dump(document), "example", "")
 
 
 def carry_through(server: ApiServer, driver: Cluster, kind: str, name: str) -> list[str]:

@@ -324,7 +324,7 @@ def test_an_object_of_a_run_is_rendered_as_its_document_is() -> None:
     run = run_of(labels={"team": "maths", RUN: "another"})
     document = run.to_document()
     stored = {**document, "metadata": {**document["metadata"], "namespace": "team", "uid": "u-1"}}
-    config_map = config_map_record(run, "team")
+    config_map = config_map_record(run, yaml.safe_dump(run.to_document()), "team")
     for record in (stored, {**config_map, "metadata": {**config_map["metadata"], "uid": "u-1"}}):
         assert render.render(Record(record).parse(), "team", OWNER) == render.render(run, "team", OWNER)
         assert "labels" not in pods_document(Record(record).parse())["metadata"]
@@ -520,7 +520,7 @@ def test_no_two_runs_of_a_namespace_share_the_name_of_an_object(places: list[tup
         job = render.job(run, "team", stage, group, round_number, attempt, OWNER)
         assert owners.setdefault(("Job", named(job)), (run_name, stage, group, round_number, attempt))[0] == run_name
         around = [*render.support(run, "team", OWNER), *render.service(run, "team", stage, group, OWNER)]
-        for one in (config_map_record(run, "team"), *around):
+        for one in (config_map_record(run, "", "team"), *around):
             assert owners.setdefault((one["kind"], named(one)), (run_name,))[0] == run_name
     assert sum(kind == "Job" for kind, _ in owners) == len(wanted)
 

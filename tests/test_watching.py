@@ -256,7 +256,7 @@ class Watched:
 
     def __init__(self) -> None:
         self.cluster = Cluster(tries=3)
-        wanted = config_map_record(parse_for_cluster(DOCUMENT, "test"), "default")
+        wanted = config_map_record(parse_for_cluster(DOCUMENT, "test"), DOCUMENT, "default")
         self.record = Record({"kind": "ConfigMap", **self.cluster.create(wanted)})
         self.found: list[Record | None] = []
         self.thread = threading.Thread(target=self._watch, daemon=True)

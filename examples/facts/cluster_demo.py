@@ -48,13 +48,15 @@ def run_demo(cluster: Rig, folder: Path) -> dict[str, Any]:
     for name in ("candidates.jsonl", "targets.jsonl"):
         cluster.client.upload_file(str(ROOT / "build/facts" / name), BUCKET, f"facts/{name}")
     cluster.client.upload_file(str(MODEL), BUCKET, f"model/{MODEL.name}")
-    environment = {**os.environ, **cluster.environment, "KUBECACHEDIR": str(folder / "kubectl")}
+    everybody = {**os.environ, **cluster.environment, "KUBECACHEDIR": str(folder / "kubectl")}
+    user = {**everybody, "KUBECONFIG": str(cluster.as_user())}
 
     def call(*command: str) -> str:
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True)
+        done = subprocess.run(command, env=user, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True)
         return done.stdout
 
     prism = [sys.executable, "-m", "launcher.cli"]
+    environment = {**everybody, "KUBECONFIG": str(cluster.as_operator())}
     operator = subprocess.Popen([*prism, "operator", "--port", "0"], env=environment, cwd=ROOT)
     started = time.monotonic()
     try:

@@ -96,13 +96,23 @@ class Api:
             if answer.status == 429 or answer.status >= 500:
                 why = f"{answer.status}: {answer.data[:200]!r}"
                 continue
-            said: Thing = json.loads(answer.data) if answer.data else {}
             if answer.status >= 400:
-                raise Refused(answer.status, str(said.get("reason")), str(said.get("message")))
+                raise _refusal(answer)
+            said: Thing = json.loads(answer.data) if answer.data else {}
             return said
         else:
             raise Unreachable(f"{method} {path}: {why}")
         raise Unreachable(f"{method} {path}: stopping")
+
+    def is_ready(self) -> bool:
+        """What /readyz says now; False where nobody answers."""
+        try:
+            answer = self._pool.request(
+                "GET", f"{self._url}/readyz", headers=self._headers, retries=False, timeout=urllib3.Timeout(5)
+            )
+        except urllib3.exceptions.HTTPError:
+            return False
+        return bool(answer.status == 200)
 
     def watch(self, path: str, version: str, opened: Callable[[Any], None]) -> Iterator[Thing]:
         """The events after `version`, until the server ends them. `opened` gets the open answer, to cut it short."""
@@ -125,6 +135,15 @@ class Api:
                 yield from (json.loads(line) for line in lines if line.strip())
         finally:
             answer.close()
+
+
+def _refusal(answer: Any) -> Refused:
+    """An unknown API group is answered in plain text."""
+    try:
+        said = json.loads(answer.data)
+    except ValueError:
+        return Refused(answer.status, "", answer.data[:200].decode(errors="replace"))
+    return Refused(answer.status, str(said.get("reason")), str(said.get("message")))
 
 
 class Mirror:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from launcher.cluster import Cluster
 from launcher.controller import Controller
 from launcher.crd import crd
 from launcher.decide import Patience
+from tests.cluster.accounts import Accounts
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.jobs import JobController
-from tests.cluster.kubelet import Kubelet
+from tests.cluster.kubelet import ONE_NODE, Kubelet
 from tests.cluster.real import RealServer
 from tests.conftest import candidate, pair, write_jsonl
 
@@ -29,22 +31,38 @@ QUICK = Patience(backoff_seconds=0.1, longest_backoff_seconds=1.0, stuck_seconds
 BUCKET = "cluster"
 
 
+NODES = dict.fromkeys(("node-a", "node-b"), ONE_NODE["node-a"])
+"""Two, so that a pod has another place to go when one is lost."""
+
+
 class Rig:
-    """Everything that a run needs, on this machine. Use `rig()` to make one."""
+    """Everything that a run needs, on this machine. Use `rig()` to make one.
+
+    `kubeconfig` is the administrator's, for the test's own set-up and looks. The launcher runs as a service account:
+    `as_operator()`, `as_driver()`, `as_user()` and `as_viewer()` give the kubeconfigs of those.
+    """
 
     def __init__(
         self, folder: Path, server: ApiServer | RealServer, kubelet: Kubelet, model: Path, environment: dict[str, str]
     ) -> None:
         self.folder, self.server, self.kubelet, self.model = folder, server, kubelet, model
         self.kubeconfig = server.kubeconfig(folder / "kubeconfig")
+        self.accounts = Accounts(server, folder)
+        self.as_operator, self.as_driver = self.accounts.as_operator, self.accounts.as_driver
+        self.as_user, self.as_viewer = self.accounts.as_user, self.accounts.as_viewer
         self.environment = {**environment, "KUBECONFIG": str(self.kubeconfig)}
+        self.place = f"s3://{BUCKET}/{uuid.uuid4().hex[:8]}"  # moto's servers of one process share what they store
         self.client = boto3.client("s3", endpoint_url=environment["AWS_ENDPOINT_URL"], region_name="us-east-1", **KEYS)
         self.client.create_bucket(Bucket=BUCKET)
         self.upload(10)
 
-    def cluster(self, **options: Any) -> Cluster:
-        """A client of this rig's API server."""
-        with variables(KUBECONFIG=str(self.kubeconfig)):
+    @property
+    def is_real(self) -> bool:
+        return isinstance(self.server, RealServer)
+
+    def cluster(self, kubeconfig: Path | None = None, **options: Any) -> Cluster:
+        """A client of this rig's API server; the administrator's, unless a kubeconfig is given."""
+        with variables(KUBECONFIG=str(kubeconfig or self.kubeconfig)):
             return Cluster(**options)
 
     def upload(self, num_rows: int, name: str = "a.jsonl", first: int = 0) -> None:
@@ -64,8 +82,8 @@ class Rig:
                 "model": {"uri": str(self.model), "dtype": "float32"},
                 "candidates": {"uris": [f"s3://{BUCKET}/pool/"]},
                 "targets": {"uris": [f"s3://{BUCKET}/targets.jsonl"]},
-                "store": f"s3://{BUCKET}/store/{name}",
-                "output": f"s3://{BUCKET}/selections",
+                "store": f"{self.place}/store/{name}",
+                "output": f"{self.place}/selections",
                 "audit": {"examples": 0},
                 "extraction": {
                     "maxLength": 128,
@@ -95,8 +113,8 @@ class Rig:
 
     @contextlib.contextmanager
     def operator(self, **options: Any) -> Iterator[Controller]:
-        """A controller over all runs, in threads of this process."""
-        controller = Controller(self.cluster(), None, patience=QUICK, workers=2, **options)
+        """A controller over all runs, as the operator's account, in threads of this process."""
+        controller = Controller(self.cluster(self.as_operator()), None, patience=QUICK, workers=2, **options)
         thread = threading.Thread(target=controller.run, daemon=True)
         thread.start()
         try:
@@ -140,9 +158,15 @@ def rig(folder: Path, model: Path, *, with_crd: bool = True, nodes: Any = None, 
         }
         if not real:
             stack.enter_context(JobController(kubeconfig))
-        more = {"nodes": nodes} if nodes else {}
         kubelet = stack.enter_context(
-            Kubelet(kubeconfig, folder / "pods", log_folder=logs, environment=environment, schedule=not real, **more)
+            Kubelet(
+                kubeconfig,
+                folder / "pods",
+                nodes=nodes or NODES,
+                log_folder=logs,
+                environment=environment,
+                schedule=not real,
+            )
         )
         yield Rig(folder, server, kubelet, model, environment)
 
