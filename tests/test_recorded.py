@@ -17,7 +17,7 @@ import pytest
 from tests.cluster import scenarios
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.real import RealServer, missing_binaries
-from tests.cluster.recording import FOLDER, SCENARIOS, Door, compact_etcd, play, prepare, read, table
+from tests.cluster.recording import FOLDER, SCENARIOS, Door, play, prepare, read, table
 
 assert scenarios.__name__, "imported so that its scenarios are registered"
 
@@ -28,8 +28,7 @@ def door(tmp_path_factory: pytest.TempPathFactory, request: Any) -> Iterator[Doo
     if request.param == "real" and (reason := missing_binaries()):
         pytest.skip(f"no real control plane: {reason}")
     with RealServer(folder) if request.param == "real" else ApiServer() as server:
-        compact = server.compact if isinstance(server, ApiServer) else lambda: compact_etcd(folder)
-        door = Door.of(server.kubeconfig(folder / "kubeconfig"), compact)
+        door = Door.of(server, folder / "kubeconfig")
         prepare(door)
         yield door
 

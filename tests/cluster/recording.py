@@ -57,29 +57,25 @@ WAIT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Door:
-    """How to reach a server: its address, and the token of its administrator (None: none is needed).
-
-    `compact` makes it forget the versions so far.
-    """
+    """How to reach a server. `admin` is its administrator's pool, by certificate or because nobody else is asked for;
+    `pool` is for tokens. `compact` makes the server forget the versions so far."""
 
     url: str
-    token: str | None
+    admin: urllib3.PoolManager
     pool: urllib3.PoolManager
     compact: Callable[[], None]
 
     @classmethod
-    def of(cls, kubeconfig: Path, compact: Callable[[], None]) -> Door:
-        document = yaml.safe_load(kubeconfig.read_text())
+    def of(cls, server: Any, kubeconfig: Path) -> Door:
+        """Of a server as ApiServer and RealServer are; `kubeconfig` is written."""
+        document = yaml.safe_load(server.kubeconfig(kubeconfig).read_text())
         cluster, user = document["clusters"][0]["cluster"], document["users"][0]["user"]
-        options: dict[str, Any] = {"cert_reqs": "CERT_NONE", "assert_hostname": False}
-        if text := cluster.get("certificate-authority-data"):
-            context = ssl.create_default_context(cadata=base64.b64decode(text).decode())
-            options = {"ssl_context": context}
-        elif path := cluster.get("certificate-authority"):
-            options = {"ca_certs": path}
-        else:
-            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-        return cls(cluster["server"], user.get("token"), urllib3.PoolManager(retries=False, **options), compact)
+        admin, pool = urllib3.PoolManager(retries=False), urllib3.PoolManager(retries=False)
+        if certificate := cluster.get("certificate-authority-data"):
+            contexts = [ssl.create_default_context(cadata=base64.b64decode(certificate).decode()) for _ in range(2)]
+            contexts[0].load_cert_chain(user["client-certificate"], user["client-key"])
+            admin, pool = (urllib3.PoolManager(retries=False, ssl_context=context) for context in contexts)
+        return cls(cluster["server"], admin, pool, server.compact)
 
 
 @dataclass(frozen=True)
@@ -120,10 +116,10 @@ class Session:
     door: Door
     namespace: str
     exchanges: list[Object] = field(default_factory=list)
-    tokens: dict[str, str | None] = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)
 
     def start(self) -> None:
-        self.tokens |= {"admin": self.door.token, "stranger": "no token of this server"}
+        self.tokens["stranger"] = "no token of this server"
         self.do("POST", self.at("namespaces"), {"metadata": {"name": self.namespace}})
         self.until(lambda: self.send("GET", self.at("serviceaccounts", "default")).status == 200)
 
@@ -142,10 +138,18 @@ class Session:
         return found
 
     def ask(
-        self, method: str, path: str, body: Any = None, content: str = "application/json", who: str = "admin"
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        content: str = "application/json",
+        who: str = "admin",
+        until: Callable[[Any], Any] = lambda body: True,
     ) -> Any:
-        """One recorded exchange; returns the answer's body."""
+        """One recorded exchange; returns the answer's body. Repeated, unrecorded, `until` the body is as wanted."""
         answer = self.send(method, path, body, content, who)
+        while not until(answer.body):
+            answer = self.send(method, path, body, content, who)
         request = {"method": method, "path": path, "as": who}
         if body is not None:
             request |= {"content type": content, "body": copy.deepcopy(body)}
@@ -164,10 +168,11 @@ class Session:
         headers = {"Accept": "application/json", "User-Agent": "prism/recorded"}
         if body is not None:
             headers["Content-Type"] = content
-        if token := self.tokens[who]:
-            headers["Authorization"] = f"Bearer {token}"
+        pool = self.door.admin
+        if who != "admin":
+            headers["Authorization"], pool = f"Bearer {self.tokens[who]}", self.door.pool
         text = None if body is None else json.dumps(body)
-        answer = self.door.pool.request(method, self.door.url + path, body=text, headers=headers, timeout=WAIT_SECONDS)
+        answer = pool.request(method, self.door.url + path, body=text, headers=headers, timeout=WAIT_SECONDS)
         said = {name: answer.headers[name] for name in HEADERS if name in answer.headers}
         if not _is_watch(path):
             said.pop("Transfer-Encoding", None)
@@ -225,21 +230,10 @@ def play(scenario: Scenario, door: Door) -> list[Object]:
 
 def prepare(door: Door) -> None:
     """What all scenarios find: the custom resource, served."""
-    session = Session(door, "default", tokens={"admin": door.token})
+    session = Session(door, "default")
     session.do("POST", session.at("customresourcedefinitions"), OBJECTS["definition"])
     session.until(lambda: session.send("GET", session.at("selectionruns")).status == 200)
     session.until(lambda: "selectionruns" in str(session.send("GET", "/apis/prism.dev/v1alpha1").body))
-
-
-def compact_etcd(folder: Path) -> None:
-    """Lets the etcd of a real control plane forget all versions so far, as its API server asks it to every five minutes."""
-    text = (folder / "etcd.log").read_text()
-    address = re.search(r'"serving client traffic insecurely.*?"address":"([^"]+)"', text)
-    assert address, "etcd says where it serves"
-    http = urllib3.PoolManager()
-    newest = http.request("POST", f"http://{address[1]}/v3/kv/range", json={"key": "AA=="}).json()["header"]["revision"]
-    answer = http.request("POST", f"http://{address[1]}/v3/kv/compaction", json={"revision": newest, "physical": True})
-    assert answer.status == 200, answer.data
 
 
 # Trimming: what differs from server to server, or from try to try, gives way to a placeholder; the same to the same
@@ -281,6 +275,8 @@ def trimmed(exchanges: list[Object]) -> list[Object]:
             if name == "resourceVersion" and value not in ("", "0", "1"):
                 return "<newest version>" if of_list else versions.setdefault(value, f"<version {len(versions) + 1}>")
             return text_of(value)
+        if name == "tolerationSeconds":
+            return "<seconds>"  # of a pod that sets none: a setting of the server
         if not isinstance(value, dict):
             return value
         kind = str(value.get("kind", ""))
@@ -346,9 +342,9 @@ def main() -> None:
         print(table())
         return
     with tempfile.TemporaryDirectory() as folder, RealServer(Path(folder)) as server:
-        door = Door.of(server.kubeconfig(Path(folder) / "recording"), lambda: compact_etcd(Path(folder)))
+        door = Door.of(server, Path(folder) / "recording")
         prepare(door)
-        version = str(door.pool.request("GET", f"{door.url}/version").json()["gitVersion"])
+        version = str(door.admin.request("GET", f"{door.url}/version").json()["gitVersion"])
         for name in options.only or sorted(SCENARIOS):
             write(SCENARIOS[name], play(SCENARIOS[name], door), version)
             print(name, flush=True)

@@ -419,7 +419,7 @@ def selectors(session: Session) -> None:
     "cluster.Cluster.watch", "controller.Controller._list_and_watch", "submit._sightings", "logs._Following._find_pods"
 )
 def watch(session: Session) -> None:
-    """Changes since a list, an event a line; an object that leaves the selection is DELETED; a bookmark, and a quiet end."""
+    """Changes since a list, an event a line; an object that leaves the selection is DELETED; a quiet end."""
     for plural, kind in (("configmaps", "config_map"), ("selectionruns", "run")):
         version = session.do("GET", session.at(plural))["metadata"]["resourceVersion"]
         session.do("POST", session.at(plural), session.body(kind, "first", labels={"mine": "yes"}))
@@ -427,8 +427,8 @@ def watch(session: Session) -> None:
         for labels in ({"more": "x"}, {"mine": "no"}, {"mine": "yes"}):
             session.do("PATCH", session.at(plural, "first"), {"metadata": {"labels": labels}}, MERGE)
         session.do("DELETE", session.at(plural, "first"))
-        query = f"watch=true&resourceVersion={version}&allowWatchBookmarks=true"
-        session.ask("GET", session.at(plural, query=f"{query}&timeoutSeconds=4&labelSelector=mine%3Dyes"))
+        query = f"watch=true&resourceVersion={version}"
+        session.ask("GET", session.at(plural, query=f"{query}&timeoutSeconds=1&labelSelector=mine%3Dyes"))
         session.ask("GET", session.at(plural, query=f"{query}&timeoutSeconds=1&fieldSelector=metadata.name%3Dsecond"))
 
 
@@ -439,7 +439,7 @@ def bookmarks(session: Session) -> None:
         version = session.do("GET", session.at(plural))["metadata"]["resourceVersion"]
         session.do("POST", session.at(plural), session.body(kind, "first"))
         query = f"watch=true&resourceVersion={version}&allowWatchBookmarks=true&timeoutSeconds=4&labelSelector=mine"
-        session.ask("GET", session.at(plural, query=query))
+        session.ask("GET", session.at(plural, query=query), until=bool)
 
 
 @recorded("cluster.Cluster.watch", "cluster.Cluster.list", "controller.Controller._follow")
