@@ -52,6 +52,14 @@ HISTORY = 20_000
 MAX_OBJECT_BYTES, MAX_REQUEST_BYTES = 1_500_000, 3 * 1024**2
 """What etcd takes, and what the server reads at all."""
 COLLECT_AFTER_SECONDS = 0.1
+BLOCKING = {f"FieldValue{what}" for what in ("NotSupported", "Required", "TooLong", "TooMany", "TypeInvalid")}
+"""What a schema has against an object, so that its rules are not asked any more."""
+UNCHECKED = Cause(
+    "FieldValueInvalid",
+    "<nil>",
+    "Invalid value: null: some validation rules were not checked because the object was invalid; "
+    "correct the existing errors to complete validation",
+)
 REASONS = {
     400: "BadRequest",
     401: "Unauthorized",
@@ -69,34 +77,40 @@ REASONS = {
 
 
 class ApiError(Exception):
-    """An answer that is no success. `status` is the body that says so."""
+    """An answer that is no success. `status` is the body that says so; a `reason` of "" is left out."""
 
-    def __init__(self, code: int, message: str, *, reason: str = "", details: Object | None = None) -> None:
+    def __init__(self, code: int, message: str, *, reason: str | None = None, details: Object | None = None) -> None:
         super().__init__(message)
         self.code = code
+        reason = REASONS.get(code, "") if reason is None else reason
         self.status = {
             "kind": "Status",
             "apiVersion": "v1",
             "metadata": {},
             "status": "Failure",
             "message": message,
-            "reason": reason or REASONS.get(code, ""),
-            "details": details or {},
+            **({"reason": reason} if reason else {}),
+            **({} if details is None else {"details": details}),
             "code": code,
         }
 
 
+class PageNotFound(Exception):
+    """What no part of the server serves: 404 in plain text."""
+
+
 def _invalid(resource: Resource, name: str, causes: list[Cause]) -> ApiError:
-    texts = [f"{cause.field}: {cause.message}" for cause in causes]
+    texts = list(dict.fromkeys(f"{cause.field}: {cause.message}" for cause in causes))
     text = texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
     qualified = f"{resource.kind}.{resource.group}" if resource.group else resource.kind
     listed = [{"reason": cause.reason, "message": cause.message, "field": cause.field} for cause in causes]
-    details = {"name": name, "group": resource.group, "kind": resource.kind, "causes": listed}
+    details = {**_about(resource, name), "kind": resource.kind, "causes": listed}
     return ApiError(422, f'{qualified} "{name}" is invalid: {text}', details=details)
 
 
 def _about(resource: Resource, name: str) -> Object:
-    return {"name": name, "group": resource.group, "kind": resource.plural}
+    found = {"name": name, "group": resource.group, "kind": resource.plural}
+    return {key: value for key, value in found.items() if value}
 
 
 def _not_found(resource: Resource, name: str) -> ApiError:
@@ -106,6 +120,33 @@ def _not_found(resource: Resource, name: str) -> ApiError:
 def _conflict(resource: Resource, name: str, text: str) -> ApiError:
     message = f'Operation cannot be fulfilled on {resource.qualified} "{name}": {text}'
     return ApiError(409, message, details=_about(resource, name))
+
+
+def _unconditional(resource: Resource, name: str) -> ApiError:
+    message = "Invalid value: 0: must be specified for an update"
+    error = _invalid(resource, name, [Cause("FieldValueInvalid", "metadata.resourceVersion", message)])
+    error.status["details"]["kind"] = resource.plural
+    error.status["message"] = f'{resource.qualified} "{name}" is invalid: metadata.resourceVersion: {message}'
+    return error
+
+
+def _another_uid(resource: Resource, request: Request, wanted: str, found: str) -> str:
+    key = f"/registry/{resource.plural}/{request.namespace}/{request.name}"
+    uids = f"Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}"
+    return f"StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: {uids}"
+
+
+def _other_there(resource: Resource, name: str, wanted: str, found: str) -> ApiError:
+    """A deletion that means another object of that name. Names the kind, not the resource."""
+    text = f"the UID in the precondition ({wanted}) does not match the UID in record ({found})."
+    kind = f"{resource.kind}.{resource.group}" if resource.group else resource.kind
+    message = f'Operation cannot be fulfilled on {kind} "{name}": {text} The object might have been deleted and then recreated'
+    return ApiError(409, message, details={**_about(resource, name), "kind": resource.kind})
+
+
+def _undecodable(resource: Resource, text: str) -> ApiError:
+    kind = resource.kind
+    return ApiError(400, f'{kind} in version "{resource.version}" cannot be handled as a {kind}: {text}')
 
 
 def _forbidden(resource: Resource, name: str, text: str) -> ApiError:
@@ -503,6 +544,14 @@ SELECTABLE = {
 }
 
 
+def _unselectable(resource: Resource, field: str) -> str:
+    if resource.plural == "jobs":
+        return f'field label "{field}" not supported for Job'
+    if resource.custom or resource.plural in SELECTABLE:
+        return f"field label not supported: {field}"
+    return f'"{field}" is not a known field selector: only "metadata.name", "metadata.namespace"'
+
+
 def _field_test(resource: Resource, selector: str) -> Callable[[Object], bool]:
     terms = []
     for term in filter(None, selector.split(",")):
@@ -513,7 +562,7 @@ def _field_test(resource: Resource, selector: str) -> Callable[[Object], bool]:
             *(SELECTABLE.get(resource.plural, ()) if not resource.custom else ()),
         )
         if not match or not any(match[1] == name or (name[-1] == "." and match[1].startswith(name)) for name in known):
-            raise ApiError(400, f"field label not supported: {match[1] if match else term}")
+            raise ApiError(400, _unselectable(resource, match[1] if match else term))
         terms.append(match.groups())
 
     def test(item: Object) -> bool:
@@ -682,7 +731,7 @@ class ApiServer:
         """Replaces an object (or its status) with `body`."""
         resource, metadata = self._resource_of(body), body["metadata"]
         request = self._own("update", resource, metadata.get("namespace", ""), metadata["name"], body)
-        return self.do_update(replace(request, subresource=subresource), [])
+        return self.do_update(replace(request, subresource=subresource), [])[0]
 
     def delete(self, plural: str, name: str, namespace: str = "default", *, grace_seconds: int | None = None) -> None:
         """Deletes one object, children in the background."""
@@ -789,17 +838,18 @@ class ApiServer:
             if token := request.query.get("continue"):
                 start = json.loads(base64.urlsafe_b64decode(token))
                 if start["version"] < self.store.oldest:
-                    raise ApiError(
-                        410, "The provided continue parameter is too old to display a consistent list result."
-                    )
+                    raise ApiError(410, _TOO_OLD)
                 metadata["resourceVersion"] = str(start["version"])
                 items = [item for item in items if _page_key(item) > start["after"]]
             limit = int(request.query.get("limit") or 0)
             if limit and len(items) > limit:
                 after = {"version": int(metadata["resourceVersion"]), "after": _page_key(items[limit - 1])}
                 metadata["continue"] = base64.urlsafe_b64encode(json.dumps(after).encode()).decode()
-                metadata["remainingItemCount"] = len(items) - limit
+                if not (request.query.get("labelSelector") or request.query.get("fieldSelector")):
+                    metadata["remainingItemCount"] = len(items) - limit
                 items = items[:limit]
+            elif resource.custom:
+                metadata["continue"] = ""
         return [_as_asked(resource, item) for item in items], metadata
 
     def watch(self, request: Request, alive: Callable[[], bool]) -> Iterator[tuple[str, Object] | None]:
@@ -826,9 +876,11 @@ class ApiServer:
                     yield "ERROR", ApiError(410, f"too old resource version: {seen} ({self.store.oldest})").status
                     return
         yield from ready
+        # A server sends one now and then, and one two seconds before the end.
+        marked = time.monotonic()
+        due = min(marked + self.bookmark_seconds, ends - 2 if ends - 2 > marked else ends)
         if initial:
             yield "BOOKMARK", _bookmark(resource, seen, {"k8s.io/initial-events-end": "true"})
-        marked = time.monotonic()
         while alive():
             ready = []
             with self.store.lock:
@@ -836,7 +888,7 @@ class ApiServer:
                 fresh = bisect.bisect_right(changes, seen, key=lambda change: change.version)
                 now = time.monotonic()
                 if fresh == len(changes) and now < ends and age == self._watch_age:
-                    condition.wait(min(ends - now, 1.0))
+                    condition.wait(min(ends - now, max(due - now, 0.01), 1.0))
                     changes = self.store.history.get(key, [])
                     fresh = bisect.bisect_right(changes, seen, key=lambda change: change.version)
                 if age != self._watch_age:
@@ -845,14 +897,17 @@ class ApiServer:
                     ready = [("ERROR", ApiError(410, f"too old resource version: {seen} ({self.store.oldest})").status)]
                 for change in changes[fresh:]:
                     if event := _seen_through(test, change):
-                        ready.append((event, change.new))
+                        left = event == "DELETED" and change.kind != "DELETED"
+                        ready.append((event, _at_version(change) if left else change.new))
                 seen = changes[-1].version if changes else seen
                 latest = self.store.version
             for event in ready:
                 yield event
                 if event[0] == "ERROR":
                     return
-            if bookmarks and (time.monotonic() - marked > self.bookmark_seconds or time.monotonic() >= ends):
+            if time.monotonic() >= due:
+                due += self.bookmark_seconds
+            if bookmarks and due > marked + self.bookmark_seconds:
                 marked = time.monotonic()
                 yield "BOOKMARK", _bookmark(resource, max(seen, latest), {})
             if time.monotonic() >= ends:
@@ -875,26 +930,30 @@ class ApiServer:
             self._check_namespace(resource, request.namespace, metadata["name"])
             if self.store.get(resource.key, request.namespace, metadata["name"]):
                 text = f'{resource.qualified} "{metadata["name"]}" already exists'
+                if _ending(self.store.get(resource.key, request.namespace, metadata["name"]) or {"metadata": {}}):
+                    text = f"object is being deleted: {text}"
                 raise ApiError(409, text, reason="AlreadyExists", details=_about(resource, metadata["name"]))
             if metadata.get("resourceVersion"):
                 raise ApiError(500, "resourceVersion should not be set on objects to be created")
             return self._write(request, resource, body, None, warnings)
 
-    def do_update(self, request: Request, warnings: list[str]) -> Object:
-        """Replaces an object, or its status."""
+    def do_update(self, request: Request, warnings: list[str]) -> tuple[Object, bool]:
+        """Replaces an object, or its status; makes a Lease that is not there. Says as well whether it was created."""
         resource, body = request.resource, _typed_body(request)
         assert resource
         metadata = body["metadata"]
         with self.store.lock:
             old = self.store.get(resource.key, request.namespace, request.name)
-            if old is None:
+            if old is None and resource.plural != "leases":
                 raise _not_found(resource, request.name)
             if metadata.get("name", request.name) != request.name:
                 raise ApiError(400, "the name of the object does not match the name on the URL")
-            if not metadata.get("resourceVersion") and (resource.custom or resource.plural == "leases"):
-                text = "Invalid value: 0x0: must be specified for an update"
-                raise _invalid(resource, request.name, [Cause("FieldValueInvalid", "metadata.resourceVersion", text)])
-            return self._write(request, resource, body, old, warnings)
+            uid = old["metadata"]["uid"] if old else ""
+            if metadata.get("uid", uid) != uid:
+                raise _conflict(resource, request.name, _another_uid(resource, request, metadata["uid"], uid))
+            if old and not metadata.get("resourceVersion") and (resource.custom or resource.plural == "leases"):
+                raise _unconditional(resource, request.name)
+            return self._write(request, resource, body, old, warnings), old is None
 
     def do_patch(self, request: Request, warnings: list[str]) -> tuple[Object, bool]:
         """Changes an object by one of the four patch types. Says as well whether it was created."""
@@ -933,10 +992,12 @@ class ApiServer:
     ) -> Object:
         """Server-side apply: lays `config` over what lives and takes note of who owns what."""
         if not request.query.get("fieldManager"):
-            text = 'PatchOptions.meta.k8s.io "" is invalid: fieldManager: Required value: is required for apply patch'
-            raise ApiError(422, text)
+            options = Resource("meta.k8s.io", "v1", "patchoptions", "PatchOptions")
+            text = "Required value: is required for apply patch"
+            raise _invalid(options, "", [Cause("FieldValueRequired", "fieldManager", text)])
         if not isinstance(config, dict) or not config.get("apiVersion") or not config.get("kind"):
-            raise ApiError(400, "error decoding patch: Object 'Kind' or 'apiVersion' is missing")
+            group, _, version = config.get("apiVersion", "/").rpartition("/")
+            raise ApiError(400, f"invalid object type: {group}/{version}, Kind={config.get('kind', '')}")
         _check_type(resource, config)
         config = openapi.tidied(resource.schema, config) if not resource.custom else _copy(config)
         metadata = config.setdefault("metadata", {})
@@ -946,10 +1007,9 @@ class ApiServer:
             raise ApiError(400, "the name of the object does not match the name on the URL")
         _, unknown = openapi.prune(resource.schema, config)
         if unknown:
-            what = f"({request.namespace}/{request.name}; {resource.api_version}, Kind={resource.kind})"
-            raise ApiError(
-                500, f"failed to create typed patch object {what}: .{unknown[0]}: field not declared in schema"
-            )
+            what = f"({metadata.get('namespace', '')}/{request.name}; {resource.api_version}, Kind={resource.kind})"
+            text = f"failed to create typed patch object {what}: .{unknown[0]}: field not declared in schema"
+            raise ApiError(500, text, reason="")
         if old is None:
             if metadata.get("uid"):
                 text = f"uid mismatch: the provided object specified uid {metadata['uid']}, and no existing object was found"
@@ -959,6 +1019,9 @@ class ApiServer:
             self._check_namespace(resource, request.namespace, request.name)
             wanted = _written_part(resource, config, "")
             return self._write(request, resource, wanted, None, warnings, applied=wanted)
+        if metadata.get("uid", old["metadata"]["uid"]) != old["metadata"]["uid"]:
+            text = f'Invalid value: "{metadata["uid"]}": field is immutable'
+            raise _invalid(resource, request.name, [Cause("FieldValueInvalid", "metadata.uid", text)] * 2)
         self._check_preconditions(resource, metadata, old)
         wanted = _written_part(resource, config, request.subresource)
         values, live = openapi.owned(resource.schema, wanted), openapi.owned(resource.schema, old)
@@ -1023,16 +1086,15 @@ class ApiServer:
             )
         if _ending(space):
             text = f"unable to create new content in namespace {namespace} because it is being terminated"
-            raise _forbidden(resource, name, text)
+            refusal = _forbidden(resource, name, text)
+            cause = {"reason": "NamespaceTerminating", "message": f"namespace {namespace} is being terminated"}
+            refusal.status["details"]["causes"] = [{**cause, "field": "metadata.namespace"}]
+            raise refusal
 
     def _check_preconditions(self, resource: Resource, metadata: Object, old: Object | None) -> None:
         if old is None:
             return
-        uid, version = old["metadata"]["uid"], old["metadata"]["resourceVersion"]
-        name = old["metadata"]["name"]
-        if metadata.get("uid", uid) != uid:
-            text = f"Precondition failed: UID in precondition: {metadata['uid']}, UID in object meta: {uid}"
-            raise _conflict(resource, name, text)
+        version, name = old["metadata"]["resourceVersion"], old["metadata"]["name"]
         if metadata.get("resourceVersion") not in (None, "", version):
             raise _conflict(resource, name, _STALE)
 
@@ -1048,19 +1110,21 @@ class ApiServer:
         new, unknown = openapi.prune(resource.schema, new)
         if unknown and mode == "Strict":
             texts = ", ".join(f'unknown field "{place}"' for place in unknown)
-            raise ApiError(400, f"{resource.kind} cannot be handled: strict decoding error: {texts}")
+            raise _undecodable(resource, f"strict decoding error: {texts}")
         if mode != "Ignore":
             warnings += [f'unknown field "{place}"' for place in unknown]
         typed = {"metadata": new["metadata"]} if resource.custom else new
         causes = openapi.validate(resource.schema if not resource.custom else _METADATA_ALONE, typed)
         if wrong := [cause for cause in causes if cause.reason == "FieldValueTypeInvalid"]:
-            text = f"cannot be handled as a {resource.kind}: json: cannot unmarshal: {wrong[0].message}"
-            raise ApiError(400, f'{resource.kind} in version "{resource.version}" {text}')
+            raise _undecodable(resource, f"json: cannot unmarshal: {wrong[0].message}")
         causes += openapi.metadata_errors(resource, new["metadata"])
         if resource.custom:
             openapi.set_defaults(resource.custom, new)
             causes += openapi.validate(resource.custom, new)
-            causes += [] if causes else openapi.rule_errors(resource.custom, new, old)
+            if any(cause.reason in BLOCKING for cause in causes):
+                causes.append(UNCHECKED)
+            else:
+                causes += openapi.rule_errors(resource.custom, new, old)
         elif not causes:
             openapi.fill_in(resource, new, old)
             causes += openapi.builtin_errors(resource, new, old)
@@ -1096,14 +1160,40 @@ class ApiServer:
             if not self.store.get(("", "serviceaccounts"), space, account):
                 text = f'error looking up service account {space}/{account}: serviceaccount "{account}" not found'
                 raise _forbidden(resource, name, text)
+        self._check_policies(resource, new, space)
         self._check_quota(resource, new, space)
+
+    def _check_policies(self, resource: Resource, new: Object, namespace: str) -> None:
+        """ValidatingAdmissionPolicies on what is created, as far as a rule speaks of the object alone."""
+        group = "admissionregistration.k8s.io"
+        policies = {one["metadata"]["name"]: one for one in self.store.list((group, "validatingadmissionpolicies"))}
+        space = self.store.get(("", "namespaces"), "", namespace) or {}
+        for binding in self.store.list((group, "validatingadmissionpolicybindings")):
+            name, chosen = binding["metadata"]["name"], binding["spec"].get("matchResources", {})
+            wanted = chosen.get("namespaceSelector", {}).get("matchLabels", {})
+            policy = policies.get(binding["spec"]["policyName"])
+            if not policy or not wanted.items() <= space["metadata"].get("labels", {}).items():
+                continue
+            rules = policy["spec"]["matchConstraints"]["resourceRules"]
+            if not any(resource.plural in rule["resources"] and resource.group in rule["apiGroups"] for rule in rules):
+                continue
+            for rule in policy["spec"]["validations"]:
+                if openapi.policy_holds(rule["expression"], new):
+                    continue
+                by = f"ValidatingAdmissionPolicy '{policy['metadata']['name']}' with binding '{name}'"
+                text = f"{by} denied request: {rule.get('message') or 'failed expression: ' + rule['expression']}"
+                named, about = new["metadata"]["name"], _about(resource, new["metadata"]["name"])
+                message = f'{resource.qualified} "{named}" is forbidden: {text}'
+                raise ApiError(422, message, details={**about, "causes": [{"message": text}]})
 
     def _check_quota(self, resource: Resource, new: Object, namespace: str) -> None:
         for quota in self.store.list(("", "resourcequotas"), namespace):
             hard = quota.get("spec", {}).get("hard", {})
             missing = [entry for entry in hard if resource.plural == "pods" and _unsaid(entry, new)]
             if missing:
-                text = f"failed quota: {quota['metadata']['name']}: must specify {','.join(missing)}"
+                silent = ",".join(container["name"] for container in new["spec"]["containers"])
+                listed = "; ".join(f"{entry} for: {silent}" for entry in missing)
+                text = f"failed quota: {quota['metadata']['name']}: must specify {listed}"
                 raise _forbidden(resource, new["metadata"]["name"], text)
             asked = {entry: _charge(entry, resource, new) for entry in hard}
             used = {entry: self._used(entry, namespace) for entry in hard if asked[entry]}
@@ -1133,6 +1223,9 @@ class ApiServer:
             account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": name}}
             self.create(account)
         elif resource.plural == "customresourcedefinitions" and resource.group == "apiextensions.k8s.io":
+            there = self.store.get(resource.key, "", name)
+            if there and not there["status"]["conditions"]:
+                self.store.commit(resource.key, there, openapi.established(there))
             self.serve(seen)
         for quota in (
             self.store.list(("", "resourcequotas"), seen["metadata"].get("namespace")) if resource.namespaced else ()
@@ -1168,16 +1261,14 @@ class ApiServer:
                 raise _not_found(resource, request.name)
             for name, wanted in (options.get("preconditions") or {}).items():
                 if (found := item["metadata"].get(name)) != wanted:
-                    word = {"uid": "UID"}.get(name, name)
-                    text = f"Precondition failed: {word} in precondition: {wanted}, {word} in object meta: {found}"
-                    raise _conflict(resource, request.name, text)
+                    raise _other_there(resource, request.name, wanted, found)
             default = "Orphan" if resource.plural == "jobs" else "Background"
             policy = options.get("propagationPolicy") or ("Orphan" if options.get("orphanDependents") else default)
             grace = options.get("gracePeriodSeconds")
             if not request.dry_run:
                 item = self.remove(resource, item, policy=policy, grace_seconds=None if grace is None else int(grace))
             left = self.store.get(resource.key, request.namespace, request.name)
-        if left is not None or resource.plural == "pods":
+        if left is not None or resource.plural in ("pods", "services"):
             return _as_asked(resource, item)
         details = {**_about(resource, request.name), "uid": item["metadata"]["uid"]}
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
@@ -1218,6 +1309,8 @@ class ApiServer:
         if resource.plural == "customresourcedefinitions" and self.store.objects.get(_instances(item)):
             finalizers.append("customresourcecleanup.apiextensions.k8s.io")
         waits = bool(finalizers or grace or (resource.plural == "namespaces"))
+        if resource.plural == "pods" and not finalizers and not grace:
+            item = {**item, "metadata": {**metadata, "deletionGracePeriodSeconds": 0}}
         if not waits:
             seen = self.store.commit(resource.key, item, None)
             self._after(resource, seen, item)
@@ -1269,6 +1362,7 @@ class ApiServer:
                 "status": "True",
                 "reason": "EvictionByEvictionAPI",
                 "message": "Eviction API: evicting",
+                "lastProbeTime": None,
                 "lastTransitionTime": _stamp(),
             }
             self.store.commit(
@@ -1277,8 +1371,8 @@ class ApiServer:
         self.do_delete(replace(request, verb="delete", body=options))
         return success
 
-    def read_log(self, request: Request, alive: Callable[[], bool]) -> Iterator[bytes]:
-        """A container's log in pieces, following it where asked."""
+    def read_log(self, request: Request, alive: Callable[[], bool]) -> Iterator[bytes] | None:
+        """A container's log in pieces, following it where asked; None where its pod has no node yet."""
         resource, query = request.resource, request.query
         assert resource
         with self.store.lock:
@@ -1292,6 +1386,11 @@ class ApiServer:
         if name not in names:
             raise ApiError(400, f"container {name} is not valid for pod {request.name}")
         status = pod.get("status", {})
+        node = pod["spec"].get("nodeName")
+        if not node:
+            return None
+        if not self.store.get(("", "nodes"), "", node):
+            raise _not_found(resource, node)
         state = next((s.get("state", {}) for s in status.get("containerStatuses", ()) if s["name"] == name), {})
         if query.get("previous") in ("true", "1"):
             raise ApiError(400, f'previous terminated container "{name}" in pod "{request.name}" not found')
@@ -1317,6 +1416,7 @@ class ApiServer:
 
 
 _METADATA_ALONE = {"type": "object", "properties": {"metadata": openapi.OBJECT_META}}
+_TOO_OLD = "The provided continue parameter is too old to display a consistent list result."
 _STALE = "the object has been modified; please apply your changes to the latest version and try again"
 
 
@@ -1325,10 +1425,20 @@ def _page_key(item: Object) -> list[str]:
 
 
 def _bookmark(resource: Resource, version: int, annotations: dict[str, str]) -> Object:
-    metadata: Object = {"resourceVersion": str(version), "creationTimestamp": None}
-    if annotations:
-        metadata["annotations"] = annotations
-    return {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata}
+    """An object of that kind, empty but for its version."""
+    metadata: Object = {"resourceVersion": str(version), **({"annotations": annotations} if annotations else {})}
+    empty: dict[str, Object] = {
+        "jobs": {"spec": {"template": {"metadata": {}, "spec": {"containers": None}}}, "status": {}},
+        "pods": {"spec": {"containers": None}, "status": {}},
+    }
+    parts = empty.get(resource.plural, {})
+    return {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata, **parts}
+
+
+def _at_version(change: Change) -> Object:
+    """An object as it was before a change, at the change's version."""
+    assert change.old is not None
+    return {**change.old, "metadata": {**change.old["metadata"], "resourceVersion": str(change.version)}}
 
 
 def _seen_through(test: Callable[[Object], bool], change: Change) -> str:
@@ -1426,7 +1536,7 @@ def _same(new: Object, old: Object, *, with_managers: bool = False) -> bool:
 
 
 def _generation_rises(resource: Resource, new: Object, old: Object | None) -> bool:
-    if not resource.custom and not resource.has_status:
+    if not resource.custom and not resource.has_status and resource.plural != "networkpolicies":
         return False
     if old is None:
         return resource.plural not in ("namespaces", "nodes", "services", "persistentvolumeclaims", "resourcequotas")
@@ -1464,11 +1574,22 @@ def _managers(
 
 
 def _ownership_conflict(resource: Resource, lost: list[tuple[openapi.Path, Object]]) -> ApiError:
-    causes = []
+    causes, by_manager = [], {}
     for path, entry in sorted(lost, key=lambda pair: pair[0]):
-        text = f'conflict with "{entry["manager"]}" using {entry["apiVersion"]}'
-        causes.append({"reason": "FieldManagerConflict", "message": text, "field": openapi.path_text(path)})
-    listed = ", ".join(f"{cause['message']}: {cause['field']}" for cause in causes)
+        who = f'"{entry["manager"]}"'
+        if "subresource" in entry:
+            who += f' with subresource "{entry["subresource"]}"'
+        if entry["operation"] == "Update":
+            who += f" using {entry['apiVersion']}"
+        field = openapi.path_text(path)
+        causes.append({"reason": "FieldManagerConflict", "message": f"conflict with {who}", "field": field})
+        by_manager.setdefault(who, []).append(field)
+    if len(causes) == 1:
+        listed = f"{causes[0]['message']}: {causes[0]['field']}"
+    else:
+        listed = "\n".join(
+            "\n- ".join([f"conflicts with {who}:", *fields]) for who, fields in sorted(by_manager.items())
+        )
     plural = "s" if len(causes) > 1 else ""
     return ApiError(409, f"Apply failed with {len(causes)} conflict{plural}: {listed}", details={"causes": causes})
 
@@ -1511,7 +1632,9 @@ def _unsaid(entry: str, pod: Object) -> bool:
 
 
 def _plain(amount: Any) -> str:
-    return f"{amount.normalize():f}" if isinstance(amount, Decimal) else str(amount)
+    if not isinstance(amount, Decimal):
+        return str(amount)
+    return f"{amount.normalize():f}" if amount == amount.to_integral() else f"{amount * 1000:.0f}m"
 
 
 def _with_condition(status: Object, condition: Object) -> Object:
@@ -1636,6 +1759,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._with_weather(request, api.faults.draw(request))
         except ApiError as err:
             self._fail(err)
+        except PageNotFound:
+            self._send_bytes(404, b"404 page not found\n", "text/plain; charset=utf-8")
         except OSError:
             raise
         except Exception as err:
@@ -1678,11 +1803,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         namespace = ""
         if rest[0] == "namespaces" and len(rest) > 2 and rest[2] not in ("status", "finalize"):
             namespace, rest = rest[1], rest[2:]
-        resource = self.server.api.find(group, version, rest[0])
+        # Who may not ask for it is told so before anybody learns whether it is served at all.
+        resource = self.server.api.find(group, version, rest[0]) or Resource(group, version, rest[0], "")
         name, subresource = (*rest[1:3], "", "")[:2]
-        known = resource and ({"status"} if resource.has_status else set()) | set(resource.subresources)
-        if not resource or (subresource and subresource not in known):
-            raise ApiError(404, "the server could not find the requested resource")
         watching = query.get("watch") in ("true", "1")
         verbs = {
             "POST": "create",
@@ -1726,17 +1849,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if request.resource is None:
             return self._answer_path(request)
         self._authorise(user, request)
+        self._check_served(request)
         warnings: list[str] = []
         if request.verb == "watch":
             return self._stream_watch(request, weather)
         if request.subresource == "log":
-            return self._stream(api.read_log(request, self._alive), "text/plain")
+            pieces = api.read_log(request, self._alive)
+            return self._send_bytes(204, b"", "") if pieces is None else self._stream(pieces, "text/plain")
         if request.verb == "list":
             items, metadata = api.do_list(request)
             return self._send_list(request, items, metadata)
         if request.resource.plural == "selfsubjectaccessreviews":
             with api.store.lock:
-                return self._send(201, {**request.body, "status": review(user, request.body, api.lister)})
+                return self._send(201, review(user, request.body, api.lister))
         code = 200
         with api.store.lock:
             if request.verb == "get":
@@ -1746,7 +1871,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             elif request.verb == "create":
                 code, answer = 201, api.do_create(request, warnings)
             elif request.verb == "update":
-                answer = api.do_update(request, warnings)
+                answer, created = api.do_update(request, warnings)
+                code = 201 if created else 200
             elif request.verb == "patch":
                 answer, created = api.do_patch(request, warnings)
                 code = 201 if created else 200
@@ -1758,6 +1884,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             answer = self._table(request, [answer], {"resourceVersion": answer["metadata"]["resourceVersion"]})
         return self._send(code, answer, warnings)
 
+    def _check_served(self, request: Request) -> None:
+        resource = request.resource
+        assert resource
+        known = {"", *(("status",) if resource.has_status else ()), *resource.subresources}
+        if resource.kind and request.subresource in known:
+            return
+        # What speaks for groups that nobody serves is not that which speaks for the built-in ones.
+        if resource.group in openapi.BUILTIN_GROUPS:
+            raise ApiError(404, "the server could not find the requested resource", details={})
+        raise PageNotFound
+
     def _authorise(self, user: User, request: Request) -> None:
         api, resource = self.server.api, request.resource
         assert resource
@@ -1767,18 +1904,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 resource.key, request.namespace, request.name
             ):
                 verbs.append("create")
+            # A namespace counts as a thing within itself.
+            space = request.namespace or (request.name if resource.plural == "namespaces" else "")
             for verb in verbs:
-                attempt = Attempt(verb, resource.group, request.plural, request.namespace, request.name)
+                attempt = Attempt(verb, resource.group, request.plural, space, request.name)
                 if not allowed(user, attempt, api.lister):
                     raise ApiError(403, refusal(user, attempt), details=_about(resource, request.name))
 
     def _answer_path(self, request: Request) -> None:
         resources, path = self.server.api.resources(), request.path
         if path in ("/healthz", "/readyz", "/livez"):
-            return self._send_bytes(200, b"ok", "text/plain")
+            return self._send_bytes(200, b"ok", "text/plain; charset=utf-8")
         answer: Object | None = None
         if path == "/version":
-            answer = {"major": "1", "minor": "32", "gitVersion": "v1.32.4", "platform": "linux/amd64"}
+            answer = openapi.VERSION
         elif path == "/api":
             answer = {"kind": "APIVersions", "versions": ["v1"]}
         elif path == "/apis":
@@ -1790,11 +1929,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if any(resource.api_version == version for resource in resources):
                 answer = (openapi.openapi_document if match[1] else openapi.api_resources)(resources, version)
         elif match := re.fullmatch(r"/apis/([^/]+)", path):
-            answer = next(
-                (group for group in openapi.api_groups(resources)["groups"] if group["name"] == match[1]), None
-            )
+            found = (group for group in openapi.api_groups(resources)["groups"] if group["name"] == match[1])
+            answer = next(({"kind": "APIGroup", "apiVersion": "v1", **group} for group in found), None)
         if answer is None:
-            raise ApiError(404, "the server could not find the requested resource")
+            if path.startswith(tuple(f"/apis/{group}/" for group in openapi.BUILTIN_GROUPS)):
+                raise ApiError(404, "the server could not find the requested resource", details={})
+            raise PageNotFound
         return self._send(200, answer)
 
     def _set_faults(self, request: Request) -> None:
@@ -1822,6 +1962,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         assert resource
         if "as=Table" in request.accept:
             return self._send(200, self._table(request, items, metadata))
+        if not resource.custom:
+            items = [
+                {name: part for name, part in item.items() if name not in ("apiVersion", "kind")} for item in items
+            ]
         kind = f"{resource.kind}List"
         return self._send(200, {"kind": kind, "apiVersion": resource.api_version, "metadata": metadata, "items": items})
 
@@ -1829,8 +1973,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         api, resource = self.server.api, request.resource
         assert resource
         api.selected(request)
-        if not re.fullmatch(r"\d*", request.query.get("resourceVersion", "")):
-            raise ApiError(400, f"invalid resource version {request.query['resourceVersion']!r}")
+        if not re.fullmatch(r"\d*", version := request.query.get("resourceVersion", "")):
+            text = f'Invalid value: "{version}": strconv.ParseUint: parsing "{version}": invalid syntax'
+            raise ApiError(500, f"resourceVersion: {text}", reason="")
         ends = time.monotonic() + random.uniform(0.02, 0.5) if weather else None
         as_table = "as=Table" in request.accept
 
@@ -1886,7 +2031,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return False
 
     def _fail(self, err: ApiError) -> None:
-        wait = err.status["details"].get("retryAfterSeconds") if err.code in (429, 503) else None
+        wait = err.status.get("details", {}).get("retryAfterSeconds") if err.code in (429, 503) else None
         headers = {} if wait is None else {"Retry-After": str(wait)}
         self._send_bytes(err.code, json.dumps(err.status).encode(), "application/json", headers)
 
@@ -1902,8 +2047,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         warnings: list[str] | None = None,
     ) -> None:
         self.send_response(code)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(payload)))
+        if content_type:
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(payload)))
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         for text in warnings or ():

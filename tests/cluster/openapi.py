@@ -215,6 +215,12 @@ BUILTIN: tuple[Resource, ...] = (
         resourcequotas ResourceQuota status short=quota
         """,
     ),
+    *_builtin(
+        "admissionregistration.k8s.io",
+        "v1",
+        "validatingadmissionpolicies ValidatingAdmissionPolicy cluster status"
+        "\nvalidatingadmissionpolicybindings ValidatingAdmissionPolicyBinding cluster",
+    ),
     *_builtin("apps", "v1", "deployments Deployment status short=deploy"),
     *_builtin("authorization.k8s.io", "v1", "selfsubjectaccessreviews SelfSubjectAccessReview cluster"),
     *_builtin("batch", "v1", "jobs Job status\ncronjobs CronJob status short=cj"),
@@ -231,6 +237,9 @@ BUILTIN: tuple[Resource, ...] = (
         "\nclusterrolebindings ClusterRoleBinding cluster",
     ),
 )
+
+
+BUILTIN_GROUPS = {resource.group for resource in BUILTIN}
 
 
 def custom_resources(definition: dict[str, Any]) -> list[Resource]:
@@ -268,7 +277,17 @@ _TYPE_META: dict[str, Schema] = {"apiVersion": {"type": "string"}, "kind": {"typ
 
 # Discovery
 
-VERBS = _words("create delete deletecollection get list patch update watch")
+VERBS = _words("delete deletecollection get list patch create update watch")
+VERSION = {
+    "major": "1",
+    "minor": "36",
+    "gitVersion": "v1.36.2",
+    "emulationMajor": "1",
+    "emulationMinor": "36",
+    "minCompatibilityMajor": "1",
+    "minCompatibilityMinor": "35",
+    "platform": "linux/amd64",
+}
 
 
 def api_resources(resources: Iterable[Resource], api_version: str) -> dict[str, Any]:
@@ -461,6 +480,7 @@ def validate(schema: Schema, value: Json, where: str = "") -> list[Cause]:
             invalid(
                 f"Invalid value: {_shown(value)}: {where} in body should be at least {schema['minLength']} chars long"
             )
+            return bad
         kind_of_time = schema.get("x-time") or ("seconds" if schema.get("format") == "date-time" else "")
         if kind_of_time and not TIMES[kind_of_time].fullmatch(value):
             reason = "FieldValueTypeInvalid" if "x-time" in schema else "FieldValueInvalid"
@@ -471,7 +491,7 @@ def validate(schema: Schema, value: Json, where: str = "") -> list[Cause]:
         if len(value) > schema.get("maxItems", len(value)):
             invalid(f"Too many: {len(value)}: must have at most {schema['maxItems']} items", "FieldValueTooMany")
         if len(value) < schema.get("minItems", 0):
-            invalid(f'Invalid value: "array": {where} in body should have at least {schema["minItems"]} items')
+            invalid(f"Invalid value: {len(value)}: {where} in body should have at least {schema['minItems']} items")
         for place, item in enumerate(value):
             bad += validate(schema.get("items", {}), item, f"{where}[{place}]")
         keys = _list_keys(schema)
@@ -559,7 +579,8 @@ def rule_errors(schema: Schema, value: Json, old: Json = None, where: str = "") 
             place = (where + rule.get("fieldPath", "")).lstrip(".") or "<nil>"
             text = message or f"failed rule: {rule['rule']}"
             openings = {"FieldValueForbidden": "Forbidden", "FieldValueRequired": "Required value"}
-            opening = openings.get(rule.get("reason", ""), f"Invalid value: {_shown(value)}")
+            shown = "" if isinstance(value, dict | list) else f": {_shown(value)}"
+            opening = openings.get(rule.get("reason", ""), f"Invalid value{shown}")
             bad.append(Cause(rule.get("reason", "FieldValueInvalid"), place, f"{opening}: {text}"))
     if isinstance(value, dict):
         before = old if isinstance(old, dict) else {}
@@ -575,6 +596,11 @@ def rule_errors(schema: Schema, value: Json, old: Json = None, where: str = "") 
         for place, item in enumerate(value):
             bad += rule_errors(schema.get("items", {}), item, olds.get(_item_name(keys, item)), f"{where}[{place}]")
     return bad
+
+
+def policy_holds(expression: str, value: Json) -> bool:
+    """Whether an object passes a rule of a ValidatingAdmissionPolicy."""
+    return bool(_program(expression).evaluate({"object": celpy.json_to_cel(value)}))
 
 
 # Custom resource definitions
@@ -845,7 +871,7 @@ def path_text(path: Path) -> str:
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
-MAX_ANNOTATIONS_BYTES = 262_144
+MAX_ANNOTATIONS_BYTES, MAX_DATA_BYTES = 262_144, 1_048_576
 _SUFFIXES = {"m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
 
 
@@ -884,9 +910,11 @@ def metadata_errors(resource: Resource, metadata: dict[str, Any]) -> list[Cause]
     if not free and (not pattern.fullmatch(name) or len(name) > longest):
         kind = "an RFC 1123 label" if strict else "a lowercase RFC 1123 subdomain"
         text = (
-            f"Invalid value: {json.dumps(name)}: {kind} must consist of lower case alphanumeric characters, '-' or '.'"
+            f"Invalid value: {json.dumps(name)}: {kind} must consist of lower case alphanumeric characters, '-' or '.',"
         )
-        bad.append(Cause("FieldValueInvalid", "metadata.name", f"{text}; no more than {longest} characters"))
+        text += " and must start and end with an alphanumeric character"
+        text += f" (e.g. 'example.com', regex used for validation is '{pattern.pattern}')"
+        bad.append(Cause("FieldValueInvalid", "metadata.name", text))
     for key, value in metadata.get("labels", {}).items():
         if not LABEL_VALUE.fullmatch(value) or len(value) > 63:
             text = f"Invalid value: {json.dumps(value)}: a valid label must consist of alphanumeric characters"
@@ -917,13 +945,25 @@ def fill_in(resource: Resource, new: dict[str, Any], old: dict[str, Any] | None)
     plural, spec = resource.plural, new.get("spec", {})
     if plural == "pods":
         _fill_in_pod(spec)
+        spec.setdefault("preemptionPolicy", "PreemptLowerPriority")
+        spec.setdefault("priority", 0)
+        for why in ("not-ready", "unreachable"):
+            wanted = {"key": f"node.kubernetes.io/{why}", "operator": "Exists", "effect": "NoExecute"}
+            if old is None and not any(one.get("key") == wanted["key"] for one in spec.get("tolerations", ())):
+                spec.setdefault("tolerations", []).append({**wanted, "tolerationSeconds": 300})
         spec.setdefault("enableServiceLinks", True)
         spec.setdefault("serviceAccountName", "default")
         spec["serviceAccount"] = spec["serviceAccountName"]
         new.setdefault("status", {}).setdefault("phase", "Pending")
+        new["status"].setdefault("qosClass", _quality_of_service(spec))
     elif plural == "jobs":
         _fill_in_job(new, old)
+        new.setdefault("status", {})
     elif plural == "cronjobs":
+        new.setdefault("status", {})
+        job = spec.get("jobTemplate", {})
+        job.setdefault("metadata", {})
+        job.get("spec", {}).get("template", {}).setdefault("metadata", {})
         for name, value in (("concurrencyPolicy", "Allow"), ("suspend", False), ("successfulJobsHistoryLimit", 3)):
             spec.setdefault(name, value)
         spec.setdefault("failedJobsHistoryLimit", 1)
@@ -938,9 +978,16 @@ def fill_in(resource: Resource, new: dict[str, Any], old: dict[str, Any] | None)
             number = int(new["metadata"]["uid"][:4], 16)
             spec["clusterIP"] = (old or {}).get("spec", {}).get("clusterIP") or f"10.96.{number // 256}.{number % 256}"
         spec.setdefault("clusterIPs", [spec["clusterIP"]])
+        spec.setdefault("internalTrafficPolicy", "Cluster")
+        spec.setdefault("ipFamilies", ["IPv4"])
+        spec.setdefault("ipFamilyPolicy", "SingleStack")
+        new.setdefault("status", {"loadBalancer": {}})
         for port in spec.get("ports", []):
             port.setdefault("protocol", "TCP")
             port.setdefault("targetPort", port.get("port"))
+    elif plural == "events":
+        new.setdefault("eventTime", None)
+        new.setdefault("reportingInstance", "")
     elif plural == "secrets":
         new.setdefault("type", "Opaque")
         for name, text in new.pop("stringData", {}).items():
@@ -951,6 +998,15 @@ def fill_in(resource: Resource, new: dict[str, Any], old: dict[str, Any] | None)
         new.setdefault("status", {}).setdefault("phase", "Active")
     elif plural == "customresourcedefinitions":
         _fill_in_definition(new)
+
+
+def _quality_of_service(spec: dict[str, Any]) -> str:
+    """BestEffort where nothing is asked for, Guaranteed where all CPU and memory is, else Burstable."""
+    parts = [container.get("resources", {}) for container in spec.get("containers", [])]
+    if not any(part.get("requests") or part.get("limits") for part in parts):
+        return "BestEffort"
+    whole = all({"cpu", "memory"} <= part.get("limits", {}).keys() for part in parts)
+    return "Guaranteed" if whole and all(part["limits"] == part["requests"] for part in parts) else "Burstable"
 
 
 def _fill_in_pod(spec: dict[str, Any]) -> None:
@@ -986,6 +1042,7 @@ def _fill_in_job(job: dict[str, Any], old: dict[str, Any] | None) -> None:
     spec, metadata = job.setdefault("spec", {}), job["metadata"]
     if "completions" not in spec and "parallelism" not in spec:
         spec["completions"] = 1
+    spec.setdefault("manualSelector", False)
     for name, value in (("parallelism", 1), ("backoffLimit", 6), ("completionMode", "NonIndexed"), ("suspend", False)):
         spec.setdefault(name, value)
     spec.setdefault("podReplacementPolicy", "Failed" if "podFailurePolicy" in spec else "TerminatingOrFailed")
@@ -1009,14 +1066,22 @@ def _fill_in_definition(definition: dict[str, Any]) -> None:
     names.setdefault("singular", names.get("kind", "").lower())
     names.setdefault("listKind", names.get("kind", "") + "List")
     spec.setdefault("conversion", {"strategy": "None"})
-    since = definition["metadata"].get("creationTimestamp")
-    reasons = {"NamesAccepted": "NoConflicts", "Established": "InitialNamesAccepted"}
-    conditions = [
-        {"type": kind, "status": "True", "reason": reason, "message": "accepted", "lastTransitionTime": since}
-        for kind, reason in reasons.items()
-    ]
     stored = [version["name"] for version in spec.get("versions", []) if version.get("storage")]
-    definition["status"] = {"acceptedNames": names, "conditions": conditions, "storedVersions": stored}
+    nameless = {"plural": "", "kind": ""}
+    definition.setdefault("status", {"acceptedNames": nameless, "conditions": None, "storedVersions": stored})
+
+
+def established(definition: dict[str, Any]) -> dict[str, Any]:
+    """A definition as it is once its kind is served."""
+    since, names = definition["metadata"]["creationTimestamp"], definition["spec"]["names"]
+    conditions = [
+        {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": since}
+        for kind, reason, message in (
+            ("NamesAccepted", "NoConflicts", "no conflicts found"),
+            ("Established", "InitialNamesAccepted", "the initial names have been accepted"),
+        )
+    ]
+    return {**definition, "status": {**definition["status"], "acceptedNames": names, "conditions": conditions}}
 
 
 def builtin_errors(resource: Resource, new: dict[str, Any], old: dict[str, Any] | None) -> list[Cause]:
@@ -1045,6 +1110,8 @@ def builtin_errors(resource: Resource, new: dict[str, Any], old: dict[str, Any] 
         return bad
     if plural == "events":
         return _event_errors(new)
+    if plural == "configmaps" and sum(len(text.encode()) for text in new.get("data", {}).values()) > MAX_DATA_BYTES:
+        return [Cause("FieldValueTooLong", "[]", f"Too long: may not be more than {MAX_DATA_BYTES} bytes")]
     if plural in ("configmaps", "secrets") and old and old.get("immutable") and new.get("data") != old.get("data"):
         return [Cause("FieldValueForbidden", "data", "Forbidden: field is immutable when `immutable` is set")]
     if plural in ("rolebindings", "clusterrolebindings") and old and new.get("roleRef") != old.get("roleRef"):
@@ -1185,7 +1252,8 @@ def _failure_policy_errors(spec: dict[str, Any], pod: dict[str, Any]) -> list[Ca
         if codes.get("operator") == "In" and 0 in values:
             invalid(f"{spot}.values[{values.index(0)}]", "Invalid value: 0: must not be 0 for the In operator")
         if values != sorted(values):
-            invalid(f"{spot}.values", f"Invalid value: {values}: must be ordered")
+            shown = json.dumps(values, separators=(",", ":"))
+            invalid(f"{spot}.values", f"Invalid value: {shown}: must be ordered")
         if len(set(values)) != len(values):
             invalid(f"{spot}.values", f"Duplicate value: {values}", "FieldValueDuplicate")
     return bad

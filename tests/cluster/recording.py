@@ -149,6 +149,7 @@ class Session:
         """One recorded exchange; returns the answer's body. Repeated, unrecorded, `until` the body is as wanted."""
         answer = self.send(method, path, body, content, who)
         while not until(answer.body):
+            time.sleep(1.0)
             answer = self.send(method, path, body, content, who)
         request = {"method": method, "path": path, "as": who}
         if body is not None:
