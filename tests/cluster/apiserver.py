@@ -836,15 +836,20 @@ class ApiServer:
             items = [item for item in self.store.list(resource.key, request.namespace or None) if test(item)]
             metadata: Object = {"resourceVersion": str(self.store.version)}
             if token := request.query.get("continue"):
-                start = json.loads(base64.urlsafe_b64decode(token))
-                if start["version"] < self.store.oldest:
-                    raise ApiError(410, _TOO_OLD)
-                metadata["resourceVersion"] = str(start["version"])
-                items = [item for item in items if _page_key(item) > start["after"]]
+                start = json.loads(base64.urlsafe_b64decode(token + "=="))
+                if 0 < start["rv"] < self.store.oldest:
+                    refusal = ApiError(410, _TOO_OLD)
+                    refusal.status["metadata"] = {"continue": _token(-1, start["start"])}
+                    raise refusal
+                if start["rv"] > 0:
+                    metadata["resourceVersion"] = str(start["rv"])
+                after = start["start"].rstrip("\0").split("/")
+                items = [item for item in items if _page_key(item)[-len(after) :] > after]
             limit = int(request.query.get("limit") or 0)
             if limit and len(items) > limit:
-                after = {"version": int(metadata["resourceVersion"]), "after": _page_key(items[limit - 1])}
-                metadata["continue"] = base64.urlsafe_b64encode(json.dumps(after).encode()).decode()
+                last = _page_key(items[limit - 1])
+                after = "/".join(last[1:] if request.namespace or not resource.namespaced else last)
+                metadata["continue"] = _token(int(metadata["resourceVersion"]), f"{after}\0")
                 if not (request.query.get("labelSelector") or request.query.get("fieldSelector")):
                     metadata["remainingItemCount"] = len(items) - limit
                 items = items[:limit]
@@ -1416,8 +1421,19 @@ class ApiServer:
 
 
 _METADATA_ALONE = {"type": "object", "properties": {"metadata": openapi.OBJECT_META}}
-_TOO_OLD = "The provided continue parameter is too old to display a consistent list result."
+_TOO_OLD = (
+    "The provided continue parameter is too old to display a consistent list result. "
+    "You can start a new list without the continue parameter, or use the continue token in this response to retrieve "
+    "the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that "
+    "were created, modified, or deleted between the time the first chunk was returned and now may show up in the list."
+)
 _STALE = "the object has been modified; please apply your changes to the latest version and try again"
+
+
+def _token(version: int, start: str) -> str:
+    """Where the next page begins, and at which version; -1: at the newest, whatever changed since."""
+    text = json.dumps({"v": "meta.k8s.io/v1", "rv": version, "start": start})
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def _page_key(item: Object) -> list[str]:
