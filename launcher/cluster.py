@@ -177,6 +177,12 @@ class Cluster:
         other.seconds, other.num_requests, other.num_errors = seconds, 0, 0
         return other
 
+    def without_retries(self) -> Cluster:
+        """The same server, for a loop that retries by itself."""
+        other = copy.copy(self)
+        other.tries = 1
+        return other
+
     def get(self, kind: str, namespace: str, name: str) -> Object:
         return self._json("GET", _path(kind, namespace, name))
 
@@ -327,19 +333,19 @@ class Cluster:
             "spec": {"resourceAttributes": attributes},
         }
         path = _path("SelfSubjectAccessReview", None)
-        return self._settled(lambda: bool(self._json("POST", path, body=review)["status"]["allowed"]))
+        while True:
+            is_allowed = bool(self._json("POST", path, body=review)["status"]["allowed"])
+            if is_allowed or not self._last_failure.is_recent:
+                return is_allowed
+            time.sleep(1.0)
 
     def serves_selection_runs(self) -> bool:
         """Whether the custom resource is installed. Asked by discovery, which everybody may."""
-
-        def serves() -> bool:
-            try:
-                self._json("GET", f"/apis/{GROUP}/{VERSION}")
-            except NotFound:
-                return False
-            return True
-
-        return self._settled(serves)
+        try:
+            self._json("GET", f"/apis/{GROUP}/{VERSION}")
+        except NotFound:  # a server that starts answers 503 until it knows all its kinds
+            return False
+        return True
 
     def preferred_version(self, group: str) -> str:
         """The version of a group that the API server prefers. Raises NotFound where it does not serve the group."""
@@ -385,12 +391,6 @@ class Cluster:
         if response.status >= 300:
             self.num_errors += 1
             self._refuse(response.status, answer, path)
-        return answer
-
-    def _settled(self, ask: Callable[[], bool]) -> bool:
-        """An answer to a question of which a server that has just started may say no too early."""
-        while not (answer := ask()) and self._last_failure.is_recent:
-            time.sleep(1.0)
         return answer
 
     def _refuse(self, code: int, answer: Object, path: str) -> None:
@@ -648,7 +648,18 @@ def _translated(path: str) -> Iterator[None]:
         raise Unavailable(what, where=path, fix="log in again") from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
         fix = "check that the API server is up and reachable from here"
-        raise Unavailable(f"no answer from the API server: {error}"[:LONGEST_MESSAGE], where=path, fix=fix) from error
+        what = f"no answer from the API server: {_reason(error)}"[:LONGEST_MESSAGE]
+        raise Unavailable(what, where=path, fix=fix) from error
+
+
+def _reason(error: BaseException) -> str:
+    """'Connection refused', where the system says so; else the client's own words."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error)
 
 
 def _error_of(code: int, answer: Object, path: str) -> ClusterError:

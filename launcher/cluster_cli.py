@@ -425,11 +425,14 @@ def _wait_and_exit(cluster: Cluster, record: Record, timeout: float | None, outp
 
 
 def _say_trouble() -> Callable[..., None]:
-    """Of what the loop says, what keeps it from going on: said once, at the third time, since a conflict or two is nothing."""
+    """Of what the loop says, what keeps it from going on: said once, at the third time, since a conflict or two is nothing.
+
+    An API server that does not answer is not said here: whoever waits for the record says so.
+    """
     times: Counter[str] = Counter()
 
-    def say(*, event: str = "", error: str = "", **_: object) -> None:
-        if event in ("watch", "retry") and error.strip():
+    def say(*, event: str = "", error: str = "", transient: bool = False, **_: object) -> None:
+        if event in ("watch", "retry") and error.strip() and not transient:
             line = f"{event}: {error.strip().splitlines()[-1]}"
             times[line] += 1
             if times[line] == 3:

@@ -219,17 +219,23 @@ class Controller:
         try:
             self.reconcile(key)
         except ClusterError as error:
-            self._again(key, str(error))
+            self._again(key, str(error), transient=isinstance(error, Unavailable))
         except Exception:  # a flaw of ours, met by one run, must not stop all others
-            self._again(key, traceback.format_exc())
+            self._again(key, traceback.format_exc(), transient=False)
         else:
             self.failed.pop(key, None)
 
-    def _again(self, key: Key, error: str) -> None:
+    def _again(self, key: Key, error: str, *, transient: bool) -> None:
         self.counters.failures += 1
         self.failed[key] = self.failed.get(key, 0) + 1
         wait_seconds = min(LONGEST_RETRY_SECONDS, RETRY_SECONDS * 2 ** min(10, self.failed[key] - 1))
-        self.say(event="retry", run=f"{key[0]}/{key[1]}", error=error, seconds=round(wait_seconds, 1))
+        self.say(
+            event="retry",
+            run=f"{key[0]}/{key[1]}",
+            error=error,
+            transient=transient,
+            seconds=round(wait_seconds, 1),
+        )
         self.queue.add(key, wait_seconds * random.uniform(0.5, 1.0))
 
     def reconcile(self, key: Key) -> None:
@@ -470,7 +476,10 @@ class Controller:
                     self.heard.discard(kind)
                     pause_seconds = RETRY_SECONDS
                 said = str(error) if isinstance(error, ClusterError) else traceback.format_exc()
-                self.say(event="watch", kind=kind, error=said, seconds=round(pause_seconds, 1))
+                transient = isinstance(error, Unavailable)
+                self.say(
+                    event="watch", kind=kind, error=said, transient=transient, seconds=round(pause_seconds, 1)
+                )
                 self.stopping.wait(pause_seconds * random.uniform(0.5, 1.0))
                 longest_seconds = NOT_INSTALLED_SECONDS if isinstance(error, NotFound) else LONGEST_RETRY_SECONDS / 2
                 pause_seconds = min(longest_seconds, pause_seconds * 2)

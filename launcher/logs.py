@@ -82,7 +82,9 @@ def log_lines(
         ]
     )
     if follow:
-        return _Following(cluster, namespace, labels, tail, timestamps, is_over or (lambda: False), on_outage).lines()
+        return _Following(
+            cluster.without_retries(), namespace, labels, tail, timestamps, is_over or (lambda: False), on_outage
+        ).lines()
     return _all_lines(cluster, namespace, labels, tail, timestamps)
 
 
@@ -164,8 +166,10 @@ class _Following:
         """List, then watch from there; again and again, with a growing pause where that fails."""
         failures = 0
         while not self.stopping.is_set():
+            is_listing, began = True, time.monotonic()
             try:
                 version = self._take_all()
+                is_listing = False
                 while not self.stopping.is_set():
                     began = time.monotonic()
                     for event, pod in self.cluster.watch(
@@ -179,10 +183,11 @@ class _Following:
                     else:
                         failures = 0
             except (Gone, Unavailable) as error:
-                failures += 1
+                lived = not is_listing and time.monotonic() > began + SHORT_SECONDS
+                failures = 1 if lived else failures + 1
                 if failures == OUTAGE_FAILURES:
                     self.on_outage(f"waiting for the API server: {error.what}")
-                self.stopping.wait(min(LONGEST_PAUSE_SECONDS, 0.5 * 2**failures))
+                self.stopping.wait(min(LONGEST_PAUSE_SECONDS, 0.25 * 2**failures))
 
     def _take_all(self) -> str:
         """Every pod there is; one that is read and not among them has ended. Returns the listing's version."""

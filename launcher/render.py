@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from launcher.overlay import merge
 from launcher.resource import (
     ATTEMPT,
     GROUP,
@@ -55,10 +56,6 @@ ENVIRONMENT = {
 
 NOT_CARRIED = (f"{GROUP}/", "kueue.x-k8s.io/", "app.kubernetes.io/", "argocd.argoproj.io/")
 """Beginnings of labels that say whose an object is, or who sees to it: of a run they are not carried to its children."""
-
-MERGE_KEYS = ("mountPath", "containerPort", "name", "topologyKey", "ip")
-"""What tells the items of a pod template's lists apart: a strategic merge meets them by the first that all have. One volume
-may be mounted twice, so that mounts are told apart by their place."""
 
 
 def render(run: SelectionRun, namespace: str, owner: Mapping[str, Any] | None = None) -> list[Object]:
@@ -270,36 +267,6 @@ def _volumes(run: SelectionRun) -> list[Object]:
     if cluster.weights_claim:
         volumes.append({"name": "models", "persistentVolumeClaim": {"claimName": cluster.weights_claim}})
     return volumes
-
-
-def merge(base: Any, overlay: Any) -> Any:
-    """A strategic merge: mappings meet key by key, lists of named things item by item, null removes; all else is replaced."""
-    if isinstance(overlay, dict):
-        base = base if isinstance(base, dict) else {}
-        merged = {key: value for key, value in base.items() if overlay.get(key, value) is not None}
-        for key, value in overlay.items():
-            if value is not None:
-                merged[key] = merge(base.get(key), value)
-        return merged
-    if not isinstance(overlay, list):
-        return overlay
-    key = _merge_key(base, overlay)
-    if key is None:
-        return [merge(None, item) for item in overlay]
-    items = {item[key]: item for item in base}
-    for item in overlay:
-        items[item[key]] = merge(items.get(item[key]), item)
-    return list(items.values())
-
-
-def _merge_key(base: Any, overlay: Any) -> str | None:
-    """What tells the items of both lists apart; None where nothing does, or there is nothing to meet."""
-    if not (isinstance(base, list) and base and all(isinstance(item, dict) for item in [*base, *overlay])):
-        return None
-    for key in MERGE_KEYS:
-        if all(isinstance(item.get(key), str | int) for item in [*base, *overlay]):
-            return key if len({item[key] for item in base}) == len(base) else None
-    return None
 
 
 def _metadata(

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
+from launcher.overlay import refusals
 from prism_job.errors import SpecError
 from prism_job.section import Section
 from prism_job.spec import API_VERSION, SelectionRun, check_document, digest, parse_spec, read_yaml
@@ -293,6 +294,8 @@ def _for_cluster(run: SelectionRun, where: str) -> SelectionRun:
         wrong.append(f"metadata.name has {len(run.metadata.name)} characters; at most {LONGEST_NAME} on a cluster")
     if run.spec.cluster is None:
         wrong.append("spec.cluster is missing; it names at least the image: cluster: {image: registry/prism@sha256:…}")
+    else:
+        wrong += [f"{one.where}: {one.what}; {one.fix}" for one in refusals(run.spec.cluster.pod_overlay)]
     for field, uri in _addresses(run):
         if not uri.startswith(("s3://", "/")):
             wrong.append(f"{field} is '{uri}', a path of one machine; on a cluster use s3://bucket/prefix")

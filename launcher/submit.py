@@ -74,8 +74,13 @@ def record_kind(cluster: Cluster) -> str:
 
 
 def find_record(cluster: Cluster, namespace: str, run: str) -> Record | None:
-    """The record of a run, of either kind."""
-    for kind, name in ((KIND, run), ("ConfigMap", record_name(run))):
+    """The record of a run, of either kind.
+
+    Whether the kind is there is asked by discovery: an API server judges what somebody may before whether there is such a
+    kind, so that a person without rights to SelectionRuns is answered 403 also where they are not installed.
+    """
+    kinds = {KIND: run} if cluster.serves_selection_runs() else {}
+    for kind, name in (kinds | {"ConfigMap": record_name(run)}).items():
         found = cluster.find(kind, namespace, name)
         if found is not None and is_record({"kind": kind, **found}):
             return Record({"kind": kind, **found})
@@ -94,7 +99,7 @@ def get_record(cluster: Cluster, namespace: str, run: str) -> Record:
 def list_records(cluster: Cluster, namespace: str | None) -> list[Record]:
     """All runs, of either kind, by namespace and name."""
     records: list[Record] = []
-    with contextlib.suppress(NotFound):
+    if cluster.serves_selection_runs():
         records += [Record(one) for one in cluster.list(KIND, namespace).items]
     marked = cluster.list("ConfigMap", namespace, labels=f"{RECORD_LABEL}=true")
     records += [Record(one) for one in marked.items]
@@ -184,7 +189,12 @@ def cancel(cluster: Cluster, record: Record) -> Record:
 def carried_on(cluster: Cluster, record: Record, say: Callable[..., None] | None = None) -> Iterator[Controller]:
     """While entered, this process carries the run on, unless an operator does."""
     controller = Controller(
-        cluster, record.namespace, kind=record.object["kind"], only=record.name, host="client", say=say
+        cluster.without_retries(),
+        record.namespace,
+        kind=record.object["kind"],
+        only=record.name,
+        host="client",
+        say=say,
     )
     thread = threading.Thread(target=controller.run, daemon=True)
     thread.start()
@@ -215,7 +225,7 @@ def wait_until(
     """
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     kind, namespace, name, uid = record.object["kind"], record.namespace, record.metadata["name"], record.uid
-    failures = 0
+    failures, cluster = 0, cluster.without_retries()
     while True:
         began, is_listing = time.monotonic(), True
         try:
@@ -234,7 +244,8 @@ def wait_until(
         except Refused:
             raise
         except ClusterError as error:
-            failures += 1
+            lived = not is_listing and time.monotonic() > began + SHORT_SECONDS
+            failures = 1 if lived else failures + 1
             if failures == OUTAGE_FAILURES:
                 on_outage(f"waiting for the API server: {error.what}")
         if deadline is not None and time.monotonic() >= deadline:

@@ -128,7 +128,7 @@ class ClusterSpec(Section):
     pod_overlay: Annotated[dict[str, Any], AfterValidator(_check_overlay)] = Field(
         {},
         description="Merged onto the pod template as `kubectl patch` does it: tolerations, volumes, another runtime. "
-        "At most 32 KiB, and 20 levels deep.",
+        "A volume with another source replaces the source. At most 32 KiB, and 20 levels deep.",
     )
 
     @model_validator(mode="after")

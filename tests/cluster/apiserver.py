@@ -669,6 +669,9 @@ class ApiServer:
         self.log_folder = log_folder
         self.faults, self.requests = Faults(), Requests()
         self.bookmark_seconds = 10.0
+        self.start_seconds = 1.0
+        """For so long after an outage all but the administrator are refused: a real server took a second to read its roles."""
+        self.started = float("-inf")
         self._watch_age = 0
         self.store = Store()
         self.ended = threading.Event()
@@ -765,8 +768,13 @@ class ApiServer:
         try:
             yield
         finally:
+            self.started = time.monotonic()
             self._http = _HttpServer(("127.0.0.1", port), self)
             self._http.start()
+
+    @property
+    def is_starting(self) -> bool:
+        return time.monotonic() < self.started + self.start_seconds
 
     def _own(self, verb: str, resource: Resource, namespace: str, name: str, body: Object) -> Request:
         method = {"create": "POST", "update": "PUT", "delete": "DELETE"}[verb]
@@ -1862,6 +1870,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         user = user_of(self.headers.get("Authorization"))
         if user is None:
             raise ApiError(401, "Unauthorized")
+        if api.is_starting and request.user_agent.startswith("prism"):
+            self._refuse_while_starting(user, request)
         if request.resource is None:
             return self._answer_path(request)
         self._authorise(user, request)
@@ -1910,6 +1920,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if resource.group in openapi.BUILTIN_GROUPS:
             raise ApiError(404, "the server could not find the requested resource", details={})
         raise PageNotFound
+
+    def _refuse_while_starting(self, user: User, request: Request) -> None:
+        """As a server does that has not read its roles yet: each client that is not the rig's own."""
+        resource, unread = request.resource, 'RBAC: clusterrole.rbac.authorization.k8s.io "prism-operator" not found'
+        if resource is None and request.path.startswith("/apis/"):
+            # What a definition adds is served a little later than what is built in.
+            text = "the request has been made before all known HTTP paths have been installed, please try again"
+            raise ApiError(503, text, details={"retryAfterSeconds": 5})
+        if resource is None:
+            raise ApiError(403, f'forbidden: User "{user.name}" cannot get path "{request.path}"', details={})
+        attempt = Attempt(request.verb, resource.group, request.plural, request.namespace, request.name)
+        raise ApiError(403, f"{refusal(user, attempt)}: {unread}", details=_about(resource, request.name))
 
     def _authorise(self, user: User, request: Request) -> None:
         api, resource = self.server.api, request.resource

@@ -240,8 +240,12 @@ START = Scenario(
 """No conversation, but every kind of answer that several requests get, asked again and again while a server starts."""
 
 
-def play_start(server: Any, door: Door) -> list[Object]:
-    """One exchange for each kind of answer while a server starts that was going to succeed. Several starts, if need be."""
+def play_start(server: Any, door: Door, *, stay_seconds: float = 0.0) -> list[Object]:
+    """One exchange for each kind of answer while a server starts. Several starts, if need be.
+
+    Args:
+        stay_seconds: how long to go on asking once the server's `outage` says that it is over.
+    """
     session = Session(door, START.name)
     session.start()
     session.account("driver", [{"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get", "list"]}])
@@ -260,7 +264,8 @@ def play_start(server: Any, door: Door) -> list[Object]:
             with server.outage():
                 for thread in threads:
                     thread.start()
-        if len(seen) >= 5:
+            time.sleep(stay_seconds)
+        if all(any(words in text for _, _, text in seen) for words in ("RBAC: ", "HTTP paths", "cannot get path")):
             break
     return [seen[key] for key in sorted(seen)]
 

@@ -26,11 +26,17 @@ KINDS = {
 # What is not there
 
 
-@recorded("doctor_run._queue", "submit.list_records", "cluster.Cluster.serves_selection_runs")
+@recorded("cluster.Cluster.preferred_version", "submit.list_records", "cluster.Cluster.serves_selection_runs")
 def unknown_group(session: Session) -> None:
     """A group that no API server serves is a 404 in plain text, whatever is asked of it."""
     many, one = session.at("localqueues"), session.at("localqueues", "team")
-    for path in (many, one, f"{many}?watch=true&resourceVersion=1&timeoutSeconds=1", "/apis/kueue.x-k8s.io/v1beta1"):
+    for path in (
+        many,
+        one,
+        f"{many}?watch=true&resourceVersion=1&timeoutSeconds=1",
+        "/apis/kueue.x-k8s.io",
+        "/apis/kueue.x-k8s.io/v1beta1",
+    ):
         session.ask("GET", path)
     session.ask("POST", many, {"metadata": {"name": "team"}})
     session.ask("PATCH", f"{one}?{FORCE}", {"apiVersion": "kueue.x-k8s.io/v1beta1", "kind": "LocalQueue"}, APPLY)
@@ -305,7 +311,7 @@ def stale_patch(session: Session) -> None:
 
 @recorded("controller.write_status", "submit.cancel")
 def two_halves(session: Session) -> None:
-    """Status sent to the object is ignored, and all but the status sent to its status; a change of nothing keeps the version."""
+    """Status sent to the object is ignored, and all but status sent to its status; a change of nothing keeps the version."""
     body = {**session.body("run", "first"), "status": {"phase": "Done"}}
     session.ask("POST", session.at("selectionruns"), body)
     path = session.at("selectionruns", "first")

@@ -1,0 +1,236 @@
+"""Law: an outage of the API server changes neither the exit code nor the output of a verb that waits, save a line that says so.
+
+Outages are as a real server's were seen to be: refused connections, 500, dropped watches, and 403 to everybody for a second
+or two after a start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launcher.cluster import Cluster, NotFound, Refused, Unavailable
+from launcher.crd import crd
+from launcher.render import CONTAINER
+from launcher.resource import GROUP_LABEL, RUN, STAGE
+from launcher.submit import find_record, has_ended, wait_until
+from tests.cluster.apiserver import ApiError, ApiServer
+from tests.cluster.rig import eventually, variables
+
+ROOT = Path(__file__).parents[1]
+DOCUMENT = yaml.safe_load((ROOT / "examples/facts/cluster.yaml").read_text())
+POD = "facts-extract-0"
+OUTAGE_SECONDS = 3.0
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ApiServer]:
+    with ApiServer(log_folder=tmp_path / "logs") as made:
+        made.create(crd())
+        created = made.create({**DOCUMENT, "metadata": {"name": "facts", "namespace": "default"}})
+        become(made, "Extracting", uid=created["metadata"]["uid"])
+        pod = made.create(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": POD, "labels": {RUN: "facts", STAGE: "extract", GROUP_LABEL: "0"}},
+                "spec": {"containers": [{"name": CONTAINER, "image": "prism"}], "restartPolicy": "Never"},
+            }
+        )
+        log = tmp_path / "logs" / "default" / f"{POD}.{pod['metadata']['uid']}" / f"{CONTAINER}.log"
+        log.parent.mkdir(parents=True)
+        log.write_text("line 1\n")
+        made.log = log  # type: ignore[attr-defined]
+        turn(made, {"running": {}}, "Running")
+        yield made
+
+
+def become(server: ApiServer, phase: str, **_: Any) -> None:
+    """As an operator writes it."""
+    found = server.object("selectionruns", "facts")
+    assert found is not None
+    since = {"startTime": "2026-01-01T00:00:00Z", "driver": "operator"}
+    server.update({**found, "status": {"phase": phase, **since}}, subresource="status")
+
+
+def turn(server: ApiServer, state: dict[str, Any], phase: str) -> None:
+    pod = copy.deepcopy(server.object("pods", POD))
+    assert pod is not None
+    container = {"name": CONTAINER, "image": "prism", "imageID": "", "ready": False, "restartCount": 0, "state": state}
+    pod["status"] = {"phase": phase, "containerStatuses": [container]}
+    server.update(pod, subresource="status")
+
+
+def say(server: ApiServer, line: str) -> None:
+    with server.log.open("a") as log:  # type: ignore[attr-defined]
+        log.write(f"{line}\n")
+
+
+@contextlib.contextmanager
+def refused_connections(server: ApiServer) -> Iterator[None]:
+    server.start_seconds = 0.0
+    with server.outage():
+        time.sleep(OUTAGE_SECONDS)
+        yield
+
+
+@contextlib.contextmanager
+def a_restart(server: ApiServer) -> Iterator[None]:
+    """Gone for a moment; then it refuses everybody."""
+    server.start_seconds = OUTAGE_SECONDS
+    with server.outage():
+        yield
+
+
+@contextlib.contextmanager
+def errors(server: ApiServer) -> Iterator[None]:
+    server.faults.rain({"500": 1.0}, only="prism")
+    server.drop_watches()
+    time.sleep(OUTAGE_SECONDS)
+    yield
+    server.faults.clear()
+
+
+@contextlib.contextmanager
+def dropped_watches(server: ApiServer) -> Iterator[None]:
+    for _ in range(2):
+        server.drop_watches()
+        time.sleep(OUTAGE_SECONDS)
+    yield
+
+
+@contextlib.contextmanager
+def nothing(_: ApiServer) -> Iterator[None]:
+    yield
+
+
+def through(server: ApiServer, folder: Path, outage: Callable[[ApiServer], Any], *verb: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a verb that waits while the run goes on and ends, an outage in between."""
+    document = folder / "selection.yaml"
+    document.write_text(yaml.safe_dump(DOCUMENT))
+    env = {**os.environ, "KUBECONFIG": str(server.kubeconfig(folder / "kubeconfig"))}
+    command = [sys.executable, "-m", "launcher.cli", *verb]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+    try:
+        eventually(lambda: server.requests["WATCH", watched(verb)], 30)
+        with outage(server):
+            say(server, "line 2")
+        say(server, "line 3")
+        turn(server, {"terminated": {"exitCode": 0}}, "Succeeded")
+        become(server, "Complete")
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    return process.returncode, stdout, stderr
+
+
+def watched(verb: tuple[str, ...]) -> str:
+    return "pods" if verb[0] == "logs" else "selectionruns"
+
+
+VERBS = [("wait", "facts"), ("watch", "facts"), ("logs", "-f", "facts"), ("submit", "--wait", "selection.yaml")]
+
+
+@pytest.mark.parametrize("outage", [refused_connections, a_restart, errors, dropped_watches])
+@pytest.mark.parametrize("verb", VERBS, ids=[verb[0] for verb in VERBS])
+def test_an_outage_changes_neither_exit_code_nor_output_of_a_verb_that_waits(
+    server: ApiServer, tmp_path: Path, verb: tuple[str, ...], outage: Callable[[ApiServer], Any]
+) -> None:
+    words = [str(tmp_path / word) if word == "selection.yaml" else word for word in verb]
+    code, stdout, stderr = through(server, tmp_path, outage, *words)
+    assert code == 0, stderr
+    if verb[0] == "logs":
+        assert stdout == "extract-0 line 1\nextract-0 line 2\nextract-0 line 3\n"
+    waited = [line for line in stderr.splitlines() if "waiting for the API server: " in line]
+    if outage is dropped_watches:
+        assert not waited
+    else:
+        assert len(waited) >= 1, stderr
+    others = [line for line in stderr.splitlines() if "waiting for the API server: " not in line]
+    assert not [line for line in others if "error" in line.lower() or "forbidden" in line], stderr
+
+
+def test_a_refusal_at_rest_is_a_refusal(server: ApiServer, tmp_path: Path) -> None:
+    def refuse(_: Any) -> None:
+        raise ApiError(403, "selectionruns.prism.dev is forbidden")
+
+    with variables(KUBECONFIG=str(server.kubeconfig(tmp_path / "kubeconfig"))):
+        cluster = Cluster()
+        record = find_record(cluster, "default", "facts")
+        assert record is not None
+        server.faults.script([({"plural": "selectionruns"}, refuse)] * 2)
+        with pytest.raises(Refused):
+            cluster.list("SelectionRun", "default")
+        with pytest.raises(Refused):
+            wait_until(cluster, record, has_ended, timeout_seconds=5)
+
+
+@pytest.mark.parametrize("fault", ["500", "reset_before", "drop_watch"])
+def test_a_refusal_shortly_after_a_failure_is_transient(server: ApiServer, tmp_path: Path, fault: str) -> None:
+    def refuse(_: Any) -> None:
+        raise ApiError(403, "selectionruns.prism.dev is forbidden")
+
+    with variables(KUBECONFIG=str(server.kubeconfig(tmp_path / "kubeconfig"))):
+        cluster = Cluster()
+        version = cluster.list("SelectionRun", "default").version
+        server.faults.script([({"plural": "selectionruns"}, fault), ({"plural": "selectionruns"}, refuse)])
+        with pytest.raises(Unavailable):
+            list(cluster.watch("SelectionRun", "default", version, seconds=5))
+        with pytest.raises(Unavailable, match="shortly after"):
+            cluster.within(5).list("SelectionRun", "default")
+
+
+def test_a_no_to_what_we_may_do_is_asked_again_after_an_outage(server: ApiServer, tmp_path: Path) -> None:
+    """A server that has not read its roles allows nothing."""
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "driver", "namespace": "default"}}
+    server.create(account)
+    token = "sa:default:driver"
+    with variables(KUBECONFIG=str(server.kubeconfig(tmp_path / "kubeconfig", token=token))):
+        cluster = Cluster(tries=3)
+        assert not cluster.may("create", "batch", "jobs", "default")
+        with server.outage(), pytest.raises(Unavailable):
+            cluster.may("create", "batch", "jobs", "default")
+        role = {"rules": [{"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["create"]}]}
+        api = {"apiVersion": "rbac.authorization.k8s.io/v1"}
+        server.create({**api, "kind": "Role", "metadata": {"name": "driver", "namespace": "default"}, **role})
+        reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "driver"}
+        subject = {"kind": "ServiceAccount", "name": "driver", "namespace": "default"}
+        binding = {**api, "kind": "RoleBinding", "metadata": {"name": "driver", "namespace": "default"}}
+        server.create({**binding, "roleRef": reference, "subjects": [subject]})
+        time.sleep(server.start_seconds)
+        assert cluster.may("create", "batch", "jobs", "default")
+
+
+def test_a_kind_that_is_removed_takes_its_runs_with_it(server: ApiServer, tmp_path: Path) -> None:
+    with variables(KUBECONFIG=str(server.kubeconfig(tmp_path / "kubeconfig"))):
+        cluster = Cluster()
+        record = find_record(cluster, "default", "facts")
+        assert record is not None
+        server.delete("customresourcedefinitions", "selectionruns.prism.dev", "")
+        eventually(lambda: not server.objects("customresourcedefinitions"))
+        with pytest.raises(NotFound, match="does not serve this kind"):
+            cluster.list("SelectionRun", "default")
+        assert wait_until(cluster, record, has_ended, timeout_seconds=20) is None
+
+
+def test_a_watch_that_is_always_too_old_is_listed_again_with_growing_pauses(server: ApiServer, tmp_path: Path) -> None:
+    with variables(KUBECONFIG=str(server.kubeconfig(tmp_path / "kubeconfig"))):
+        cluster = Cluster()
+        record = find_record(cluster, "default", "facts")
+        assert record is not None
+        server.faults.script([({"verb": "watch"}, lambda _: (_ for _ in ()).throw(ApiError(410, "too old")))] * 100)
+        server.requests.reset()
+        with pytest.raises(TimeoutError):
+            wait_until(cluster, record, has_ended, timeout_seconds=3)
+        assert server.requests["LIST", "selectionruns"] <= 7  # pauses of 0.2 to 0.4 s, doubled each time
