@@ -889,11 +889,9 @@ class ApiServer:
                     yield "ERROR", ApiError(410, f"too old resource version: {seen} ({self.store.oldest})").status
                     return
         yield from ready
-        # A server sends one now and then, and one two seconds before the end.
-        marked = time.monotonic()
-        due = min(marked + self.bookmark_seconds, ends - 2 if ends - 2 > marked else ends)
         if initial:
             yield "BOOKMARK", _bookmark(resource, seen, {"k8s.io/initial-events-end": "true"})
+        marked = time.monotonic()
         while alive():
             ready = []
             with self.store.lock:
@@ -901,7 +899,7 @@ class ApiServer:
                 fresh = bisect.bisect_right(changes, seen, key=lambda change: change.version)
                 now = time.monotonic()
                 if fresh == len(changes) and now < ends and age == self._watch_age:
-                    condition.wait(min(ends - now, max(due - now, 0.01), 1.0))
+                    condition.wait(min(ends - now, 1.0))
                     changes = self.store.history.get(key, [])
                     fresh = bisect.bisect_right(changes, seen, key=lambda change: change.version)
                 if age != self._watch_age:
@@ -918,9 +916,7 @@ class ApiServer:
                 yield event
                 if event[0] == "ERROR":
                     return
-            if time.monotonic() >= due:
-                due += self.bookmark_seconds
-            if bookmarks and due > marked + self.bookmark_seconds:
+            if bookmarks and time.monotonic() > marked + self.bookmark_seconds:
                 marked = time.monotonic()
                 yield "BOOKMARK", _bookmark(resource, max(seen, latest), {})
             if time.monotonic() >= ends:

@@ -140,19 +140,10 @@ class Session:
         return found
 
     def ask(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        content: str = "application/json",
-        who: str = "admin",
-        until: Callable[[Any], Any] = lambda body: True,
+        self, method: str, path: str, body: Any = None, content: str = "application/json", who: str = "admin"
     ) -> Any:
-        """One recorded exchange; returns the answer's body. Repeated, unrecorded, `until` the body is as wanted."""
+        """One recorded exchange; returns the answer's body."""
         answer = self.send(method, path, body, content, who)
-        while not until(answer.body):
-            time.sleep(1.0)
-            answer = self.send(method, path, body, content, who)
         request = {"method": method, "path": path, "as": who}
         if body is not None:
             request |= {"content type": content, "body": copy.deepcopy(body)}
@@ -322,7 +313,7 @@ def trimmed(exchanges: list[Object]) -> list[Object]:
 
     def walk(value: Any, name: str = "", *, of_list: bool = False) -> Any:
         if isinstance(value, list):
-            return [walk(item, name) for item in _without_repeated_bookmarks(value)]
+            return [walk(item, name) for item in value]
         if isinstance(value, str):
             if name in TIMES:
                 return "<time>"
@@ -346,12 +337,6 @@ def trimmed(exchanges: list[Object]) -> list[Object]:
         return out
 
     return [walk(exchange) for exchange in exchanges]
-
-
-def _without_repeated_bookmarks(values: list[Any]) -> list[Any]:
-    """They are sent by the clock: of several in a row the last one is kept."""
-    marks = [isinstance(value, dict) and value.get("type") == "BOOKMARK" for value in values]
-    return [value for place, value in enumerate(values) if not (marks[place] and any(marks[place + 1 : place + 2]))]
 
 
 # Files

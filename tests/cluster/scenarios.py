@@ -440,12 +440,10 @@ def watch(session: Session) -> None:
 
 @recorded("cluster.Cluster.watch", "controller.Controller._list_and_watch")
 def bookmarks(session: Session) -> None:
-    """What a bookmark looks like for each kind that is watched, where something else has changed."""
-    for plural, kind in (("configmaps", "config_map"), ("jobs", "job"), ("pods", "pod"), ("selectionruns", "run")):
-        version = session.do("GET", session.at(plural))["metadata"]["resourceVersion"]
-        session.do("POST", session.at(plural), session.body(kind, "first"))
-        query = f"watch=true&resourceVersion={version}&allowWatchBookmarks=true&timeoutSeconds=4&labelSelector=mine"
-        session.ask("GET", session.at(plural, query=query), until=bool)
+    """What a bookmark looks like for each kind that is watched: the first one, for which a server need not be waited for."""
+    query = "watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true"
+    for plural in ("configmaps", "jobs", "pods", "selectionruns"):
+        session.ask("GET", session.at(plural, query=f"{query}&timeoutSeconds=1&labelSelector=mine"))
 
 
 @recorded("cluster.Cluster.watch", "cluster.Cluster.list", "controller.Controller._follow")
