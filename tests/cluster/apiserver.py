@@ -1,8 +1,8 @@
 """A Kubernetes API server of our own, over real HTTP: it stores objects, tells watchers, judges writes and collects orphans.
 
 It starts nothing and schedules nothing: Jobs and pods come to life through clients of this server. It knows nothing of
-PRISM. `python -m tests.cluster.apiserver --port 8001 --kubeconfig FILE` serves until it is ended; its faults are then set by
-a POST of JSON to /__faults: {"shares": {"500": 0.1}, "seed": 1, "only": "prism", "script": [[{"verb": "create"}, "409"]]}.
+PRISM. `python -m tests.cluster.apiserver --port 8001 --kubeconfig FILE` serves until it is ended; /__requests counts what was
+asked of it.
 """
 
 from __future__ import annotations
@@ -588,74 +588,7 @@ def _merge_patch(live: Any, patch: Any) -> Any:
     return out
 
 
-def _json_patch(live: Any, steps: list[Object]) -> Any:
-    def find(path: str) -> tuple[Any, Any]:
-        *parts, last = [part.replace("~1", "/").replace("~0", "~") for part in path.split("/")[1:]]
-        node = document
-        for part in parts:
-            node = node[int(part)] if isinstance(node, list) else node[part]
-        return node, last if isinstance(node, dict) or last == "-" else int(last)
-
-    def take(path: str) -> Any:
-        node, last = find(path)
-        return node[last]
-
-    def put(path: str, value: Any, *, new: bool) -> None:
-        node, last = find(path)
-        if isinstance(node, list) and new:
-            node.insert(len(node) if last == "-" else last, value)
-        else:
-            if not new:
-                node[last]
-            node[last] = value
-
-    document = _copy(live)
-    for step in steps:
-        kind, path = step["op"], step["path"]
-        try:
-            if kind in ("add", "replace"):
-                put(path, step["value"], new=kind == "add")
-            elif kind in ("move", "copy"):
-                value = _copy(take(step["from"]))
-                if kind == "move":
-                    node, last = find(step["from"])
-                    del node[last]
-                put(path, value, new=True)
-            elif kind == "remove":
-                node, last = find(path)
-                del node[last]
-            elif kind == "test" and take(path) != step["value"]:
-                raise ApiError(
-                    422, f"the server rejected our request due to an error in our request: testing {path} failed"
-                )
-        except (KeyError, IndexError, ValueError, TypeError) as err:
-            text = "the server rejected our request due to an error in our request"
-            raise ApiError(422, f"{text}: {kind} operation does not apply: {path}") from err
-    return document
-
-
-EVENT_FIELDS = {
-    "involvedObject": "regarding",
-    "message": "note",
-    "reportingComponent": "reportingController",
-    "count": "deprecatedCount",
-    "firstTimestamp": "deprecatedFirstTimestamp",
-    "lastTimestamp": "deprecatedLastTimestamp",
-    "source": "deprecatedSource",
-}
-"""An event's fields in v1, and what events.k8s.io/v1 calls them."""
-
-
-def _as_stored(resource: Resource, item: Object) -> Object:
-    if resource.group != "events.k8s.io":
-        return item
-    names = {new: old for old, new in EVENT_FIELDS.items()}
-    return {**{names.get(name, name): value for name, value in item.items()}, "apiVersion": "v1"}
-
-
 def _as_asked(resource: Resource, item: Object) -> Object:
-    if resource.group == "events.k8s.io":
-        item = {EVENT_FIELDS.get(name, name): value for name, value in item.items()}
     return {**item, "apiVersion": resource.api_version, "kind": resource.kind}
 
 
@@ -965,7 +898,7 @@ class ApiServer:
             return self._write(request, resource, body, old, warnings), old is None
 
     def do_patch(self, request: Request, warnings: list[str]) -> tuple[Object, bool]:
-        """Changes an object by one of the four patch types. Says as well whether it was created."""
+        """Changes an object by a merge patch or an apply. Says as well whether it was created."""
         resource, patch = request.resource, request.body
         assert resource
         with self.store.lock:
@@ -975,26 +908,20 @@ class ApiServer:
             if old is None:
                 raise _not_found(resource, request.name)
             live = _as_asked(resource, old)
-            if not isinstance(patch, list if "json-patch" in request.content_type else dict):
-                raise ApiError(400, "the patch is neither an object nor a list of steps")
-            if request.content_type == "application/json-patch+json":
-                new = _json_patch(live, patch)
-            elif request.content_type == "application/strategic-merge-patch+json" and not resource.custom:
-                new = openapi.merge(resource.schema, live, patch, strategic=True)
-            elif request.content_type in ("application/merge-patch+json", "application/json"):
-                new = _merge_patch(live, patch)
-            else:
-                known = "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
-                raise ApiError(
-                    415, f"the body of the request was in an unknown format - accepted media types include: {known}"
-                )
+            if request.content_type not in ("application/merge-patch+json", "application/json"):
+                known = "application/merge-patch+json, application/apply-patch+yaml"
+                text = f"the body of the request was in an unknown format - accepted media types include: {known}"
+                raise ApiError(415, text)
+            if not isinstance(patch, dict):
+                raise ApiError(400, "the patch is no object")
+            new = _merge_patch(live, patch)
             stale = new.get("metadata", {}).get("resourceVersion") not in (None, old["metadata"]["resourceVersion"])
             if stale:
                 raise _conflict(resource, request.name, _STALE)
             if new.get("metadata", {}).get("name") != request.name:
                 raise ApiError(400, "the name of the object does not match the name on the URL")
             _check_type(resource, new)
-            return self._write(request, resource, _copy(_as_stored(resource, new)), old, warnings), False
+            return self._write(request, resource, _copy(new), old, warnings), False
 
     def _apply(
         self, request: Request, resource: Resource, config: Object, old: Object | None, warnings: list[str]
@@ -1493,7 +1420,7 @@ def _typed_body(request: Request) -> Object:
         "kind": resource.kind,
         "metadata": dict(body.get("metadata") or {}),
     }
-    return _as_stored(resource, whole)
+    return whole
 
 
 def _written_part(resource: Resource, body: Object, subresource: str) -> Object:
@@ -1770,9 +1697,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         api = self.server.api
         try:
             request = self._parsed(raw)
-            if request.path == "/__faults":
-                self._set_faults(request)
-                return
+            if request.path == "/__requests":
+                return self._send(200, {"requests": [[*key, number] for key, number in api.requests.items()]})
             word = {"list": "LIST", "watch": "WATCH"}.get(request.verb, request.method)
             with api.store.lock:
                 api.requests[word, request.plural] += 1
@@ -1970,20 +1896,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 raise ApiError(404, "the server could not find the requested resource", details={})
             raise PageNotFound
         return self._send(200, answer)
-
-    def _set_faults(self, request: Request) -> None:
-        faults, wanted = self.server.api.faults, request.body or {}
-        if request.method == "POST":
-            faults.clear()
-            faults.rain(
-                wanted.get("shares", {}),
-                seed=wanted.get("seed", 0),
-                only=wanted.get("only"),
-                delay_seconds=wanted.get("delay_seconds", 0.2),
-            )
-            faults.script([(predicate, action) for predicate, action in wanted.get("script", ())])
-        counts = [[*key, number] for key, number in self.server.api.requests.items()]
-        self._send(200, {"counts": faults.counts, "requests": counts})
 
     # Answers
 

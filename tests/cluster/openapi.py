@@ -82,8 +82,8 @@ class Resource:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Where its objects are stored: both groups of events are one."""
-        return ("", "events") if self.plural == "events" else (self.group, self.plural)
+        """Where its objects are stored."""
+        return self.group, self.plural
 
 
 # The built-in kinds
@@ -228,7 +228,6 @@ BUILTIN: tuple[Resource, ...] = (
         "apiextensions.k8s.io", "v1", "customresourcedefinitions CustomResourceDefinition cluster status short=crd,crds"
     ),
     *_builtin("coordination.k8s.io", "v1", "leases Lease"),
-    *_builtin("events.k8s.io", "v1", "events Event"),
     *_builtin("networking.k8s.io", "v1", "networkpolicies NetworkPolicy short=netpol"),
     *_builtin(
         "rbac.authorization.k8s.io",
@@ -603,119 +602,10 @@ def policy_holds(expression: str, value: Json) -> bool:
     return bool(_program(expression).evaluate({"object": celpy.json_to_cel(value)}))
 
 
-# Custom resource definitions
-
-SCHEMA_KEYS = set(models.V1JSONSchemaProps.attribute_map.values())
-
-
-def definition_errors(spec: dict[str, Any]) -> list[Cause]:
-    """Why an API server refuses this definition's spec: chiefly schemas that are not structural."""
-    bad: list[Cause] = []
-    versions = spec.get("versions") or []
-    if sum(bool(version.get("storage")) for version in versions) != 1:
-        bad.append(
-            Cause("FieldValueInvalid", "spec.versions", "must have exactly one version marked as storage version")
-        )
-    for place, version in enumerate(versions):
-        where = f"spec.versions[{place}].schema.openAPIV3Schema"
-        schema = version.get("schema", {}).get("openAPIV3Schema")
-        if schema is None:
-            bad.append(Cause("FieldValueRequired", where, "Required value: schemas are required"))
-            continue
-        if schema.get("type") != "object":
-            bad.append(Cause("FieldValueInvalid", f"{where}.type", "Invalid value: must be object at the root"))
-        metadata = schema.get("properties", {}).get("metadata", {})
-        if metadata.keys() - {"type", "properties", "description"} or metadata.get("properties", {}).keys() - {
-            "name",
-            "generateName",
-        }:
-            text = "Forbidden: must not specify anything other than name and generateName, but metadata is implicitly specified"
-            bad.append(Cause("FieldValueForbidden", f"{where}.properties[metadata]", text))
-        bad += _structural_errors(schema, where, in_list=False)
-    return bad
-
-
-def _structural_errors(schema: Schema, where: str, *, in_list: bool, logical: bool = False) -> list[Cause]:
-    bad: list[Cause] = []
-
-    def forbidden(name: str, text: str = "must not be set") -> None:
-        bad.append(Cause("FieldValueForbidden", f"{where}.{name}", f"Forbidden: {text}"))
-
-    loose = schema.get("x-kubernetes-int-or-string") or schema.get("x-kubernetes-preserve-unknown-fields")
-    if "$ref" in schema:
-        forbidden("$ref", "$ref is not supported")
-    if not logical and not schema.get("type") and not loose:
-        bad.append(
-            Cause(
-                "FieldValueRequired", f"{where}.type", "Required value: must not be empty for specified object fields"
-            )
-        )
-    if logical:
-        for name in ("type", "default", "nullable", "additionalProperties", "description", "title"):
-            if name in schema and not loose:
-                forbidden(
-                    name, f"must be empty to be structural: {name} must not be set within anyOf, allOf, oneOf or not"
-                )
-    if schema.get("uniqueItems"):
-        forbidden("uniqueItems", "uniqueItems cannot be set to true since the runtime complexity becomes quadratic")
-    if schema.get("additionalProperties") is False:
-        forbidden("additionalProperties", "additionalProperties cannot be set to false")
-    if "properties" in schema and "additionalProperties" in schema:
-        forbidden("additionalProperties", "additionalProperties and properties are mutual exclusive")
-    if schema.get("type") == "array" and "items" not in schema and not logical:
-        bad.append(Cause("FieldValueRequired", f"{where}.items", "Required value: must be specified"))
-    for name in ("exclusiveMinimum", "exclusiveMaximum"):
-        if not isinstance(schema.get(name, False), bool):
-            bad.append(Cause("FieldValueTypeInvalid", f"{where}.{name}", "Invalid value: must be of type boolean"))
-    if schema.get("default") is not None:
-        for cause in [*validate(schema, schema["default"], f"{where}.default")]:
-            bad.append(cause)
-    for place, rule in enumerate(schema.get("x-kubernetes-validations", ())):
-        spot = f"{where}.x-kubernetes-validations[{place}].rule"
-        if in_list and re.search(r"\boldSelf\b", rule["rule"]):
-            text = "Invalid value: oldSelf cannot be used on the uncorrelatable portion of the schema"
-            bad.append(Cause("FieldValueInvalid", spot, text))
-        root = {"apiVersion", "kind", "metadata"} if where.endswith(".openAPIV3Schema") else set()
-        known = schema.get("properties", {}).keys() | root
-        asked = set(re.findall(r"\b(?:self|oldSelf)\.([a-zA-Z]\w*)\b(?!\()", rule["rule"]))
-        if (
-            schema.get("type") == "object"
-            and "additionalProperties" not in schema
-            and (strange := sorted(asked - known))
-        ):
-            text = f"Invalid value: {rule['rule']!r}: compilation failed: undefined field '{strange[0]}'"
-            bad.append(Cause("FieldValueInvalid", spot, text))
-        bounded = "maxItems" in schema and ("maxLength" in schema.get("items", {}) or "enum" in schema.get("items", {}))
-        if schema.get("type") == "array" and not bounded and "matches(" in rule["rule"]:
-            text = "Forbidden: estimated rule cost exceeds budget by factor of more than 16x (try adding maxItems, maxLength)"
-            bad.append(Cause("FieldValueForbidden", spot, text))
-        try:
-            _program(rule["rule"])
-        except celpy.CELParseError as err:
-            bad.append(
-                Cause("FieldValueInvalid", spot, f"Invalid value: {rule['rule']!r}: compilation failed: {err.args[0]}")
-            )
-    for name, child in schema.get("properties", {}).items():
-        bad += _structural_errors(child, f"{where}.properties[{name}]", in_list=in_list, logical=logical)
-    if isinstance(schema.get("additionalProperties"), dict):
-        bad += _structural_errors(
-            schema["additionalProperties"], f"{where}.additionalProperties", in_list=in_list, logical=logical
-        )
-    if isinstance(schema.get("items"), dict):
-        inside = in_list or schema.get("x-kubernetes-list-type") != "map"
-        bad += _structural_errors(schema["items"], f"{where}.items", in_list=inside, logical=logical)
-    for name in ("anyOf", "allOf", "oneOf"):
-        for place, child in enumerate(schema.get(name, ())):
-            bad += _structural_errors(child, f"{where}.{name}[{place}]", in_list=in_list, logical=True)
-    return bad
-
-
 # Merging, and who owns which field
 
 
-def _list_keys(schema: Schema, *, strategic: bool = False) -> tuple[str, ...]:
-    if strategic:
-        return tuple(schema.get("x-kubernetes-list-map-keys", ()))[:1]
+def _list_keys(schema: Schema) -> tuple[str, ...]:
     return tuple(schema.get("x-kubernetes-list-map-keys", ())) if schema.get("x-kubernetes-list-type") == "map" else ()
 
 
@@ -784,48 +674,26 @@ def without(schema: Schema, value: Json, path: Path) -> Json:
     return value
 
 
-def merge(schema: Schema, live: Json, patch: Json, *, strategic: bool = False) -> Json:
-    """`patch` laid over `live`, lists by their keys. Nulls delete in a strategic patch and mean nothing in an applied one."""
+def merge(schema: Schema, live: Json, patch: Json) -> Json:
+    """What is applied laid over `live`, lists by their keys. A null means nothing."""
     if isinstance(patch, dict):
-        if strategic and patch.get("$patch") == "replace":
-            return {name: value for name, value in patch.items() if name != "$patch"}
-        if not isinstance(live, dict) or (not _granular(schema) and not strategic):
-            live = {}
-        out = dict(live)
-        for name, value in patch.items():
-            if name.startswith("$setElementOrder/") or name in ("$patch", "$retainKeys"):
-                continue
-            if name.startswith("$deleteFromPrimitiveList/"):
-                target = name.partition("/")[2]
-                out[target] = [item for item in out.get(target, []) if item not in value]
-            elif value is None:
-                if strategic:
-                    out.pop(name, None)
-            else:
-                out[name] = merge(_child(schema, name), live.get(name), value, strategic=strategic)
-        if "$retainKeys" in patch:
-            out = {name: value for name, value in out.items() if name in patch["$retainKeys"]}
-        return out
+        live = live if isinstance(live, dict) and _granular(schema) else {}
+        given = {name: value for name, value in patch.items() if value is not None}
+        return live | {name: merge(_child(schema, name), live.get(name), value) for name, value in given.items()}
     if isinstance(patch, list):
-        keys = _list_keys(schema, strategic=strategic)
+        keys = _list_keys(schema)
         if keys and all(isinstance(item, dict) for item in patch):
-            return _merge_items(schema, keys, live or [], patch, strategic=strategic)
+            return _merge_items(schema, keys, live or [], patch)
         if schema.get("x-kubernetes-list-type") == "set":
             return [*(live or []), *(item for item in patch if item not in (live or []))]
         return copy.deepcopy(patch)
     return patch
 
 
-def _merge_items(
-    schema: Schema, keys: tuple[str, ...], live: list[Json], patch: list[Json], *, strategic: bool
-) -> list[Json]:
-    if strategic and any(item == {"$patch": "replace"} for item in patch):
-        return [item for item in patch if "$patch" not in item]
-    deleted = {_item_name(keys, item) for item in patch if item.get("$patch") == "delete"}
-    wanted = {_item_name(keys, item): item for item in patch if item.get("$patch") != "delete"}
-    items = {_item_name(keys, item): item for item in live if _item_name(keys, item) not in deleted}
-    inner = schema.get("items", {})
-    merged = {name: merge(inner, items.get(name), item, strategic=strategic) for name, item in wanted.items()}
+def _merge_items(schema: Schema, keys: tuple[str, ...], live: list[Json], patch: list[Json]) -> list[Json]:
+    wanted = {_item_name(keys, item): item for item in patch}
+    items = {_item_name(keys, item): item for item in live}
+    merged = {name: merge(schema.get("items", {}), items.get(name), item) for name, item in wanted.items()}
     shared = [name for name in items if name in wanted]
     if shared == [name for name in wanted if name in items]:
         return [merged.get(name, item) for name, item in items.items()] + [merged[n] for n in wanted if n not in items]
@@ -871,7 +739,7 @@ def path_text(path: Path) -> str:
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
-MAX_ANNOTATIONS_BYTES, MAX_DATA_BYTES = 262_144, 1_048_576
+MAX_DATA_BYTES = 1_048_576
 _SUFFIXES = {"m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
 
 
@@ -925,10 +793,6 @@ def metadata_errors(resource: Resource, metadata: dict[str, Any]) -> list[Cause]
                     "FieldValueInvalid", "metadata.labels", f"Invalid value: {json.dumps(key)}: name part must be valid"
                 )
             )
-    size = sum(len(key.encode()) + len(value.encode()) for key, value in metadata.get("annotations", {}).items())
-    if size > MAX_ANNOTATIONS_BYTES:
-        text = f"Too long: may not be more than {MAX_ANNOTATIONS_BYTES} bytes"
-        bad.append(Cause("FieldValueTooLong", "metadata.annotations", text))
     if sum(bool(reference.get("controller")) for reference in metadata.get("ownerReferences", [])) > 1:
         text = "Invalid value: Only one reference can have Controller set to true"
         bad.append(Cause("FieldValueInvalid", "metadata.ownerReferences", text))
@@ -1102,20 +966,10 @@ def builtin_errors(resource: Resource, new: dict[str, Any], old: dict[str, Any] 
         return _pod_errors(spec["template"].get("spec", {}), "spec.template.spec")
     if plural == "services" and not spec.get("ports") and spec.get("clusterIP") != "None":
         return [Cause("FieldValueRequired", "spec.ports", "Required value")]
-    if plural == "customresourcedefinitions":
-        bad = definition_errors(spec)
-        if new["metadata"]["name"] != f"{spec['names'].get('plural')}.{spec.get('group')}":
-            text = 'Invalid value: must be spec.names.plural+"."+spec.group'
-            bad.append(Cause("FieldValueInvalid", "metadata.name", text))
-        return bad
     if plural == "events":
         return _event_errors(new)
     if plural == "configmaps" and sum(len(text.encode()) for text in new.get("data", {}).values()) > MAX_DATA_BYTES:
         return [Cause("FieldValueTooLong", "[]", f"Too long: may not be more than {MAX_DATA_BYTES} bytes")]
-    if plural in ("configmaps", "secrets") and old and old.get("immutable") and new.get("data") != old.get("data"):
-        return [Cause("FieldValueForbidden", "data", "Forbidden: field is immutable when `immutable` is set")]
-    if plural in ("rolebindings", "clusterrolebindings") and old and new.get("roleRef") != old.get("roleRef"):
-        return [Cause("FieldValueInvalid", "roleRef", "Invalid value: cannot change roleRef")]
     return []
 
 
@@ -1315,62 +1169,28 @@ def json_path(value: Json, path: str) -> Json:
     return value
 
 
-def _pod_cells(pod: dict[str, Any]) -> list[Json]:
-    statuses = pod.get("status", {}).get("containerStatuses", [])
-    phase = pod.get("status", {}).get("reason") or pod.get("status", {}).get("phase", "")
-    for status in statuses:
-        state = status.get("state", {})
-        phase = state.get("waiting", {}).get("reason") or state.get("terminated", {}).get("reason") or phase
-    phase = "Terminating" if "deletionTimestamp" in pod["metadata"] else phase
-    ready = f"{sum(bool(s.get('ready')) for s in statuses)}/{len(pod['spec'].get('containers', []))}"
-    return [ready, phase, sum(status.get("restartCount", 0) for status in statuses)]
-
-
-def _job_cells(job: dict[str, Any]) -> list[Json]:
-    status, spec = job.get("status", {}), job["spec"]
-    true = [c["type"] for c in status.get("conditions", []) if c["status"] == "True"]
-    state = next((name for name in ("Complete", "Failed", "Suspended", "FailureTarget") if name in true), "Running")
-    return [state, f"{status.get('succeeded', 0)}/{spec.get('completions') or 1}"]
-
-
-CELLS: dict[str, tuple[tuple[str, ...], Any]] = {
-    "pods": (("Ready", "Status", "Restarts"), _pod_cells),
-    "jobs": (("Status", "Completions"), _job_cells),
-    "namespaces": (("Status",), lambda item: [item.get("status", {}).get("phase", "")]),
-    "events": (("Type", "Reason", "Message"), lambda item: [item.get("type"), item.get("reason"), item.get("message")]),
-}
-
-
 def table(
     resource: Resource, items: list[dict[str, Any]], metadata: dict[str, Any], *, include: str = "Metadata"
 ) -> dict[str, Any]:
     """The Table of `items`; `include` says how much of each object goes along: Metadata, Object or None."""
+    age = {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}
+    listed = resource.columns or (age,)
     columns = [{"name": "Name", "type": "string", "format": "name", "description": "", "priority": 0}]
-    names, cells = CELLS.get(resource.plural, ((), lambda item: []))
-    if resource.custom is not None:
-        names = ()
-        listed = resource.columns or ({"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},)
-    else:
-        listed = ({"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},)
-    columns += [{"name": name, "type": "string", "format": "", "description": "", "priority": 0} for name in names]
     for column in listed:
         entry = {"name": column["name"], "type": column["type"], "format": column.get("format", "")}
         columns.append({**entry, "description": column.get("description", ""), "priority": column.get("priority", 0)})
     rows = []
     for item in items:
         found = [json_path(item, column["jsonPath"]) for column in listed]
-        last = [_age(value) if column["type"] == "date" else value for column, value in zip(listed, found, strict=True)]
-        row: dict[str, Any] = {
-            "cells": [item["metadata"]["name"], *(cells(item) if resource.custom is None else []), *last]
-        }
+        cells = [
+            _age(value) if column["type"] == "date" else value for column, value in zip(listed, found, strict=True)
+        ]
+        row: dict[str, Any] = {"cells": [item["metadata"]["name"], *cells]}
         if include == "Object":
             row["object"] = item
         elif include == "Metadata":
-            row["object"] = {
-                "kind": "PartialObjectMetadata",
-                "apiVersion": "meta.k8s.io/v1",
-                "metadata": item["metadata"],
-            }
+            part = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1"}
+            row["object"] = {**part, "metadata": item["metadata"]}
         rows.append(row)
     return {
         "kind": "Table",
