@@ -217,7 +217,6 @@ def test_a_log_is_followed_until_its_pod_has_ended(server: ApiServer, core: clie
     log.parent.mkdir(parents=True)
     log.write_text("one\ntwo\n")
     assert read(tail_lines=1).data == b"two\n"
-    assert read(limit_bytes=3).data == b"one"
 
     def go_on() -> None:
         with log.open("a") as file:

@@ -412,9 +412,8 @@ class _Collector:
                     self._later("owner", owner)
             if place[2] and (space := self.store.get(("", "namespaces"), "", place[2])) and _ending(space):
                 self._later("namespace", place[2])
-            self._later("definition", f"{place[1]}.{place[0]}")
         elif "deletionTimestamp" in after and "deletionTimestamp" not in before:
-            kind = {"namespaces": "namespace", "customresourcedefinitions": "definition"}.get(place[1], "owner")
+            kind = "namespace" if place[1] == "namespaces" else "owner"
             self._later(kind, place if kind == "owner" else place[3])
 
     def _run(self) -> None:
@@ -489,18 +488,6 @@ class _Collector:
             self._delete(place)
         if not any(self._get(place) for place in inside):
             self.store.commit(("", "namespaces"), space, None)
-
-    def _definition(self, name: str) -> None:
-        definition = self.store.get(("apiextensions.k8s.io", "customresourcedefinitions"), "", name)
-        if not definition or not _ending(definition):
-            return
-        key = (definition["spec"]["group"], definition["spec"]["names"]["plural"])
-        for namespace, instance in tuple(self.store.objects.get(key, ())):
-            self._delete((*key, namespace, instance))
-        if not self.store.objects.get(key):
-            place = ("apiextensions.k8s.io", "customresourcedefinitions", "", name)
-            self._release(place, definition, "customresourcecleanup.apiextensions.k8s.io")
-            self.server.serve(definition)
 
 
 def _owned_by(item: Object, references: list[Object]) -> Object:
@@ -937,10 +924,7 @@ class ApiServer:
         _check_type(resource, config)
         config = openapi.tidied(resource.schema, config) if not resource.custom else _copy(config)
         metadata = config.setdefault("metadata", {})
-        if metadata.get("managedFields"):
-            raise ApiError(400, "metadata.managedFields must be nil")
-        if metadata.setdefault("name", request.name) != request.name:
-            raise ApiError(400, "the name of the object does not match the name on the URL")
+        metadata.setdefault("name", request.name)
         _, unknown = openapi.prune(resource.schema, config)
         if unknown:
             what = f"({metadata.get('namespace', '')}/{request.name}; {resource.api_version}, Kind={resource.kind})"
@@ -950,16 +934,14 @@ class ApiServer:
             if metadata.get("uid"):
                 text = f"uid mismatch: the provided object specified uid {metadata['uid']}, and no existing object was found"
                 raise _conflict(resource, request.name, text)
-            if request.subresource:
-                raise _not_found(resource, request.name)
             self._check_namespace(resource, request.namespace, request.name)
-            wanted = _written_part(resource, config, "")
+            wanted = _without_status(resource, config)
             return self._write(request, resource, wanted, None, warnings, applied=wanted)
         if metadata.get("uid", old["metadata"]["uid"]) != old["metadata"]["uid"]:
             text = f'Invalid value: "{metadata["uid"]}": field is immutable'
             raise _invalid(resource, request.name, [Cause("FieldValueInvalid", "metadata.uid", text)] * 2)
         self._check_preconditions(resource, metadata, old)
-        wanted = _written_part(resource, config, request.subresource)
+        wanted = _without_status(resource, config)
         values, live = openapi.owned(resource.schema, wanted), openapi.owned(resource.schema, old)
         mine, kept, lost = set(), set(), []
         for entry in old["metadata"].get("managedFields", ()):
@@ -1209,22 +1191,6 @@ class ApiServer:
         details = {**_about(resource, request.name), "uid": item["metadata"]["uid"]}
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
 
-    def do_delete_collection(self, request: Request) -> Object:
-        """Deletes all that the request selects."""
-        items, metadata = self.do_list(request)
-        for item in items:
-            place = item["metadata"]
-            with contextlib.suppress(ApiError):
-                self.do_delete(replace(request, name=place["name"], namespace=place.get("namespace", "")))
-        resource = request.resource
-        assert resource
-        return {
-            "kind": f"{resource.kind}List",
-            "apiVersion": resource.api_version,
-            "metadata": metadata,
-            "items": items,
-        }
-
     def remove(self, resource: Resource, item: Object, *, policy: str, grace_seconds: int | None = None) -> Object:
         """Deletes `item`, or marks it where finalizers or a pod's grace stand before. The caller holds the lock."""
         metadata = dict(item["metadata"])
@@ -1242,8 +1208,6 @@ class ApiServer:
                 self.store.commit(place[:2], child, _owned_by(child, left))
         elif policy == "Foreground" and "foregroundDeletion" not in finalizers and not _ending(item):
             finalizers.append("foregroundDeletion")
-        if resource.plural == "customresourcedefinitions" and self.store.objects.get(_instances(item)):
-            finalizers.append("customresourcecleanup.apiextensions.k8s.io")
         waits = bool(finalizers or grace or (resource.plural == "namespaces"))
         if resource.plural == "pods" and not finalizers and not grace:
             item = {**item, "metadata": {**metadata, "deletionGracePeriodSeconds": 0}}
@@ -1316,9 +1280,6 @@ class ApiServer:
         names = [container["name"] for container in pod["spec"]["containers"]]
         names += [container["name"] for container in pod["spec"].get("initContainers", ())]
         name = query.get("container") or names[0]
-        if not query.get("container") and len(pod["spec"]["containers"]) > 1:
-            listed = " ".join(container["name"] for container in pod["spec"]["containers"])
-            raise ApiError(400, f"a container name must be specified for pod {request.name}, choose one of: [{listed}]")
         if name not in names:
             raise ApiError(400, f"container {name} is not valid for pod {request.name}")
         status = pod.get("status", {})
@@ -1328,8 +1289,6 @@ class ApiServer:
         if not self.store.get(("", "nodes"), "", node):
             raise _not_found(resource, node)
         state = next((s.get("state", {}) for s in status.get("containerStatuses", ()) if s["name"] == name), {})
-        if query.get("previous") in ("true", "1"):
-            raise ApiError(400, f'previous terminated container "{name}" in pod "{request.name}" not found')
         if "waiting" in state or (status.get("phase", "Pending") == "Pending" and not state):
             why = state.get("waiting", {}).get("reason") or "ContainerCreating"
             raise ApiError(400, f'container "{name}" in pod "{request.name}" is waiting to start: {why}')
@@ -1414,22 +1373,16 @@ def _typed_body(request: Request) -> Object:
     inside = (body.get("metadata") or {}).get("namespace") or request.namespace
     if resource.namespaced and inside != request.namespace:
         raise ApiError(400, "the namespace of the provided object does not match the namespace sent on the request")
-    whole = {
+    return {
         **body,
         "apiVersion": resource.api_version,
         "kind": resource.kind,
         "metadata": dict(body.get("metadata") or {}),
     }
-    return whole
 
 
-def _written_part(resource: Resource, body: Object, subresource: str) -> Object:
-    """What of an applied body counts: the status alone for /status, all but the status otherwise."""
-    if subresource == "status":
-        return {name: value for name, value in body.items() if name in ("apiVersion", "kind", "status")}
-    if resource.has_status:
-        return {name: value for name, value in body.items() if name != "status"}
-    return body
+def _without_status(resource: Resource, body: Object) -> Object:
+    return {name: value for name, value in body.items() if name != "status" or not resource.has_status}
 
 
 def _next_state(request: Request, resource: Resource, body: Object, old: Object | None) -> Object:
@@ -1589,14 +1542,9 @@ def _with_condition(status: Object, condition: Object) -> Object:
     return {**status, "conditions": [*others, condition]}
 
 
-def _instances(definition: Object) -> tuple[str, str]:
-    return definition["spec"]["group"], definition["spec"]["names"]["plural"]
-
-
 def _follow(server: ApiServer, place: Path, request: Request, uid: str, alive: Callable[[], bool]) -> Iterator[bytes]:
     """Whole lines; the last one as it is, where it has no end. A line keeps the time at which it was first read."""
-    query, sent, number, position = request.query, 0, 0, 0
-    limit = int(query.get("limitBytes") or 2**62)
+    query, number, position = request.query, 0, 0
     since = datetime.fromisoformat(query["sinceTime"]) if query.get("sinceTime") else None
     tail = query.get("tailLines")
     while True:
@@ -1606,7 +1554,7 @@ def _follow(server: ApiServer, place: Path, request: Request, uid: str, alive: C
             with place.open("rb") as file:
                 file.seek(position)
                 text = file.read()
-        following = query.get("follow") in ("true", "1") and sent < limit
+        following = query.get("follow") in ("true", "1")
         if following and not ended:
             text = text[: text.rfind(b"\n") + 1]
         position += len(text)
@@ -1621,9 +1569,8 @@ def _follow(server: ApiServer, place: Path, request: Request, uid: str, alive: C
         out = b"".join(
             (f"{times[line]:%Y-%m-%dT%H:%M:%S.%f}000Z ".encode() if stamps else b"") + it for line, it in lines
         )
-        yield out[: limit - sent]
-        sent += len(out)
-        if not following or sent >= limit or not alive() or (ended and not text):
+        yield out
+        if not following or not alive() or (ended and not text):
             return
         if not text:
             time.sleep(0.05)
@@ -1757,7 +1704,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "POST": "create",
             "PUT": "update",
             "PATCH": "patch",
-            "DELETE": "delete" if name else "deletecollection",
+            "DELETE": "delete",
         }
         verb = verbs.get(self.command) or ("watch" if watching else "get" if name else "list")
         return replace(request, verb=verb, resource=resource, namespace=namespace, name=name, subresource=subresource)
@@ -1824,10 +1771,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             elif request.verb == "patch":
                 answer, created = api.do_patch(request, warnings)
                 code = 201 if created else 200
-            elif request.verb == "delete":
-                answer = api.do_delete(request)
             else:
-                answer = api.do_delete_collection(request)
+                answer = api.do_delete(request)
         if "as=Table" in request.accept and request.verb == "get":
             answer = self._table(request, [answer], {"resourceVersion": answer["metadata"]["resourceVersion"]})
         return self._send(code, answer, warnings)
@@ -1923,13 +1868,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             text = f'Invalid value: "{version}": strconv.ParseUint: parsing "{version}": invalid syntax'
             raise ApiError(500, f"resourceVersion: {text}", reason="")
         ends = time.monotonic() + random.uniform(0.02, 0.5) if weather else None
-        as_table = "as=Table" in request.accept
 
         def alive() -> bool:
             return self._alive()
 
         def lines() -> Iterator[bytes]:
-            first = True
             for event in api.watch(request, alive):
                 if ends and time.monotonic() > ends:
                     if weather == "drop_watch":
@@ -1941,10 +1884,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 kind, item = event
                 if kind in ("ADDED", "MODIFIED", "DELETED"):
                     item = _as_asked(resource, item)
-                if as_table and kind != "ERROR":
-                    item = self._table(request, [item], {"resourceVersion": item["metadata"]["resourceVersion"]})
-                    item["columnDefinitions"] = item["columnDefinitions"] if first else None
-                    first = False
                 yield json.dumps({"type": kind, "object": item}).encode() + b"\n"
                 if kind == "ERROR":
                     return

@@ -229,12 +229,16 @@ def dry_run(session: Session) -> None:
 
 @recorded("cluster.Cluster.apply", "controller.Controller._apply", "cluster_cli.schedule")
 def apply(session: Session) -> None:
-    """Server-side apply makes, keeps the version where nothing changes, and changes."""
+    """Server-side apply makes, keeps the version where nothing changes, changes, and takes away what is not applied any more."""
     for plural, kind in {**KINDS, "cronjobs": "cron_job"}.items():
         session.ask("PATCH", session.at(plural, "first", query=FORCE), session.body(kind, "first"), APPLY)
         session.ask("PATCH", session.at(plural, "first", query=FORCE), session.body(kind, "first"), APPLY)
     changed = session.body("service", "first", labels={"prism.dev/run": "other"})
     session.ask("PATCH", session.at("services", "first", query=FORCE), changed, APPLY)
+    session.do("PATCH", session.at("configmaps", "first", query="fieldManager=other"), {"data": {"theirs": "1"}}, MERGE)
+    less = session.body("config_map", "first")
+    less["data"] = {"document": "{}"}
+    session.ask("PATCH", session.at("configmaps", "first", query=FORCE), less, APPLY)
 
 
 @recorded("cluster.Cluster.apply", "cluster._error_of")
