@@ -502,12 +502,6 @@ def validate(schema: Schema, value: Json, where: str = "") -> list[Cause]:
         for name in sorted({name for name in names if names.count(name) > 1}):
             invalid(f"Duplicate value: {name}", "FieldValueDuplicate")
     elif kind == "object":
-        if len(value) > schema.get("maxProperties", len(value)):
-            invalid(f"Too many: {len(value)}: must have at most {schema['maxProperties']} items", "FieldValueTooMany")
-        if len(value) < schema.get("minProperties", 0):
-            invalid(
-                f'Invalid value: "object": {where} in body should have at least {schema["minProperties"]} properties'
-            )
         for name in schema.get("required", ()):
             if name not in value:
                 bad.append(Cause("FieldValueRequired", f"{where}.{name}" if where else name, "Required value"))
@@ -738,7 +732,6 @@ def path_text(path: Path) -> str:
 
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
 MAX_DATA_BYTES = 1_048_576
 _SUFFIXES = {"m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
 
@@ -769,7 +762,7 @@ def tidied(schema: Schema, value: Json) -> Json:
 
 
 def metadata_errors(resource: Resource, metadata: dict[str, Any]) -> list[Cause]:
-    """What is wrong with names, labels and annotations."""
+    """What is wrong with a name."""
     bad = []
     name = metadata.get("name", "")
     strict = resource.plural in ("namespaces", "services") and not resource.group
@@ -783,24 +776,6 @@ def metadata_errors(resource: Resource, metadata: dict[str, Any]) -> list[Cause]
         text += " and must start and end with an alphanumeric character"
         text += f" (e.g. 'example.com', regex used for validation is '{pattern.pattern}')"
         bad.append(Cause("FieldValueInvalid", "metadata.name", text))
-    for key, value in metadata.get("labels", {}).items():
-        if not LABEL_VALUE.fullmatch(value) or len(value) > 63:
-            text = f"Invalid value: {json.dumps(value)}: a valid label must consist of alphanumeric characters"
-            bad.append(Cause("FieldValueInvalid", "metadata.labels", f"{text}, '-', '_' or '.'; at most 63 of them"))
-        if not re.fullmatch(r"([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", key):
-            bad.append(
-                Cause(
-                    "FieldValueInvalid", "metadata.labels", f"Invalid value: {json.dumps(key)}: name part must be valid"
-                )
-            )
-    if sum(bool(reference.get("controller")) for reference in metadata.get("ownerReferences", [])) > 1:
-        text = "Invalid value: Only one reference can have Controller set to true"
-        bad.append(Cause("FieldValueInvalid", "metadata.ownerReferences", text))
-    for place, reference in enumerate(metadata.get("ownerReferences", [])):
-        for name in ("apiVersion", "kind", "name", "uid"):
-            if not reference.get(name):
-                text = f'Invalid value: "": {name} must not be empty'
-                bad.append(Cause("FieldValueInvalid", f"metadata.ownerReferences[{place}].{name}", text))
     return bad
 
 
@@ -832,23 +807,14 @@ def fill_in(resource: Resource, new: dict[str, Any], old: dict[str, Any] | None)
             spec.setdefault(name, value)
         spec.setdefault("failedJobsHistoryLimit", 1)
         _fill_in_pod(spec.get("jobTemplate", {}).get("spec", {}).get("template", {}).get("spec", {}))
-    elif plural == "deployments":
-        spec.setdefault("replicas", 1)
-        _fill_in_pod(spec.get("template", {}).get("spec", {}))
     elif plural == "services":
         spec.setdefault("type", "ClusterIP")
         spec.setdefault("sessionAffinity", "None")
-        if "clusterIP" not in spec:
-            number = int(new["metadata"]["uid"][:4], 16)
-            spec["clusterIP"] = (old or {}).get("spec", {}).get("clusterIP") or f"10.96.{number // 256}.{number % 256}"
-        spec.setdefault("clusterIPs", [spec["clusterIP"]])
+        spec.setdefault("clusterIPs", ["None"])  # a headless one: others would be given an address
         spec.setdefault("internalTrafficPolicy", "Cluster")
         spec.setdefault("ipFamilies", ["IPv4"])
         spec.setdefault("ipFamilyPolicy", "SingleStack")
         new.setdefault("status", {"loadBalancer": {}})
-        for port in spec.get("ports", []):
-            port.setdefault("protocol", "TCP")
-            port.setdefault("targetPort", port.get("port"))
     elif plural == "events":
         new.setdefault("eventTime", None)
         new.setdefault("reportingInstance", "")
@@ -954,18 +920,7 @@ def builtin_errors(resource: Resource, new: dict[str, Any], old: dict[str, Any] 
     if plural == "jobs":
         return _job_errors(new) + (_job_changes(spec, old["spec"]) if old else [])
     if plural == "pods":
-        bad = _pod_errors(spec, "spec")
-        if old:
-            mutable = {"activeDeadlineSeconds", "tolerations", "schedulingGates", "terminationGracePeriodSeconds"}
-            if _fixed_part(spec, mutable) != _fixed_part(old["spec"], mutable):
-                text = "Forbidden: pod updates may not change fields other than `spec.containers[*].image`,"
-                text += "`spec.activeDeadlineSeconds`,`spec.tolerations` (a node is assigned by pods/binding)"
-                bad.append(Cause("FieldValueForbidden", "spec", text))
-        return bad
-    if plural == "deployments":
-        return _pod_errors(spec["template"].get("spec", {}), "spec.template.spec")
-    if plural == "services" and not spec.get("ports") and spec.get("clusterIP") != "None":
-        return [Cause("FieldValueRequired", "spec.ports", "Required value")]
+        return _pod_errors(spec, "spec")
     if plural == "events":
         return _event_errors(new)
     if plural == "configmaps" and sum(len(text.encode()) for text in new.get("data", {}).values()) > MAX_DATA_BYTES:
@@ -973,69 +928,28 @@ def builtin_errors(resource: Resource, new: dict[str, Any], old: dict[str, Any] 
     return []
 
 
-def _fixed_part(pod_spec: dict[str, Any], mutable: set[str]) -> dict[str, Any]:
-    containers = [{**container, "image": ""} for container in pod_spec.get("containers", [])]
-    return {**{name: part for name, part in pod_spec.items() if name not in mutable}, "containers": containers}
-
-
 def _event_errors(event: dict[str, Any]) -> list[Cause]:
     bad, about = [], event.get("involvedObject", {}).get("namespace", "")
     if about != event["metadata"]["namespace"] and (about or event["metadata"]["namespace"] != "default"):
         text = f"Invalid value: {json.dumps(about)}: does not match event.namespace"
         bad.append(Cause("FieldValueInvalid", "involvedObject.namespace", text))
-    if event.get("eventTime"):
-        for name in ("reportingComponent", "reportingInstance", "action", "reason"):
-            if not event.get(name):
-                bad.append(Cause("FieldValueRequired", name, "Required value"))
     return bad
 
 
 def _pod_errors(spec: dict[str, Any], where: str) -> list[Cause]:
-    bad = []
-    if not spec.get("containers"):
-        bad.append(Cause("FieldValueRequired", f"{where}.containers", "Required value"))
-    volumes, seen = {volume.get("name") for volume in spec.get("volumes", [])}, set()
+    bad, volumes = [], {volume.get("name") for volume in spec.get("volumes", [])}
     for kind in ("initContainers", "containers"):
         for place, container in enumerate(spec.get(kind, [])):
-            spot, name = f"{where}.{kind}[{place}]", container.get("name", "")
-            if not LABEL.fullmatch(name) or len(name) > 63:
-                bad.append(
-                    Cause("FieldValueInvalid", f"{spot}.name", f"Invalid value: {json.dumps(name)}: an RFC 1123 label")
-                )
-            if name in seen:
-                bad.append(Cause("FieldValueDuplicate", f"{spot}.name", f"Duplicate value: {json.dumps(name)}"))
-            seen.add(name)
-            if not container.get("image"):
-                bad.append(Cause("FieldValueRequired", f"{spot}.image", "Required value"))
+            spot = f"{where}.{kind}[{place}]"
             for index, mount in enumerate(container.get("volumeMounts", [])):
                 if mount.get("name") not in volumes:
                     text = f"Not found: {json.dumps(mount.get('name'))}"
                     bad.append(Cause("FieldValueNotFound", f"{spot}.volumeMounts[{index}].name", text))
-            bad += _resource_errors(container.get("resources", {}), f"{spot}.resources")
-    return bad
-
-
-def _resource_errors(resources: dict[str, Any], where: str) -> list[Cause]:
-    bad = []
-    limits, requests = resources.get("limits", {}), resources.get("requests", {})
-    for part, entries in (("limits", limits), ("requests", requests)):
-        for name, amount in entries.items():
-            try:
-                quantity(amount)
-            except ValueError:
-                text = f"Invalid value: {json.dumps(amount)}: quantities must match the regular expression"
-                return [Cause("FieldValueInvalid", f"{where}.{part}[{name}]", text)]
-    for name, amount in requests.items():
-        extended = "/" in name
-        if extended and name not in limits:
-            text = "Required value: Limit must be set for non overcommitable resources"
-            bad.append(Cause("FieldValueRequired", f"{where}.limits", text))
-        elif extended and quantity(amount) != quantity(limits[name]):
-            text = f"Invalid value: {json.dumps(amount)}: must be equal to {name} limit of {limits[name]}"
-            bad.append(Cause("FieldValueInvalid", f"{where}.requests", text))
-        elif name in limits and quantity(amount) > quantity(limits[name]):
-            text = f"Invalid value: {json.dumps(amount)}: must be less than or equal to {name} limit of {limits[name]}"
-            bad.append(Cause("FieldValueInvalid", f"{where}.requests", text))
+            limits = container.get("resources", {}).get("limits", {})
+            for name, amount in container.get("resources", {}).get("requests", {}).items():
+                if "/" in name and quantity(amount) != quantity(limits.get(name, 0)):
+                    text = f"Invalid value: {json.dumps(amount)}: must be equal to {name} limit of {limits.get(name)}"
+                    bad.append(Cause("FieldValueInvalid", f"{spot}.resources.requests", text))
     return bad
 
 
@@ -1043,16 +957,7 @@ def _job_errors(job: dict[str, Any]) -> list[Cause]:
     spec, name, where = job["spec"], job["metadata"]["name"], "spec.template.spec"
     pod = spec["template"].get("spec", {})
     bad = _pod_errors(pod, where)
-    for number in ("parallelism", "completions", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished"):
-        if spec.get(number, 0) < 0:
-            text = f"Invalid value: {spec[number]}: must be greater than or equal to 0"
-            bad.append(Cause("FieldValueInvalid", f"spec.{number}", text))
-    if pod.get("restartPolicy") not in ("Never", "OnFailure"):
-        text = f'Unsupported value: "{pod.get("restartPolicy")}": supported values: "OnFailure", "Never"'
-        bad.append(Cause("FieldValueNotSupported", f"{where}.restartPolicy", text))
     indexed = spec["completionMode"] == "Indexed"
-    if indexed and "completions" not in spec:
-        bad.append(Cause("FieldValueRequired", "spec.completions", "Required value: when completion mode is Indexed"))
     hostname = f"{name}-{max(spec.get('completions', 1) - 1, 0)}" if indexed else name
     if len(hostname) > 63 or (indexed and not LABEL.fullmatch(hostname)):
         text = f"Invalid value: {json.dumps(name)}: will not able to create pod with invalid DNS label: {hostname}"
@@ -1078,38 +983,20 @@ def _failure_policy_errors(spec: dict[str, Any], pod: dict[str, Any]) -> list[Ca
         invalid("spec.podReplacementPolicy", text, "FieldValueNotSupported")
     names = {container.get("name") for kind in ("containers", "initContainers") for container in pod.get(kind, [])}
     rules = spec["podFailurePolicy"].get("rules", [])
-    if len(rules) > 20:
-        invalid(
-            "spec.podFailurePolicy.rules", f"Too many: {len(rules)}: must have at most 20 items", "FieldValueTooMany"
-        )
     for place, rule in enumerate(rules):
         where = f"spec.podFailurePolicy.rules[{place}]"
-        if rule.get("action") not in ("FailJob", "FailIndex", "Ignore", "Count"):
-            text = f'Unsupported value: "{rule.get("action")}": supported values: "Count", "FailIndex", "FailJob", "Ignore"'
-            invalid(f"{where}.action", text, "FieldValueNotSupported")
-        if rule.get("action") == "FailIndex" and "backoffLimitPerIndex" not in spec:
-            invalid(f"{where}.action", 'Invalid value: "FailIndex": requires the backoffLimitPerIndex to be set')
-        if ("onExitCodes" in rule) == ("onPodConditions" in rule):
-            invalid(where, "Invalid value: specifying one of OnExitCodes and OnPodConditions is required, and not both")
         codes = rule.get("onExitCodes")
         if not codes:
             continue
         values, spot = codes.get("values", []), f"{where}.onExitCodes"
-        if codes.get("operator") not in ("In", "NotIn"):
-            text = f'Unsupported value: "{codes.get("operator")}": supported values: "In", "NotIn"'
-            invalid(f"{spot}.operator", text, "FieldValueNotSupported")
         if codes.get("containerName") and codes["containerName"] not in names:
             text = "must be one of the container or initContainer names in the pod template"
             invalid(f"{spot}.containerName", f"Invalid value: {json.dumps(codes['containerName'])}: {text}")
-        if not values or len(values) > 255:
-            invalid(f"{spot}.values", f"Invalid value: {values}: at least one value is required, and at most 255")
         if codes.get("operator") == "In" and 0 in values:
             invalid(f"{spot}.values[{values.index(0)}]", "Invalid value: 0: must not be 0 for the In operator")
         if values != sorted(values):
             shown = json.dumps(values, separators=(",", ":"))
             invalid(f"{spot}.values", f"Invalid value: {shown}: must be ordered")
-        if len(set(values)) != len(values):
-            invalid(f"{spot}.values", f"Duplicate value: {values}", "FieldValueDuplicate")
     return bad
 
 
@@ -1144,13 +1031,7 @@ def _age(timestamp: str | None) -> str:
     seconds = max(0, int((datetime.now(UTC) - then).total_seconds()))
     if seconds < 120:
         return f"{seconds}s"
-    if seconds < 600:
-        return f"{seconds // 60}m{seconds % 60}s" if seconds % 60 else f"{seconds // 60}m"
-    if seconds < 3 * 3600:
-        return f"{seconds // 60}m"
-    if seconds < 48 * 3600:
-        return f"{seconds // 3600}h"
-    return f"{seconds // 86400}d"
+    return f"{seconds // 60}m"
 
 
 def json_path(value: Json, path: str) -> Json:

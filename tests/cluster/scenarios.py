@@ -229,7 +229,7 @@ def dry_run(session: Session) -> None:
 
 @recorded("cluster.Cluster.apply", "controller.Controller._apply", "cluster_cli.schedule")
 def apply(session: Session) -> None:
-    """Server-side apply makes, keeps the version where nothing changes, changes, and takes away what is not applied any more."""
+    """Server-side apply makes, keeps the version where nothing changes, and takes away what is not applied any more."""
     for plural, kind in {**KINDS, "cronjobs": "cron_job"}.items():
         session.ask("PATCH", session.at(plural, "first", query=FORCE), session.body(kind, "first"), APPLY)
         session.ask("PATCH", session.at(plural, "first", query=FORCE), session.body(kind, "first"), APPLY)
