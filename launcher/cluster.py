@@ -60,6 +60,12 @@ SETTLE_SECONDS = 30.0
 """For so long after a failed request a refusal is taken for a transient one: an API server that has just started answers 403
 to everybody until it has read its roles, which takes it a second or two (KUBERNETES.md)."""
 
+LONGEST_RETRY_SECONDS = 5.0
+"""A request that failed is made again after a pause that doubles each time, up to this one."""
+
+OUTAGE_FAILURES = 3
+"""Failures in a row, one or two seconds, that are worth a line: one broken connection is not."""
+
 RELOAD_SECONDS = 10.0
 """Credentials that are refused are read again, but no more often than this."""
 
@@ -152,19 +158,22 @@ class Cluster:
     Args:
         context: of the kubeconfig; none: its current one, or the pod's own service account.
         tries: how often a request is made that meets a transient error. A reconcile loop retries by itself, and takes 1.
+        on_outage: called once a request that goes on failing, with a line that says what is waited for.
 
     Raises:
         Refused: no kubeconfig and not in a pod, or one that cannot be read.
     """
 
-    def __init__(self, context: str | None = None, *, tries: int = 1) -> None:
+    def __init__(
+        self, context: str | None = None, *, tries: int = 1, on_outage: Callable[[str], None] = lambda _: None
+    ) -> None:
         from prism_job import __version__
 
         self.context, self.file = context, os.environ.get("KUBECONFIG")
         self.access = _access(self.context, self.file)
         self.namespace = self.access.namespace
         self.agent = f"prism/{__version__}"
-        self.tries, self.seconds = tries, REQUEST_SECONDS
+        self.tries, self.seconds, self.on_outage = tries, REQUEST_SECONDS, on_outage
         self.warnings: list[str] = []
         """The newest that the server sent, each once."""
         self.num_requests = self.num_errors = 0
@@ -370,10 +379,12 @@ class Cluster:
             try:
                 response = self._send(method, path, query or {}, body, content_type, self.seconds)
                 answer = self._read(response, path)
-            except Unavailable:
+            except Unavailable as error:
                 if attempt + 1 == self.tries:
                     raise
-                time.sleep(random.uniform(0.1, 0.3) * 2**attempt)
+                if attempt + 1 == OUTAGE_FAILURES:
+                    self.on_outage(f"waiting for the API server: {error.what}")
+                time.sleep(random.uniform(0.5, 1.0) * min(LONGEST_RETRY_SECONDS, 0.3 * 2**attempt))
             else:
                 self._note_warnings(response.headers)
                 return answer

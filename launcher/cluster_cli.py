@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TRIES = 6
-"""Of a request in bad weather; about ten seconds."""
+TRIES, WAITING_TRIES = 6, 20
+"""Of a request that meets a transient error: about seven seconds, and a minute where a verb waits anyway."""
 
 NamespaceOption = Annotated[
     str,
@@ -105,7 +105,7 @@ def submit(
     with exit_codes(output):
         from launcher import submit as remote
 
-        cluster = _cluster(context)
+        cluster = _cluster(context, waits=wait)
         document = remote.read_document(read_text(file), file.name, namespace)
         place, name = document.namespace or cluster.namespace, document.run.metadata.name
         if not wait and remote.record_kind(cluster) == "ConfigMap":
@@ -197,7 +197,7 @@ def wait(
     with exit_codes(output):
         from launcher import submit as remote
 
-        cluster = _cluster(context)
+        cluster = _cluster(context, waits=True)
         record = remote.get_record(cluster, namespace or cluster.namespace, name)
         _exit_as_it_ended(cluster, record, timeout, output)
 
@@ -208,7 +208,7 @@ def watch(name: NameArgument, namespace: NamespaceOption = "", context: ContextO
         from launcher import submit as remote
         from launcher.watching import watch_run
 
-        cluster = _cluster(context)
+        cluster = _cluster(context, waits=True)
         record = remote.get_record(cluster, namespace or cluster.namespace, name)
         ended = _detaching(lambda: watch_run(cluster, record), record)
         if ended is None:
@@ -232,7 +232,7 @@ def logs(
         from launcher.display import printable
         from launcher.logs import log_lines
 
-        cluster = _cluster(context)
+        cluster = _cluster(context, waits=follow)
         record = remote.get_record(cluster, namespace or cluster.namespace, name)
         lines = log_lines(
             cluster,
@@ -264,7 +264,7 @@ def cancel(
     with exit_codes(output):
         from launcher import submit as remote
 
-        cluster = _cluster(context)
+        cluster = _cluster(context, waits=True)
         record = remote.cancel(cluster, remote.get_record(cluster, namespace or cluster.namespace, name))
         ended = _ended(cluster, record, timeout_seconds=60)
         if ended is None:
@@ -288,7 +288,7 @@ def retry(
     with exit_codes(output):
         from launcher import submit as remote
 
-        cluster = _cluster(context)
+        cluster = _cluster(context, waits=wait)
         record = remote.get_record(cluster, namespace or cluster.namespace, name)
         if not record.status.is_terminal:
             fix = f"`prism cancel {name}` ends it; `prism wait {name}` waits for its end"
@@ -397,10 +397,11 @@ def operator(
         sys.exit(run_operator(cluster, namespace or None, port, own))
 
 
-def _cluster(context: str | None) -> Cluster:
+def _cluster(context: str | None, *, waits: bool = False) -> Cluster:
+    """Args: waits: whether the verb waits for something anyway, and so outlasts a longer outage."""
     from launcher.cluster import Cluster
 
-    return Cluster(context, tries=TRIES)
+    return Cluster(context, tries=WAITING_TRIES if waits else TRIES, on_outage=_say)
 
 
 def _wait_and_exit(cluster: Cluster, record: Record, timeout: float | None, output: Output, verbose: bool) -> None:

@@ -477,9 +477,7 @@ class Controller:
                     pause_seconds = RETRY_SECONDS
                 said = str(error) if isinstance(error, ClusterError) else traceback.format_exc()
                 transient = isinstance(error, Unavailable)
-                self.say(
-                    event="watch", kind=kind, error=said, transient=transient, seconds=round(pause_seconds, 1)
-                )
+                self.say(event="watch", kind=kind, error=said, transient=transient, seconds=round(pause_seconds, 1))
                 self.stopping.wait(pause_seconds * random.uniform(0.5, 1.0))
                 longest_seconds = NOT_INSTALLED_SECONDS if isinstance(error, NotFound) else LONGEST_RETRY_SECONDS / 2
                 pause_seconds = min(longest_seconds, pause_seconds * 2)

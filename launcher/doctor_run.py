@@ -144,6 +144,10 @@ def _policies(cluster: Cluster, namespace: str, run: SelectionRun, stage: Any) -
     template = job["spec"]["template"]
     # Without the right to make pods, which a driver does not need, the Job is asked about, which is answered by warnings.
     as_pod = cluster.may("create", "", "pods", namespace)
+    if not as_pod and not cluster.may("create", "batch", "jobs", namespace):
+        fix = "none needed with an operator, which makes them; else have somebody look who may make Jobs here"
+        yield warning("policies", f"{stage}: not checked: you may make neither pods nor Jobs in {namespace}", fix)
+        return
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
-from launcher.cluster import Cluster, ClusterError, Gone, Unavailable
+from launcher.cluster import OUTAGE_FAILURES, Cluster, ClusterError, Gone, Unavailable
 from launcher.podlog import PodLog, has_ended, has_started
 from launcher.resource import ATTEMPT, GROUP_LABEL, ROUND, RUN, STAGE
 
@@ -34,9 +34,6 @@ DRAIN_SECONDS = 60.0
 
 SHORT_SECONDS = 1.0
 """A watch of the pods that ends before so long is not asked for again at once."""
-
-OUTAGE_FAILURES = 3
-"""Failures in a row that are worth a line: one broken connection is not."""
 
 LONGEST_PAUSE_SECONDS = 10.0
 

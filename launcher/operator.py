@@ -9,6 +9,7 @@ import socket
 import socketserver
 import threading
 import time
+import warnings
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -42,6 +43,8 @@ def run_operator(cluster: Cluster, namespace: str | None, port: int, own_namespa
         port: of /healthz, /readyz and /metrics; 0 takes a free one.
         own_namespace: where the lease is.
     """
+    # Its log is JSON lines, whatever a library has to say.
+    warnings.showwarning = lambda message, *_, **__: say_lines(event="warning", error=str(message))
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}-{os.getpid()}"
     lease = Lease(cluster, own_namespace, LEASE, identity, say=say_lines)
     controller = Controller(cluster, namespace, say=say_lines, workers=WORKERS)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.cache import is_record
-from launcher.cluster import Cluster, ClusterError, Conflict, NotFound, Refused, Unavailable
+from launcher.cluster import OUTAGE_FAILURES, Cluster, ClusterError, Conflict, NotFound, Refused, Unavailable
 from launcher.controller import Controller
 from launcher.resource import (
     CANCEL,
@@ -41,9 +41,6 @@ MAX_TRIES = 10
 
 SHORT_SECONDS = 1.0
 """A watch that ends before so long has failed: a server that is going away, or a proxy, would be asked without a pause."""
-
-OUTAGE_FAILURES = 3
-"""Failures in a row, two seconds or so, that are worth a line: one broken connection is not."""
 
 
 @dataclass(frozen=True)

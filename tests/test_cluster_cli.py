@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -19,6 +21,8 @@ from launcher.crd import crd
 from launcher.display import printable
 from launcher.resource import config_map_record, parse_for_cluster
 from tests.cluster.apiserver import ApiServer
+from tests.cluster.certificates import Authority
+from tests.cluster.rig import eventually
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = yaml.safe_load((ROOT / "examples/facts/cluster.yaml").read_text())
@@ -46,6 +50,16 @@ def prism(server: ApiServer, folder: Path, *arguments: str, token: str | None = 
     process = start(server, folder, *arguments, token=token)
     stdout, stderr = process.communicate(timeout=120)
     return process.returncode, stdout, stderr
+
+
+@contextlib.contextmanager
+def running(server: ApiServer, folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = start(server, folder, *arguments)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def written(folder: Path, **changes: Any) -> str:
@@ -166,6 +180,99 @@ def test_a_submit_that_takes_over_a_broken_record_says_so(server: ApiServer, tmp
     code, _, stderr = prism(server, tmp_path, "submit", "--wait", written(tmp_path))
     assert code == 3
     assert "the run of that name in the cluster is not valid" in stderr
+
+
+TEXT = """\
+# why this run exists
+apiVersion: prism.dev/v1alpha1
+kind: SelectionRun
+metadata: {name: facts, annotations: {since: 2026-01-01}}
+spec:
+  model: {uri: org/model}
+  candidates: {uris: ["s3://corpora/pool/"]}
+  targets: {uris: ["s3://corpora/targets.jsonl"]}
+  store: s3://prism/store
+  output: s3://prism/selections
+  selection: {keep: highest, budget: {count: 4}}
+  cluster: {image: "registry/prism:1"}
+"""
+
+
+def test_a_run_is_stored_as_it_was_written_without_any_default(with_kind: ApiServer, tmp_path: Path) -> None:
+    """As `kubectl apply` does it: what a default is, the version that runs it says."""
+    path = tmp_path / "facts.yaml"
+    path.write_text(TEXT)
+    assert prism(with_kind, tmp_path, "submit", str(path))[0] == 0
+    stored = with_kind.object("selectionruns", "facts")
+    assert stored is not None
+    assert stored["spec"] == yaml.safe_load(TEXT)["spec"]
+    assert stored["metadata"]["annotations"] == {"since": "2026-01-01"}
+    code, _, stderr = prism(with_kind, tmp_path, "submit", str(path))
+    assert (code, stderr.splitlines()[0]) == (0, "attached: default/facts")
+
+
+def test_a_record_in_a_config_map_is_the_text_as_it_was_written(server: ApiServer, tmp_path: Path) -> None:
+    path = tmp_path / "facts.yaml"
+    path.write_text(TEXT)
+    assert prism(server, tmp_path, "submit", "--wait", "--timeout", "0", str(path))[0] == 101
+    stored = server.object("configmaps", "facts-prism-record")
+    assert stored is not None
+    assert stored["data"]["selection.yaml"] == TEXT
+
+
+def test_people_without_rights_to_a_kind_that_is_not_there_are_not_refused(server: ApiServer, tmp_path: Path) -> None:
+    """A server judges what somebody may before whether there is such a kind: they are answered 403, not 404."""
+    api, verbs = "rbac.authorization.k8s.io", ["get", "list", "watch", "create", "patch", "delete"]
+    rules = [{"apiGroups": [""], "resources": ["configmaps", "pods"], "verbs": verbs}]
+    role = {"apiVersion": f"{api}/v1", "kind": "Role", "metadata": {"name": "edit", "namespace": "default"}}
+    server.create({**role, "rules": rules})
+    reference, subject = {"apiGroup": api, "kind": "Role", "name": "edit"}, {"kind": "ServiceAccount", "name": "me"}
+    server.create(
+        {**role, "kind": "RoleBinding", "roleRef": reference, "subjects": [subject | {"namespace": "default"}]}
+    )
+    assert prism(server, tmp_path, "list", token="sa:default:me")[:2] == (0, "no runs\n")
+    assert prism(server, tmp_path, "status", "facts", token="sa:default:me")[0] == 102
+
+
+def test_a_cancelled_run_whose_record_goes_at_once_is_cancelled(with_kind: ApiServer, tmp_path: Path) -> None:
+    ended(with_kind, "Planning")
+    with running(with_kind, tmp_path, "cancel", "facts") as cancelling:
+        eventually(lambda: with_kind.requests["WATCH", "selectionruns"])
+        found = with_kind.object("selectionruns", "facts")
+        assert found is not None
+        with with_kind.store.lock:  # both at once: no watcher sees the one without the other
+            with_kind.update({**found, "status": {**found["status"], "phase": "Cancelled"}}, subresource="status")
+            with_kind.delete("selectionruns", "facts")
+        stdout, stderr = cancelling.communicate(timeout=60)
+    assert (cancelling.returncode, stdout) == (0, "facts: Cancelled\n"), stderr
+
+
+def test_a_run_that_is_deleted_while_it_is_cancelled_is_102(with_kind: ApiServer, tmp_path: Path) -> None:
+    ended(with_kind, "Planning")
+    with running(with_kind, tmp_path, "cancel", "facts") as cancelling:
+        eventually(lambda: with_kind.requests["WATCH", "selectionruns"])
+        with_kind.delete("selectionruns", "facts")
+        _, stderr = cancelling.communicate(timeout=60)
+    assert cancelling.returncode == 102, stderr
+
+
+def test_a_kubeconfig_that_skips_verification_floods_nobody(tmp_path: Path) -> None:
+    """The person's own choice; urllib3 would warn of it at every request."""
+    authority = Authority(tmp_path / "certificates")
+    pair = authority.sign("api", hosts=("127.0.0.1",))
+    with ApiServer() as server:
+        server.create(crd())
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pair.certificate, pair.key)
+        server._http.socket = context.wrap_socket(server._http.socket, server_side=True)
+        document = yaml.safe_load(server.kubeconfig(tmp_path / "kubeconfig").read_text())
+        address = server.url.replace("http:", "https:")
+        document["clusters"][0]["cluster"] = {"server": address, "insecure-skip-tls-verify": True}
+        (tmp_path / "insecure").write_text(yaml.safe_dump(document))
+        env = {**os.environ, "KUBECONFIG": str(tmp_path / "insecure")}
+        command = [sys.executable, "-m", "launcher.cli", "list"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "no runs\n", "")
 
 
 def test_a_dry_run_of_the_server_sends_every_object_and_makes_none(server: ApiServer, tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 
-from tests.cluster.commands import ask, prism, running
-from tests.cluster.records import create, end_of, jobs, pods, running_pod, status
+from tests.cluster.commands import ask, kubectl, need_real, prism, running
+from tests.cluster.mirror import Refused
+from tests.cluster.records import create, end_of, jobs, phase, pods, running_pod, status
 from tests.cluster.rig import Rig, eventually
 
 
@@ -92,3 +94,207 @@ def test_a_submit_that_is_killed_is_continued_by_the_next(bare: Rig) -> None:
     assert done.returncode == 0, done.stderr
     assert "attached" in done.stderr
     assert jobs(bare, "continued") == ["continued-extract-0-0-0", "continued-plan-0-0", "continued-reduce-0-0"]
+
+
+def test_an_operator_that_is_frozen_is_followed_and_leaves_when_it_wakes(cluster: Rig) -> None:
+    create(cluster, cluster.document("thawed"))
+    with running(cluster, "operator", "--port", "0") as first:
+        running_pod(cluster, "thawed", "plan")
+        with running(cluster, "operator", "--port", "0") as second:
+            first.send_signal(signal.SIGSTOP)
+            said = end_of(cluster, "thawed")
+            assert said["phase"] == "Complete", said
+            assert said["restarts"] == 0
+            first.send_signal(signal.SIGCONT)
+            _, err = first.communicate(timeout=30)
+            assert first.returncode == 1
+            assert "lease lost" in err
+            second.terminate()
+            assert second.wait(timeout=30) == 0
+
+
+def test_an_outage_of_the_api_server_ends_no_run_and_none_of_the_commands_that_wait(cluster: Rig) -> None:
+    """Two runs: one of the operator's, and one that a driver would drive alone."""
+    ours = cluster.write(cluster.document("outlived"))
+    assert prism(cluster, "submit", str(ours)).returncode == 0
+    with (
+        running(cluster, "operator", "--port", "0") as operator,
+        running(cluster, "wait", "outlived") as waiting,
+        running(cluster, "watch", "outlived") as watching,
+        running(cluster, "logs", "--follow", "outlived") as following,
+    ):
+        running_pod(cluster, "outlived", "plan")
+        with cluster.server.outage():
+            time.sleep(3)
+        said = end_of(cluster, "outlived")
+        assert said["phase"] == "Complete", said
+        assert said["restarts"] == 0
+        for process in (waiting, watching, following):
+            _, err = process.communicate(timeout=60)
+            assert process.returncode == 0, (process.args, err)
+        assert operator.poll() is None
+
+
+def test_an_outage_of_the_api_server_does_not_end_a_submit_that_waits(bare: Rig) -> None:
+    document = str(bare.write(bare.document("alone-outlived")))
+    with running(bare, "submit", "--wait", document) as submitting:
+        running_pod(bare, "alone-outlived", "plan")
+        with bare.server.outage():
+            time.sleep(3)
+        out, err = submitting.communicate(timeout=120)
+    assert submitting.returncode == 0, err
+    assert out.strip().endswith("manifest.json")
+
+
+def test_a_run_waits_while_a_quota_leaves_no_pod_and_says_so(cluster: Rig) -> None:
+    metadata = {"name": "full", "namespace": "default"}
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata, "spec": {"hard": {"pods": "0"}}}
+    cluster.server.create(quota)
+    try:
+        eventually(lambda: "used" in (cluster.server.object("resourcequotas", "full") or {}).get("status", {}))
+        create(cluster, cluster.document("crowded-out"))
+        with cluster.operator():
+            eventually(lambda: "exceeded quota: full" in status(cluster, "crowded-out").get("message", ""))
+            assert phase(cluster, "crowded-out") == "Planning"
+            cluster.server.delete("resourcequotas", "full")
+            said = end_of(cluster, "crowded-out")
+    finally:
+        if cluster.server.object("resourcequotas", "full"):
+            cluster.server.delete("resourcequotas", "full")
+    assert said["phase"] == "Complete", said
+
+
+def test_a_quota_on_jobs_delays_a_run_and_does_not_fail_it(cluster: Rig) -> None:
+    metadata = {"name": "no-jobs", "namespace": "default"}
+    hard = {"count/jobs.batch": "0"}
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata, "spec": {"hard": hard}}
+    cluster.server.create(quota)
+    try:
+        eventually(lambda: "used" in (cluster.server.object("resourcequotas", "no-jobs") or {}).get("status", {}))
+        create(cluster, cluster.document("jobless"))
+        with cluster.operator():
+            eventually(lambda: "exceeded quota: no-jobs" in status(cluster, "jobless").get("message", ""))
+            cluster.server.delete("resourcequotas", "no-jobs")
+            said = end_of(cluster, "jobless")
+    finally:
+        if cluster.server.object("resourcequotas", "no-jobs"):
+            cluster.server.delete("resourcequotas", "no-jobs")
+    assert said["phase"] == "Complete", said
+
+
+def test_a_node_that_freezes_costs_a_preemption_and_its_pod_ends_when_it_returns(cluster: Rig) -> None:
+    need_real(cluster, "no controller that notices lost nodes")
+    create(cluster, cluster.document("frozen", podOverlay={"spec": {"terminationGracePeriodSeconds": 3}}))
+    with cluster.operator():
+        name = running_pod(cluster, "frozen", "plan")
+        pod = cluster.server.object("pods", name)
+        assert pod is not None
+        node = pod["spec"]["nodeName"]
+        cluster.kubelet.lose_node(node, freeze=True)
+        try:
+            said = end_of(cluster, "frozen", 150)
+        finally:
+            cluster.kubelet.return_node(node)
+        assert said["phase"] == "Complete", said
+        counted = {one["stage"]: (one["restarts"], one["preemptions"]) for one in said["stages"]}
+        assert counted["plan"] == (0, 1)
+        eventually(lambda: name not in [one["metadata"]["name"] for one in pods(cluster, "frozen", "plan")])
+    kubectl(cluster, "wait", "--for=condition=Ready", f"node/{node}", "--timeout=30s")
+
+
+def test_a_pod_of_higher_priority_preempts_a_runs_and_costs_no_restart(cluster: Rig) -> None:
+    need_real(cluster, "no preemption in its scheduler")
+    urgent = {
+        "metadata": {"name": "urgent"},
+        "value": 1000,
+        "apiVersion": "scheduling.k8s.io/v1",
+        "kind": "PriorityClass",
+    }
+    cluster.server.create(urgent)
+    create(cluster, cluster.document("pushed-aside", cpu="10"))
+    with cluster.operator():
+        name = running_pod(cluster, "pushed-aside", "plan")
+        pod = cluster.server.object("pods", name)
+        assert pod is not None
+        container = {
+            "name": "sleep",
+            "image": "python:3",
+            "command": ["python", "-c", "import time; time.sleep(600)"],
+            "resources": {"requests": {"cpu": "60"}},
+        }
+        spec = {
+            "priorityClassName": "urgent",
+            "nodeSelector": {"kubernetes.io/hostname": pod["spec"]["nodeName"]},
+            "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": 0,
+            "containers": [container],
+        }
+        metadata = {"name": "urgent", "namespace": "default"}
+        cluster.server.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+        try:
+            eventually(lambda: cluster.kubelet.pid("default", "urgent"))
+            said = end_of(cluster, "pushed-aside")
+        finally:
+            cluster.server.delete("pods", "urgent")
+    assert said["phase"] == "Complete", said
+    counted = {one["stage"]: (one["restarts"], one["preemptions"]) for one in said["stages"]}
+    assert counted["plan"] == (0, 1)
+
+
+def test_a_run_whose_jobs_a_policy_denies_says_so_and_fails_after_its_startup_timeout(cluster: Rig) -> None:
+    need_real(cluster, "no admission policies")
+    policy = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": "no-such-run"},
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": {
+                "resourceRules": [
+                    {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}
+                ]
+            },
+            "validations": [
+                {
+                    "expression": "!has(object.metadata.labels) || !('prism.dev/run' in object.metadata.labels) || "
+                    "object.metadata.labels['prism.dev/run'] != 'denied'",
+                    "message": "runs need a cost centre here",
+                }
+            ],
+        },
+    }
+    binding = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": "no-such-run"},
+        "spec": {"policyName": "no-such-run", "validationActions": ["Deny"]},
+    }
+    cluster.server.create(policy)
+    cluster.server.create(binding)
+    document = cluster.write(cluster.document("denied", startupTimeoutSeconds=10))
+    eventually(lambda: _is_denied(cluster))
+    with cluster.operator():
+        assert prism(cluster, "submit", str(document)).returncode == 0
+        eventually(lambda: "runs need a cost centre here" in status(cluster, "denied").get("message", ""))
+        said = end_of(cluster, "denied", 60)
+    assert said["phase"] == "Failed", said
+    assert "runs need a cost centre here" in said["message"]
+
+
+def _is_denied(rig: Rig) -> bool:
+    """Whether the API server has compiled the policy: it takes a second or two."""
+    container = {"name": "worker", "image": "x"}
+    template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
+    metadata = {"name": "try", "namespace": "default", "labels": {"prism.dev/run": "denied"}}
+    body = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata,
+        "spec": {"suspend": True, "template": template},
+    }
+    try:
+        rig.server.create(body)
+    except Refused as refusal:
+        return "cost centre" in refusal.message
+    rig.server.delete("jobs", "try")
+    return False

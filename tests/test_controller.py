@@ -439,6 +439,49 @@ def test_a_history_that_is_forgotten_is_listed_again(server: ApiServer) -> None:
     assert (status.phase, status.restarts, job_names(server)) == ("Complete", 0, ALL_WELL)
 
 
+def test_a_history_that_is_always_forgotten_is_listed_with_growing_pauses(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "RETRY_SECONDS", 0.5)
+    monkeypatch.setattr(hosts, "LONGEST_RETRY_SECONDS", 60.0)
+
+    def too_old(_: Any) -> None:
+        raise ApiError(410, "too old resource version")
+
+    server.faults.script([({"verb": "watch", "plural": "jobs"}, too_old)] * 100)
+    with hosted():
+        time.sleep(3)
+    assert server.requests["LIST", "jobs"] <= 5  # pauses of 0.25 to 0.5 s, doubled each time
+
+
+def test_an_operator_may_be_there_before_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "NOT_INSTALLED_SECONDS", 0.5)
+    with ApiServer() as server:
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
+        with hosted() as host:
+            eventually(lambda: len(host.events("watch")) > 2)
+            assert "does not serve this kind" in host.events("watch")[0]["error"]
+            server.create(crd())
+            server.create(a_run())
+            assert see_through(server).phase == "Complete"
+
+
+def test_a_transition_that_repeats_has_an_event_each_time(server: ApiServer) -> None:
+    server.create(a_run())
+
+    def suspend(wanted: bool) -> None:
+        Cluster(tries=3).patch("SelectionRun", "default", "demo", {"spec": {"suspend": wanted}})
+        eventually(lambda: (status_of(server).phase == "Suspended") == wanted)
+
+    with hosted():
+        eventually(lambda: unfinished(server))
+        for wanted in (True, False, True):
+            suspend(wanted)
+        told = [it for it in server.objects("events") if it["reason"] == "Suspended"]
+        eventually(lambda: len([it for it in server.objects("events") if it["reason"] == "Suspended"]) == 2)
+    assert len({it["message"] for it in told}) == 1
+
+
 def test_an_outage_is_waited_out_and_what_ended_in_it_is_seen(server: ApiServer) -> None:
     server.create(a_run())
     with hosted():

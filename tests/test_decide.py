@@ -556,6 +556,33 @@ def test_a_job_that_breaks_a_rule_of_the_api_ends_the_run_with_its_words(code: i
     assert world.status.restarts == 0
 
 
+POLICY = (
+    "jobs.batch \"demo-plan-0-0\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'p' denied request: no team"
+)
+WEBHOOK = 'admission webhook "validate.example" denied the request: no team'
+
+
+@pytest.mark.parametrize(("code", "message"), [(422, POLICY), (403, POLICY), (400, WEBHOOK), (422, WEBHOOK)])
+def test_a_job_that_a_policy_denies_is_tried_again_until_the_startup_timeout(code: int, message: str) -> None:
+    """It answers with the code of a broken object; but who changes it lets the same Job pass."""
+    world = World()
+    refused(world, "demo-plan-0-0", code, message)
+    world.reconcile()
+    assert world.status.phase == "Planning"
+    assert message in world.status.message
+    world.refused.clear()
+    world.settle()
+    assert world.created == ["demo-plan-0-0"]
+
+
+@pytest.mark.parametrize("message", ['Job.batch "x" is invalid: spec.template: Forbidden: x', "Job is forbidden: y"])
+def test_a_broken_job_is_no_denial(message: str) -> None:
+    world = World()
+    refused(world, "demo-plan-0-0", 422, message)
+    world.settle()
+    assert world.status.phase == "Failed"
+
+
 @pytest.mark.parametrize("code", [403, 409, 429, 500])
 def test_a_job_that_a_quota_holds_back_is_tried_again_and_says_why(code: int) -> None:
     world = World()
@@ -954,6 +981,33 @@ def test_the_last_group_that_dies_for_good_ends_the_run() -> None:
     world.settle()
     assert (world.status.phase, world.status.condition("Failed").reason) == ("Failed", "TooManyRestarts")  # type: ignore[union-attr]
     assert world.status.message.startswith("extract, group 0: exit code 137")
+    last = world.status.stage("extract", 0)
+    assert (last.state, last.reason) == ("Failed", "TooManyRestarts")
+    assert "exit code 137" in last.message
+
+
+@pytest.mark.parametrize("reason", ["NotReady", "Terminating"])
+def test_a_pod_on_a_node_that_is_lost_says_so_and_since_when(reason: str) -> None:
+    world = extracting()
+    world.run("demo-extract-0-0-0")
+    world.settle()
+    assert world.status.message == ""
+    (pod,) = world.pods_of("demo-extract-0-0-0")
+    pod["spec"] = {"nodeName": "node-a"}
+    since = time_text(world.now)
+    pod["status"]["conditions"] = [{"type": "Ready", "status": "False", "lastTransitionTime": since}]
+    if reason == "Terminating":
+        pod["metadata"]["deletionTimestamp"] = time_text(world.now + seconds(30))
+        pod["metadata"]["deletionGracePeriodSeconds"] = 30
+    world.settle()
+    entry = world.status.stage("extract")
+    assert entry.state == "Running"
+    assert entry.message.startswith(f"{reason} since {since}: pod demo-extract-0-0-0-0 on node node-a")
+    assert entry.message in world.status.message
+    pod["status"]["conditions"] = [{"type": "Ready", "status": "True", "lastTransitionTime": since}]
+    if reason == "NotReady":
+        world.settle()
+        assert world.status.stage("extract").message == ""
 
 
 def test_a_wrong_request_in_one_group_ends_the_run_and_stops_the_others() -> None:

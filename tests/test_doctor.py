@@ -215,28 +215,40 @@ def test_where_an_operator_is_alive_few_rights_are_needed(
     assert errors == ["you may not get, list, watch, create, patch, delete selectionruns in default"]
 
 
+def test_who_may_not_look_at_the_operators_lease_is_warned_and_may_submit(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.create(crd())
+    lease(server, 3)
+    as_account(server, tmp_path, monkeypatch, "prism-user")
+    findings = examine(Cluster(), "default", run_of(), probe=False)
+    assert not [one for one in findings if one.level == "error"]
+    (operator,) = [one for one in findings if one.check == "operator"]
+    assert (operator.level, "may not be looked at" in operator.detail) == ("warning", True)
+
+
 def test_a_tag_instead_of_a_digest_is_warned_of(server: ApiServer) -> None:
     assert only("image", run_of(image="registry/prism:1")).level == "warning"
 
 
-def kueue(server: ApiServer) -> None:
+def kueue(server: ApiServer, version: str = "v1beta1") -> None:
     names = {"plural": "localqueues", "singular": "localqueue", "kind": "LocalQueue", "listKind": "LocalQueueList"}
     schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    version = {"name": "v1beta1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    served = {"name": version, "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
     server.create(
         {
             "apiVersion": "apiextensions.k8s.io/v1",
             "kind": "CustomResourceDefinition",
             "metadata": {"name": "localqueues.kueue.x-k8s.io"},
-            "spec": {"group": "kueue.x-k8s.io", "scope": "Namespaced", "names": names, "versions": [version]},
+            "spec": {"group": "kueue.x-k8s.io", "scope": "Namespaced", "names": names, "versions": [served]},
         }
     )
 
 
-def queue(server: ApiServer, name: str, active: str = "True") -> None:
+def queue(server: ApiServer, name: str, active: str = "True", version: str = "v1beta1") -> None:
     condition = {"type": "Active", "status": active, "message": "its ClusterQueue is stopped"}
     metadata = {"name": name, "namespace": "default"}
-    api = "kueue.x-k8s.io/v1beta1"
+    api = f"kueue.x-k8s.io/{version}"
     server.create(
         {"apiVersion": api, "kind": "LocalQueue", "metadata": metadata, "status": {"conditions": [condition]}}
     )
@@ -251,6 +263,12 @@ def test_a_queue_without_kueue_or_of_another_name_is_an_error(server: ApiServer)
     assert (one.level, one.fix) == ("error", "there: cpu")
     queue(server, "gpu")
     assert only("queue", run).level == "ok"
+
+
+def test_a_queue_of_another_version_of_kueue_is_found(server: ApiServer) -> None:
+    kueue(server, "v1beta2")
+    queue(server, "gpu", version="v1beta2")
+    assert only("queue", run_of(queueName="gpu")).level == "ok"
 
 
 def test_a_queue_that_is_stopped_is_warned_of(server: ApiServer) -> None:

@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
@@ -28,7 +27,7 @@ from tests.cluster.collector import Collector
 from tests.cluster.faults import Faults, Request, Requests
 from tests.cluster.handler import HttpServer
 from tests.cluster.openapi import Cause, Resource
-from tests.cluster.podlogs import follow
+from tests.cluster.podlogs import PodLogs
 from tests.cluster.refusals import (
     STALE,
     TOO_OLD,
@@ -83,7 +82,7 @@ class ApiServer:
     """Serves from `with` to its end. `log_folder` is where a kubelet writes what pods/log shows."""
 
     def __init__(self, *, log_folder: Path | None = None, port: int = 0) -> None:
-        self.log_folder = log_folder
+        self.logs = PodLogs(log_folder or Path("/nonexistent"))
         self.faults, self.requests = Faults(), Requests()
         self.bookmark_seconds = 10.0
         self.start_seconds = 1.0
@@ -93,7 +92,6 @@ class ApiServer:
         self.store = Store()
         self.admission = Admission(self.store, self.resources)
         self.ended = threading.Event()
-        self._log_times: dict[Path, list[datetime]] = {}
         self._http = HttpServer(("127.0.0.1", port), self)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         self._resources: dict[tuple[str, str, str], Resource] = {
@@ -706,15 +704,8 @@ class ApiServer:
             why = state.get("waiting", {}).get("reason") or "ContainerCreating"
             raise ApiError(400, f'container "{name}" in pod "{request.name}" is waiting to start: {why}')
         uid = pod["metadata"]["uid"]
-        place = (self.log_folder or Path("/nonexistent")) / request.namespace / f"{request.name}.{uid}" / f"{name}.log"
-        return follow(self, place, request, uid, alive)
-
-    def times_of(self, place: Path, num_lines: int) -> list[datetime]:
-        """When each line of a log was first read by anybody: a line has the same time whenever it is asked for."""
-        with self.store.lock:
-            times = self._log_times.setdefault(place, [])
-            times += [datetime.now(UTC)] * (num_lines - len(times))
-            return times
+        path = self.logs.path(request.namespace, request.name, uid, name)
+        return self.logs.follow(path, query, lambda: self.ended_pod(request.namespace, request.name, uid), alive)
 
     def ended_pod(self, namespace: str, name: str, uid: str) -> bool:
         """Whether this very pod is terminal or gone."""

@@ -53,9 +53,10 @@ def running(rig: Rig, *arguments: str, kubeconfig: Path | None = None) -> Iterat
 
 def kubectl(rig: Rig, *arguments: str, kubeconfig: Path | None = None) -> str:
     """What kubectl prints; as the administrator unless a kubeconfig is given. An assertion error where it fails."""
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not on this machine")
-    command = ["kubectl", "--kubeconfig", str(kubeconfig or rig.kubeconfig), *arguments]
+    folders = [os.environ.get("PATH", ""), os.environ.get("KUBEBUILDER_ASSETS", "")]
+    if (binary := shutil.which("kubectl", path=os.pathsep.join(filter(None, folders)))) is None:
+        pytest.skip("kubectl is neither on the PATH nor in KUBEBUILDER_ASSETS")
+    command = [binary, "--kubeconfig", str(kubeconfig or rig.kubeconfig), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -65,3 +66,9 @@ def ask(port: int, path: str) -> str:
     """What an operator's own server answers."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as answer:
         return str(answer.read().decode())
+
+
+def need_real(rig: Rig, reason: str) -> None:
+    """Skip a test of what the fake control plane has not: `reason` says what."""
+    if not rig.is_real:
+        pytest.skip(f"the fake control plane has {reason}")

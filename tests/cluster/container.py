@@ -24,10 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.mirror import Thing, stamp, uid_of
+from tests.cluster.podlogs import PodLogs
+from tests.cluster.tokens import MOUNT_PATH, Tokens, files_of, mounted, why_no_mounts
 
 MAX_MESSAGE_BYTES = 4096
 MAX_FALLBACK_BYTES = 2048
 MAX_FALLBACK_LINES = 80
+LAUNCHER_IMAGE = "prism-operator"
+"""In the name of an image whose entry point is `prism`; that of any other image is the job."""
 MARK = "RIG_POD_UID"
 """In the environment of each process of a pod, so that none is missed however it was started."""
 
@@ -102,9 +106,19 @@ class Container:
 
 
 def start(
-    pod: Thing, folder: Path, log_folder: Path, claims: Path, fetch: Fetch, environment: Mapping[str, str], names: Names
+    pod: Thing,
+    folder: Path,
+    logs: PodLogs,
+    claims: Path,
+    fetch: Fetch,
+    environment: Mapping[str, str],
+    names: Names,
+    tokens: Tokens | None = None,
 ) -> Container:
     """The pod's container, running.
+
+    Args:
+        tokens: of service accounts. None: what asks for one gets an empty file.
 
     Raises:
         NotYet: a ConfigMap or Secret is missing.
@@ -113,21 +127,16 @@ def start(
     spec = pod["spec"]
     if spec.get("initContainers") or len(spec["containers"]) != 1:
         raise NotHere("these nodes run pods of exactly one container, without init containers")
-    if spec.get("restartPolicy") != "Never":
-        raise NotHere("these nodes run pods with restartPolicy Never only")
     container, (home, work) = spec["containers"][0], (folder / uid_of(pod), folder / uid_of(pod) / "work")
     work.mkdir(parents=True, exist_ok=True)
-    volumes = {volume["name"]: _make_volume(volume, pod, home, claims, fetch) for volume in spec.get("volumes") or []}
+    volumes = {
+        volume["name"]: _make_volume(volume, pod, home, claims, fetch, tokens) for volume in spec.get("volumes") or []
+    }
     places = {
         mount["mountPath"].rstrip("/"): volumes[mount["name"]] / mount.get("subPath", "")
         for mount in container.get("volumeMounts") or []
     }
-    log = (
-        log_folder
-        / pod["metadata"]["namespace"]
-        / f"{pod['metadata']['name']}.{uid_of(pod)}"
-        / f"{container['name']}.log"
-    )
+    log = logs.path(pod["metadata"]["namespace"], pod["metadata"]["name"], uid_of(pod), container["name"])
     log.parent.mkdir(parents=True, exist_ok=True)
     message_path = container.get("terminationMessagePath") or "/dev/termination-log"
     message_file = places[message_path] = home / "termination-log"
@@ -138,7 +147,10 @@ def start(
     command = [names.rewrite(rewrite(word, places), pod) for word in command]
     variables = {name: names.rewrite(rewrite(value, places), pod) for name, value in variables.items()}
     if not container.get("command"):
-        command = [sys.executable, "-m", "prism_job", *command]
+        module = "launcher.cli" if LAUNCHER_IMAGE in container["image"] else "prism_job"
+        command = [sys.executable, "-m", module, *command]
+    elif command[0] == "prism":
+        command = [sys.executable, "-m", "launcher.cli", *command[1:]]
     elif command[0] in ("python", "python3"):
         command[0] = sys.executable
     ours = {**environment, "PRISM_TERMINATION_LOG": str(message_file), MARK: uid_of(pod)}
@@ -155,6 +167,10 @@ def start(
     if shutil.which(command[0], path=full["PATH"]) is None:
         started.failure = f'exec: "{command[0]}": executable file not found in $PATH'
         return started
+    if tokens is not None and MOUNT_PATH in places:
+        if reason := why_no_mounts():
+            raise NotHere(f"a service-account token needs a mount of its own: {reason}")
+        command = mounted(command, places[MOUNT_PATH])
     # Should the rig itself be killed, the kernel kills the pod's main process.
     guard = [setpriv, "--pdeathsig", "KILL", "--"] if (setpriv := shutil.which("setpriv")) else []
     directory = rewrite(container.get("workingDir") or str(work), places)
@@ -284,7 +300,7 @@ def _content(plural: str, reference: Thing, fetch: Fetch, waiting: str) -> dict[
     return found | {name: base64.b64decode(text) for name, text in (coded or {}).items()}
 
 
-def _make_volume(volume: Thing, pod: Thing, home: Path, claims: Path, fetch: Fetch) -> Path:
+def _make_volume(volume: Thing, pod: Thing, home: Path, claims: Path, fetch: Fetch, tokens: Tokens | None) -> Path:
     """The folder of a volume, filled."""
     folder = home / "volumes" / str(volume["name"])
     if claim := volume.get("persistentVolumeClaim"):
@@ -293,6 +309,9 @@ def _make_volume(volume: Thing, pod: Thing, home: Path, claims: Path, fetch: Fet
         raise NotHere(f"volume {volume['name']}: no such volume on these nodes: {sorted(volume.keys() - {'name'})}")
     folder.mkdir(parents=True, exist_ok=True)
     for source in (volume.get("projected") or {}).get("sources") or [volume]:
+        if token := source.get("serviceAccountToken"):
+            files_of(token, pod, folder, tokens)
+            continue
         try:
             files = _files(source, pod, fetch)
         except NotYet as missing:
@@ -314,8 +333,6 @@ def _files(source: Thing, pod: Thing, fetch: Fetch) -> dict[str, bytes]:
     if "downwardAPI" in source:
         items = source["downwardAPI"].get("items") or []
         return {item["path"]: field_of(pod, item["fieldRef"]["fieldPath"]).encode() for item in items}
-    if "serviceAccountToken" in source:
-        return {source["serviceAccountToken"]["path"]: b""}  # no worker of ours may use one
     return {}
 
 

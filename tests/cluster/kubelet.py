@@ -14,13 +14,17 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from tests.cluster.certificates import Authority
 from tests.cluster.container import Container, Fetch, Names, NotHere, NotYet, send, start
 from tests.cluster.jobs import JobController
+from tests.cluster.logserver import Log, LogServer, NoLog
 from tests.cluster.mirror import Controller, Key, Refused, Thing, Unreachable, key_of, stamp, uid_of
 from tests.cluster.nodes import Nodes
+from tests.cluster.podlogs import PodLogs
 from tests.cluster.pods import (
     OVER,
     container_status,
@@ -31,17 +35,39 @@ from tests.cluster.pods import (
     pod_path,
     with_condition,
 )
+from tests.cluster.tokens import Tokens
+
+
+class ControlPlane(Protocol):
+    """What a kubelet must know of a real one."""
+
+    url: str
+    authority: Authority
+
 
 ONE_NODE = {"node-a": {"nvidia.com/gpu": "8", "cpu": "64", "memory": "512Gi"}}
 BACK_OFF_SECONDS = 1.0
 """After it ErrImagePull turns ImagePullBackOff; a real kubelet takes about ten."""
+RESTART_SECONDS, LONGEST_RESTART_SECONDS = 1.0, 8.0
+"""Before a container is started again, doubled each time; a real kubelet waits 10 to 300."""
+
+
+@dataclass
+class _Restarts:
+    """Of one pod's container."""
+
+    number: int
+    start_at: float  # monotonic
+    last: dict[str, Any]
+    """How it ended the last time: a `terminated` state."""
 
 
 class Kubelet:
     """Runs from `with` on; at the end no process is left.
 
     `nodes`: name -> capacity; a label is given as `label:<name>`. `environment` reaches every process and wins over its pod's.
-    `schedule=False` leaves binding to another scheduler. `pod_gc_seconds`: how long pods outlive a deleted Node.
+    `control_plane`: a real one, which schedules, collects and evicts; its pods get tokens and its proxy shows their logs.
+    `pod_gc_seconds`: how long pods outlive a deleted Node. `token_life_share`: after which a pod's token is renewed.
     """
 
     def __init__(
@@ -52,16 +78,26 @@ class Kubelet:
         nodes: Mapping[str, Mapping[str, str]] = ONE_NODE,
         log_folder: Path,
         environment: Mapping[str, str] | None = None,
-        schedule: bool = True,
+        control_plane: ControlPlane | None = None,
         pod_gc_seconds: float = 1.0,
+        token_life_share: float = 0.8,
     ) -> None:
         self.missing_images: set[str] = set()
-        self._nodes = Nodes(kubeconfig, nodes, schedule, pod_gc_seconds)
+        self._nodes = Nodes(kubeconfig, nodes, control_plane is None, pod_gc_seconds)
         self._runner = _Runner(kubeconfig, folder, log_folder, environment or {}, self._nodes, self.missing_images)
         self._api = self._runner.api
+        self._log_server: LogServer | None = None
+        if control_plane is not None:
+            self._runner.serve(Tokens(self._api, token_life_share), control_plane.url)
+            serving = control_plane.authority.sign("kubelet", hosts=("127.0.0.1",))
+            ca = control_plane.authority.pair.certificate
+            self._log_server = LogServer(self._runner.logs, self._runner.find_log, serving, ca)
+            self._nodes.log_port = self._log_server.port
 
     def __enter__(self) -> Kubelet:
         try:
+            if self._log_server is not None:
+                self._log_server.start()
             self._nodes.register()
             self._nodes.start()
             self._runner.start()
@@ -74,6 +110,8 @@ class Kubelet:
         self._nodes.stop()
         self._runner.stop()
         self._runner.end_all()
+        if self._log_server is not None:
+            self._log_server.stop()
 
     def pid(self, namespace: str, pod: str) -> int | None:
         """The main process of a pod, while it runs."""
@@ -100,6 +138,8 @@ class Kubelet:
         self._nodes.away.add(name)
         for container in self._runner.of_node(name):
             container.signal_all(signal.SIGSTOP if freeze else signal.SIGKILL)
+        if not self._nodes.with_controllers:
+            return  # the real controller notices
         self._nodes.report(name)
         for pod in self._nodes.pods.all():
             if pod["spec"].get("nodeName") == name and pod["status"].get("phase") == "Running":
@@ -143,11 +183,38 @@ class _Runner(Controller):
         missing_images: set[str],
     ) -> None:
         super().__init__(kubeconfig, "kubelet")
-        self._folder, self._log_folder, self._environment = folder, log_folder, environment
+        self._folder, self.logs, self._environment = folder, PodLogs(log_folder), dict(environment)
         self._nodes, self._missing_images, self._names = nodes, missing_images, Names()
+        self._tokens: Tokens | None = None
         self.containers: dict[Key, Container] = {}
+        self._restarts: dict[str, _Restarts] = {}  # by pod uid
         self._pulled: dict[str, float] = {}  # pod uid: when its image was first asked for in vain
         self.pods = self.mirror("/api/v1/pods", lambda pod: self.queue.add(key_of(pod)))
+
+    def serve(self, tokens: Tokens, url: str) -> None:
+        """Pods get tokens of their service accounts, and are told where the API server is."""
+        host, _, port = url.removeprefix("https://").partition(":")
+        self._tokens = tokens
+        self._environment |= {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
+
+    def find_log(self, namespace: str, name: str, container_name: str, query: Mapping[str, str]) -> Log:
+        """For the API server's proxy."""
+        pod, container = self.pods.get((namespace, name)), self.containers.get((namespace, name))
+        if pod is None:
+            raise NoLog(404, f"pod does not exist: {namespace}/{name}")
+        if container_name != pod["spec"]["containers"][0]["name"]:
+            raise NoLog(404, f"container {container_name} not found in pod {name}")
+        if pod["spec"].get("nodeName") in self._nodes.away:
+            raise NoLog(502, f"node {pod['spec']['nodeName']} does not answer")
+        path = self.logs.path(namespace, name, uid_of(pod), container_name)
+        if query.get("previous") == "true":
+            path = path.with_suffix(".previous.log")
+            if not path.exists():
+                raise NoLog(400, f'previous terminated container "{container_name}" in pod "{name}" not found')
+            return Log(path, lambda: True)
+        if container is None and not path.exists():
+            raise NoLog(400, f'container "{container_name}" in pod "{name}" is waiting to start: ContainerCreating')
+        return Log(path, lambda: container is None or not container.is_running())
 
     def of_node(self, name: str) -> list[Container]:
         return [container for container in list(self.containers.values()) if container.node == name]
@@ -165,9 +232,7 @@ class _Runner(Controller):
         if container and container.node in self._nodes.away and container.node in self._nodes.capacities:
             return  # lost: its process is not ours to touch before the node returns
         if container and (pod is None or uid_of(pod) != container.pod_uid):
-            container.end()
-            shutil.rmtree(container.folder, ignore_errors=True)
-            del self.containers[key]
+            self._remove(key, container)
             container = None
         node = pod["spec"].get("nodeName") if pod else None
         if pod is None or node not in self._nodes.capacities or node in self._nodes.away:
@@ -179,8 +244,11 @@ class _Runner(Controller):
             if deleted:
                 delete_now(self, pod)
         elif container is None:
-            if deleted or pod["status"].get("phase") == "Running":
+            restarts = self._restarts.get(uid_of(pod))
+            if deleted or (restarts is None and pod["status"].get("phase") == "Running"):
                 self._report_lost(pod)
+            elif restarts is not None and time.monotonic() < restarts.start_at:
+                self.queue.add(key, restarts.start_at - time.monotonic() + 0.01)
             else:
                 self._start(key, pod)
         elif container.is_running():
@@ -188,9 +256,38 @@ class _Runner(Controller):
                 self._report_running(pod, container)
             if deleted:
                 self._stop(key, pod, container)
+            elif self._tokens is not None and (seconds := self._tokens.renew(pod)) is not None:
+                self.queue.add(key, seconds)
         else:
             container.end()
-            self._report_ended(pod, container.terminated(), self._place(pod, container))
+            if _is_restarted(pod, container) and not deleted:
+                self._back_off(key, pod, container)
+            else:
+                self._report_ended(pod, container.terminated(), self._place(pod, container))
+
+    def _remove(self, key: Key, container: Container) -> None:
+        """The pod is gone."""
+        container.end()
+        shutil.rmtree(container.folder, ignore_errors=True)
+        del self.containers[key]
+        self._restarts.pop(container.pod_uid, None)
+        if self._tokens is not None:
+            self._tokens.forget(container.pod_uid)
+
+    def _back_off(self, key: Key, pod: Thing, container: Container) -> None:
+        """The container has ended, and is to be started again after a while."""
+        before = self._restarts.get(container.pod_uid)
+        number = before.number + 1 if before else 1
+        seconds = min(RESTART_SECONDS * 2 ** (number - 1), LONGEST_RESTART_SECONDS)
+        self._restarts[container.pod_uid] = _Restarts(number, time.monotonic() + seconds, container.terminated())
+        del self.containers[key]
+        if container.log.exists():
+            container.log.replace(container.log.with_suffix(".previous.log"))
+        name = pod["spec"]["containers"][0]["name"]
+        why = f"back-off {seconds:.0f}s restarting failed container={name} pod={'/'.join(key)}"
+        self._report_waiting(pod, {"reason": "CrashLoopBackOff", "message": why}, phase="Running")
+        self._tell_once(pod, "BackOff", "Back-off restarting failed container")
+        self.queue.add(key, seconds + 0.01)
 
     def _start(self, key: Key, pod: Thing) -> None:
         image = pod["spec"]["containers"][0]["image"]
@@ -201,11 +298,12 @@ class _Runner(Controller):
             container = start(
                 pod | {"status": {**pod["status"], "podIP": self._ip(pod)}},
                 self._folder,
-                self._log_folder,
+                self.logs,
                 self._folder / "claims",
                 self._fetch(key[0]),
                 self._environment,
                 self._names,
+                self._tokens,
             )
         except NotYet as missing:
             if missing.reason == "ContainerCreating":
@@ -281,14 +379,20 @@ class _Runner(Controller):
             self._tell_once(pod, "Failed", f'Failed to pull image "{image}": {message}')
         self.queue.add(key, BACK_OFF_SECONDS + 0.01)
 
-    def _report_waiting(self, pod: Thing, waiting: dict[str, str]) -> None:
+    def _status_of(self, pod: Thing, state: Thing) -> list[Thing]:
+        restarts = self._restarts.get(uid_of(pod))
+        return [
+            container_status(pod, state, restarts.number, restarts.last) if restarts else container_status(pod, state)
+        ]
+
+    def _report_waiting(self, pod: Thing, waiting: dict[str, str], *, phase: str = "Pending") -> None:
         unready = f"containers with unready status: [{pod['spec']['containers'][0]['name']}]"
         conditions = kept_conditions(pod, ready=False, reason="ContainersNotReady", message=unready)
-        statuses = [container_status(pod, {"waiting": waiting})]
-        self._write(pod, {"phase": "Pending", "conditions": conditions, "containerStatuses": statuses})
+        statuses = self._status_of(pod, {"waiting": waiting})
+        self._write(pod, {"phase": phase, "conditions": conditions, "containerStatuses": statuses})
 
     def _report_running(self, pod: Thing, container: Container) -> None:
-        statuses = [container_status(pod, {"running": {"startedAt": stamp(container.started)}})]
+        statuses = self._status_of(pod, {"running": {"startedAt": stamp(container.started)}})
         shown = {
             "conditions": kept_conditions(pod, ready=True),
             "containerStatuses": statuses,
@@ -305,12 +409,17 @@ class _Runner(Controller):
     def _report_ended(self, pod: Thing, ended: dict[str, Any], place: Thing | None = None) -> None:
         good = ended["exitCode"] == 0
         conditions = kept_conditions(pod, ready=False, reason="PodCompleted" if good else "PodFailed")
-        statuses = [container_status(pod, {"terminated": ended})]
+        statuses = self._status_of(pod, {"terminated": ended})
         shown = {"conditions": conditions, "containerStatuses": statuses, **(place or {})}
         self._write(pod, {"phase": "Succeeded" if good else "Failed", **shown})
 
     def _write(self, pod: Thing, status: Thing) -> None:
         patch_status(self, pod, {"startTime": pod["status"].get("startTime") or stamp(time.time()), **status})
+
+
+def _is_restarted(pod: Thing, container: Container) -> bool:
+    policy = pod["spec"].get("restartPolicy", "Always")
+    return bool(policy == "Always" or (policy == "OnFailure" and container.terminated()["exitCode"] != 0))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The fake nodes as the API server sees them: Node objects, the scheduler, and the pod garbage collector.
+"""The fake nodes as the API server sees them: Node objects and Leases, the scheduler, and the pod garbage collector.
 
 Knows nothing of processes: kubelet.py runs what is bound here, or by a real scheduler.
 """
@@ -6,32 +6,49 @@ Knows nothing of processes: kubelet.py runs what is bound here, or by a real sch
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
+import threading
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from kubernetes.utils import parse_quantity
 
-from tests.cluster.mirror import Controller, Key, Refused, Thing, key_of, stamp, uid_of
+from tests.cluster.mirror import Controller, Key, Refused, Thing, Unreachable, key_of, stamp, uid_of
 from tests.cluster.pods import OVER, condition_of, delete_now, disrupt, patch_status, pod_path, with_condition
 
 HEARTBEAT_SECONDS = 20.0
+RENEW_SECONDS = 2.0
+"""Between renewals of a node's Lease; a real kubelet's are 10 apart."""
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 
 
 class Nodes(Controller):
-    """The Node objects, the scheduler and the pod garbage collector: one look at everything a change."""
+    """The Node objects; and the scheduler and the pod garbage collector, where no real ones are at work.
+
+    Args:
+        with_controllers: play those two, and say of a node itself that nothing is heard from it. Otherwise nodes have
+            Leases, for a real controller to see.
+
+    `log_port`: where the kubelet shows containers' logs; 0: nowhere. To be set before `register`.
+    """
 
     ALL = ("", "")
 
     def __init__(
-        self, kubeconfig: Path, nodes: Mapping[str, Mapping[str, str]], schedule: bool, pod_gc_seconds: float
+        self,
+        kubeconfig: Path,
+        nodes: Mapping[str, Mapping[str, str]],
+        with_controllers: bool,
+        pod_gc_seconds: float,
     ) -> None:
         super().__init__(kubeconfig, "default-scheduler")
         self.capacities, self.away = {name: dict(capacity) for name, capacity in nodes.items()}, set[str]()
-        self._schedule, self._pod_gc_seconds = schedule, pod_gc_seconds
+        self.with_controllers, self._pod_gc_seconds, self.log_port = with_controllers, pod_gc_seconds, 0
         self.pods = self.mirror("/api/v1/pods", lambda _: self.queue.add(self.ALL, 0.02))
         self.nodes = self.mirror("/api/v1/nodes", lambda _: self.queue.add(self.ALL, 0.02))
         self._assumed: dict[str, str] = {}  # pod uid: node, until the mirror shows it
@@ -68,17 +85,46 @@ class Nodes(Controller):
             "lastHeartbeatTime": now,
             "lastTransitionTime": now,
         }
-        status = {"capacity": capacity, "allocatable": capacity, "conditions": [ready]}
+        status: Thing = {"capacity": capacity, "allocatable": capacity, "conditions": [ready]}
+        status["addresses"] = [
+            {"type": "InternalIP", "address": "127.0.0.1"},
+            {"type": "Hostname", "address": name},
+        ]
+        if self.log_port:
+            status["daemonEndpoints"] = {"kubeletEndpoint": {"Port": self.log_port}}
         self.api.ask("PATCH", f"/api/v1/nodes/{name}/status", {"status": status})
+
+    def start(self) -> None:
+        super().start()
+        if not self.with_controllers:
+            threading.Thread(target=self._renew_leases, name="node leases", daemon=True).start()
+
+    def _renew_leases(self) -> None:
+        while not self.api.stopping.is_set():
+            for name in sorted(self.capacities.keys() - self.away):
+                with contextlib.suppress(Refused, Unreachable):
+                    self._renew_lease(name)
+            self.api.stopping.wait(RENEW_SECONDS)
+
+    def _renew_lease(self, name: str) -> None:
+        spec = {"holderIdentity": name, "leaseDurationSeconds": 40}
+        spec["renewTime"] = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+        try:
+            self.api.ask("PATCH", f"{LEASES}/{name}", {"spec": spec})
+        except Refused as refusal:
+            if refusal.status != 404:
+                raise
+            lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}}
+            self.api.ask("POST", LEASES, {**lease, "spec": spec})
 
     def sync(self, key: Key) -> None:
         pods = self.pods.all()
         existing = {node["metadata"]["name"] for node in self.nodes.all()}
-        self._collect(pods, existing)
         for pod in pods:
             if pod["spec"].get("nodeName"):
                 self._assumed.pop(uid_of(pod), None)
-        if self._schedule:
+        if self.with_controllers:
+            self._collect(pods, existing)
             waiting = [pod for pod in pods if _wants_a_node(pod) and uid_of(pod) not in self._assumed]
             if waiting:
                 self._bind(waiting, pods)

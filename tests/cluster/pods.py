@@ -99,7 +99,8 @@ def kept_conditions(pod: Thing, *, ready: bool, reason: str = "", message: str =
     return list(shown["status"]["conditions"])
 
 
-def container_status(pod: Thing, state: Thing) -> Thing:
+def container_status(pod: Thing, state: Thing, num_restarts: int = 0, last: Thing | None = None) -> Thing:
+    """Of the pod's one container. `last`: how it ended before its latest restart."""
     given = pod["spec"]["containers"][0]
     return {
         "name": given["name"],
@@ -107,7 +108,8 @@ def container_status(pod: Thing, state: Thing) -> Thing:
         "imageID": "",
         "ready": "running" in state,
         "started": "running" in state,
-        "restartCount": 0,
+        "restartCount": num_restarts,
         "state": state,
+        **({"lastState": {"terminated": last}} if last else {}),
         "containerID": "" if "waiting" in state else f"rig://{uid_of(pod)}",
     }

@@ -226,6 +226,7 @@ class RealServer:
             f"--kubelet-certificate-authority={ca}",
             f"--kubelet-client-certificate={self._kubelet_client.certificate}",
             f"--kubelet-client-key={self._kubelet_client.key}",
+            "--kubelet-preferred-address-types=InternalIP",
             "--authorization-mode=RBAC",
             "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
             f"--default-not-ready-toleration-seconds={TOLERATION_SECONDS}",

@@ -28,7 +28,9 @@ def end_of(rig: Rig, name: str, seconds: float = 120.0) -> dict[str, Any]:
 
 def jobs(rig: Rig, name: str) -> list[str]:
     found = rig.server.objects("jobs", "default")
-    return sorted(job["metadata"]["name"] for job in found if job["metadata"]["labels"]["prism.dev/run"] == name)
+    return sorted(
+        job["metadata"]["name"] for job in found if job["metadata"].get("labels", {}).get("prism.dev/run") == name
+    )
 
 
 def pods(rig: Rig, name: str, stage: str) -> list[dict[str, Any]]:

@@ -128,11 +128,14 @@ KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
 
 
 @contextlib.contextmanager
-def rig(folder: Path, model: Path, *, with_crd: bool = True, nodes: Any = None, real: bool = False) -> Iterator[Rig]:
+def rig(
+    folder: Path, model: Path, *, with_crd: bool = True, nodes: Any = None, real: bool = False, **kubelet_options: Any
+) -> Iterator[Rig]:
     """A running cluster. `environment` of what is made points a command at it.
 
     Args:
         real: a real control plane; see `real.missing_binaries`.
+        kubelet_options: further ones of `Kubelet`.
     """
     logs = folder / "logs"
     with contextlib.ExitStack() as stack:
@@ -165,7 +168,8 @@ def rig(folder: Path, model: Path, *, with_crd: bool = True, nodes: Any = None, 
                 nodes=nodes or NODES,
                 log_folder=logs,
                 environment=environment,
-                schedule=not real,
+                control_plane=server if isinstance(server, RealServer) else None,
+                **kubelet_options,
             )
         )
         yield Rig(folder, server, kubelet, model, environment)
