@@ -23,6 +23,7 @@ from launcher.failures import (
     is_denied,
     is_finished,
     is_seen_evicted,
+    is_suspended,
     is_there,
     why_not_heard_of,
     why_not_running,
@@ -218,7 +219,9 @@ class Attempts:
         if state == "Queued":
             return entry, False
         since = job.get("status", {}).get("startTime")
-        if since is None:  # not taken up yet, or let go by a queue a moment ago: it starts to count then
+        # Not taken up yet, or let go by a queue a moment ago: it starts to count once its controller has seen that. Until then
+        # the time of a start before the suspension stands there.
+        if since is None or is_suspended(job):
             return entry, False
         deadline = self._deadline(parse_time(since))
         if self.now < deadline:

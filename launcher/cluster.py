@@ -60,6 +60,10 @@ SETTLE_SECONDS = 30.0
 """For so long after a failed request a refusal is taken for a transient one: an API server that has just started answers 403
 to everybody until it has read its roles, which takes it a second or two (KUBERNETES.md)."""
 
+NO_DISCOVERY = "forbidden: User "
+"""How the refusal of a path begins that is no resource. We ask for the version and for what is served alone, which everybody
+may see who has logged in: a server that refuses even that has just started."""
+
 LONGEST_RETRY_SECONDS = 5.0
 """A request that failed is made again after a pause that doubles each time, up to this one."""
 
@@ -407,8 +411,10 @@ class Cluster:
     def _refuse(self, code: int, answer: Object, path: str) -> None:
         """Raise what a Status object, or an HTTP status without one, means."""
         error = _error_of(code, answer, path)
+        if code == 403 and error.what.startswith(NO_DISCOVERY):
+            self._last_failure.note()
         if code in (401, 403) and self._last_failure.is_recent:
-            what = f"refused, shortly after it gave no answer: {error.what}"
+            what = f"refused, as by a server that has just started: {error.what}"
             raise Unavailable(what, where=path, fix=error.fix, code=code, reason=error.reason)
         if isinstance(error, Unavailable):
             self._last_failure.note()

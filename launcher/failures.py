@@ -62,6 +62,12 @@ def is_finished(job: Object) -> bool:
     return any(one["type"] in ("Complete", "Failed") and one["status"] == "True" for one in found)
 
 
+def is_suspended(job: Object) -> bool:
+    """Whether its controller says so: it goes on saying so for a moment after the Job was let go."""
+    found = job.get("status", {}).get("conditions") or ()
+    return any(one["type"] == "Suspended" and one["status"] == "True" for one in found)
+
+
 def ending_of(job: Object, pods: Sequence[Object], disrupted: bool) -> Ended | None:
     """None while the Job has neither completed nor failed.
 

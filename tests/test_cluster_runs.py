@@ -12,6 +12,7 @@ import time
 import yaml
 
 from tests.cluster.commands import kubectl, prism, running
+from tests.cluster.real import RealServer
 from tests.cluster.records import create, end_of, jobs, phase, pods, running_pod, status
 from tests.cluster.rig import BUCKET, Rig, eventually
 
@@ -60,6 +61,8 @@ def test_without_the_custom_resource_submit_wait_carries_the_run_on_and_says_how
     assert bare.get(manifest.replace("manifest.json", "selected.parquet")) == locally(bare, "alone")
     assert "Complete" in prism(bare, "status", "alone").stdout
     assert json.loads(prism(bare, "list", "-o", "json").stdout)["runs"][0]["phase"] == "Complete"
+    if isinstance(bare.server, RealServer):
+        assert bare.server.forbidden() == []  # the fake keeps no audit log
 
 
 def test_a_run_again_extracts_what_is_new_and_nothing_where_nothing_is(bare: Rig) -> None:

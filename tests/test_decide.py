@@ -463,6 +463,26 @@ def test_a_record_that_is_being_deleted_is_left_alone(begin: Callable[..., World
 # Why it waits
 
 
+def test_the_time_before_a_suspension_counts_for_nothing_once_a_job_is_let_go() -> None:
+    """Its controller sets the start anew, a moment after the queue lets it go."""
+    world = World()
+    world.settle()
+    job = world.jobs["demo-plan-0-0"]
+    job["spec"]["suspend"] = True
+    job["status"]["conditions"] = [{"type": "Suspended", "status": "True", "lastTransitionTime": time_text(world.now)}]
+    world.later(10_000)
+    assert world.status.stage("plan").state == "Queued"
+    job["spec"]["suspend"] = False
+    world.settle()
+    assert world.status.stage("plan").state == "Pending"
+    job["status"]["conditions"][0]["status"] = "False"
+    job["status"]["startTime"] = time_text(world.now)
+    world.later(599)
+    assert world.status.phase == "Planning"
+    world.later(2)
+    assert world.status.condition("Failed").reason == "StartupTimeout"  # type: ignore[union-attr]
+
+
 def test_a_job_that_kueue_holds_is_queued_for_as_long_as_it_takes() -> None:
     world = World(queueName="team-a").settle()
     job = world.jobs["demo-plan-0-0"]

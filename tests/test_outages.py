@@ -161,6 +161,17 @@ def test_an_outage_changes_neither_exit_code_nor_output_of_a_verb_that_waits(
             assert stdout == "extract-0 line 1\nextract-0 line 2\nextract-0 line 3\n"
 
 
+def test_a_verb_that_begins_while_the_server_starts_waits_for_it(server: ApiServer, tmp_path: Path) -> None:
+    """It has seen no failure yet; but a server that does not even say what it serves has just started."""
+    server.start_seconds = 8.0  # longer than the command takes to begin
+    with server.outage():
+        become(server, "Complete")
+    env = {**os.environ, "KUBECONFIG": str(server.kubeconfig(tmp_path / "kubeconfig")), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "launcher.cli", "wait", "facts"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_refusal_at_rest_is_a_refusal(server: ApiServer, tmp_path: Path) -> None:
     def refuse(_: Any) -> None:
         raise ApiError(403, "selectionruns.prism.dev is forbidden")
@@ -187,7 +198,7 @@ def test_a_refusal_shortly_after_a_failure_is_transient(server: ApiServer, tmp_p
         server.faults.script([({"plural": "selectionruns"}, fault), ({"plural": "selectionruns"}, refuse)])
         with pytest.raises(Unavailable):
             list(cluster.watch("SelectionRun", "default", version, seconds=5))
-        with pytest.raises(Unavailable, match="shortly after"):
+        with pytest.raises(Unavailable, match="just started"):
             cluster.within(5).list("SelectionRun", "default")
 
 

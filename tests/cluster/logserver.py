@@ -79,6 +79,10 @@ def _handler(
             self.request = context.wrap_socket(self.request, server_side=True)
             super().setup()
 
+        def finish(self) -> None:
+            super().finish()
+            self.connection.close()  # the server itself closes what was there before TLS
+
         def do_GET(self) -> None:
             address = urllib.parse.urlsplit(self.path)
             parts = [urllib.parse.unquote(part) for part in address.path.strip("/").split("/")]
