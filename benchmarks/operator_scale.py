@@ -200,7 +200,7 @@ class Server:
 
     def requests(self) -> Requests:
         """All that were made so far, by (verb, plural)."""
-        with urllib.request.urlopen(f"{self.url}/__faults", timeout=30) as answer:
+        with urllib.request.urlopen(f"{self.url}/__requests", timeout=30) as answer:
             return Counter({(method, plural): count for method, plural, count in json.load(answer)["requests"]})
 
 

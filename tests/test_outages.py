@@ -38,12 +38,17 @@ def server(tmp_path: Path) -> Iterator[ApiServer]:
         made.create(crd())
         created = made.create({**DOCUMENT, "metadata": {"name": "facts", "namespace": "default"}})
         become(made, "Extracting", uid=created["metadata"]["uid"])
+        made.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-0"}})
         pod = made.create(
             {
                 "apiVersion": "v1",
                 "kind": "Pod",
                 "metadata": {"name": POD, "labels": {RUN: "facts", STAGE: "extract", GROUP_LABEL: "0"}},
-                "spec": {"containers": [{"name": CONTAINER, "image": "prism"}], "restartPolicy": "Never"},
+                "spec": {
+                    "containers": [{"name": CONTAINER, "image": "prism"}],
+                    "restartPolicy": "Never",
+                    "nodeName": "node-0",
+                },
             }
         )
         log = tmp_path / "logs" / "default" / f"{POD}.{pod['metadata']['uid']}" / f"{CONTAINER}.log"

@@ -60,7 +60,7 @@ def allowed(user: User, attempt: Attempt, lister: Lister) -> bool:
         return True
     if attempt.group == "authorization.k8s.io" and attempt.resource.startswith("selfsubject"):
         return True
-    return any(_grants(rule, attempt) for rule in _rules(user, attempt.namespace, lister))
+    return any(_grants(rule, attempt) for _, rule in _rules(user, attempt.namespace, lister))
 
 
 def refusal(user: User, attempt: Attempt) -> str:
@@ -76,7 +76,7 @@ def refusal(user: User, attempt: Attempt) -> str:
 
 
 def review(user: User, body: dict[str, Any], lister: Lister) -> dict[str, Any]:
-    """The status of a SelfSubjectAccessReview. An unknown resource is merely not allowed."""
+    """A SelfSubjectAccessReview with its status. An unknown resource is merely not allowed."""
     asked = body.get("spec", {}).get("resourceAttributes") or {}
     plural, subresource = asked.get("resource", ""), asked.get("subresource", "")
     attempt = Attempt(
@@ -86,19 +86,24 @@ def review(user: User, body: dict[str, Any], lister: Lister) -> dict[str, Any]:
         asked.get("namespace", ""),
         asked.get("name", ""),
     )
-    if allowed(user, attempt, lister):
-        return {"allowed": True, "reason": "RBAC: allowed by a binding" if user.account else ""}
-    return {"allowed": False}
+    asked = {name: value for name, value in asked.items() if value}
+    body = {**body, "spec": {**body.get("spec", {}), "resourceAttributes": asked}}
+    if not user.account:
+        return {**body, "status": {"allowed": True}}
+    by = next((why for why, rule in _rules(user, attempt.namespace, lister) if _grants(rule, attempt)), "")
+    return {**body, "status": {"allowed": True, "reason": f"RBAC: allowed by {by}"} if by else {"allowed": False}}
 
 
-def _rules(user: User, namespace: str, lister: Lister) -> Iterator[dict[str, Any]]:
-    for binding in lister("clusterrolebindings", None):
-        if _binds(binding, user):
-            yield from _role(binding, "", lister)
+def _rules(user: User, namespace: str, lister: Lister) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(by which binding, rule) of all that is bound to `user`, in the cluster and in a namespace."""
+    bindings = [("ClusterRoleBinding", "", one) for one in lister("clusterrolebindings", None)]
     if namespace:
-        for binding in lister("rolebindings", namespace):
-            if _binds(binding, user):
-                yield from _role(binding, namespace, lister)
+        bindings += [("RoleBinding", f"/{namespace}", one) for one in lister("rolebindings", namespace)]
+    for kind, place, binding in bindings:
+        if subject := _binds(binding, user):
+            role = binding["roleRef"]
+            by = f'{kind} "{binding["metadata"]["name"]}{place}" of {role["kind"]} "{role["name"]}" to {subject}'
+            yield from ((by, rule) for rule in _role(binding, namespace, lister))
 
 
 def _role(binding: dict[str, Any], namespace: str, lister: Lister) -> list[dict[str, Any]]:
@@ -108,15 +113,16 @@ def _role(binding: dict[str, Any], namespace: str, lister: Lister) -> list[dict[
     return next((role.get("rules") or [] for role in found if role["metadata"]["name"] == reference["name"]), [])
 
 
-def _binds(binding: dict[str, Any], user: User) -> bool:
+def _binds(binding: dict[str, Any], user: User) -> str:
+    """The subject of a binding that `user` is; empty for none."""
     for subject in binding.get("subjects") or ():
         kind, name = subject["kind"], subject["name"]
         namespace = subject.get("namespace", binding["metadata"].get("namespace", ""))
         if kind == "ServiceAccount" and (namespace, name) == (user.namespace, user.account):
-            return True
+            return f'ServiceAccount "{name}/{namespace}"'
         if (kind == "User" and name == user.name) or (kind == "Group" and name in user.groups):
-            return True
-    return False
+            return f'{kind} "{name}"'
+    return ""
 
 
 def _grants(rule: dict[str, Any], attempt: Attempt) -> bool:

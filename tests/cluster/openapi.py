@@ -82,8 +82,8 @@ class Resource:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Where its objects are stored: both groups of events are one."""
-        return ("", "events") if self.plural == "events" else (self.group, self.plural)
+        """Where its objects are stored."""
+        return self.group, self.plural
 
 
 # The built-in kinds
@@ -215,6 +215,12 @@ BUILTIN: tuple[Resource, ...] = (
         resourcequotas ResourceQuota status short=quota
         """,
     ),
+    *_builtin(
+        "admissionregistration.k8s.io",
+        "v1",
+        "validatingadmissionpolicies ValidatingAdmissionPolicy cluster status"
+        "\nvalidatingadmissionpolicybindings ValidatingAdmissionPolicyBinding cluster",
+    ),
     *_builtin("apps", "v1", "deployments Deployment status short=deploy"),
     *_builtin("authorization.k8s.io", "v1", "selfsubjectaccessreviews SelfSubjectAccessReview cluster"),
     *_builtin("batch", "v1", "jobs Job status\ncronjobs CronJob status short=cj"),
@@ -222,7 +228,6 @@ BUILTIN: tuple[Resource, ...] = (
         "apiextensions.k8s.io", "v1", "customresourcedefinitions CustomResourceDefinition cluster status short=crd,crds"
     ),
     *_builtin("coordination.k8s.io", "v1", "leases Lease"),
-    *_builtin("events.k8s.io", "v1", "events Event"),
     *_builtin("networking.k8s.io", "v1", "networkpolicies NetworkPolicy short=netpol"),
     *_builtin(
         "rbac.authorization.k8s.io",
@@ -231,6 +236,9 @@ BUILTIN: tuple[Resource, ...] = (
         "\nclusterrolebindings ClusterRoleBinding cluster",
     ),
 )
+
+
+BUILTIN_GROUPS = {resource.group for resource in BUILTIN}
 
 
 def custom_resources(definition: dict[str, Any]) -> list[Resource]:
@@ -268,7 +276,17 @@ _TYPE_META: dict[str, Schema] = {"apiVersion": {"type": "string"}, "kind": {"typ
 
 # Discovery
 
-VERBS = _words("create delete deletecollection get list patch update watch")
+VERBS = _words("delete deletecollection get list patch create update watch")
+VERSION = {
+    "major": "1",
+    "minor": "36",
+    "gitVersion": "v1.36.2",
+    "emulationMajor": "1",
+    "emulationMinor": "36",
+    "minCompatibilityMajor": "1",
+    "minCompatibilityMinor": "35",
+    "platform": "linux/amd64",
+}
 
 
 def api_resources(resources: Iterable[Resource], api_version: str) -> dict[str, Any]:
@@ -461,6 +479,7 @@ def validate(schema: Schema, value: Json, where: str = "") -> list[Cause]:
             invalid(
                 f"Invalid value: {_shown(value)}: {where} in body should be at least {schema['minLength']} chars long"
             )
+            return bad
         kind_of_time = schema.get("x-time") or ("seconds" if schema.get("format") == "date-time" else "")
         if kind_of_time and not TIMES[kind_of_time].fullmatch(value):
             reason = "FieldValueTypeInvalid" if "x-time" in schema else "FieldValueInvalid"
@@ -471,7 +490,7 @@ def validate(schema: Schema, value: Json, where: str = "") -> list[Cause]:
         if len(value) > schema.get("maxItems", len(value)):
             invalid(f"Too many: {len(value)}: must have at most {schema['maxItems']} items", "FieldValueTooMany")
         if len(value) < schema.get("minItems", 0):
-            invalid(f'Invalid value: "array": {where} in body should have at least {schema["minItems"]} items')
+            invalid(f"Invalid value: {len(value)}: {where} in body should have at least {schema['minItems']} items")
         for place, item in enumerate(value):
             bad += validate(schema.get("items", {}), item, f"{where}[{place}]")
         keys = _list_keys(schema)
@@ -483,12 +502,6 @@ def validate(schema: Schema, value: Json, where: str = "") -> list[Cause]:
         for name in sorted({name for name in names if names.count(name) > 1}):
             invalid(f"Duplicate value: {name}", "FieldValueDuplicate")
     elif kind == "object":
-        if len(value) > schema.get("maxProperties", len(value)):
-            invalid(f"Too many: {len(value)}: must have at most {schema['maxProperties']} items", "FieldValueTooMany")
-        if len(value) < schema.get("minProperties", 0):
-            invalid(
-                f'Invalid value: "object": {where} in body should have at least {schema["minProperties"]} properties'
-            )
         for name in schema.get("required", ()):
             if name not in value:
                 bad.append(Cause("FieldValueRequired", f"{where}.{name}" if where else name, "Required value"))
@@ -559,7 +572,8 @@ def rule_errors(schema: Schema, value: Json, old: Json = None, where: str = "") 
             place = (where + rule.get("fieldPath", "")).lstrip(".") or "<nil>"
             text = message or f"failed rule: {rule['rule']}"
             openings = {"FieldValueForbidden": "Forbidden", "FieldValueRequired": "Required value"}
-            opening = openings.get(rule.get("reason", ""), f"Invalid value: {_shown(value)}")
+            shown = "" if isinstance(value, dict | list) else f": {_shown(value)}"
+            opening = openings.get(rule.get("reason", ""), f"Invalid value{shown}")
             bad.append(Cause(rule.get("reason", "FieldValueInvalid"), place, f"{opening}: {text}"))
     if isinstance(value, dict):
         before = old if isinstance(old, dict) else {}
@@ -577,119 +591,15 @@ def rule_errors(schema: Schema, value: Json, old: Json = None, where: str = "") 
     return bad
 
 
-# Custom resource definitions
-
-SCHEMA_KEYS = set(models.V1JSONSchemaProps.attribute_map.values())
-
-
-def definition_errors(spec: dict[str, Any]) -> list[Cause]:
-    """Why an API server refuses this definition's spec: chiefly schemas that are not structural."""
-    bad: list[Cause] = []
-    versions = spec.get("versions") or []
-    if sum(bool(version.get("storage")) for version in versions) != 1:
-        bad.append(
-            Cause("FieldValueInvalid", "spec.versions", "must have exactly one version marked as storage version")
-        )
-    for place, version in enumerate(versions):
-        where = f"spec.versions[{place}].schema.openAPIV3Schema"
-        schema = version.get("schema", {}).get("openAPIV3Schema")
-        if schema is None:
-            bad.append(Cause("FieldValueRequired", where, "Required value: schemas are required"))
-            continue
-        if schema.get("type") != "object":
-            bad.append(Cause("FieldValueInvalid", f"{where}.type", "Invalid value: must be object at the root"))
-        metadata = schema.get("properties", {}).get("metadata", {})
-        if metadata.keys() - {"type", "properties", "description"} or metadata.get("properties", {}).keys() - {
-            "name",
-            "generateName",
-        }:
-            text = "Forbidden: must not specify anything other than name and generateName, but metadata is implicitly specified"
-            bad.append(Cause("FieldValueForbidden", f"{where}.properties[metadata]", text))
-        bad += _structural_errors(schema, where, in_list=False)
-    return bad
-
-
-def _structural_errors(schema: Schema, where: str, *, in_list: bool, logical: bool = False) -> list[Cause]:
-    bad: list[Cause] = []
-
-    def forbidden(name: str, text: str = "must not be set") -> None:
-        bad.append(Cause("FieldValueForbidden", f"{where}.{name}", f"Forbidden: {text}"))
-
-    loose = schema.get("x-kubernetes-int-or-string") or schema.get("x-kubernetes-preserve-unknown-fields")
-    if "$ref" in schema:
-        forbidden("$ref", "$ref is not supported")
-    if not logical and not schema.get("type") and not loose:
-        bad.append(
-            Cause(
-                "FieldValueRequired", f"{where}.type", "Required value: must not be empty for specified object fields"
-            )
-        )
-    if logical:
-        for name in ("type", "default", "nullable", "additionalProperties", "description", "title"):
-            if name in schema and not loose:
-                forbidden(
-                    name, f"must be empty to be structural: {name} must not be set within anyOf, allOf, oneOf or not"
-                )
-    if schema.get("uniqueItems"):
-        forbidden("uniqueItems", "uniqueItems cannot be set to true since the runtime complexity becomes quadratic")
-    if schema.get("additionalProperties") is False:
-        forbidden("additionalProperties", "additionalProperties cannot be set to false")
-    if "properties" in schema and "additionalProperties" in schema:
-        forbidden("additionalProperties", "additionalProperties and properties are mutual exclusive")
-    if schema.get("type") == "array" and "items" not in schema and not logical:
-        bad.append(Cause("FieldValueRequired", f"{where}.items", "Required value: must be specified"))
-    for name in ("exclusiveMinimum", "exclusiveMaximum"):
-        if not isinstance(schema.get(name, False), bool):
-            bad.append(Cause("FieldValueTypeInvalid", f"{where}.{name}", "Invalid value: must be of type boolean"))
-    if schema.get("default") is not None:
-        for cause in [*validate(schema, schema["default"], f"{where}.default")]:
-            bad.append(cause)
-    for place, rule in enumerate(schema.get("x-kubernetes-validations", ())):
-        spot = f"{where}.x-kubernetes-validations[{place}].rule"
-        if in_list and re.search(r"\boldSelf\b", rule["rule"]):
-            text = "Invalid value: oldSelf cannot be used on the uncorrelatable portion of the schema"
-            bad.append(Cause("FieldValueInvalid", spot, text))
-        root = {"apiVersion", "kind", "metadata"} if where.endswith(".openAPIV3Schema") else set()
-        known = schema.get("properties", {}).keys() | root
-        asked = set(re.findall(r"\b(?:self|oldSelf)\.([a-zA-Z]\w*)\b(?!\()", rule["rule"]))
-        if (
-            schema.get("type") == "object"
-            and "additionalProperties" not in schema
-            and (strange := sorted(asked - known))
-        ):
-            text = f"Invalid value: {rule['rule']!r}: compilation failed: undefined field '{strange[0]}'"
-            bad.append(Cause("FieldValueInvalid", spot, text))
-        bounded = "maxItems" in schema and ("maxLength" in schema.get("items", {}) or "enum" in schema.get("items", {}))
-        if schema.get("type") == "array" and not bounded and "matches(" in rule["rule"]:
-            text = "Forbidden: estimated rule cost exceeds budget by factor of more than 16x (try adding maxItems, maxLength)"
-            bad.append(Cause("FieldValueForbidden", spot, text))
-        try:
-            _program(rule["rule"])
-        except celpy.CELParseError as err:
-            bad.append(
-                Cause("FieldValueInvalid", spot, f"Invalid value: {rule['rule']!r}: compilation failed: {err.args[0]}")
-            )
-    for name, child in schema.get("properties", {}).items():
-        bad += _structural_errors(child, f"{where}.properties[{name}]", in_list=in_list, logical=logical)
-    if isinstance(schema.get("additionalProperties"), dict):
-        bad += _structural_errors(
-            schema["additionalProperties"], f"{where}.additionalProperties", in_list=in_list, logical=logical
-        )
-    if isinstance(schema.get("items"), dict):
-        inside = in_list or schema.get("x-kubernetes-list-type") != "map"
-        bad += _structural_errors(schema["items"], f"{where}.items", in_list=inside, logical=logical)
-    for name in ("anyOf", "allOf", "oneOf"):
-        for place, child in enumerate(schema.get(name, ())):
-            bad += _structural_errors(child, f"{where}.{name}[{place}]", in_list=in_list, logical=True)
-    return bad
+def policy_holds(expression: str, value: Json) -> bool:
+    """Whether an object passes a rule of a ValidatingAdmissionPolicy."""
+    return bool(_program(expression).evaluate({"object": celpy.json_to_cel(value)}))
 
 
 # Merging, and who owns which field
 
 
-def _list_keys(schema: Schema, *, strategic: bool = False) -> tuple[str, ...]:
-    if strategic:
-        return tuple(schema.get("x-kubernetes-list-map-keys", ()))[:1]
+def _list_keys(schema: Schema) -> tuple[str, ...]:
     return tuple(schema.get("x-kubernetes-list-map-keys", ())) if schema.get("x-kubernetes-list-type") == "map" else ()
 
 
@@ -758,48 +668,26 @@ def without(schema: Schema, value: Json, path: Path) -> Json:
     return value
 
 
-def merge(schema: Schema, live: Json, patch: Json, *, strategic: bool = False) -> Json:
-    """`patch` laid over `live`, lists by their keys. Nulls delete in a strategic patch and mean nothing in an applied one."""
+def merge(schema: Schema, live: Json, patch: Json) -> Json:
+    """What is applied laid over `live`, lists by their keys. A null means nothing."""
     if isinstance(patch, dict):
-        if strategic and patch.get("$patch") == "replace":
-            return {name: value for name, value in patch.items() if name != "$patch"}
-        if not isinstance(live, dict) or (not _granular(schema) and not strategic):
-            live = {}
-        out = dict(live)
-        for name, value in patch.items():
-            if name.startswith("$setElementOrder/") or name in ("$patch", "$retainKeys"):
-                continue
-            if name.startswith("$deleteFromPrimitiveList/"):
-                target = name.partition("/")[2]
-                out[target] = [item for item in out.get(target, []) if item not in value]
-            elif value is None:
-                if strategic:
-                    out.pop(name, None)
-            else:
-                out[name] = merge(_child(schema, name), live.get(name), value, strategic=strategic)
-        if "$retainKeys" in patch:
-            out = {name: value for name, value in out.items() if name in patch["$retainKeys"]}
-        return out
+        live = live if isinstance(live, dict) and _granular(schema) else {}
+        given = {name: value for name, value in patch.items() if value is not None}
+        return live | {name: merge(_child(schema, name), live.get(name), value) for name, value in given.items()}
     if isinstance(patch, list):
-        keys = _list_keys(schema, strategic=strategic)
+        keys = _list_keys(schema)
         if keys and all(isinstance(item, dict) for item in patch):
-            return _merge_items(schema, keys, live or [], patch, strategic=strategic)
+            return _merge_items(schema, keys, live or [], patch)
         if schema.get("x-kubernetes-list-type") == "set":
             return [*(live or []), *(item for item in patch if item not in (live or []))]
         return copy.deepcopy(patch)
     return patch
 
 
-def _merge_items(
-    schema: Schema, keys: tuple[str, ...], live: list[Json], patch: list[Json], *, strategic: bool
-) -> list[Json]:
-    if strategic and any(item == {"$patch": "replace"} for item in patch):
-        return [item for item in patch if "$patch" not in item]
-    deleted = {_item_name(keys, item) for item in patch if item.get("$patch") == "delete"}
-    wanted = {_item_name(keys, item): item for item in patch if item.get("$patch") != "delete"}
-    items = {_item_name(keys, item): item for item in live if _item_name(keys, item) not in deleted}
-    inner = schema.get("items", {})
-    merged = {name: merge(inner, items.get(name), item, strategic=strategic) for name, item in wanted.items()}
+def _merge_items(schema: Schema, keys: tuple[str, ...], live: list[Json], patch: list[Json]) -> list[Json]:
+    wanted = {_item_name(keys, item): item for item in patch}
+    items = {_item_name(keys, item): item for item in live}
+    merged = {name: merge(schema.get("items", {}), items.get(name), item) for name, item in wanted.items()}
     shared = [name for name in items if name in wanted]
     if shared == [name for name in wanted if name in items]:
         return [merged.get(name, item) for name, item in items.items()] + [merged[n] for n in wanted if n not in items]
@@ -844,8 +732,7 @@ def path_text(path: Path) -> str:
 
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
-MAX_ANNOTATIONS_BYTES = 262_144
+MAX_DATA_BYTES = 1_048_576
 _SUFFIXES = {"m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
 
 
@@ -875,7 +762,7 @@ def tidied(schema: Schema, value: Json) -> Json:
 
 
 def metadata_errors(resource: Resource, metadata: dict[str, Any]) -> list[Cause]:
-    """What is wrong with names, labels and annotations."""
+    """What is wrong with a name."""
     bad = []
     name = metadata.get("name", "")
     strict = resource.plural in ("namespaces", "services") and not resource.group
@@ -884,31 +771,11 @@ def metadata_errors(resource: Resource, metadata: dict[str, Any]) -> list[Cause]
     if not free and (not pattern.fullmatch(name) or len(name) > longest):
         kind = "an RFC 1123 label" if strict else "a lowercase RFC 1123 subdomain"
         text = (
-            f"Invalid value: {json.dumps(name)}: {kind} must consist of lower case alphanumeric characters, '-' or '.'"
+            f"Invalid value: {json.dumps(name)}: {kind} must consist of lower case alphanumeric characters, '-' or '.',"
         )
-        bad.append(Cause("FieldValueInvalid", "metadata.name", f"{text}; no more than {longest} characters"))
-    for key, value in metadata.get("labels", {}).items():
-        if not LABEL_VALUE.fullmatch(value) or len(value) > 63:
-            text = f"Invalid value: {json.dumps(value)}: a valid label must consist of alphanumeric characters"
-            bad.append(Cause("FieldValueInvalid", "metadata.labels", f"{text}, '-', '_' or '.'; at most 63 of them"))
-        if not re.fullmatch(r"([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", key):
-            bad.append(
-                Cause(
-                    "FieldValueInvalid", "metadata.labels", f"Invalid value: {json.dumps(key)}: name part must be valid"
-                )
-            )
-    size = sum(len(key.encode()) + len(value.encode()) for key, value in metadata.get("annotations", {}).items())
-    if size > MAX_ANNOTATIONS_BYTES:
-        text = f"Too long: may not be more than {MAX_ANNOTATIONS_BYTES} bytes"
-        bad.append(Cause("FieldValueTooLong", "metadata.annotations", text))
-    if sum(bool(reference.get("controller")) for reference in metadata.get("ownerReferences", [])) > 1:
-        text = "Invalid value: Only one reference can have Controller set to true"
-        bad.append(Cause("FieldValueInvalid", "metadata.ownerReferences", text))
-    for place, reference in enumerate(metadata.get("ownerReferences", [])):
-        for name in ("apiVersion", "kind", "name", "uid"):
-            if not reference.get(name):
-                text = f'Invalid value: "": {name} must not be empty'
-                bad.append(Cause("FieldValueInvalid", f"metadata.ownerReferences[{place}].{name}", text))
+        text += " and must start and end with an alphanumeric character"
+        text += f" (e.g. 'example.com', regex used for validation is '{pattern.pattern}')"
+        bad.append(Cause("FieldValueInvalid", "metadata.name", text))
     return bad
 
 
@@ -917,30 +784,40 @@ def fill_in(resource: Resource, new: dict[str, Any], old: dict[str, Any] | None)
     plural, spec = resource.plural, new.get("spec", {})
     if plural == "pods":
         _fill_in_pod(spec)
+        spec.setdefault("preemptionPolicy", "PreemptLowerPriority")
+        spec.setdefault("priority", 0)
+        for why in ("not-ready", "unreachable"):
+            wanted = {"key": f"node.kubernetes.io/{why}", "operator": "Exists", "effect": "NoExecute"}
+            if old is None and not any(one.get("key") == wanted["key"] for one in spec.get("tolerations", ())):
+                spec.setdefault("tolerations", []).append({**wanted, "tolerationSeconds": 300})
         spec.setdefault("enableServiceLinks", True)
         spec.setdefault("serviceAccountName", "default")
         spec["serviceAccount"] = spec["serviceAccountName"]
         new.setdefault("status", {}).setdefault("phase", "Pending")
+        new["status"].setdefault("qosClass", _quality_of_service(spec))
     elif plural == "jobs":
         _fill_in_job(new, old)
+        new.setdefault("status", {})
     elif plural == "cronjobs":
+        new.setdefault("status", {})
+        job = spec.get("jobTemplate", {})
+        job.setdefault("metadata", {})
+        job.get("spec", {}).get("template", {}).setdefault("metadata", {})
         for name, value in (("concurrencyPolicy", "Allow"), ("suspend", False), ("successfulJobsHistoryLimit", 3)):
             spec.setdefault(name, value)
         spec.setdefault("failedJobsHistoryLimit", 1)
         _fill_in_pod(spec.get("jobTemplate", {}).get("spec", {}).get("template", {}).get("spec", {}))
-    elif plural == "deployments":
-        spec.setdefault("replicas", 1)
-        _fill_in_pod(spec.get("template", {}).get("spec", {}))
     elif plural == "services":
         spec.setdefault("type", "ClusterIP")
         spec.setdefault("sessionAffinity", "None")
-        if "clusterIP" not in spec:
-            number = int(new["metadata"]["uid"][:4], 16)
-            spec["clusterIP"] = (old or {}).get("spec", {}).get("clusterIP") or f"10.96.{number // 256}.{number % 256}"
-        spec.setdefault("clusterIPs", [spec["clusterIP"]])
-        for port in spec.get("ports", []):
-            port.setdefault("protocol", "TCP")
-            port.setdefault("targetPort", port.get("port"))
+        spec.setdefault("clusterIPs", ["None"])  # a headless one: others would be given an address
+        spec.setdefault("internalTrafficPolicy", "Cluster")
+        spec.setdefault("ipFamilies", ["IPv4"])
+        spec.setdefault("ipFamilyPolicy", "SingleStack")
+        new.setdefault("status", {"loadBalancer": {}})
+    elif plural == "events":
+        new.setdefault("eventTime", None)
+        new.setdefault("reportingInstance", "")
     elif plural == "secrets":
         new.setdefault("type", "Opaque")
         for name, text in new.pop("stringData", {}).items():
@@ -951,6 +828,15 @@ def fill_in(resource: Resource, new: dict[str, Any], old: dict[str, Any] | None)
         new.setdefault("status", {}).setdefault("phase", "Active")
     elif plural == "customresourcedefinitions":
         _fill_in_definition(new)
+
+
+def _quality_of_service(spec: dict[str, Any]) -> str:
+    """BestEffort where nothing is asked for, Guaranteed where all CPU and memory is, else Burstable."""
+    parts = [container.get("resources", {}) for container in spec.get("containers", [])]
+    if not any(part.get("requests") or part.get("limits") for part in parts):
+        return "BestEffort"
+    whole = all({"cpu", "memory"} <= part.get("limits", {}).keys() for part in parts)
+    return "Guaranteed" if whole and all(part["limits"] == part["requests"] for part in parts) else "Burstable"
 
 
 def _fill_in_pod(spec: dict[str, Any]) -> None:
@@ -986,6 +872,7 @@ def _fill_in_job(job: dict[str, Any], old: dict[str, Any] | None) -> None:
     spec, metadata = job.setdefault("spec", {}), job["metadata"]
     if "completions" not in spec and "parallelism" not in spec:
         spec["completions"] = 1
+    spec.setdefault("manualSelector", False)
     for name, value in (("parallelism", 1), ("backoffLimit", 6), ("completionMode", "NonIndexed"), ("suspend", False)):
         spec.setdefault(name, value)
     spec.setdefault("podReplacementPolicy", "Failed" if "podFailurePolicy" in spec else "TerminatingOrFailed")
@@ -1009,14 +896,22 @@ def _fill_in_definition(definition: dict[str, Any]) -> None:
     names.setdefault("singular", names.get("kind", "").lower())
     names.setdefault("listKind", names.get("kind", "") + "List")
     spec.setdefault("conversion", {"strategy": "None"})
-    since = definition["metadata"].get("creationTimestamp")
-    reasons = {"NamesAccepted": "NoConflicts", "Established": "InitialNamesAccepted"}
-    conditions = [
-        {"type": kind, "status": "True", "reason": reason, "message": "accepted", "lastTransitionTime": since}
-        for kind, reason in reasons.items()
-    ]
     stored = [version["name"] for version in spec.get("versions", []) if version.get("storage")]
-    definition["status"] = {"acceptedNames": names, "conditions": conditions, "storedVersions": stored}
+    nameless = {"plural": "", "kind": ""}
+    definition.setdefault("status", {"acceptedNames": nameless, "conditions": None, "storedVersions": stored})
+
+
+def established(definition: dict[str, Any]) -> dict[str, Any]:
+    """A definition as it is once its kind is served."""
+    since, names = definition["metadata"]["creationTimestamp"], definition["spec"]["names"]
+    conditions = [
+        {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": since}
+        for kind, reason, message in (
+            ("NamesAccepted", "NoConflicts", "no conflicts found"),
+            ("Established", "InitialNamesAccepted", "the initial names have been accepted"),
+        )
+    ]
+    return {**definition, "status": {**definition["status"], "acceptedNames": names, "conditions": conditions}}
 
 
 def builtin_errors(resource: Resource, new: dict[str, Any], old: dict[str, Any] | None) -> list[Cause]:
@@ -1025,36 +920,12 @@ def builtin_errors(resource: Resource, new: dict[str, Any], old: dict[str, Any] 
     if plural == "jobs":
         return _job_errors(new) + (_job_changes(spec, old["spec"]) if old else [])
     if plural == "pods":
-        bad = _pod_errors(spec, "spec")
-        if old:
-            mutable = {"activeDeadlineSeconds", "tolerations", "schedulingGates", "terminationGracePeriodSeconds"}
-            if _fixed_part(spec, mutable) != _fixed_part(old["spec"], mutable):
-                text = "Forbidden: pod updates may not change fields other than `spec.containers[*].image`,"
-                text += "`spec.activeDeadlineSeconds`,`spec.tolerations` (a node is assigned by pods/binding)"
-                bad.append(Cause("FieldValueForbidden", "spec", text))
-        return bad
-    if plural == "deployments":
-        return _pod_errors(spec["template"].get("spec", {}), "spec.template.spec")
-    if plural == "services" and not spec.get("ports") and spec.get("clusterIP") != "None":
-        return [Cause("FieldValueRequired", "spec.ports", "Required value")]
-    if plural == "customresourcedefinitions":
-        bad = definition_errors(spec)
-        if new["metadata"]["name"] != f"{spec['names'].get('plural')}.{spec.get('group')}":
-            text = 'Invalid value: must be spec.names.plural+"."+spec.group'
-            bad.append(Cause("FieldValueInvalid", "metadata.name", text))
-        return bad
+        return _pod_errors(spec, "spec")
     if plural == "events":
         return _event_errors(new)
-    if plural in ("configmaps", "secrets") and old and old.get("immutable") and new.get("data") != old.get("data"):
-        return [Cause("FieldValueForbidden", "data", "Forbidden: field is immutable when `immutable` is set")]
-    if plural in ("rolebindings", "clusterrolebindings") and old and new.get("roleRef") != old.get("roleRef"):
-        return [Cause("FieldValueInvalid", "roleRef", "Invalid value: cannot change roleRef")]
+    if plural == "configmaps" and sum(len(text.encode()) for text in new.get("data", {}).values()) > MAX_DATA_BYTES:
+        return [Cause("FieldValueTooLong", "[]", f"Too long: may not be more than {MAX_DATA_BYTES} bytes")]
     return []
-
-
-def _fixed_part(pod_spec: dict[str, Any], mutable: set[str]) -> dict[str, Any]:
-    containers = [{**container, "image": ""} for container in pod_spec.get("containers", [])]
-    return {**{name: part for name, part in pod_spec.items() if name not in mutable}, "containers": containers}
 
 
 def _event_errors(event: dict[str, Any]) -> list[Cause]:
@@ -1062,59 +933,23 @@ def _event_errors(event: dict[str, Any]) -> list[Cause]:
     if about != event["metadata"]["namespace"] and (about or event["metadata"]["namespace"] != "default"):
         text = f"Invalid value: {json.dumps(about)}: does not match event.namespace"
         bad.append(Cause("FieldValueInvalid", "involvedObject.namespace", text))
-    if event.get("eventTime"):
-        for name in ("reportingComponent", "reportingInstance", "action", "reason"):
-            if not event.get(name):
-                bad.append(Cause("FieldValueRequired", name, "Required value"))
     return bad
 
 
 def _pod_errors(spec: dict[str, Any], where: str) -> list[Cause]:
-    bad = []
-    if not spec.get("containers"):
-        bad.append(Cause("FieldValueRequired", f"{where}.containers", "Required value"))
-    volumes, seen = {volume.get("name") for volume in spec.get("volumes", [])}, set()
+    bad, volumes = [], {volume.get("name") for volume in spec.get("volumes", [])}
     for kind in ("initContainers", "containers"):
         for place, container in enumerate(spec.get(kind, [])):
-            spot, name = f"{where}.{kind}[{place}]", container.get("name", "")
-            if not LABEL.fullmatch(name) or len(name) > 63:
-                bad.append(
-                    Cause("FieldValueInvalid", f"{spot}.name", f"Invalid value: {json.dumps(name)}: an RFC 1123 label")
-                )
-            if name in seen:
-                bad.append(Cause("FieldValueDuplicate", f"{spot}.name", f"Duplicate value: {json.dumps(name)}"))
-            seen.add(name)
-            if not container.get("image"):
-                bad.append(Cause("FieldValueRequired", f"{spot}.image", "Required value"))
+            spot = f"{where}.{kind}[{place}]"
             for index, mount in enumerate(container.get("volumeMounts", [])):
                 if mount.get("name") not in volumes:
                     text = f"Not found: {json.dumps(mount.get('name'))}"
                     bad.append(Cause("FieldValueNotFound", f"{spot}.volumeMounts[{index}].name", text))
-            bad += _resource_errors(container.get("resources", {}), f"{spot}.resources")
-    return bad
-
-
-def _resource_errors(resources: dict[str, Any], where: str) -> list[Cause]:
-    bad = []
-    limits, requests = resources.get("limits", {}), resources.get("requests", {})
-    for part, entries in (("limits", limits), ("requests", requests)):
-        for name, amount in entries.items():
-            try:
-                quantity(amount)
-            except ValueError:
-                text = f"Invalid value: {json.dumps(amount)}: quantities must match the regular expression"
-                return [Cause("FieldValueInvalid", f"{where}.{part}[{name}]", text)]
-    for name, amount in requests.items():
-        extended = "/" in name
-        if extended and name not in limits:
-            text = "Required value: Limit must be set for non overcommitable resources"
-            bad.append(Cause("FieldValueRequired", f"{where}.limits", text))
-        elif extended and quantity(amount) != quantity(limits[name]):
-            text = f"Invalid value: {json.dumps(amount)}: must be equal to {name} limit of {limits[name]}"
-            bad.append(Cause("FieldValueInvalid", f"{where}.requests", text))
-        elif name in limits and quantity(amount) > quantity(limits[name]):
-            text = f"Invalid value: {json.dumps(amount)}: must be less than or equal to {name} limit of {limits[name]}"
-            bad.append(Cause("FieldValueInvalid", f"{where}.requests", text))
+            limits = container.get("resources", {}).get("limits", {})
+            for name, amount in container.get("resources", {}).get("requests", {}).items():
+                if "/" in name and quantity(amount) != quantity(limits.get(name, 0)):
+                    text = f"Invalid value: {json.dumps(amount)}: must be equal to {name} limit of {limits.get(name)}"
+                    bad.append(Cause("FieldValueInvalid", f"{spot}.resources.requests", text))
     return bad
 
 
@@ -1122,16 +957,7 @@ def _job_errors(job: dict[str, Any]) -> list[Cause]:
     spec, name, where = job["spec"], job["metadata"]["name"], "spec.template.spec"
     pod = spec["template"].get("spec", {})
     bad = _pod_errors(pod, where)
-    for number in ("parallelism", "completions", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished"):
-        if spec.get(number, 0) < 0:
-            text = f"Invalid value: {spec[number]}: must be greater than or equal to 0"
-            bad.append(Cause("FieldValueInvalid", f"spec.{number}", text))
-    if pod.get("restartPolicy") not in ("Never", "OnFailure"):
-        text = f'Unsupported value: "{pod.get("restartPolicy")}": supported values: "OnFailure", "Never"'
-        bad.append(Cause("FieldValueNotSupported", f"{where}.restartPolicy", text))
     indexed = spec["completionMode"] == "Indexed"
-    if indexed and "completions" not in spec:
-        bad.append(Cause("FieldValueRequired", "spec.completions", "Required value: when completion mode is Indexed"))
     hostname = f"{name}-{max(spec.get('completions', 1) - 1, 0)}" if indexed else name
     if len(hostname) > 63 or (indexed and not LABEL.fullmatch(hostname)):
         text = f"Invalid value: {json.dumps(name)}: will not able to create pod with invalid DNS label: {hostname}"
@@ -1157,37 +983,20 @@ def _failure_policy_errors(spec: dict[str, Any], pod: dict[str, Any]) -> list[Ca
         invalid("spec.podReplacementPolicy", text, "FieldValueNotSupported")
     names = {container.get("name") for kind in ("containers", "initContainers") for container in pod.get(kind, [])}
     rules = spec["podFailurePolicy"].get("rules", [])
-    if len(rules) > 20:
-        invalid(
-            "spec.podFailurePolicy.rules", f"Too many: {len(rules)}: must have at most 20 items", "FieldValueTooMany"
-        )
     for place, rule in enumerate(rules):
         where = f"spec.podFailurePolicy.rules[{place}]"
-        if rule.get("action") not in ("FailJob", "FailIndex", "Ignore", "Count"):
-            text = f'Unsupported value: "{rule.get("action")}": supported values: "Count", "FailIndex", "FailJob", "Ignore"'
-            invalid(f"{where}.action", text, "FieldValueNotSupported")
-        if rule.get("action") == "FailIndex" and "backoffLimitPerIndex" not in spec:
-            invalid(f"{where}.action", 'Invalid value: "FailIndex": requires the backoffLimitPerIndex to be set')
-        if ("onExitCodes" in rule) == ("onPodConditions" in rule):
-            invalid(where, "Invalid value: specifying one of OnExitCodes and OnPodConditions is required, and not both")
         codes = rule.get("onExitCodes")
         if not codes:
             continue
         values, spot = codes.get("values", []), f"{where}.onExitCodes"
-        if codes.get("operator") not in ("In", "NotIn"):
-            text = f'Unsupported value: "{codes.get("operator")}": supported values: "In", "NotIn"'
-            invalid(f"{spot}.operator", text, "FieldValueNotSupported")
         if codes.get("containerName") and codes["containerName"] not in names:
             text = "must be one of the container or initContainer names in the pod template"
             invalid(f"{spot}.containerName", f"Invalid value: {json.dumps(codes['containerName'])}: {text}")
-        if not values or len(values) > 255:
-            invalid(f"{spot}.values", f"Invalid value: {values}: at least one value is required, and at most 255")
         if codes.get("operator") == "In" and 0 in values:
             invalid(f"{spot}.values[{values.index(0)}]", "Invalid value: 0: must not be 0 for the In operator")
         if values != sorted(values):
-            invalid(f"{spot}.values", f"Invalid value: {values}: must be ordered")
-        if len(set(values)) != len(values):
-            invalid(f"{spot}.values", f"Duplicate value: {values}", "FieldValueDuplicate")
+            shown = json.dumps(values, separators=(",", ":"))
+            invalid(f"{spot}.values", f"Invalid value: {shown}: must be ordered")
     return bad
 
 
@@ -1222,13 +1031,7 @@ def _age(timestamp: str | None) -> str:
     seconds = max(0, int((datetime.now(UTC) - then).total_seconds()))
     if seconds < 120:
         return f"{seconds}s"
-    if seconds < 600:
-        return f"{seconds // 60}m{seconds % 60}s" if seconds % 60 else f"{seconds // 60}m"
-    if seconds < 3 * 3600:
-        return f"{seconds // 60}m"
-    if seconds < 48 * 3600:
-        return f"{seconds // 3600}h"
-    return f"{seconds // 86400}d"
+    return f"{seconds // 60}m"
 
 
 def json_path(value: Json, path: str) -> Json:
@@ -1247,62 +1050,28 @@ def json_path(value: Json, path: str) -> Json:
     return value
 
 
-def _pod_cells(pod: dict[str, Any]) -> list[Json]:
-    statuses = pod.get("status", {}).get("containerStatuses", [])
-    phase = pod.get("status", {}).get("reason") or pod.get("status", {}).get("phase", "")
-    for status in statuses:
-        state = status.get("state", {})
-        phase = state.get("waiting", {}).get("reason") or state.get("terminated", {}).get("reason") or phase
-    phase = "Terminating" if "deletionTimestamp" in pod["metadata"] else phase
-    ready = f"{sum(bool(s.get('ready')) for s in statuses)}/{len(pod['spec'].get('containers', []))}"
-    return [ready, phase, sum(status.get("restartCount", 0) for status in statuses)]
-
-
-def _job_cells(job: dict[str, Any]) -> list[Json]:
-    status, spec = job.get("status", {}), job["spec"]
-    true = [c["type"] for c in status.get("conditions", []) if c["status"] == "True"]
-    state = next((name for name in ("Complete", "Failed", "Suspended", "FailureTarget") if name in true), "Running")
-    return [state, f"{status.get('succeeded', 0)}/{spec.get('completions') or 1}"]
-
-
-CELLS: dict[str, tuple[tuple[str, ...], Any]] = {
-    "pods": (("Ready", "Status", "Restarts"), _pod_cells),
-    "jobs": (("Status", "Completions"), _job_cells),
-    "namespaces": (("Status",), lambda item: [item.get("status", {}).get("phase", "")]),
-    "events": (("Type", "Reason", "Message"), lambda item: [item.get("type"), item.get("reason"), item.get("message")]),
-}
-
-
 def table(
     resource: Resource, items: list[dict[str, Any]], metadata: dict[str, Any], *, include: str = "Metadata"
 ) -> dict[str, Any]:
     """The Table of `items`; `include` says how much of each object goes along: Metadata, Object or None."""
+    age = {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}
+    listed = resource.columns or (age,)
     columns = [{"name": "Name", "type": "string", "format": "name", "description": "", "priority": 0}]
-    names, cells = CELLS.get(resource.plural, ((), lambda item: []))
-    if resource.custom is not None:
-        names = ()
-        listed = resource.columns or ({"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},)
-    else:
-        listed = ({"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},)
-    columns += [{"name": name, "type": "string", "format": "", "description": "", "priority": 0} for name in names]
     for column in listed:
         entry = {"name": column["name"], "type": column["type"], "format": column.get("format", "")}
         columns.append({**entry, "description": column.get("description", ""), "priority": column.get("priority", 0)})
     rows = []
     for item in items:
         found = [json_path(item, column["jsonPath"]) for column in listed]
-        last = [_age(value) if column["type"] == "date" else value for column, value in zip(listed, found, strict=True)]
-        row: dict[str, Any] = {
-            "cells": [item["metadata"]["name"], *(cells(item) if resource.custom is None else []), *last]
-        }
+        cells = [
+            _age(value) if column["type"] == "date" else value for column, value in zip(listed, found, strict=True)
+        ]
+        row: dict[str, Any] = {"cells": [item["metadata"]["name"], *cells]}
         if include == "Object":
             row["object"] = item
         elif include == "Metadata":
-            row["object"] = {
-                "kind": "PartialObjectMetadata",
-                "apiVersion": "meta.k8s.io/v1",
-                "metadata": item["metadata"],
-            }
+            part = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1"}
+            row["object"] = {**part, "metadata": item["metadata"]}
         rows.append(row)
     return {
         "kind": "Table",

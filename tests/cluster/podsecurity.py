@@ -57,13 +57,14 @@ def host_namespaces(spec: Spec) -> str:
 
 
 def host_ports(spec: Spec) -> str:
-    found = [
-        container.get("name", "")
-        for kind in ("initContainers", "containers")
-        for container in spec.get(kind) or ()
-        if any(port.get("hostPort") for port in container.get("ports") or ())
-    ]
-    return f"hostPort ({_quoted(found)} uses a hostPort)" if found else ""
+    found, ports = [], []
+    for container in (*(spec.get("initContainers") or ()), *(spec.get("containers") or ())):
+        if bound := [port["hostPort"] for port in container.get("ports") or () if port.get("hostPort")]:
+            found.append(container.get("name", ""))
+            ports += bound
+    listed = ", ".join(str(port) for port in ports)
+    use = "use hostPorts" if len(found) > 1 else "uses hostPorts" if len(ports) > 1 else "uses hostPort"
+    return f"hostPort ({_quoted(found)} {use} {listed})" if found else ""
 
 
 def privileged(spec: Spec) -> str:
@@ -78,15 +79,17 @@ def privilege_escalation(spec: Spec) -> str:
 
 
 def capabilities(spec: Spec) -> str:
-    keep, add = [], []
+    keep, add, added = [], [], set()
     for name, context in _containers(spec):
         entry = context.get("capabilities") or {}
         if "ALL" not in (entry.get("drop") or ()):
             keep.append(name)
-        if set(entry.get("add") or ()) - {"NET_BIND_SERVICE"}:
+        if more := set(entry.get("add") or ()) - {"NET_BIND_SERVICE"}:
             add.append(name)
+            added |= more
     parts = [f'{_quoted(keep)} must set securityContext.capabilities.drop=["ALL"]'] if keep else []
-    parts += [f'{_quoted(add)} must not include other capabilities than "NET_BIND_SERVICE"'] if add else []
+    listed = ", ".join(f'"{name}"' for name in sorted(added))
+    parts += [f"{_quoted(add)} must not include {listed} in securityContext.capabilities.add"] if add else []
     return f"unrestricted capabilities ({'; '.join(parts)})" if parts else ""
 
 
@@ -94,11 +97,14 @@ def volume_types(spec: Spec) -> str:
     found = [volume.get("name", "") for volume in spec.get("volumes") or () if volume.keys() - VOLUMES - {"name"}]
     kinds = sorted({kind for volume in spec.get("volumes") or () for kind in volume.keys() - VOLUMES - {"name"}})
     text = ", ".join(f'"{kind}"' for kind in kinds)
-    return f"restricted volume types ({_quoted(found, 'volume')} uses restricted volume type {text})" if found else ""
+    use = "use restricted volume types" if len(found) > 1 else "uses restricted volume type"
+    return f"restricted volume types ({_quoted(found, 'volume')} {use} {text})" if found else ""
 
 
 def run_as_non_root(spec: Spec) -> str:
     default = _pod(spec).get("runAsNonRoot")
+    if found := [name for name, context in _containers(spec) if context.get("runAsNonRoot") is False]:
+        return f"runAsNonRoot != true ({_quoted(found)} must not set securityContext.runAsNonRoot=false)"
     found = [name for name, context in _containers(spec) if context.get("runAsNonRoot", default) is not True]
     text = "must set securityContext.runAsNonRoot=true"
     return f"runAsNonRoot != true (pod or {_quoted(found)} {text})" if found else ""
@@ -112,13 +118,12 @@ def run_as_user(spec: Spec) -> str:
 
 
 def seccomp(spec: Spec) -> str:
-    fine = ("RuntimeDefault", "Localhost")
-    default = (_pod(spec).get("seccompProfile") or {}).get("type")
-    found = [
-        name
-        for name, context in _containers(spec)
-        if (context.get("seccompProfile") or {}).get("type", default) not in fine
-    ]
+    fine, pod = ("RuntimeDefault", "Localhost"), (_pod(spec).get("seccompProfile") or {}).get("type")
+    types = {name: (context.get("seccompProfile") or {}).get("type") for name, context in _containers(spec)}
+    if found := [name for name, kind in types.items() if kind not in (None, *fine)]:
+        text = f'must not set securityContext.seccompProfile.type to "{types[found[0]]}"'
+        return f"seccompProfile ({_quoted(found)} {text})"
+    found = [name for name, kind in types.items() if (kind or pod) not in fine]
     text = 'must set securityContext.seccompProfile.type to "RuntimeDefault" or "Localhost"'
     return f"seccompProfile (pod or {_quoted(found)} {text})" if found else ""
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 import yaml
 
 from tests.cluster.certificates import Authority
@@ -148,6 +149,13 @@ class RealServer:
             yield
         finally:
             self._start_api_server()
+
+    def compact(self) -> None:
+        """etcd forgets all versions so far, as the API server asks it to every five minutes."""
+        etcd = urllib3.PoolManager()
+        newest = etcd.request("POST", f"{self._etcd}/v3/kv/range", json={"key": "AA=="}).json()["header"]["revision"]
+        answer = etcd.request("POST", f"{self._etcd}/v3/kv/compaction", json={"revision": newest, "physical": True})
+        assert answer.status == 200, answer.data
 
     def forbidden(self) -> list[str]:
         """What was refused with 403, of everybody but the administrator: 'user verb address', as the audit log has it."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.resource import GROUP_LABEL, ROUND, RUN, STAGE, TERMINAL
-from tests.cluster.apiserver import ApiServer, Place
+from tests.cluster.apiserver import ApiServer
+from tests.cluster.store import Place
 
 Object = dict[str, Any]
 
