@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import http.server
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
+from launcher import outage as outage_of
 from launcher.cluster import Cluster, NotFound, Refused, Unavailable
 from launcher.crd import crd
 from launcher.resource import CONTAINER, GROUP_LABEL, RUN, STAGE
@@ -154,10 +157,10 @@ def test_an_outage_changes_neither_exit_code_nor_output_of_a_verb_that_waits(
         assert processes[name].returncode == 0, f"{name}: {stderr}"
         waited = [line for line in stderr.splitlines() if "waiting for the API server: " in line]
         others = [line for line in stderr.splitlines() if line not in waited]
-        assert bool(waited) == (outage is not dropped_watches), f"{name}: {stderr}"
+        assert len(waited) == (outage is not dropped_watches), f"{name}: {stderr}"
         assert not [line for line in others if "error" in line.lower() or "forbidden" in line], f"{name}: {stderr}"
-        if name == "logs":
-            assert stdout == "extract-0 line 1\nextract-0 line 2\nextract-0 line 3\n"
+        printed = "".join(f"extract-0 line {number}\n" for number in (1, 2, 3))
+        assert stdout == {"logs": printed, "watch": ""}.get(name, "facts: Complete\n"), name
 
 
 def test_a_verb_that_begins_while_the_server_starts_waits_for_it(server: ApiServer, tmp_path: Path) -> None:
@@ -173,7 +176,7 @@ def test_a_verb_that_begins_while_the_server_starts_waits_for_it(server: ApiServ
 
 def test_a_refusal_at_rest_is_a_refusal(server: ApiServer, tmp_path: Path) -> None:
     def refuse(_: Any) -> None:
-        raise ApiError(403, "selectionruns.prism.dev is forbidden")
+        raise ApiError(403, NOT_ALLOWED)
 
     with variables(KUBECONFIG=str(server.kubeconfig(tmp_path / "kubeconfig"))):
         cluster = Cluster()
@@ -186,40 +189,130 @@ def test_a_refusal_at_rest_is_a_refusal(server: ApiServer, tmp_path: Path) -> No
             wait_until(cluster, record, has_ended, timeout_seconds=5)
 
 
+def client(server: ApiServer, folder: Path, **options: Any) -> Cluster:
+    with variables(KUBECONFIG=str(server.kubeconfig(folder / "kubeconfig"))):
+        return Cluster(**options)
+
+
+def answer(code: int, message: str, *, times: int = 1) -> list[tuple[Any, Any]]:
+    """The next requests for the run are answered so."""
+
+    def refuse(_: Any) -> None:
+        raise ApiError(code, message)
+
+    return [({"plural": "selectionruns"}, refuse)] * times
+
+
+NOT_ALLOWED = (
+    'selectionruns.prism.dev is forbidden: User "me" cannot list resource "selectionruns" in API group "prism.dev"'
+)
+QUOTA = 'selectionruns.prism.dev "facts" is forbidden: exceeded quota: small'
+
+
 @pytest.mark.parametrize("fault", ["500", "reset_before", "drop_watch"])
 def test_a_refusal_shortly_after_a_failure_is_transient(server: ApiServer, tmp_path: Path, fault: str) -> None:
-    def refuse(_: Any) -> None:
-        raise ApiError(403, "selectionruns.prism.dev is forbidden")
+    cluster = client(server, tmp_path)
+    version = cluster.list("SelectionRun", "default").version
+    server.faults.script([({"plural": "selectionruns"}, fault), *answer(403, NOT_ALLOWED)])
+    with pytest.raises(Unavailable):
+        list(cluster.watch("SelectionRun", "default", version, seconds=5))
+    with pytest.raises(Unavailable, match="just started"):
+        cluster.within(5).list("SelectionRun", "default")
 
-    with variables(KUBECONFIG=str(server.kubeconfig(tmp_path / "kubeconfig"))):
-        cluster = Cluster()
-        version = cluster.list("SelectionRun", "default").version
-        server.faults.script([({"plural": "selectionruns"}, fault), ({"plural": "selectionruns"}, refuse)])
-        with pytest.raises(Unavailable):
-            list(cluster.watch("SelectionRun", "default", version, seconds=5))
-        with pytest.raises(Unavailable, match="just started"):
-            cluster.within(5).list("SelectionRun", "default")
+
+def test_a_quota_is_a_refusal_whatever_failed_before_it(server: ApiServer, tmp_path: Path) -> None:
+    """It is asked after the roles are: no server that has not read them says so."""
+    cluster = client(server, tmp_path)
+    server.faults.script([({"plural": "selectionruns"}, "500"), *answer(403, QUOTA)])
+    with pytest.raises(Unavailable):
+        cluster.list("SelectionRun", "default")
+    with pytest.raises(Refused):
+        cluster.list("SelectionRun", "default")
+
+
+def test_a_server_that_has_answered_for_a_while_refuses_for_good(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage_of, "ANSWERED_SECONDS", 0.2)
+    cluster = client(server, tmp_path)
+    server.faults.script([({"plural": "selectionruns"}, "500")])
+    with pytest.raises(Unavailable):
+        cluster.list("SelectionRun", "default")
+    cluster.list("SelectionRun", "default")
+    time.sleep(0.3)
+    server.faults.script(answer(403, NOT_ALLOWED))
+    with pytest.raises(Refused):
+        cluster.list("SelectionRun", "default")
+
+
+def test_a_kubelet_that_does_not_answer_is_no_outage_of_the_server(server: ApiServer, tmp_path: Path) -> None:
+    cluster = client(server, tmp_path)
+    server.faults.script([({"plural": "pods/log"}, "500"), *answer(403, NOT_ALLOWED)])
+    with pytest.raises(Unavailable):
+        list(cluster.log_lines("default", POD, CONTAINER, follow=True))
+    with pytest.raises(Refused):
+        cluster.list("SelectionRun", "default")
+
+
+def test_who_has_not_logged_in_is_refused_at_once(server: ApiServer, tmp_path: Path) -> None:
+    def refuse(_: Any) -> None:
+        raise ApiError(403, 'forbidden: User "system:anonymous" cannot get path "/apis/prism.dev/v1alpha1"')
+
+    cluster = client(server, tmp_path, tries=20)
+    server.faults.script([({"path": "/apis/prism.dev/v1alpha1"}, refuse)])
+    with pytest.raises(Refused):
+        cluster.serves_selection_runs()
+
+
+def test_a_proxy_that_answers_404_says_nothing_of_our_kinds(tmp_path: Path) -> None:
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(404)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<html>default backend</html>")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ApiServer() as server, http.server.HTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        document = yaml.safe_load(server.kubeconfig(tmp_path / "kubeconfig").read_text())
+        document["clusters"][0]["cluster"]["server"] = f"http://127.0.0.1:{proxy.server_port}"
+        (tmp_path / "wrong").write_text(yaml.safe_dump(document))
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        with (
+            variables(KUBECONFIG=str(tmp_path / "wrong")),
+            pytest.raises(Unavailable, match="no answer of a Kubernetes"),
+        ):
+            Cluster().serves_selection_runs()
+        proxy.shutdown()
 
 
 def test_a_no_to_what_we_may_do_is_asked_again_after_an_outage(server: ApiServer, tmp_path: Path) -> None:
     """A server that has not read its roles allows nothing."""
-    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "driver", "namespace": "default"}}
-    server.create(account)
-    token = "sa:default:driver"
-    with variables(KUBECONFIG=str(server.kubeconfig(tmp_path / "kubeconfig", token=token))):
-        cluster = Cluster(tries=3)
-        assert not cluster.may("create", "batch", "jobs", "default")
-        with server.outage(), pytest.raises(Unavailable):
-            cluster.may("create", "batch", "jobs", "default")
-        role = {"rules": [{"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["create"]}]}
-        api = {"apiVersion": "rbac.authorization.k8s.io/v1"}
-        server.create({**api, "kind": "Role", "metadata": {"name": "driver", "namespace": "default"}, **role})
-        reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "driver"}
-        subject = {"kind": "ServiceAccount", "name": "driver", "namespace": "default"}
-        binding = {**api, "kind": "RoleBinding", "metadata": {"name": "driver", "namespace": "default"}}
-        server.create({**binding, "roleRef": reference, "subjects": [subject]})
-        time.sleep(server.start_seconds)
-        assert cluster.may("create", "batch", "jobs", "default")
+    cluster = client(server, tmp_path, tries=5)
+
+    server.faults.script([({"plural": "selectionruns"}, "500")])
+    with pytest.raises(Unavailable):
+        cluster.without_retries().list("SelectionRun", "default")
+    with variables(KUBECONFIG=str(server.kubeconfig(tmp_path / "person", token="sa:default:person"))):
+        person = Cluster(tries=5)
+    assert not person.may("create", "batch", "jobs", "default")
+    person._outage = cluster._outage
+    began = time.monotonic()
+    threading.Timer(1.0, grant_jobs, [server]).start()
+    assert person.may("create", "batch", "jobs", "default")
+    assert time.monotonic() > began + 0.9
+
+
+def grant_jobs(server: ApiServer) -> None:
+    api = {"apiVersion": "rbac.authorization.k8s.io/v1"}
+    place = {"metadata": {"name": "person", "namespace": "default"}}
+    rules = [{"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["create"]}]
+    server.create({**api, "kind": "Role", **place, "rules": rules})
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "person"}
+    subject = {"kind": "ServiceAccount", "name": "person", "namespace": "default"}
+    server.create({**api, "kind": "RoleBinding", **place, "roleRef": reference, "subjects": [subject]})
 
 
 def test_a_kind_that_is_removed_takes_its_runs_with_it(server: ApiServer, tmp_path: Path) -> None:

@@ -670,3 +670,20 @@ def test_any_overlay_is_merged_or_refused(overlay: Object) -> None:
             merge(RICH, overlay)
     else:
         json.dumps(merge(RICH, overlay))
+
+
+WITHOUT_WORKER: list[Object] = [
+    {"$patch": "delete"},
+    {"spec": None},
+    {"spec": {"$patch": "delete"}},
+    {"spec": {"$patch": "replace", "hostNetwork": False}},
+    {"spec": {"containers": None}},
+    {"spec": {"containers": [{"$patch": "replace"}]}},
+    {"spec": {"containers": [{"name": "worker", "$patch": "delete"}]}},
+]
+
+
+@pytest.mark.parametrize("overlay", WITHOUT_WORKER, ids=str)
+def test_an_overlay_that_removes_the_worker_is_refused_when_the_document_is_read(overlay: Object) -> None:
+    with pytest.raises(SpecError, match="podOverlay"):
+        run_of(podOverlay=overlay)
