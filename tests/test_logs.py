@@ -174,8 +174,8 @@ def test_a_prefix_says_stage_group_attempt_and_node(pod: Pod, prefix: str) -> No
 def test_without_following_pods_come_by_stage_and_attempt_each_from_its_start(server: Server) -> None:
     put(server, pod_of("reduce"), "running", "r")
     put(server, pod_of("extract", attempt=1), "running", "second")
-    put(server, pod_of("extract", group=1), "terminated", "other group")
     put(server, pod_of("extract"), "terminated", "first")
+    put(server, pod_of("extract", group=1), "terminated", "other group")
     put(server, pod_of("plan"), "terminated", "p1", "p2")
     put(server, pod_of("plan", run="another"), "terminated", "not ours")
     put(server, pod_of("reduce", attempt=1), "waiting")
