@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationInfo, field_validator
 from pydantic.alias_generators import to_camel
 
 
@@ -20,6 +21,25 @@ class Section(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """A number is no text, as an API server has it: one document means the same to both."""
+        kinds = _plain_types(cls.model_fields[str(info.field_name)].annotation)
+        if kinds & {bool, int, float} and str not in kinds:
+            if bool in kinds and not isinstance(value, bool):
+                raise ValueError(f"must be true or false, without quotes, not {value!r}")
+            if bool not in kinds and isinstance(value, bool | str):
+                raise ValueError(f"must be a number, without quotes, not {value!r}")
+        return value
+
+
+def _plain_types(annotation: Any) -> set[Any]:
+    """The types of a field: `Annotated[int, …] | None` has int and NoneType."""
+    if get_origin(annotation) in (Union, UnionType):
+        return set().union(*(_plain_types(option) for option in get_args(annotation)))
+    return {get_args(annotation)[0]} if get_origin(annotation) is Annotated else {annotation}
 
 
 def check_uri(uri: str) -> str:

@@ -20,6 +20,7 @@ import yaml
 from launcher.crd import crd
 from launcher.display import printable
 from launcher.resource import config_map_record, parse_for_cluster
+from prism_job.errors import SpecError
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.certificates import Authority
 from tests.cluster.rig import eventually
@@ -209,6 +210,18 @@ def test_a_run_is_stored_as_it_was_written_without_any_default(with_kind: ApiSer
     assert stored["metadata"]["annotations"] == {"since": "2026-01-01"}
     code, _, stderr = prism(with_kind, tmp_path, "submit", str(path))
     assert (code, stderr.splitlines()[0]) == (0, "attached: default/facts")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("suspend", "no"), ("suspend", 1), ("retry", "3"), ("retry", True), ("selection", "4")]
+)
+def test_a_number_in_quotes_is_refused_before_it_is_sent(field: str, value: Any, tmp_path: Path) -> None:
+    """An API server refuses it; so does everything else that reads the document."""
+    spec = {**DOCUMENT["spec"], field: value}
+    if field == "selection":
+        spec[field] = {"keep": "highest", "budget": {"count": value}}
+    with pytest.raises(SpecError, match="without quotes"):
+        parse_for_cluster(yaml.safe_dump({**DOCUMENT, "spec": spec}), "here")
 
 
 def test_a_record_in_a_config_map_is_the_text_as_it_was_written(server: ApiServer, tmp_path: Path) -> None:
