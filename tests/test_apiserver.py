@@ -39,7 +39,7 @@ def server(tmp_path: Path) -> Iterator[ApiServer]:
 
 @pytest.fixture
 def api(server: ApiServer, tmp_path: Path) -> Iterator[client.ApiClient]:
-    with _client(server, tmp_path) as api:
+    with config.new_client_from_config(str(server.kubeconfig(tmp_path / "admin.yaml"))) as api:
         yield api
 
 
@@ -57,11 +57,6 @@ def batch(api: client.ApiClient) -> client.BatchV1Api:
 def custom(server: ApiServer, api: client.ApiClient) -> client.CustomObjectsApi:
     server.create(OBJECTS["definition"])
     return client.CustomObjectsApi(api)
-
-
-def _client(server: ApiServer, folder: Path, token: str | None = None) -> client.ApiClient:
-    path = server.kubeconfig(folder / f"{(token or 'admin').replace(':', '-')}.yaml", token=token)
-    return config.new_client_from_config(str(path))
 
 
 def _until(holds: Callable[[], Any], text: str) -> None:

@@ -593,8 +593,9 @@ class ApiServer:
             for name, wanted in (options.get("preconditions") or {}).items():
                 if (found := item["metadata"].get(name)) != wanted:
                     raise other_there(resource, request.name, wanted, found)
-            default = "Orphan" if resource.plural == "jobs" else "Background"
-            policy = options.get("propagationPolicy") or ("Orphan" if options.get("orphanDependents") else default)
+            policy = options.get("propagationPolicy") or ("Orphan" if resource.plural == "jobs" else "Background")
+            if policy not in ("Orphan", "Background"):
+                raise ApiError(500, f"this server does not know the propagation policy {policy}")
             grace = options.get("gracePeriodSeconds")
             if not request.dry_run:
                 item = self.remove(resource, item, policy=policy, grace_seconds=None if grace is None else int(grace))
@@ -612,16 +613,14 @@ class ApiServer:
             grace = item["spec"].get("terminationGracePeriodSeconds", 30) if grace_seconds is None else grace_seconds
             done = item.get("status", {}).get("phase") in ("Succeeded", "Failed")
             grace = 0 if done or not item["spec"].get("nodeName") else grace
-        finalizers = list(metadata.get("finalizers", ()))
+        finalizers = metadata.get("finalizers")
         if policy == "Orphan":
             for place in tuple(children):
                 child = self.store.get(place[:2], place[2], place[3])
                 assert child
                 left = [r for r in child["metadata"]["ownerReferences"] if r["uid"] != metadata["uid"]]
                 self.store.commit(place[:2], child, owned_by(child, left))
-        elif policy == "Foreground" and "foregroundDeletion" not in finalizers and not is_ending(item):
-            finalizers.append("foregroundDeletion")
-        waits = bool(finalizers or grace or (resource.plural == "namespaces"))
+        waits = finalizers or grace or resource.plural == "namespaces"
         if resource.plural == "pods" and not finalizers and not grace:
             item = {**item, "metadata": {**metadata, "deletionGracePeriodSeconds": 0}}
         if not waits:
@@ -632,8 +631,6 @@ class ApiServer:
             return item
         metadata["deletionTimestamp"] = stamp(grace)
         metadata["deletionGracePeriodSeconds"] = grace
-        if finalizers:
-            metadata["finalizers"] = list(dict.fromkeys(finalizers))
         if metadata.get("generation") and not is_ending(item):
             metadata["generation"] += 1
         status = (

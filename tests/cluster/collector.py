@@ -50,14 +50,10 @@ class Collector:
         if new is None:
             for child in self.store.children.get(before["uid"], ()):
                 self._later("child", child)
-            for reference in before.get("ownerReferences", ()):
-                if owner := self.store.places.get(reference["uid"]):
-                    self._later("owner", owner)
             if place[2] and (space := self.store.get(("", "namespaces"), "", place[2])) and is_ending(space):
                 self._later("namespace", place[2])
-        elif "deletionTimestamp" in after and "deletionTimestamp" not in before:
-            kind = "namespace" if place[1] == "namespaces" else "owner"
-            self._later(kind, place if kind == "owner" else place[3])
+        elif place[1] == "namespaces" and "deletionTimestamp" in after and "deletionTimestamp" not in before:
+            self._later("namespace", place[3])
 
     def _run(self) -> None:
         with self._wake:
@@ -74,11 +70,11 @@ class Collector:
     def _get(self, place: Place) -> Object | None:
         return self.store.get(place[:2], place[2], place[3])
 
-    def _delete(self, place: Place, policy: str = "Background") -> None:
+    def _delete(self, place: Place) -> None:
         item = self._get(place)
         resource = self.server.resource_at(place[:2])
         if item and resource and not is_ending(item):
-            self.server.remove(resource, item, policy=policy)
+            self.server.remove(resource, item, policy="Background")
 
     def _child(self, place: Place) -> None:
         item = self._get(place)
@@ -94,33 +90,6 @@ class Collector:
             self._delete(place)
         elif len(present) < len(references):
             self.store.commit(place[:2], item, owned_by(item, present))
-
-    def _owner(self, place: Place) -> None:
-        item = self._get(place)
-        if not item or not is_ending(item) or "foregroundDeletion" not in item["metadata"].get("finalizers", ()):
-            return
-        uid, blocked = item["metadata"]["uid"], False
-        for child in tuple(self.store.children.get(uid, ())):
-            self._delete(child, "Foreground" if self._has_children(child) else "Background")
-            left = self._get(child)
-            blocked |= bool(left) and any(
-                reference["uid"] == uid and reference.get("blockOwnerDeletion")
-                for reference in (left or {})["metadata"].get("ownerReferences", ())
-            )
-        if not blocked:
-            self._release(place, item, "foregroundDeletion")
-
-    def _has_children(self, place: Place) -> bool:
-        item = self._get(place)
-        return bool(item and self.store.children.get(item["metadata"]["uid"]))
-
-    def _release(self, place: Place, item: Object, finalizer: str) -> None:
-        left = [name for name in item["metadata"].get("finalizers", ()) if name != finalizer]
-        metadata = {name: value for name, value in item["metadata"].items() if name != "finalizers"}
-        new = {**item, "metadata": {**metadata, **({"finalizers": left} if left else {})}}
-        seen = self.store.commit(place[:2], item, new)
-        if not left and not metadata.get("deletionGracePeriodSeconds"):
-            self.store.commit(place[:2], seen, None)
 
     def _namespace(self, name: str) -> None:
         space = self.store.get(("", "namespaces"), "", name)

@@ -53,7 +53,7 @@ class NotHere(Exception):
 
 @dataclass
 class Container:
-    """A started container. `process` is None if it could not be started: `failure` says why."""
+    """A started container."""
 
     pod_uid: str
     name: str
@@ -62,8 +62,7 @@ class Container:
     log: Path
     message_file: Path
     fall_back_to_log: bool
-    process: subprocess.Popen[bytes] | None = None
-    failure: str = ""
+    process: subprocess.Popen[bytes]
     started: float = field(default_factory=time.time)
     ended: float | None = None
     oom: bool = False
@@ -72,29 +71,25 @@ class Container:
 
     def signal_all(self, number: int) -> None:
         """To every process of the pod, also those in groups of their own."""
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
-            for pid in _processes_of(self.pod_uid):
-                if _group_of(pid) != self.process.pid:
-                    send(pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+        for pid in _processes_of(self.pod_uid):
+            if _group_of(pid) != self.process.pid:
+                send(pid, number)
 
     def is_running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        return self.process.poll() is None
 
     def end(self) -> None:
         """Kill what is left. Twice, since a process may have forked meanwhile."""
-        if self.process is not None:
-            for _ in range(2):
-                self.signal_all(signal.SIGKILL)
-                self.process.wait()
+        for _ in range(2):
+            self.signal_all(signal.SIGKILL)
+            self.process.wait()
         self.ended = self.ended or time.time()
 
     def terminated(self) -> dict[str, Any]:
         """The `terminated` state of the container's status."""
         times = {"startedAt": stamp(self.started), "finishedAt": stamp(self.ended or time.time())}
-        if self.process is None:
-            return {"exitCode": 128, "reason": "StartError", "message": self.failure, **times}
         code = self.process.returncode
         code = 128 - code if code < 0 else code
         reason = "OOMKilled" if self.oom else "Completed" if code == 0 else "Error"
@@ -109,7 +104,6 @@ def start(
     pod: Thing,
     folder: Path,
     logs: PodLogs,
-    claims: Path,
     fetch: Fetch,
     environment: Mapping[str, str],
     names: Names,
@@ -122,20 +116,20 @@ def start(
 
     Raises:
         NotYet: a ConfigMap or Secret is missing.
-        NotHere: several containers, hostPath and so on.
+        NotHere: several containers, hostPath, an unknown command and so on.
     """
     spec = pod["spec"]
     if spec.get("initContainers") or len(spec["containers"]) != 1:
         raise NotHere("these nodes run pods of exactly one container, without init containers")
     container, (home, work) = spec["containers"][0], (folder / uid_of(pod), folder / uid_of(pod) / "work")
     work.mkdir(parents=True, exist_ok=True)
-    volumes = {
-        volume["name"]: _make_volume(volume, pod, home, claims, fetch, tokens) for volume in spec.get("volumes") or []
-    }
-    places = {
-        mount["mountPath"].rstrip("/"): volumes[mount["name"]] / mount.get("subPath", "")
-        for mount in container.get("volumeMounts") or []
-    }
+    if unknown := {"envFrom", "workingDir"} & container.keys():
+        raise NotHere(f"these nodes do not know of a container's {' and '.join(sorted(unknown))}")
+    volumes = {volume["name"]: _make_volume(volume, pod, home, fetch, tokens) for volume in spec.get("volumes") or []}
+    mounts = container.get("volumeMounts") or []
+    if any("subPath" in mount for mount in mounts):
+        raise NotHere("these nodes mount whole volumes only, no subPath")
+    places = {mount["mountPath"].rstrip("/"): volumes[mount["name"]] for mount in mounts}
     log = logs.path(pod["metadata"]["namespace"], pod["metadata"]["name"], uid_of(pod), container["name"])
     log.parent.mkdir(parents=True, exist_ok=True)
     message_path = container.get("terminationMessagePath") or "/dev/termination-log"
@@ -155,36 +149,27 @@ def start(
         command[0] = sys.executable
     ours = {**environment, "PRISM_TERMINATION_LOG": str(message_file), MARK: uid_of(pod)}
     full = {"PATH": os.environ["PATH"], **variables, **ours}
-    started = Container(
-        uid_of(pod),
-        container["name"],
-        spec["nodeName"],
-        home,
-        log,
-        message_file,
-        container.get("terminationMessagePolicy") == "FallbackToLogsOnError",
-    )
     if shutil.which(command[0], path=full["PATH"]) is None:
-        started.failure = f'exec: "{command[0]}": executable file not found in $PATH'
-        return started
+        raise NotHere(f'exec: "{command[0]}": executable file not found in $PATH')
     if tokens is not None and MOUNT_PATH in places:
         if reason := why_no_mounts():
             raise NotHere(f"a service-account token needs a mount of its own: {reason}")
         command = mounted(command, places[MOUNT_PATH])
     # Should the rig itself be killed, the kernel kills the pod's main process.
     guard = [setpriv, "--pdeathsig", "KILL", "--"] if (setpriv := shutil.which("setpriv")) else []
-    directory = rewrite(container.get("workingDir") or str(work), places)
     with log.open("ab") as output:
-        started.process = subprocess.Popen(
+        process = subprocess.Popen(
             [*guard, *command],
             env=full,
-            cwd=directory if Path(directory).is_dir() else work,
+            cwd=work,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
-    return started
+    fall_back_to_log = container.get("terminationMessagePolicy") == "FallbackToLogsOnError"
+    place = (uid_of(pod), container["name"], spec["nodeName"], home)
+    return Container(*place, log, message_file, fall_back_to_log, process)
 
 
 def expand(text: str, variables: Mapping[str, str]) -> str:
@@ -242,35 +227,25 @@ def _is_free(port: int) -> bool:
 def _variables(pod: Thing, container: Thing, fetch: Fetch) -> dict[str, str]:
     """The container's environment, expanded but not rewritten."""
     found: dict[str, str] = {}
-    for source in container.get("envFrom") or []:
-        for kind, plural in (("configMapRef", "configmaps"), ("secretRef", "secrets")):
-            if kind in source:
-                content = _content(plural, source[kind], fetch, "CreateContainerConfigError") or {}
-                found |= {source.get("prefix", "") + name: value.decode() for name, value in content.items()}
     for variable in container.get("env") or []:
         value = _value(variable, pod, fetch)
-        if value is not None:
-            found[variable["name"]] = expand(value, found) if "valueFrom" not in variable else value
+        found[variable["name"]] = expand(value, found) if "valueFrom" not in variable else value
     return found
 
 
-def _value(variable: Thing, pod: Thing, fetch: Fetch) -> str | None:
+def _value(variable: Thing, pod: Thing, fetch: Fetch) -> str:
     source = variable.get("valueFrom")
     if not source:
         return str(variable.get("value") or "")
     if "fieldRef" in source:
         return field_of(pod, source["fieldRef"]["fieldPath"])
-    for kind, plural in (("configMapKeyRef", "configmaps"), ("secretKeyRef", "secrets")):
-        if kind in source:
-            reference = source[kind]
-            content = _content(plural, reference, fetch, "CreateContainerConfigError")
-            if content is not None and reference["key"] in content:
-                return content[reference["key"]].decode()
-            if reference.get("optional"):
-                return None
-            raise NotYet(
-                "CreateContainerConfigError", f"couldn't find key {reference['key']} in {kind[:-6]} {reference['name']}"
-            )
+    if "secretKeyRef" in source:
+        reference = source["secretKeyRef"]
+        content = _content("secrets", reference["name"], fetch, "CreateContainerConfigError")
+        if reference["key"] in content:
+            return content[reference["key"]].decode()
+        missing = f"couldn't find key {reference['key']} in secret {reference['name']}"
+        raise NotYet("CreateContainerConfigError", missing)
     raise NotHere(f"env {variable['name']}: no such source on these nodes: {sorted(source)}")
 
 
@@ -281,32 +256,21 @@ def field_of(pod: Thing, path: str) -> str:
     value: Any = pod
     for name in path.split("."):
         value = (value or {}).get(name)
-    if path.startswith("status.hostIP"):
-        value = "127.0.0.1"
     return "" if value is None else str(value)
 
 
-def _content(plural: str, reference: Thing, fetch: Fetch, waiting: str) -> dict[str, bytes] | None:
-    """The entries of a ConfigMap or Secret; None if it is missing and optional."""
-    name = reference.get("name") or reference["secretName"]
+def _content(plural: str, name: str, fetch: Fetch, waiting: str) -> dict[str, bytes]:
+    """The entries of a ConfigMap or Secret."""
     held = fetch(plural, name)
     if held is None:
-        if reference.get("optional"):
-            return None
         raise NotYet(waiting, f'{plural[:-1]} "{name}" not found')
-    coded = held.get("binaryData") if plural == "configmaps" else held.get("data")
-    plain = held.get("data") if plural == "configmaps" else held.get("stringData")
-    found = {name: text.encode() for name, text in (plain or {}).items()}
-    return found | {name: base64.b64decode(text) for name, text in (coded or {}).items()}
+    decode = str.encode if plural == "configmaps" else base64.b64decode
+    return {name: decode(text) for name, text in (held.get("data") or {}).items()}
 
 
-def _make_volume(volume: Thing, pod: Thing, home: Path, claims: Path, fetch: Fetch, tokens: Tokens | None) -> Path:
+def _make_volume(volume: Thing, pod: Thing, home: Path, fetch: Fetch, tokens: Tokens | None) -> Path:
     """The folder of a volume, filled."""
     folder = home / "volumes" / str(volume["name"])
-    if claim := volume.get("persistentVolumeClaim"):
-        folder = claims / str(pod["metadata"]["namespace"]) / str(claim["claimName"])
-    elif not {"emptyDir", "configMap", "secret", "downwardAPI", "projected"} & volume.keys():
-        raise NotHere(f"volume {volume['name']}: no such volume on these nodes: {sorted(volume.keys() - {'name'})}")
     folder.mkdir(parents=True, exist_ok=True)
     for source in (volume.get("projected") or {}).get("sources") or [volume]:
         if token := source.get("serviceAccountToken"):
@@ -318,22 +282,22 @@ def _make_volume(volume: Thing, pod: Thing, home: Path, claims: Path, fetch: Fet
             why = f'MountVolume.SetUp failed for volume "{volume["name"]}" : {missing.message}'
             raise NotYet(missing.reason, why) from missing
         for name, content in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
     return folder
 
 
 def _files(source: Thing, pod: Thing, fetch: Fetch) -> dict[str, bytes]:
-    for kind, plural in (("configMap", "configmaps"), ("secret", "secrets")):
-        if kind in source:
-            content = _content(plural, source[kind], fetch, "ContainerCreating") or {}
-            if items := source[kind].get("items"):
-                return {item["path"]: content[item["key"]] for item in items if item["key"] in content}
-            return content
+    """What a volume, or one source of a projected one, holds at first."""
+    if "configMap" in source:
+        content = _content("configmaps", source["configMap"]["name"], fetch, "ContainerCreating")
+        items = source["configMap"].get("items") or [{"key": name, "path": name} for name in content]
+        return {item["path"]: content[item["key"]] for item in items}
     if "downwardAPI" in source:
-        items = source["downwardAPI"].get("items") or []
+        items = source["downwardAPI"]["items"]
         return {item["path"]: field_of(pod, item["fieldRef"]["fieldPath"]).encode() for item in items}
-    return {}
+    if "emptyDir" in source:
+        return {}
+    raise NotHere(f"no such volume on these nodes: {source}")
 
 
 def _tail(path: Path, max_bytes: int) -> str:

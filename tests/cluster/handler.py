@@ -303,7 +303,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _table(self, request: Request, items: list[Object], metadata: Object) -> Object:
         assert request.resource
-        return openapi.table(request.resource, items, metadata, include=request.query.get("includeObject", "Metadata"))
+        return openapi.table(request.resource, items, metadata)
 
     def _send_list(self, request: Request, items: list[Object], metadata: Object) -> None:
         resource = request.resource

@@ -1,15 +1,14 @@
 """What a Job controller decides: a batch/v1 Job and its pods in, what to do out. Pure.
 
-In the order of Kubernetes' own syncJob (pkg/controller/job), with its conditions, reasons and messages. Left out:
-successPolicy, backoffLimitPerIndex, adoption, and the restarts of restartPolicy OnFailure.
+In the order of Kubernetes' own syncJob (pkg/controller/job), with its conditions, reasons and messages, for the Jobs that the
+launcher makes: Indexed, as many pods at once as completions, FailJob rules only. Left out is all else: deadlines, removal
+after a time, the wait before a pod is replaced, restartPolicy OnFailure.
 """
 
 from __future__ import annotations
 
 import copy
 import random
-import time
-from calendar import timegm
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,76 +27,62 @@ class Decision:
     status: Thing
     delete: list[Thing] = field(default_factory=list)
     release: list[Thing] = field(default_factory=list)  # finalizer off first, then deleted: counts for nothing
-    create: list[int | None] = field(default_factory=list)
+    create: list[int] = field(default_factory=list)
     strip: list[Thing] = field(default_factory=list)
     counted: set[str] = field(default_factory=set)
-    again_seconds: float | None = None
-    expired: bool = False
     events: list[tuple[str, str]] = field(default_factory=list)
 
 
-def decide(job: Thing, pods: list[Thing], counted: set[str], now: float, pod_backoff_seconds: float = 10.0) -> Decision:
+def decide(job: Thing, pods: list[Thing], counted: set[str], now: float) -> Decision:
     """One sync. `counted` holds the uids of pods that the status counts already though their finalizer is still on."""
     spec, status = job["spec"], copy.deepcopy(job.get("status") or {})
+    if spec["completionMode"] != "Indexed" or spec["completions"] != spec["parallelism"]:
+        raise ValueError(
+            f"Job {'/'.join(key_of(job))}: only Indexed Jobs with parallelism = completions are known here"
+        )
     found = Decision(status)
     tracked = [pod for pod in pods if TRACKING in (pod["metadata"].get("finalizers") or [])]
-    finished = next((c for kind in ("Complete", "Failed") if (c := _condition(status, kind))), None)
-    if finished or "deletionTimestamp" in job["metadata"]:
+    if "deletionTimestamp" in job["metadata"] or any(_condition(status, kind) for kind in ("Complete", "Failed")):
         found.strip = tracked
-        if finished and "deletionTimestamp" not in job["metadata"] and spec.get("ttlSecondsAfterFinished") is not None:
-            left = _seconds(finished["lastTransitionTime"]) + spec["ttlSecondsAfterFinished"] - now
-            found.expired, found.again_seconds = left <= 0, max(left, 0.01)
         return found
 
-    suspended, indexed = bool(spec.get("suspend")), spec.get("completionMode") == "Indexed"
-    completions = spec.get("completions")
+    suspended = bool(spec.get("suspend"))
     if not suspended and "startTime" not in status:
         status["startTime"] = stamp(now)
     active = [pod for pod in pods if _is_active(pod)]
     terminating = [pod for pod in pods if _is_terminating(pod)]
     fresh = [pod for pod in tracked if uid_of(pod) not in counted]
-    failed = [pod for pod in fresh if _has_failed(pod, spec)]
-    num_failed = status.get("failed", 0) + sum(_action(spec, pod)[0] != "Ignore" for pod in failed)
+    failed = [pod for pod in fresh if _phase(pod) == "Failed"]
     succeeded = [pod for pod in fresh if _phase(pod) == "Succeeded"]
-    done = _indexes(status.get("completedIndexes", ""))
-    if indexed:
-        done |= {i for pod in succeeded if (i := _index(pod)) is not None and i < completions}
-        num_succeeded = len(done)
-    else:
-        num_succeeded = status.get("succeeded", 0) + len(succeeded)
+    done = _indexes(status.get("completedIndexes", "")) | {_index(pod) for pod in succeeded}
 
-    ending = _ending(job, failed, num_failed, now, found)
+    ending = _ending(job, failed, status)
     if ending and ending[0] == "FailureTarget":
         # The survivors are deleted in this very sync, and count as failed before they have ended.
         found.delete = active
         failed = [pod for pod in fresh if _phase(pod) != "Succeeded"]
-        num_failed = status.get("failed", 0) + sum(_action(spec, pod)[0] != "Ignore" for pod in failed)
-        found.strip, found.counted = tracked, {uid_of(pod) for pod in failed + succeeded}
+        found.strip = tracked
         terminating = terminating + active
         active = []
     else:
-        found.strip = [pod for pod in tracked if _phase(pod) == "Succeeded" or _has_failed(pod, spec)]
-        found.counted = {uid_of(pod) for pod in failed + succeeded}
+        found.strip = [pod for pod in tracked if _phase(pod) in ("Succeeded", "Failed")]
         if suspended:
             found.release = active
         else:
-            _manage(found, job, pods, active, terminating, done, num_succeeded, now, pod_backoff_seconds)
+            _manage(found, active, terminating, done, spec["completions"])
         released = {uid_of(pod) for pod in found.release}
         terminating = terminating + found.release
         active = [pod for pod in active if uid_of(pod) not in released]
         _say_suspended(found, suspended, now)
-        if completions is None:
-            complete = num_succeeded > 0 and not active and not found.create
-        else:
-            complete = num_succeeded >= completions
-        if complete and not ending and not suspended:
+        if len(done) >= spec["completions"] and not ending and not suspended:
             ending = ("SuccessCriteriaMet", "CompletionsReached", "Reached expected number of succeeded pods")
 
+    found.counted = {uid_of(pod) for pod in failed + succeeded}
     status["active"] = len(active)  # those that will be created are added by whoever creates them
     status["ready"] = sum(_is_ready(pod) for pod in active)
     status["terminating"] = len(terminating)
-    status["failed"], status["succeeded"] = num_failed, num_succeeded
-    if indexed and done:
+    status["failed"], status["succeeded"] = status.get("failed", 0) + len(failed), len(done)
+    if done:
         status["completedIndexes"] = _ranges(done)
     if ending:
         interim, reason, message = ending
@@ -114,79 +99,35 @@ def decide(job: Thing, pods: list[Thing], counted: set[str], now: float, pod_bac
     return found
 
 
-def _ending(
-    job: Thing, failed: list[Thing], num_failed: int, now: float, found: Decision
-) -> tuple[str, str, str] | None:
+def _ending(job: Thing, failed: list[Thing], status: Thing) -> tuple[str, str, str] | None:
     """The interim condition that holds or should, its reason and message."""
-    spec, status = job["spec"], found.status
     for kind in ("FailureTarget", "SuccessCriteriaMet"):
         if held := _condition(status, kind):
             return kind, held["reason"], held["message"]
     for pod in failed:
-        action, message = _action(spec, pod)
-        if action == "FailJob":
+        if message := _matched_rule(job["spec"], pod):
             return "FailureTarget", "PodFailurePolicy", message
-    if num_failed > spec.get("backoffLimit", 6):
+    if status.get("failed", 0) + len(failed) > job["spec"]["backoffLimit"]:
         return "FailureTarget", "BackoffLimitExceeded", "Job has reached the specified backoff limit"
-    if spec.get("activeDeadlineSeconds") is not None and not spec.get("suspend"):
-        left = _seconds(status["startTime"]) + spec["activeDeadlineSeconds"] - now
-        if left <= 0:
-            return "FailureTarget", "DeadlineExceeded", "Job was active longer than specified deadline"
-        found.again_seconds = left + 0.01
     return None
 
 
-def _manage(
-    found: Decision,
-    job: Thing,
-    pods: list[Thing],
-    active: list[Thing],
-    terminating: list[Thing],
-    done: set[int],
-    num_succeeded: int,
-    now: float,
-    pod_backoff_seconds: float,
-) -> None:
-    """Which pods to release and which to create, so that as many run as the Job wants."""
-    spec = job["spec"]
-    completions, parallelism = spec.get("completions"), spec.get("parallelism", 1)
-    held = active + terminating if _only_replaces_failed(spec) else active
-    if completions is None:
-        wanted = len(active) if num_succeeded else parallelism
-    else:
-        wanted = min(completions - num_succeeded, parallelism)
+def _manage(found: Decision, active: list[Thing], terminating: list[Thing], done: set[int], completions: int) -> None:
+    """Which pods to release and which to create, so that one runs for each index that is not done."""
     taken: set[int] = set()
-    if spec.get("completionMode") == "Indexed":
-        for pod in sorted(active, key=lambda pod: pod["metadata"]["creationTimestamp"]):
-            if (index := _index(pod)) is None or index in taken or index in done or index >= completions:
-                found.release.append(pod)
-            else:
-                taken.add(index)
-    kept = [pod for pod in active if pod not in found.release]
-    found.release += kept[max(wanted, 0) :]
-    missing = wanted - len(held)
-    if not _only_replaces_failed(spec):
-        missing += len(found.release)
-    if missing <= 0:
-        return
-    ended = [at for pod in pods if _phase(pod) == "Failed" for at in [_ended_at(pod)] if at]
-    if ended:
-        wait = max(ended) + min(pod_backoff_seconds * 2 ** (len(ended) - 1), 600) - now
-        if wait > 0:
-            found.again_seconds = min(wait, found.again_seconds or wait)
-            return
-    if spec.get("completionMode") == "Indexed":
-        taken |= {i for pod in held if (i := _index(pod)) is not None}
-        found.create += [i for i in range(completions) if i not in done and i not in taken][:missing]
-    else:
-        found.create = [None] * missing
+    for pod in sorted(active, key=lambda pod: pod["metadata"]["creationTimestamp"]):
+        if (index := _index(pod)) in taken | done:
+            found.release.append(pod)
+        else:
+            taken.add(index)
+    taken |= done | {_index(pod) for pod in terminating}
+    found.create = [index for index in range(completions) if index not in taken]
 
 
 def _say_suspended(found: Decision, suspended: bool, now: float) -> None:
     status = found.status
     held = next((c for c in status.get("conditions") or [] if c["type"] == "Suspended"), None)
     if suspended:
-        status.pop("startTime", None)
         if _set_condition(status, "Suspended", "True", "JobSuspended", "Job suspended", now):
             found.events.append(("Suspended", "Job suspended"))
     elif held and _set_condition(status, "Suspended", "False", "JobResumed", "Job resumed", now):
@@ -194,29 +135,23 @@ def _say_suspended(found: Decision, suspended: bool, now: float) -> None:
         found.events.append(("Resumed", "Job resumed"))
 
 
-def _action(spec: Thing, pod: Thing) -> tuple[str, str]:
-    """What the first matching rule of podFailurePolicy says: FailJob with its message, Ignore or Count (also if none)."""
+def _matched_rule(spec: Thing, pod: Thing) -> str:
+    """How a failed pod matches the first rule of podFailurePolicy that it does; empty if it matches none."""
     where, status = "/".join(key_of(pod)), pod.get("status") or {}
     for number, rule in enumerate((spec.get("podFailurePolicy") or {}).get("rules") or []):
+        if (rule["action"], rule.get("onExitCodes", {}).get("operator", "In")) != ("FailJob", "In"):
+            raise ValueError(f"podFailurePolicy of {where}: only FailJob, and exit codes that are In, are known here")
+        matching = f"matching FailJob rule at index {number}"
         if codes := rule.get("onExitCodes"):
             for container in status.get("containerStatuses") or []:
                 ended = (container.get("state") or {}).get("terminated")
-                if not ended or ended["exitCode"] == 0:
-                    continue
-                if codes.get("containerName") not in (None, container["name"]):
-                    continue
-                if (ended["exitCode"] in codes["values"]) == (codes["operator"] == "In"):
-                    return rule["action"], (
-                        f"Container {container['name']} for pod {where} failed with exit code {ended['exitCode']}"
-                        f" matching {rule['action']} rule at index {number}"
-                    )
+                if ended and container["name"] == codes["containerName"] and ended["exitCode"] in codes["values"]:
+                    said = f"Container {container['name']} for pod {where} failed with exit code {ended['exitCode']}"
+                    return f"{said} {matching}"
         for pattern in rule.get("onPodConditions") or []:
-            for held in status.get("conditions") or []:
-                if (held["type"], held["status"]) == (pattern["type"], pattern.get("status", "True")):
-                    return rule["action"], (
-                        f"Pod {where} has condition {held['type']} matching {rule['action']} rule at index {number}"
-                    )
-    return "Count", ""
+            if _condition(status, pattern["type"]):
+                return f"Pod {where} has condition {pattern['type']} {matching}"
+    return ""
 
 
 def _phase(pod: Thing) -> str:
@@ -237,30 +172,8 @@ def _is_ready(pod: Thing) -> bool:
     )
 
 
-def _only_replaces_failed(spec: Thing) -> bool:
-    return spec.get("podReplacementPolicy") == "Failed" or bool(spec.get("podFailurePolicy"))
-
-
-def _has_failed(pod: Thing, spec: Thing) -> bool:
-    if _phase(pod) == "Failed":
-        return True
-    return not _only_replaces_failed(spec) and "deletionTimestamp" in pod["metadata"] and _phase(pod) != "Succeeded"
-
-
-def _index(pod: Thing) -> int | None:
-    said = (pod["metadata"].get("annotations") or {}).get(INDEX)
-    return int(said) if said is not None else None
-
-
-def _ended_at(pod: Thing) -> float | None:
-    for container in (pod.get("status") or {}).get("containerStatuses") or []:
-        if at := ((container.get("state") or {}).get("terminated") or {}).get("finishedAt"):
-            return _seconds(at)
-    return None
-
-
-def _seconds(at: str) -> float:
-    return timegm(time.strptime(at[:19], "%Y-%m-%dT%H:%M:%S"))
+def _index(pod: Thing) -> int:
+    return int(pod["metadata"]["annotations"][INDEX])
 
 
 def _condition(status: Thing, kind: str) -> Thing | None:
@@ -297,18 +210,17 @@ def _ranges(indexes: Iterable[int]) -> str:
     return ",".join("-".join(map(str, span)) for span in spans)
 
 
-def job_to_pod(job: Thing, index: int | None) -> Thing:
-    """The pod of a Job, of one index where the Job is Indexed."""
+def job_to_pod(job: Thing, index: int) -> Thing:
+    """The pod of one index of a Job."""
     template, (namespace, name) = copy.deepcopy(job["spec"]["template"]), key_of(job)
-    prefix = f"{name}-" if index is None else f"{name}-{index}-"
     given, spec = template.get("metadata") or {}, template["spec"]
     labels = {**(given.get("labels") or {}), "job-name": name, "batch.kubernetes.io/job-name": name}
     labels |= {"controller-uid": uid_of(job), "batch.kubernetes.io/controller-uid": uid_of(job)}
     metadata: dict[str, Any] = {
         **given,
         # A name is cut so that with five random letters it has 63 characters at most, as a real one's.
-        "name": prefix[:58] + "".join(random.choices(LETTERS, k=5)),
-        "generateName": prefix,
+        "name": f"{name}-{index}-"[:58] + "".join(random.choices(LETTERS, k=5)),
+        "generateName": f"{name}-{index}-",
         "namespace": namespace,
         "labels": labels,
         "finalizers": [*(given.get("finalizers") or []), TRACKING],
@@ -323,13 +235,12 @@ def job_to_pod(job: Thing, index: int | None) -> Thing:
             }
         ],
     }
-    if index is not None:
-        labels[INDEX] = str(index)
-        metadata["annotations"] = {**(given.get("annotations") or {}), INDEX: str(index)}
-        spec["hostname"] = f"{name}-{index}"
-        source = {"fieldRef": {"apiVersion": "v1", "fieldPath": f"metadata.labels['{INDEX}']"}}
-        for container in [*spec["containers"], *(spec.get("initContainers") or [])]:
-            env = container["env"] = list(container.get("env") or [])
-            if all(variable["name"] != "JOB_COMPLETION_INDEX" for variable in env):
-                env.append({"name": "JOB_COMPLETION_INDEX", "valueFrom": source})
+    labels[INDEX] = str(index)
+    metadata["annotations"] = {**(given.get("annotations") or {}), INDEX: str(index)}
+    spec["hostname"] = f"{name}-{index}"
+    source = {"fieldRef": {"apiVersion": "v1", "fieldPath": f"metadata.labels['{INDEX}']"}}
+    for container in spec["containers"]:
+        env = container["env"] = list(container.get("env") or [])
+        if all(variable["name"] != "JOB_COMPLETION_INDEX" for variable in env):
+            env.append({"name": "JOB_COMPLETION_INDEX", "valueFrom": source})
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}

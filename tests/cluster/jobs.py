@@ -13,14 +13,15 @@ from tests.cluster.mirror import Controller, Key, Refused, Thing, key_of, owned_
 from tests.cluster.pods import pod_path
 
 KIND = {"apiVersion": "batch/v1", "kind": "Job"}
+BATCH_SECONDS = 0.1
+"""How long changes of pods gather before a look; in a real controller 1 s."""
 
 
 class JobController(Controller):
-    """Runs from `with` on. `batch_seconds` is how long changes gather before a look (a real one: 1 s)."""
+    """Runs from `with` on."""
 
-    def __init__(self, kubeconfig: Path, *, batch_seconds: float = 0.1, pod_backoff_seconds: float = 10.0) -> None:
+    def __init__(self, kubeconfig: Path) -> None:
         super().__init__(kubeconfig, "job-controller")
-        self._batch_seconds, self._pod_backoff_seconds = batch_seconds, pod_backoff_seconds
         self._counted: dict[str, set[str]] = {}
         # Job uid: a status that was sent and not heard of, and the pods that it counts.
         self._unsure: dict[str, tuple[Thing, set[str]]] = {}
@@ -38,17 +39,12 @@ class JobController(Controller):
     def _pod_changed(self, pod: Thing) -> None:
         owner = owned_by(pod)
         if owner and owner["kind"] == "Job":
-            self.queue.add((pod["metadata"]["namespace"], owner["name"]), self._batch_seconds)
-        elif not owner and TRACKING in (pod["metadata"].get("finalizers") or []):
-            self.queue.add((pod["metadata"]["namespace"], ""), self._batch_seconds)
+            self.queue.add((pod["metadata"]["namespace"], owner["name"]), BATCH_SECONDS)
 
     def sync(self, key: Key) -> None:
         job = self._jobs.get(key)
         self._free_orphans(key, job)
-        if (
-            job is None
-            or job["spec"].get("managedBy", "kubernetes.io/job-controller") != "kubernetes.io/job-controller"
-        ):
+        if job is None:
             return
         uid = uid_of(job)
         pods = [pod for pod in self._pods.all() if (owner := owned_by(pod)) and owner["uid"] == uid]
@@ -56,17 +52,10 @@ class JobController(Controller):
         if uid in self._unsure:
             self._settle(key, uid, counted)
             return
-        decision = decide(job, pods, counted, time.time(), self._pod_backoff_seconds)
-        self._act(key, job, decision, counted)
+        self._act(key, job, decide(job, pods, counted, time.time()), counted)
 
     def _act(self, key: Key, job: Thing, decision: Decision, counted: set[str]) -> None:
         path = f"/apis/batch/v1/namespaces/{key[0]}/jobs/{key[1]}"
-        if decision.expired:
-            conditions = {"preconditions": {"uid": uid_of(job)}, "propagationPolicy": "Foreground"}
-            self.api.ask("DELETE", path, {"apiVersion": "v1", "kind": "DeleteOptions", **conditions})
-            return
-        if decision.again_seconds is not None:
-            self.queue.add(key, decision.again_seconds)
         for pod in decision.release:
             self._delete(self._strip(pod))
         for pod in decision.delete:
@@ -93,7 +82,7 @@ class JobController(Controller):
         self._jobs.put(now)
         self.queue.add(key)
 
-    def _create(self, key: Key, job: Thing, indexes: list[int | None]) -> int:
+    def _create(self, key: Key, job: Thing, indexes: list[int]) -> int:
         """How many of them now exist. A refusal is told as an Event and ends the round; the next try waits."""
         refusals, not_before = self._refusals.get(uid_of(job), (0, 0.0))
         if indexes and time.monotonic() < not_before:
@@ -151,9 +140,7 @@ class JobController(Controller):
             owner = owned_by(pod)
             if pod["metadata"]["namespace"] != key[0] or TRACKING not in (pod["metadata"].get("finalizers") or []):
                 continue
-            if key[1] == "" and owner is None:
-                self._strip(pod)
-            elif owner and owner["name"] == key[1] and (job is None or owner["uid"] != uid_of(job)):
+            if owner and owner["name"] == key[1] and (job is None or owner["uid"] != uid_of(job)):
                 try:
                     now = self.api.ask("GET", f"/apis/batch/v1/namespaces/{key[0]}/jobs/{key[1]}")
                 except Refused:

@@ -1,12 +1,10 @@
 """The kubelet of a few fake nodes (nodes.py): pods of an API server run as local processes and say how they are.
 
 Knows nothing of Jobs, nor of what runs in the pods (container.py starts it).
-`python -m tests.cluster.kubelet --kubeconfig F --folder D --log-folder L` runs it and the Job controller until SIGTERM.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import signal
 import subprocess
@@ -20,9 +18,8 @@ from typing import Any, Protocol
 
 from tests.cluster.certificates import Authority
 from tests.cluster.container import Container, Fetch, Names, NotHere, NotYet, send, start
-from tests.cluster.jobs import JobController
 from tests.cluster.logserver import Log, LogServer, NoLog
-from tests.cluster.mirror import Controller, Key, Refused, Thing, Unreachable, key_of, stamp, uid_of
+from tests.cluster.mirror import Controller, Key, Refused, Thing, key_of, stamp, uid_of
 from tests.cluster.nodes import Nodes
 from tests.cluster.podlogs import PodLogs
 from tests.cluster.pods import (
@@ -65,7 +62,7 @@ class _Restarts:
 class Kubelet:
     """Runs from `with` on; at the end no process is left.
 
-    `nodes`: name -> capacity; a label is given as `label:<name>`. `environment` reaches every process and wins over its pod's.
+    `nodes`: name -> capacity. `environment` reaches every process and wins over its pod's.
     `control_plane`: a real one, which schedules, collects and evicts; its pods get tokens and its proxy shows their logs.
     `pod_gc_seconds`: how long pods outlive a deleted Node. `token_life_share`: after which a pod's token is renewed.
     """
@@ -116,7 +113,7 @@ class Kubelet:
     def pid(self, namespace: str, pod: str) -> int | None:
         """The main process of a pod, while it runs."""
         container = self._runner.containers.get((namespace, pod))
-        return container.process.pid if container and container.process and container.is_running() else None
+        return container.process.pid if container and container.is_running() else None
 
     def kill(self, namespace: str, pod: str, number: int = signal.SIGKILL) -> None:
         """A crash: the signal goes to the pod's main process."""
@@ -128,9 +125,9 @@ class Kubelet:
         self._runner.containers[namespace, pod].oom = True
         self.kill(namespace, pod)
 
-    def evict(self, namespace: str, pod: str, reason: str = "EvictionByEvictionAPI") -> None:
-        """DisruptionTarget, then a deletion with the pod's grace. `reason` may be PreemptionByScheduler and so on."""
-        disrupt(self._runner, (namespace, pod), reason)
+    def evict(self, namespace: str, pod: str) -> None:
+        """DisruptionTarget, then a deletion with the pod's grace."""
+        disrupt(self._runner, (namespace, pod), "EvictionByEvictionAPI")
         self._api.ask("DELETE", pod_path((namespace, pod)))
 
     def lose_node(self, name: str, *, freeze: bool = False) -> None:
@@ -296,10 +293,9 @@ class _Runner(Controller):
             return
         try:
             container = start(
-                pod | {"status": {**pod["status"], "podIP": self._ip(pod)}},
+                pod,
                 self._folder,
                 self.logs,
-                self._folder / "claims",
                 self._fetch(key[0]),
                 self._environment,
                 self._names,
@@ -320,8 +316,7 @@ class _Runner(Controller):
             self._write(pod, {"phase": "Failed", "reason": "UnsupportedByRig", "message": str(refusal)})
             return
         self.containers[key] = container
-        if container.process is not None:
-            threading.Thread(target=self._wait, args=(key, container.process), name=f"wait {key}", daemon=True).start()
+        threading.Thread(target=self._wait, args=(key, container.process), name=f"wait {key}", daemon=True).start()
         self.queue.add(key)
 
     def _wait(self, key: Key, process: subprocess.Popen[bytes]) -> None:
@@ -333,7 +328,7 @@ class _Runner(Controller):
         grace = pod["metadata"].get("deletionGracePeriodSeconds")
         grace = pod["spec"].get("terminationGracePeriodSeconds", 30) if grace is None else grace
         until = time.monotonic() + max(grace, 1)  # also a forced deletion leaves the process a moment
-        if container.stop_before is None and container.process:
+        if container.stop_before is None:
             send(container.process.pid, signal.SIGTERM)
         container.stop_before = min(until, container.stop_before or until)
         if time.monotonic() >= container.stop_before:
@@ -420,35 +415,3 @@ class _Runner(Controller):
 def _is_restarted(pod: Thing, container: Container) -> bool:
     policy = pod["spec"].get("restartPolicy", "Always")
     return bool(policy == "Always" or (policy == "OnFailure" and container.terminated()["exitCode"] != 0))
-
-
-def main() -> None:
-    """The Job controller and the kubelet until SIGTERM or Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m tests.cluster.kubelet", description=main.__doc__)
-    parser.add_argument("--kubeconfig", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, required=True, help="where pods live")
-    parser.add_argument("--log-folder", type=Path, required=True)
-    parser.add_argument("--node", action="append", default=[], help="NAME=GPUS; repeatable")
-    parser.add_argument("--env", action="append", default=[], help="NAME=VALUE for every process; repeatable")
-    given = parser.parse_args()
-    nodes = {
-        name: {**ONE_NODE["node-a"], "nvidia.com/gpu": gpus}
-        for name, _, gpus in (node.partition("=") for node in given.node)
-    }
-    environment = dict(pair.split("=", 1) for pair in given.env)
-    over = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: over.set())
-    kubelet = Kubelet(
-        given.kubeconfig, given.folder, nodes=nodes or ONE_NODE, log_folder=given.log_folder, environment=environment
-    )
-    try:
-        with JobController(given.kubeconfig), kubelet:
-            print("ready", flush=True)
-            over.wait()
-    except Unreachable as error:
-        sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()

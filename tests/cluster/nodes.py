@@ -56,14 +56,8 @@ class Nodes(Controller):
         self._beat = time.monotonic()
 
     def register(self) -> None:
-        for name, capacity in self.capacities.items():
-            given = {key.removeprefix("label:"): value for key, value in capacity.items() if key.startswith("label:")}
-            labels = {
-                "kubernetes.io/hostname": name,
-                "kubernetes.io/os": "linux",
-                "kubernetes.io/arch": "amd64",
-                **given,
-            }
+        for name in self.capacities:
+            labels = {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"}
             node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}}
             try:
                 self.api.ask("POST", "/api/v1/nodes", node)
@@ -75,8 +69,7 @@ class Nodes(Controller):
     def report(self, name: str) -> None:
         """The Node's status: what it holds, and whether anything is heard from it."""
         now, known = stamp(time.time()), name not in self.away
-        capacity = {key: value for key, value in self.capacities[name].items() if not key.startswith("label:")}
-        capacity = {"pods": "110", "ephemeral-storage": "1Ti", **capacity}
+        capacity = {"pods": "110", "ephemeral-storage": "1Ti", **self.capacities[name]}
         ready = {
             "type": "Ready",
             "status": "True" if known else "Unknown",
@@ -218,10 +211,8 @@ def _requests(pod: Thing) -> dict[str, Any]:
 
 
 def _wants_a_node(pod: Thing) -> bool:
-    spec = pod["spec"]
-    open_gates = spec.get("nodeName") or spec.get("schedulingGates") or "deletionTimestamp" in pod["metadata"]
-    ours = spec.get("schedulerName", "default-scheduler") == "default-scheduler"
-    return ours and not open_gates and pod["status"].get("phase") not in OVER
+    settled = pod["spec"].get("nodeName") or "deletionTimestamp" in pod["metadata"]
+    return not settled and pod["status"].get("phase") not in OVER
 
 
 def why_not(pod: Thing, node: Thing, used: Mapping[str, Any]) -> list[str]:
@@ -229,8 +220,6 @@ def why_not(pod: Thing, node: Thing, used: Mapping[str, Any]) -> list[str]:
     ready = next((c["status"] for c in node["status"].get("conditions") or [] if c["type"] == "Ready"), "Unknown")
     if ready != "True":
         return ["node(s) had untolerated taint {node.kubernetes.io/unreachable: }"]
-    if (node.get("spec") or {}).get("unschedulable"):
-        return ["node(s) were unschedulable"]
     labels = node["metadata"].get("labels") or {}
     if any(labels.get(name) != value for name, value in (pod["spec"].get("nodeSelector") or {}).items()):
         return ["node(s) didn't match Pod's node affinity/selector"]
@@ -240,7 +229,7 @@ def why_not(pod: Thing, node: Thing, used: Mapping[str, Any]) -> list[str]:
         for name, amount in _requests(pod).items()
         if amount > 0 and used.get(name, 0) + amount > _quantity(str(free.get(name, "0")))
     ]
-    return ["Too many pods" if name == "pods" else f"Insufficient {name}" for name in sorted(short)]
+    return [f"Insufficient {name}" for name in sorted(short)]
 
 
 def unschedulable_message(reasons: list[list[str]]) -> str:

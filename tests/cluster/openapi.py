@@ -6,7 +6,6 @@ the same to us. Nothing here knows of HTTP, of stored objects or of who asks: pl
 
 from __future__ import annotations
 
-import base64
 import copy
 import functools
 import json
@@ -246,8 +245,6 @@ def custom_resources(definition: dict[str, Any]) -> list[Resource]:
     spec = definition["spec"]
     out = []
     for version in spec["versions"]:
-        if not version.get("served", True):
-            continue
         schema = version.get("schema", {}).get("openAPIV3Schema", {"type": "object", **ANY})
         whole = {
             **schema,
@@ -303,24 +300,10 @@ def api_resources(resources: Iterable[Resource], api_version: str) -> dict[str, 
             "verbs": ["create"] if resource.plural == "selfsubjectaccessreviews" else VERBS,
             "shortNames": list(resource.short_names),
         }
-        if resource.plural in ("pods", "services", "jobs", "cronjobs", "deployments"):
-            row["categories"] = ["all"]
         rows.append({name: value for name, value in row.items() if value != []})
-        base = {"singularName": "", "namespaced": resource.namespaced, "kind": resource.kind}
         if resource.has_status:
+            base = {"singularName": "", "namespaced": resource.namespaced, "kind": resource.kind}
             rows.append({**base, "name": f"{resource.plural}/status", "verbs": ["get", "patch", "update"]})
-        for name in resource.subresources:
-            kind = {"eviction": "Eviction", "binding": "Binding", "token": "TokenRequest"}.get(name, resource.kind)
-            group = {"eviction": {"group": "policy", "version": "v1"}}.get(name, {})
-            rows.append(
-                {
-                    **base,
-                    **group,
-                    "name": f"{resource.plural}/{name}",
-                    "kind": kind,
-                    "verbs": ["get" if name == "log" else "create"],
-                }
-            )
     return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version, "resources": rows}
 
 
@@ -366,7 +349,7 @@ def openapi_document(resources: Iterable[Resource], api_version: str) -> dict[st
             "x-kubernetes-group-version-kind": gvk,
         }
         paths[f"{prefix}{scope}/{resource.plural}/{{name}}"] = {"patch": {**operation, "x-kubernetes-action": "patch"}}
-    return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.32.0"}, "paths": paths, "components": {}}
+    return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.36.2"}, "paths": paths, "components": {}}
 
 
 # Schemas: unknown fields, defaults, validation
@@ -379,8 +362,6 @@ def _keeps_unknown(schema: Schema) -> bool:
 def prune(schema: Schema, value: Json, where: str = "") -> tuple[Json, list[str]]:
     """`value` without the fields that `schema` does not know, and where those were."""
     if isinstance(value, dict) and schema.get("type") == "object":
-        if schema.get("x-kubernetes-embedded-resource"):
-            return value, []
         known, more, unknown, out = schema.get("properties", {}), schema.get("additionalProperties"), [], {}
         for name, child in value.items():
             place = f"{where}.{name}" if where else name
@@ -408,10 +389,6 @@ def set_defaults(schema: Schema, value: Json) -> None:
                 value[name] = copy.deepcopy(child["default"])
             if name in value:
                 set_defaults(child, value[name])
-        more = schema.get("additionalProperties")
-        if isinstance(more, dict):
-            for name in value.keys() - schema.get("properties", {}).keys():
-                set_defaults(more, value[name])
     elif isinstance(value, list):
         for item in value:
             set_defaults(schema.get("items", {}), item)
@@ -469,9 +446,8 @@ def validate(schema: Schema, value: Json, where: str = "") -> list[Cause]:
         if low is not None and (value < low or (schema.get("exclusiveMinimum") and value == low)):
             text = "greater than" if schema.get("exclusiveMinimum") else "greater than or equal to"
             invalid(f"Invalid value: {value}: {where} in body should be {text} {low}")
-        if high is not None and (value > high or (schema.get("exclusiveMaximum") and value == high)):
-            text = "less than" if schema.get("exclusiveMaximum") else "less than or equal to"
-            invalid(f"Invalid value: {value}: {where} in body should be {text} {high}")
+        if high is not None and value > high:
+            invalid(f"Invalid value: {value}: {where} in body should be less than or equal to {high}")
     elif kind == "string":
         if len(value) > schema.get("maxLength", len(value)):
             invalid(f"Too long: may not be more than {schema['maxLength']} bytes", "FieldValueTooLong")
@@ -567,8 +543,6 @@ def rule_errors(schema: Schema, value: Json, old: Json = None, where: str = "") 
             why = str(err.args[0]).partition(" (in activation")[0]
             holds, message = False, f"{rule['rule']}: evaluation error: {why}"
         if not holds:
-            if not rule.get("message") and "messageExpression" in rule:
-                message = str(_program(rule["messageExpression"]).evaluate(names))
             place = (where + rule.get("fieldPath", "")).lstrip(".") or "<nil>"
             text = message or f"failed rule: {rule['rule']}"
             openings = {"FieldValueForbidden": "Forbidden", "FieldValueRequired": "Required value"}
@@ -580,9 +554,6 @@ def rule_errors(schema: Schema, value: Json, old: Json = None, where: str = "") 
         for name, child in schema.get("properties", {}).items():
             if name in value:
                 bad += rule_errors(child, value[name], before.get(name), f"{where}.{name}")
-        if isinstance(more := schema.get("additionalProperties"), dict):
-            for name, child_value in value.items():
-                bad += rule_errors(more, child_value, before.get(name), f"{where}[{name}]")
     elif isinstance(value, list):
         keys = _list_keys(schema)
         olds = {_item_name(keys, item): item for item in (old or ()) if keys}
@@ -820,8 +791,6 @@ def fill_in(resource: Resource, new: dict[str, Any], old: dict[str, Any] | None)
         new.setdefault("reportingInstance", "")
     elif plural == "secrets":
         new.setdefault("type", "Opaque")
-        for name, text in new.pop("stringData", {}).items():
-            new.setdefault("data", {})[name] = base64.b64encode(text.encode()).decode()
     elif plural == "namespaces":
         new["metadata"].setdefault("labels", {})["kubernetes.io/metadata.name"] = new["metadata"]["name"]
         new.setdefault("spec", {}).setdefault("finalizers", ["kubernetes"])
@@ -1035,25 +1004,14 @@ def _age(timestamp: str | None) -> str:
 
 
 def json_path(value: Json, path: str) -> Json:
-    """What a printer column's jsonPath finds; None if nothing. Fields, indices and `[?(@.type=="X")]` are known."""
-    for name, condition, index in re.findall(r"\.?([\w-]+)|\[\?\(@\.(.*?)\)\]|\[(\d+|\*)\]", path):
-        if condition:
-            left, _, right = condition.partition("==")
-            found = [item for item in value or [] if json_path(item, left.strip()) == right.strip().strip("\"'")]
-            value = found[0] if found else None
-        elif index:
-            value = value[int(index)] if isinstance(value, list) and index != "*" and int(index) < len(value) else None
-        else:
-            value = value.get(name) if isinstance(value, dict) else None
-        if value is None:
-            return None
+    """What stands at a printer column's jsonPath, which names fields only; None if nothing does."""
+    for name in path.strip(".").split("."):
+        value = value.get(name) if isinstance(value, dict) else None
     return value
 
 
-def table(
-    resource: Resource, items: list[dict[str, Any]], metadata: dict[str, Any], *, include: str = "Metadata"
-) -> dict[str, Any]:
-    """The Table of `items`; `include` says how much of each object goes along: Metadata, Object or None."""
+def table(resource: Resource, items: list[dict[str, Any]], metadata: dict[str, Any]) -> dict[str, Any]:
+    """The Table of `items`, with the metadata of each."""
     age = {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}
     listed = resource.columns or (age,)
     columns = [{"name": "Name", "type": "string", "format": "name", "description": "", "priority": 0}]
@@ -1066,13 +1024,8 @@ def table(
         cells = [
             _age(value) if column["type"] == "date" else value for column, value in zip(listed, found, strict=True)
         ]
-        row: dict[str, Any] = {"cells": [item["metadata"]["name"], *cells]}
-        if include == "Object":
-            row["object"] = item
-        elif include == "Metadata":
-            part = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1"}
-            row["object"] = {**part, "metadata": item["metadata"]}
-        rows.append(row)
+        part = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": item["metadata"]}
+        rows.append({"cells": [item["metadata"]["name"], *cells], "object": part})
     return {
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",

@@ -14,10 +14,7 @@ from tests.cluster.mirror import Api, Key, Mirror, Refused, Thing, key_of, stamp
 OVER = ("Succeeded", "Failed")
 MESSAGES = {
     "EvictionByEvictionAPI": "Eviction API: evicting",
-    "PreemptionByScheduler": "default-scheduler: preempting to accommodate a higher priority pod",
     "DeletionByPodGC": "PodGC: node no longer exists",
-    "DeletionByTaintManager": "Taint manager: deleting due to NoExecute taint",
-    "TerminationByKubelet": "Pod was terminated in response to imminent node shutdown.",
 }
 """Reason of a DisruptionTarget condition -> its message."""
 
@@ -47,7 +44,7 @@ def disrupt(host: Host, key: Key, reason: str, **status: str) -> Thing:
         "type": "DisruptionTarget",
         "status": "True",
         "reason": reason,
-        "message": MESSAGES.get(reason, reason),
+        "message": MESSAGES[reason],
     }
     while True:
         pod = host.api.ask("GET", pod_path(key))
