@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 
-from tests.cluster.commands import ask, kubectl, need_real, prism, running
+from tests.cluster.commands import ask, deployed, kubectl, need_real, prism, running
 from tests.cluster.mirror import Refused
 from tests.cluster.records import create, end_of, jobs, phase, pods, running_pod, status
 from tests.cluster.rig import Rig, eventually
@@ -108,7 +108,7 @@ def test_an_operator_that_is_frozen_is_followed_and_leaves_when_it_wakes(cluster
 def test_an_outage_of_the_api_server_ends_no_run_and_none_of_the_commands_that_wait(cluster: Rig) -> None:
     assert prism(cluster, "submit", str(cluster.write(cluster.document("outlived")))).returncode == 0
     with (
-        running(cluster, "operator", "--port", "0") as operator,
+        deployed(cluster, "operator", "--port", "0"),
         running(cluster, "wait", "outlived") as waiting,
         running(cluster, "watch", "outlived") as watching,
         running(cluster, "logs", "--follow", "outlived") as following,
@@ -122,8 +122,6 @@ def test_an_outage_of_the_api_server_ends_no_run_and_none_of_the_commands_that_w
         for process in (waiting, watching, following):
             _, err = process.communicate(timeout=60)
             assert process.returncode == 0, (process.args, err)
-        operator.terminate()  # it gives its lease back
-        assert operator.wait(timeout=30) == 0
 
 
 def test_a_submit_that_waits_outlives_an_outage_and_is_continued_by_the_next_when_it_is_killed(bare: Rig) -> None:

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,3 +73,27 @@ def need_real(rig: Rig, reason: str) -> None:
     """Skip a test of what the fake control plane has not: `reason` says what."""
     if not rig.is_real:
         pytest.skip(f"the fake control plane has {reason}")
+
+
+@contextlib.contextmanager
+def deployed(rig: Rig, *arguments: str) -> Iterator[None]:
+    """As a Deployment has it: a process that ends is started again. An operator ends where it has lost its lease."""
+    over = threading.Event()
+    command = [sys.executable, "-m", "launcher.cli", *arguments]
+    env = environment(rig, kubeconfig_for(rig, arguments))
+
+    def keep() -> None:
+        while not over.is_set():
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, env=env)
+            while process.poll() is None and not over.wait(0.2):
+                pass
+            process.terminate()  # it gives its lease back
+            process.wait(timeout=30)
+
+    thread = threading.Thread(target=keep, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=60)

@@ -21,7 +21,7 @@ def create(rig: Rig, document: dict[str, Any]) -> None:
     rig.server.create({**document, "metadata": {**document["metadata"], "namespace": "default"}})
 
 
-def end_of(rig: Rig, name: str, seconds: float = 120.0) -> dict[str, Any]:
+def end_of(rig: Rig, name: str, seconds: float = 240.0) -> dict[str, Any]:
     eventually(lambda: phase(rig, name) in ("Complete", "Failed", "Cancelled"), seconds)
     return status(rig, name)
 

@@ -190,7 +190,7 @@ def variables(**wanted: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def eventually(holds: Callable[[], Any], seconds: float = 60.0) -> Any:
+def eventually(holds: Callable[[], Any], seconds: float = 120.0) -> Any:
     """Wait until something holds, and return it; an assertion error with the last answer after so long."""
     import time
 
