@@ -7,6 +7,7 @@ its budget for rules, is estimated from above.
 from __future__ import annotations
 
 import copy
+import json
 import math
 import re
 import subprocess
@@ -183,8 +184,9 @@ def changed(path: str, value: Any, document: dict[str, Any] | None = None) -> di
 
 
 def parses(document: dict[str, Any]) -> bool:
+    text = yaml.safe_dump(json.loads(json.dumps(document)))  # one object twice would be a YAML alias
     try:
-        resource.parse_for_cluster(yaml.safe_dump(document), "here")
+        resource.parse_for_cluster(text, "here")
     except SpecError:
         return False
     return True
