@@ -222,14 +222,14 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def encoded(model: str, path: Path) -> Iterator[Any]:
-    from prism_job import examples
-    from prism_job.extract import data
+    from prism_job.data import examples
+    from prism_job.extract import tokenise
     from prism_job.extract.model import load_tokenizer
-    from prism_job.spec import ModelSpec
+    from prism_job.spec.document import ModelSpec
 
     tokenizer = load_tokenizer(ModelSpec(uri=model, dtype="float32"))
     for line in path.open(encoding="utf-8"):
-        yield data.encode_candidate(examples.candidate_content(json.loads(line)), tokenizer, 2048)
+        yield tokenise.encode_candidate(examples.candidate_content(json.loads(line)), tokenizer, 2048)
 
 
 # In a process of its own: what is not PRISM's.
@@ -239,23 +239,25 @@ def measure(method: str, model_uri: str, dtype: Dtype, path: Path, tokens_per_ba
     """Seconds of one pass over all rows, after one over the shortest row."""
     import torch
 
-    from prism_job.extract import data
+    from prism_job.extract import tokenise
     from prism_job.extract.model import load_model
-    from prism_job.spec import ModelSpec
+    from prism_job.spec.document import ModelSpec
 
     cpu = torch.device("cpu")
     model = load_model(ModelSpec(uri=model_uri, dtype=dtype), cpu).requires_grad_(method != "forward")
     rows = list(encoded(model_uri, path))
     lengths = [len(each.ids) for each in rows]
     cuts = (
-        [[place] for place in range(len(rows))] if method == "less" else data.micro_batches(lengths, tokens_per_batch)
+        [[place] for place in range(len(rows))]
+        if method == "less"
+        else tokenise.micro_batches(lengths, tokens_per_batch)
     )
-    batches = [data.collate([rows[place] for place in places], cpu) for places in cuts]
+    batches = [tokenise.collate([rows[place] for place in places], cpu) for places in cuts]
     step: Callable[[Any], None] = less(model) if method == "less" else lambda batch: loss_of(model, batch)
     if method.startswith("train"):
         step = lambda batch: loss_of(model, batch).backward()  # noqa: E731
     with torch.set_grad_enabled(method != "forward"):
-        step(data.collate([min(rows, key=lambda each: len(each.ids))], cpu))
+        step(tokenise.collate([min(rows, key=lambda each: len(each.ids))], cpu))
         started = time.monotonic()
         for batch in batches:
             model.zero_grad(set_to_none=True)

@@ -23,13 +23,14 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 
-from prism_job import examples, projection
-from prism_job.extract import data
+from prism_job import projection
+from prism_job.data import examples
+from prism_job.evaluate.audit import spearman
+from prism_job.extract import tokenise
 from prism_job.extract.model import captured_layers, load_model, load_tokenizer
-from prism_job.reduce.audit import spearman
-from prism_job.reduce.preference import preference
-from prism_job.spec import ModelSpec
-from prism_job.storage import codec
+from prism_job.score.preference import preference
+from prism_job.spec.document import ModelSpec
+from prism_job.store import codec
 
 SIGN_DIMS = (32_768, 65_536, 131_072)
 LESS_DIMS = 8_192
@@ -155,7 +156,7 @@ def oracle_scores(model_uri: str, candidates: list, pairs: list) -> dict[str, tu
     scores: dict[str, list[float]] = {name: [] for name in ("exact", *oracle.forms)}
     for place, row in enumerate(candidates):
         content = examples.candidate_content(row)
-        gradient = oracle.gradient(data.encode_candidate(content, tokenizer, 2048), mean=False)[0]
+        gradient = oracle.gradient(tokenise.encode_candidate(content, tokenizer, 2048), mean=False)[0]
         scores["exact"].append(sum(float(gradient[name].flatten() @ direction[name].flatten()) for name in direction))
         sketches = oracle.sketches(gradient)
         for name, (_, make, store) in oracle.forms.items():
@@ -202,7 +203,7 @@ class _Oracle:
             size = dims / 8 + dims / codec.BLOCK * 2 + 4
             self.forms[f"p=64 sign {dims}"] = (size, lambda g, s, d=dims: self.fold(s[64], d), _as_sign)
 
-    def gradient(self, encoded: data.Encoded, *, mean: bool):
+    def gradient(self, encoded: tokenise.Encoded, *, mean: bool):
         """Weight gradients of one example's loss, and its token-mean negative log-likelihood."""
         ids = torch.tensor([encoded.ids])
         logits = self.model(input_ids=ids, use_cache=False).logits[0, :-1]
@@ -216,7 +217,7 @@ class _Oracle:
         total = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
         for pair in pairs:
             sides = [
-                self.gradient(data.encode_response(pair["prompt"], pair[side], None, tokenizer, 2048), mean=True)
+                self.gradient(tokenise.encode_response(pair["prompt"], pair[side], None, tokenizer, 2048), mean=True)
                 for side in ("chosen", "rejected")
             ]
             weight = float(preference(np.array([sides[0][1]]), np.array([sides[1][1]]))[0])

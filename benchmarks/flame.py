@@ -30,7 +30,7 @@ PARTS = {
     "gather under ZeRO-3": ("deepspeed:",),
     "agree with ranks": ("world.py:agree", "world.py:leave"),
     "tokenise": ("encode_candidate", "encode_response"),
-    "encode": ("storage/codec.py",),
+    "encode": ("store/codec.py",),
     "read and put": ("write_shard", "read_rows"),
     "fold": ("index_add_",),
     "factor sums": ("factors.", "a_NP", "factor_arrays", "new_factors"),
@@ -89,7 +89,7 @@ def stack_of(frame: FrameType | None) -> tuple[str, ...]:
     while frame is not None:
         path = frame.f_code.co_filename
         name = f"{'/'.join(Path(path).parts[-2:])}:{frame.f_code.co_name}"
-        if path.endswith("extract/gradients.py"):
+        if path.endswith("extract/capture/gradients.py"):
             name += f" {linecache.getline(path, frame.f_lineno).strip()}"
         if "/deepspeed/" in path and not path.endswith("zero/linear.py"):
             name = f"deepspeed: {name}"
@@ -97,7 +97,7 @@ def stack_of(frame: FrameType | None) -> tuple[str, ...]:
             names.append(name)
         frame = frame.f_back
     names.reverse()
-    return tuple(names[next((place for place, name in enumerate(names) if "extract/run.py" in name), 0) :])
+    return tuple(names[next((place for place, name in enumerate(names) if "extract/worker.py" in name), 0) :])
 
 
 def part_of(stack: tuple[str, ...]) -> str:

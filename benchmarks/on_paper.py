@@ -14,13 +14,13 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from prism_job.extract import blueprint as blueprints
-from prism_job.extract import costs
-from prism_job.extract.estimate import store_bytes
-from prism_job.extract.workload import Load, Workload
-from prism_job.plan import FACTOR_UNIT_SHARE, PAIRS_PER_UNIT, Block, Unit
-from prism_job.spec import RunSpec, digest, parse_spec
-from tests.test_estimate import LLAMA_3_70B
+from prism_job.estimate import blueprint as blueprints
+from prism_job.estimate import costs
+from prism_job.estimate.estimate import store_bytes
+from prism_job.estimate.workload import Load, Workload
+from prism_job.plan.plan import FACTOR_UNIT_SHARE, PAIRS_PER_UNIT, Block, Unit
+from prism_job.spec.document import RunSpec, digest, parse_spec
+from tests.estimate.test_estimate import LLAMA_3_70B
 
 PRICES = {"H100": 2.5, "H200": 3.5, "L40S": 1.0}
 """Dollars a GPU hour: round numbers, assumed; put in your own with --price."""

@@ -35,11 +35,11 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from launcher.cluster import Cluster  # noqa: E402
-from launcher.controller import Controller  # noqa: E402
-from launcher.crd import crd  # noqa: E402
-from launcher.decide import Patience  # noqa: E402
-from launcher.resource import CANCEL, RUN, TERMINAL  # noqa: E402
+from launcher.kube.cluster import Cluster  # noqa: E402
+from launcher.operator.controller import Controller  # noqa: E402
+from launcher.reconcile.actions import Timeouts  # noqa: E402
+from launcher.resource.crd import crd  # noqa: E402
+from launcher.resource.record import CANCEL, RUN, TERMINAL  # noqa: E402
 from tests.cluster.apiserver import ApiError, ApiServer  # noqa: E402
 from tests.cluster.jobs import JobController  # noqa: E402
 from tests.cluster.kubelet import Kubelet  # noqa: E402
@@ -47,7 +47,7 @@ from tests.cluster.witness import Account, Witness  # noqa: E402
 
 Object = dict[str, Any]
 
-QUICK = Patience(backoff_seconds=0.1, longest_backoff_seconds=1.0, stuck_seconds=5.0, untold_seconds=3.0)
+QUICK = Timeouts(backoff_seconds=0.1, longest_backoff_seconds=1.0, stuck_seconds=5.0, untold_seconds=3.0)
 """Waits of the operators in this process; `prism operator` has its own."""
 
 WEATHER = {
@@ -271,7 +271,7 @@ class Operators:
     @contextlib.contextmanager
     def _process(self) -> Iterator[Callable[[], bool]]:
         number = self.chance.choice((signal.SIGKILL, signal.SIGTERM))
-        command = [sys.executable, "-m", "launcher.cli", "operator", "--port", "0"]
+        command = [sys.executable, "-m", "launcher.cli.main", "operator", "--port", "0"]
         path = self.folder / f"operator-{sum(self.ends.values())}.log"
         with path.open("wb") as log:
             process = subprocess.Popen(command, env=self.environment, cwd=ROOT, stdout=log, stderr=log)

@@ -30,9 +30,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from launcher.cluster import Cluster, ClusterError  # noqa: E402
-from launcher.crd import crd  # noqa: E402
-from launcher.resource import STAGE, TERMINAL  # noqa: E402
+from launcher.kube.cluster import Cluster, ClusterError  # noqa: E402
+from launcher.resource.crd import crd  # noqa: E402
+from launcher.resource.record import STAGE, TERMINAL  # noqa: E402
 from tests.cluster.job_rules import TRACKING, job_to_pod  # noqa: E402
 from tests.cluster.mirror import stamp  # noqa: E402
 
@@ -218,7 +218,7 @@ class Operator:
         self.end()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "launcher.cli", "operator", "--port", "0"]
+        command = [sys.executable, "-m", "launcher.cli.main", "operator", "--port", "0"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         while '"leading"' not in self.log.read_text():

@@ -29,10 +29,10 @@ from statistics import median
 import numpy as np
 import yaml
 
-from prism_job.plan import Plan, Unit, factor_units, plan_key
-from prism_job.spec import SelectionRun, digest, parse_spec
-from prism_job.storage import shards, staged
+from prism_job.plan.plan import Plan, Unit, factor_units, plan_key
+from prism_job.spec.document import SelectionRun, digest, parse_spec
 from prism_job.storage.objects import Store, open_store
+from prism_job.store import shards, staged_rows
 
 ROWS_PER_UNIT, DIMS, DIM = 1024, 65_536, 64
 STORE_BYTES_A_ROW = 8_900
@@ -41,13 +41,13 @@ NUM_BLOCKS = 4
 OPENED = """
 import os, sys, time
 import numpy as np
-from prism_job.plan import read_plan
-from prism_job.reduce import memory
-from prism_job.reduce.scoring import score_candidates, scorer
-from prism_job.spec import parse_spec
-from prism_job.storage import shards
+from prism_job.plan.plan import read_plan
+from prism_job.score import malloc
+from prism_job.score.scoring import score_candidates, scorer
+from prism_job.spec.document import parse_spec
+from prism_job.store import shards
 from prism_job.storage.objects import open_store
-memory.share_one_heap()
+malloc.share_one_heap()
 run = parse_spec(open(sys.argv[1]).read(), sys.argv[1])
 plan, store = read_plan(run), open_store(run.spec.store)
 ids, row_bytes = [unit.id for unit in plan.candidates], int(sys.argv[2]) // 8
@@ -225,7 +225,7 @@ def write_candidates(store: Store, extractor: str, num_rows: int, random: np.ran
         unit_id = shards.unit_id_of(shards.hex_ids(ids))
         notes = {"quarantined": {str(place): "no response" for place in np.flatnonzero(tokens == 0).tolist()}}
         shards.write_shard(store, extractor, "candidates", unit_id, arrays, notes)
-        rows = staged.stage_rows(store, [{"text": f"Row {place} of a unit."} for place in range(size)], known)
+        rows = staged_rows.stage_rows(store, [{"text": f"Row {place} of a unit."} for place in range(size)], known)
         yield Unit(id=unit_id, rows=rows, num_rows=size, source=0, lines=[(start + 1, size)])
 
 
@@ -248,7 +248,7 @@ def write_targets(
     notes = {"layers": [f"layers.{number}" for number in range(num_layers)], "dim": DIM}
     shards.write_shard(store, extractor, "targets", unit_id, arrays, notes)
     pairs = [{"prompt": f"{number}?", "chosen": "yes", "rejected": "no"} for number in range(num_pairs)]
-    rows = staged.stage_rows(store, pairs, set())
+    rows = staged_rows.stage_rows(store, pairs, set())
     return [Unit(id=unit_id, rows=rows, num_rows=num_pairs, source=0, lines=[(1, num_pairs)])]
 
 

@@ -26,11 +26,11 @@ import yaml
 
 from benchmarks.fidelity import make_pairs
 from benchmarks.worlds import convert
-from prism_job.extract.blueprint import load_tokenizer
-from prism_job.extract.workload import measure
-from prism_job.spec import RunSpec, parse_spec
+from prism_job.estimate.blueprint import load_tokenizer
+from prism_job.estimate.workload import measure
+from prism_job.spec.document import RunSpec, parse_spec
 
-STARTS = {"plan": "prism_job.plan", "extract": "prism_job.extract.run", "reduce": "prism_job.reduce.run"}
+STARTS = {"plan": "prism_job.plan.plan", "extract": "prism_job.extract.worker", "reduce": "prism_job.stages.reduce"}
 """What a stage imports before it does anything: its process start."""
 
 

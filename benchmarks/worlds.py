@@ -22,10 +22,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prism_job.plan import read_plan
-from prism_job.spec import parse_spec
-from prism_job.storage import codec, shards
+from prism_job.plan.plan import read_plan
+from prism_job.spec.document import parse_spec
 from prism_job.storage.objects import open_store
+from prism_job.store import codec, shards
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""The command `prism`: sees prism_job.spec and prism_job.errors, and starts everything else as a process."""
+"""The command `prism`: submits, drives and follows runs. Knows the spec and its errors, nothing else of the job."""

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.cache import is_record
-from launcher.cluster import OUTAGE_FAILURES, Cluster, ClusterError, Conflict, NotFound, Refused, Unavailable
-from launcher.controller import Controller
-from launcher.resource import (
+from launcher.kube.cluster import OUTAGE_FAILURES, Cluster, ClusterError, Conflict, NotFound, Refused, Unavailable
+from launcher.operator.controller import Controller
+from launcher.operator.informer import is_record
+from launcher.resource.record import (
     CANCEL,
     KIND,
     RECORD_LABEL,
@@ -30,7 +30,7 @@ from launcher.resource import (
     text_of_round,
 )
 from prism_job.errors import SpecError
-from prism_job.spec import SelectionRun, read_yaml
+from prism_job.spec.document import SelectionRun, read_yaml
 
 Object = dict[str, Any]
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from prism_job.errors import PrismError, RequestError, Stopped
-from prism_job.progress import event, last_words
-from prism_job.spec import SelectionRun, parse_spec
-from prism_job.storage.weather import num_retries
+from prism_job.progress import event, write_termination_message
+from prism_job.spec.document import SelectionRun, parse_spec
+from prism_job.storage.retries import num_retries
 
 
 def _plan(run: SelectionRun, _: argparse.Namespace) -> dict[str, Any]:
-    from prism_job.plan import make_plan
+    from prism_job.plan.plan import make_plan
 
     plan = make_plan(run)
     return {
@@ -33,8 +33,8 @@ def _plan(run: SelectionRun, _: argparse.Namespace) -> dict[str, Any]:
 
 
 def _extract(run: SelectionRun, arguments: argparse.Namespace) -> dict[str, Any]:
-    from prism_job.extract.run import extract
-    from prism_job.extract.world import Topology
+    from prism_job.extract.distributed.world import Topology
+    from prism_job.extract.worker import extract
 
     topology = Topology(**{name: getattr(arguments, name) for name in TOPOLOGY})
     given = ["--spec", arguments.spec, *(f"--{name}={getattr(arguments, name)}" for name in TOPOLOGY)]
@@ -42,25 +42,25 @@ def _extract(run: SelectionRun, arguments: argparse.Namespace) -> dict[str, Any]
 
 
 def _reduce(run: SelectionRun, _: argparse.Namespace) -> dict[str, Any]:
-    from prism_job.reduce.run import reduce
+    from prism_job.stages.reduce import reduce
 
     return reduce(run)
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    from prism_job.reduce.evaluate import evaluate
+    from prism_job.evaluate.evaluate import evaluate
 
     return evaluate(arguments.manifest, arguments.label, arguments.positive, arguments.target_label)
 
 
 def _export(arguments: argparse.Namespace) -> dict[str, Any]:
-    from prism_job.reduce.export import export
+    from prism_job.publish.export import export
 
     return export(arguments.manifest, arguments.destination)
 
 
 def _report(arguments: argparse.Namespace) -> dict[str, Any]:
-    from prism_job.reduce.manifest import load
+    from prism_job.publish.manifest import load
 
     published = load(arguments.manifest)
     published.read("report.html")
@@ -68,13 +68,13 @@ def _report(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _estimate(arguments: argparse.Namespace) -> dict[str, Any]:
-    from prism_job.extract.estimate import estimate
+    from prism_job.estimate.estimate import estimate
 
     return estimate(_read_spec(arguments.spec), arguments.gpu, arguments.utilisation, arguments.sample)
 
 
 def _store(arguments: argparse.Namespace) -> dict[str, Any]:
-    from prism_job import inventory
+    from prism_job.store import inventory
 
     if arguments.action == "prune":
         return inventory.prune(arguments.store, arguments.keep, arguments.older_than, really=arguments.yes)
@@ -146,16 +146,18 @@ def main(arguments: list[str] | None = None) -> int:
             words = VERBS[chosen.verb](chosen)
     except (PrismError, Stopped) as error:
         words = {"error": error.what, "where": error.where, "fix": error.fix, "exitCode": error.exit_code}
-        last_words({"verb": chosen.verb, **words, "retries": num_retries() - before})
+        write_termination_message({"verb": chosen.verb, **words, "retries": num_retries() - before})
         return error.exit_code
     except MemoryError:
         fix = "free memory, lower extraction.tokensPerBatch, or look for one huge row; finished units are kept"
-        last_words({"verb": chosen.verb, "error": "out of memory", "where": chosen.verb, "fix": fix, "exitCode": 75})
+        write_termination_message(
+            {"verb": chosen.verb, "error": "out of memory", "where": chosen.verb, "fix": fix, "exitCode": 75}
+        )
         return 75
     except KeyboardInterrupt:
         event("interrupted", verb=chosen.verb)
         return 130
-    last_words({"verb": chosen.verb, **words})
+    write_termination_message({"verb": chosen.verb, **words})
     return 0
 
 

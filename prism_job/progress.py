@@ -27,7 +27,7 @@ def event(name: str, **fields: Any) -> None:
     sys.stdout.flush()
 
 
-def last_words(words: Mapping[str, Any]) -> None:
+def write_termination_message(words: Mapping[str, Any]) -> None:
     """Say the outcome: as an event, and in the termination file if there is one."""
     event("done" if "error" not in words else "failed", **words)
     path = Path(os.environ.get("PRISM_TERMINATION_LOG", "/dev/termination-log"))

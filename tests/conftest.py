@@ -207,6 +207,6 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture
 def no_pauses(s3: Any, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """As many tries as ever, without the waits between them."""
-    monkeypatch.setattr("prism_job.storage.weather.FIRST_WAIT_SECONDS", 0.0)
-    monkeypatch.setattr("prism_job.storage.weather.LONGEST_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("prism_job.storage.retries.FIRST_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("prism_job.storage.retries.LONGEST_WAIT_SECONDS", 0.0)
     return monkeypatch

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from prism_job import projection
-from prism_job.extract.data import Encoded
-from prism_job.extract.gradients import FactorSums
+from prism_job.extract.capture.gradients import FactorSums
+from prism_job.extract.tokenise import Encoded
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -22,9 +22,10 @@ from benchmarks.quality import harness
 from benchmarks.quality.facts import make_data, more_pairs
 from benchmarks.quality.harness import Extracted, Float64
 from prism_job import projection
-from prism_job.reduce import curvature
-from prism_job.storage import codec, shards, weights
+from prism_job.score import curvature
+from prism_job.storage import model_files
 from prism_job.storage.objects import open_store
+from prism_job.store import codec, shards
 
 Float32 = NDArray[np.float32]
 DAMPINGS = (0.001, 0.01, 0.1, 1.0, 10.0)
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def one_seed(work: Path, model: str, seed: int) -> dict[str, float]:
-    settings = [seed, weights.identify(model), harness.constants(__name__)]
+    settings = [seed, model_files.identify(model), harness.constants(__name__)]
     return harness.once(work / "ablations" / f"{seed}.json", settings, lambda: measure(work, model, seed))
 
 

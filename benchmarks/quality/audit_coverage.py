@@ -22,15 +22,15 @@ import torch
 from benchmarks.fidelity import as_messages, make_pairs
 from benchmarks.quality import exact, harness
 from benchmarks.quality.harness import Float64, Interval
-from prism_job import examples
-from prism_job.extract import data
+from prism_job.data import examples
+from prism_job.evaluate import audit
+from prism_job.extract import tokenise
 from prism_job.extract.model import captured_layers, load_model, load_tokenizer
-from prism_job.plan import audit_spec
-from prism_job.reduce import audit
-from prism_job.reduce.preference import preference
-from prism_job.reduce.run import fold_directions
-from prism_job.spec import ModelSpec
-from prism_job.storage import weights
+from prism_job.plan.plan import audit_spec
+from prism_job.score.preference import preference
+from prism_job.spec.document import ModelSpec
+from prism_job.stages.reduce import fold_directions
+from prism_job.storage import model_files
 from prism_job.storage.objects import open_store
 
 NUM_EXAMPLES, NUM_PAIRS = 256, 32
@@ -55,7 +55,7 @@ def main() -> None:
     made = harness.parser(__doc__, seeds=1)
     made.add_argument("--curvature", action="append", choices=CURVATURES, help="repeatable; both without it")
     options = made.parse_args()
-    settings = [weights.identify(options.model), harness.constants(__name__)]
+    settings = [model_files.identify(options.model), harness.constants(__name__)]
     kinds = options.curvature or list(CURVATURES)
     rankings = Rankings(options.work, options.model, options.data)
     figures: dict[str, Any] = {"examples": NUM_EXAMPLES, "resamplings": RESAMPLINGS}
@@ -135,7 +135,9 @@ def audit_scores(run: harness.Extracted, lam: float | None) -> Float64:
     return audit.score_sample(form, plan.audit, store, directions_KD)[0]
 
 
-def exact_scores(model_uri: str, candidates: harness.Rows, pairs: harness.Rows, lam: float | None) -> Float64:
+def exact_scores(
+    model_uri: str, candidates: harness.GradientBatch, pairs: harness.GradientBatch, lam: float | None
+) -> Float64:
     """From full weight gradients: plain inner products, or with K-FAC in the full space at this λ."""
     spec = ModelSpec(uri=model_uri, dtype="float32")
     tokenizer, model = load_tokenizer(spec), load_model(spec, torch.device("cpu"))
@@ -144,7 +146,7 @@ def exact_scores(model_uri: str, candidates: harness.Rows, pairs: harness.Rows, 
     for pair in pairs:
         sides = [
             exact.weight_gradient(
-                model, layers, data.encode_response(pair["prompt"], pair[side], None, tokenizer, 2048)
+                model, layers, tokenise.encode_response(pair["prompt"], pair[side], None, tokenizer, 2048)
             )
             for side in ("chosen", "rejected")
         ]
@@ -152,7 +154,7 @@ def exact_scores(model_uri: str, candidates: harness.Rows, pairs: harness.Rows, 
         for name in layers.modules:
             part = weight * (sides[0][0][name] - sides[1][0][name])
             direction[name] = direction[name] + part if name in direction else part
-    encoded = [data.encode_candidate(examples.candidate_content(row), tokenizer, 2048) for row in candidates]
+    encoded = [tokenise.encode_candidate(examples.candidate_content(row), tokenizer, 2048) for row in candidates]
     if lam is not None:
         direction = exact.solve(direction, exact.factors(model, layers, encoded), lam)
     return exact.scores(model, layers, direction, encoded)

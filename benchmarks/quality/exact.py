@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prism_job.extract import data
-from prism_job.extract.data import Encoded
+from prism_job.extract import tokenise
 from prism_job.extract.model import Layers
+from prism_job.extract.tokenise import Encoded
 
 Direction = dict[str, Tensor]
 
@@ -48,7 +48,7 @@ def scores(
     """⟨gradient of the token-sum loss, direction⟩ of each example: float64 [N]."""
     found_N = np.zeros(len(encoded))
 
-    def add(name: str, inputs_BTI: Tensor, gradient_BTO: Tensor, batch: data.Batch, places: list[int]) -> None:
+    def add(name: str, inputs_BTI: Tensor, gradient_BTO: Tensor, batch: tokenise.Batch, places: list[int]) -> None:
         found_N[places] += (gradient_BTO * (inputs_BTI @ direction[name].T)).sum((1, 2)).double().numpy()
 
     _passes(model, layers, encoded, tokens_per_batch, add)
@@ -61,7 +61,7 @@ def factors(
     """K-FAC's factors of each layer, unprojected: E[a aᵀ] and E[b bᵀ] over real tokens, as extraction sums them."""
     sums = {name: [torch.zeros(()), torch.zeros(())] for name in layers.modules}
 
-    def add(name: str, inputs_BTI: Tensor, gradient_BTO: Tensor, batch: data.Batch, places: list[int]) -> None:
+    def add(name: str, inputs_BTI: Tensor, gradient_BTO: Tensor, batch: tokenise.Batch, places: list[int]) -> None:
         for side, values in enumerate((inputs_BTI, gradient_BTO)):
             real_RX = values[batch.real_BT]
             sums[name][side] = sums[name][side] + real_RX.T @ real_RX
@@ -87,7 +87,7 @@ def _passes(
     layers: Layers,
     encoded: Sequence[Encoded],
     tokens_per_batch: int,
-    add: Callable[[str, Tensor, Tensor, data.Batch, list[int]], None],
+    add: Callable[[str, Tensor, Tensor, tokenise.Batch, list[int]], None],
 ) -> None:
     """Forward and backward over all examples; `add` sees each layer's inputs and output gradients of each batch."""
     state: dict[str, Any] = {}
@@ -106,8 +106,8 @@ def _passes(
     handles = [module.register_forward_hook(on_forward(name)) for name, module in layers.modules.items()]
     handles.append(cast(nn.Module, model.get_input_embeddings()).register_forward_hook(on_embedding))
     try:
-        for places in data.micro_batches([len(example.ids) for example in encoded], tokens_per_batch):
-            batch = data.collate([encoded[place] for place in places], torch.device("cpu"))
+        for places in tokenise.micro_batches([len(example.ids) for example in encoded], tokens_per_batch):
+            batch = tokenise.collate([encoded[place] for place in places], torch.device("cpu"))
             state.update(batch=batch, places=places)
             logits_BTV = model(input_ids=batch.ids_BT, attention_mask=batch.real_BT.long(), use_cache=False).logits
             logits_KV = logits_BTV[torch.roll(batch.supervised_BT, -1, dims=1)]

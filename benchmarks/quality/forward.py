@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality import harness, tuning
-from benchmarks.quality.harness import Rows
-from prism_job.extract import data
-from prism_job.spec import digest
-from prism_job.storage import weights
+from benchmarks.quality.harness import GradientBatch
+from prism_job.extract import tokenise
+from prism_job.spec.document import digest
+from prism_job.storage import model_files
 
 FAMILIES = {
     "numbers": ("multistep_arithmetic_two", "object_counting"),
@@ -85,7 +85,7 @@ def main() -> None:
         figure.bars(options.figure, title, "nats a token", drawn)
 
 
-def read_pool(folder: Path) -> Rows:
+def read_pool(folder: Path) -> GradientBatch:
     """The shortest rows of GSM8K and all of the chosen tasks, as prompt and completion, with `task` named."""
     maths = [json.loads(line) for line in (folder / "gsm8k_train.jsonl").open(encoding="utf-8")]
     maths.sort(key=lambda row: (len(row["prompt"]) + len(row["completion"]), row["id"]))
@@ -105,10 +105,10 @@ def row(task: str, prompt: str, completion: str) -> dict[str, Any]:
 class Family:
     """One family of tasks under one seed: its split, the rankings, and what tuning on their tops does."""
 
-    def __init__(self, work: Path, model: str, pool: Rows, family: str, seed: int, rejected: str) -> None:
+    def __init__(self, work: Path, model: str, pool: GradientBatch, family: str, seed: int, rejected: str) -> None:
         self.work, self.model, self.pool, self.family, self.seed = work, model, pool, family, seed
         self.rejected = rejected
-        self.depends_on = [weights.identify(model), digest(pool), harness.constants(__name__)]
+        self.depends_on = [model_files.identify(model), digest(pool), harness.constants(__name__)]
         chance = random.Random(f"{family} {seed}")
         places = [place for place, one in enumerate(pool) if one["task"] in FAMILIES[family]]
         chance.shuffle(places)
@@ -135,7 +135,7 @@ class Family:
     def _settings(self, part: str) -> list[Any]:
         return [part, self.family, self.seed, *self.depends_on]
 
-    def _pairs(self) -> Rows:
+    def _pairs(self) -> GradientBatch:
         """The targets, with what the model itself says as the rejected answer (or with another answer, as asked for)."""
         if self.rejected == "other":
             return self.targets
@@ -155,8 +155,8 @@ class Family:
         chosen = self._chosen(method)
         tokenizer, model = tuning.load(self.model)
 
-        def encoded(rows: list[dict[str, Any]], side: str) -> list[data.Encoded]:
-            return [data.encode_response(one["prompt"], one[side], None, tokenizer, 512) for one in rows]
+        def encoded(rows: list[dict[str, Any]], side: str) -> list[tokenise.Encoded]:
+            return [tokenise.encode_response(one["prompt"], one[side], None, tokenizer, 512) for one in rows]
 
         if chosen:
             rows = [self.pool[place] for place in chosen]
@@ -192,7 +192,7 @@ class Family:
         uniform = method == "uniform"
         return pairs.scores(np.ones(NUM_PAIRS) if uniform else pairs.targets.preference_Q)
 
-    def _extract(self, name: str, targets: Rows, weighting: str) -> harness.Extracted:
+    def _extract(self, name: str, targets: GradientBatch, weighting: str) -> harness.Extracted:
         # The pool's rows are the same for every family, seed and method: extracted once.
         options = {"model": self.model, "dtype": "bfloat16", "weighting": weighting}
         options["extraction"] = {"examplesPerShard": 256}

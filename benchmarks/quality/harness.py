@@ -25,18 +25,18 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from prism_job.plan import Plan, read_plan
-from prism_job.reduce import agreement
-from prism_job.reduce.manifest import MANIFEST_FORMAT
-from prism_job.reduce.preference import Targets, weigh_targets
-from prism_job.reduce.run import fold_directions
-from prism_job.reduce.scoring import score_candidates
-from prism_job.spec import CurvatureSpec, SelectionRun, check_document, digest
-from prism_job.storage import shards
+from prism_job.evaluate import metrics
+from prism_job.plan.plan import Plan, read_plan
+from prism_job.publish.manifest import MANIFEST_FORMAT
+from prism_job.score.preference import Targets, weigh_targets
+from prism_job.score.scoring import score_candidates
+from prism_job.spec.document import CurvatureSpec, SelectionRun, check_document, digest
+from prism_job.stages.reduce import fold_directions
 from prism_job.storage.objects import open_store
+from prism_job.store import shards
 
 Float64 = NDArray[np.float64]
-Rows = list[dict[str, Any]]
+GradientBatch = list[dict[str, Any]]
 
 MODEL = "build/model/SmolLM2-135M-Instruct.gguf"
 
@@ -167,8 +167,8 @@ class Extracted:
 def extract(
     work: Path,
     name: str,
-    candidates: Rows,
-    targets: Rows,
+    candidates: GradientBatch,
+    targets: GradientBatch,
     *,
     model: str,
     dtype: str = "float32",
@@ -212,7 +212,7 @@ def extract(
     return Extracted(run, read_plan(run))
 
 
-def write_rows(path: Path, rows: Rows) -> None:
+def write_rows(path: Path, rows: GradientBatch) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -230,7 +230,7 @@ def flipped(preference_Q: Float64, swapped_Q: NDArray[np.bool_]) -> tuple[Float6
 
 def area(ranking_N: Float64, good_N: NDArray[np.bool_]) -> float:
     """AUROC: the probability that a good candidate ranks above a bad one."""
-    value = agreement.auroc(ranking_N, good_N)
+    value = metrics.auroc(ranking_N, good_N)
     assert value is not None
     return value
 

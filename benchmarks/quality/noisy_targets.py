@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.quality import harness
 from benchmarks.quality.facts import make_data
 from benchmarks.quality.harness import Extracted, Float64
-from prism_job.storage import weights
+from prism_job.storage import model_files
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 DRAWS = 100
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def one_seed(work: Path, model: str, seed: int) -> dict[str, float]:
-    settings = [seed, weights.identify(model), harness.constants(__name__)]
+    settings = [seed, model_files.identify(model), harness.constants(__name__)]
     return harness.once(
         work / "noisy_targets" / f"{seed}.json", settings, lambda: measure(*extracted(work, model, seed), seed)
     )

@@ -25,9 +25,9 @@ import numpy as np
 from benchmarks.quality import harness, tuning
 from benchmarks.quality.facts import CAPITALS, OPERANDS, Fact
 from benchmarks.quality.harness import Float64
-from prism_job.extract import data
-from prism_job.extract.data import Encoded
-from prism_job.storage import weights
+from prism_job.extract import tokenise
+from prism_job.extract.tokenise import Encoded
+from prism_job.storage import model_files
 
 NUM_CAPITALS = (40, 40, 30)
 NUM_SUMS = (80, 80, 30, 100)
@@ -148,7 +148,7 @@ class Mixture:
         return found | self._once("memorised-rankings", self._memorised)
 
     def _once(self, name: str, compute: Any) -> dict[str, Any]:
-        settings = [self.seed, weights.identify(self.model), harness.constants(__name__)]
+        settings = [self.seed, model_files.identify(self.model), harness.constants(__name__)]
         return harness.once(self.work / "rectification" / f"{self.seed}-{name}.json", settings, compute)
 
     def _reference(self, name: str, epochs: int, rate: float) -> dict[str, float]:
@@ -245,8 +245,8 @@ class Mixture:
         tuning.tune(model, self._encoded(tokenizer, rows), epochs=EPOCHS, rate=RATE, seed=self.seed)
         return {f"wrong[{method}]": self._wrong((tokenizer, model))}
 
-    def _encoded(self, tokenizer: Any, rows: harness.Rows) -> list[Encoded]:
-        return [data.encode_response(row["prompt"], row["completion"], None, tokenizer, 512) for row in rows]
+    def _encoded(self, tokenizer: Any, rows: harness.GradientBatch) -> list[Encoded]:
+        return [tokenise.encode_response(row["prompt"], row["completion"], None, tokenizer, 512) for row in rows]
 
     def _wrong(self, asked: tuple[Any, Any]) -> float:
         """Share of held-out questions whose wrong answer has the higher likelihood, length-normalised."""

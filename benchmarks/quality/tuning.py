@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from prism_job.extract import data
-from prism_job.extract.data import Batch, Encoded
+from prism_job.extract import tokenise
 from prism_job.extract.model import load_model, load_tokenizer
-from prism_job.spec import ModelSpec
+from prism_job.extract.tokenise import Batch, Encoded
+from prism_job.spec.document import ModelSpec
 
 CPU = torch.device("cpu")
 ASK_TOKENS = 4096
@@ -71,7 +71,7 @@ def tune(
         chance.shuffle(order)
         for start in starts:
             optimizer.param_groups[0]["lr"] = rate * (1 - step / num_steps)
-            batch = data.collate([encoded[n] for n in order[start : start + batch_size]], CPU)
+            batch = tokenise.collate([encoded[n] for n in order[start : start + batch_size]], CPU)
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 nll_B, tokens_B = _nll(model, batch)
             optimizer.zero_grad(set_to_none=True)
@@ -86,8 +86,8 @@ def tune(
 def mean_nll(model: PreTrainedModel, encoded: Sequence[Encoded]) -> NDArray[np.float64]:
     """Token-mean negative log-likelihood of each response: float64 [N]."""
     found_N = np.zeros(len(encoded))
-    for places in data.micro_batches([len(example.ids) for example in encoded], ASK_TOKENS):
-        nll_B, tokens_B = _nll(model, data.collate([encoded[place] for place in places], CPU))
+    for places in tokenise.micro_batches([len(example.ids) for example in encoded], ASK_TOKENS):
+        nll_B, tokens_B = _nll(model, tokenise.collate([encoded[place] for place in places], CPU))
         found_N[places] = (nll_B / tokens_B).numpy()
     return found_N
 

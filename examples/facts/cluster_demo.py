@@ -55,7 +55,7 @@ def run_demo(cluster: Rig, folder: Path) -> dict[str, Any]:
         done = subprocess.run(command, env=user, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True)
         return done.stdout
 
-    prism = [sys.executable, "-m", "launcher.cli"]
+    prism = [sys.executable, "-m", "launcher.cli.main"]
     environment = {**everybody, "KUBECONFIG": str(cluster.as_operator())}
     operator = subprocess.Popen([*prism, "operator", "--port", "0"], env=environment, cwd=ROOT)
     started = time.monotonic()

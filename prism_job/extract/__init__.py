@@ -1,1 +1,1 @@
-"""The only room where torch and transformers are imported: examples in, projected gradients out."""
+"""Work units -> shards: tokenise, model, capture, uploads. With estimate/ the only room that imports torch."""

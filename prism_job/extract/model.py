@@ -19,8 +19,8 @@ from transformers.pytorch_utils import Conv1D
 
 from prism_job.errors import DataError, RequestError
 from prism_job.progress import event
-from prism_job.spec import ModelSpec
-from prism_job.storage import weights
+from prism_job.spec.document import ModelSpec
+from prism_job.storage import model_files
 
 COVERAGE_FLOOR = 0.9
 """Share of the asked-for matrix parameters that capture must reach; less means a layer type we cannot see into."""
@@ -32,7 +32,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     Raises:
         RequestError: it has none, or only a slow one, which cannot say which characters a token covers.
     """
-    path = weights.bring(spec.uri, spec.revision)
+    path = model_files.fetch_model(spec.uri, spec.revision)
     arguments = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
     folder = path.parent if path.suffix == ".gguf" else path
     try:
@@ -60,7 +60,7 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
         RequestError: not a causal language model that transformers knows without remote code.
         DataError: a weight is missing, NaN or infinite; names the tensor.
     """
-    path = weights.bring(spec.uri, spec.revision)
+    path = model_files.fetch_model(spec.uri, spec.revision)
     arguments: dict[str, Any] = {"gguf_file": path.name} if path.suffix == ".gguf" else {"use_safetensors": True}
     folder = path.parent if path.suffix == ".gguf" else path
     if zero3 is not None and (spec.adapter or path.suffix == ".gguf"):
@@ -121,7 +121,7 @@ def _loading_in_shares(zero3: dict[str, Any]) -> Any:
 def _with_adapter(model: PreTrainedModel, uri: str) -> Any:
     from peft import PeftModel
 
-    folder = weights.bring(uri, is_adapter=True)
+    folder = model_files.fetch_model(uri, is_adapter=True)
     fix = "check that it is a PEFT adapter made for this model"
     try:
         config = json.loads((folder / "adapter_config.json").read_text())

@@ -5,11 +5,11 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from prism_job.extract.unit import Arrays
-from prism_job.plan import Block
+from prism_job.extract.work_unit import Arrays
+from prism_job.plan.plan import Block
 from prism_job.progress import event
-from prism_job.storage import shards
 from prism_job.storage.objects import Store
+from prism_job.store import shards
 
 Shard = tuple[str, shards.Kind, Arrays, dict[str, Any]]
 """Its extractor, its kind, its arrays and notes."""

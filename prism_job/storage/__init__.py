@@ -1,1 +1,1 @@
-"""Bytes and the names they lie under. Not: torch, scores, Kubernetes."""
+"""Get, put, list, exists: S3 and local folders, retries, transfers, model files. Does not know what the bytes mean."""

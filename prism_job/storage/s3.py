@@ -15,7 +15,7 @@ from prism_job.errors import DataError, PrismError, RequestError, TryAgain
 from prism_job.storage import checksums, transfers
 from prism_job.storage.folder import local_errors
 from prism_job.storage.objects import Listed
-from prism_job.storage.weather import patiently
+from prism_job.storage.retries import with_retries
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -47,7 +47,7 @@ class S3Prefix:
             with _s3_errors(self.uri(key)):
                 return ask()
 
-        return patiently(once, given_up)
+        return with_retries(once, given_up)
 
     def get(self, key: str) -> bytes:
         def read() -> bytes:

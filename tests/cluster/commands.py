@@ -34,7 +34,7 @@ def environment(rig: Rig, kubeconfig: Path) -> dict[str, str]:
 
 def prism(rig: Rig, *arguments: str, kubeconfig: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`prism` with these arguments until it ends, as the account that `kubeconfig_for` chooses unless one is given."""
-    command = [sys.executable, "-m", "launcher.cli", *arguments]
+    command = [sys.executable, "-m", "launcher.cli.main", *arguments]
     env = environment(rig, kubeconfig or kubeconfig_for(rig, arguments))
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=240, check=False)
 
@@ -42,7 +42,7 @@ def prism(rig: Rig, *arguments: str, kubeconfig: Path | None = None) -> subproce
 @contextlib.contextmanager
 def running(rig: Rig, *arguments: str, kubeconfig: Path | None = None) -> Iterator[subprocess.Popen[str]]:
     """`prism` with these arguments while the block lasts; killed then."""
-    command = [sys.executable, "-m", "launcher.cli", *arguments]
+    command = [sys.executable, "-m", "launcher.cli.main", *arguments]
     env = environment(rig, kubeconfig or kubeconfig_for(rig, arguments))
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
     try:
@@ -79,7 +79,7 @@ def need_real(rig: Rig, reason: str) -> None:
 def deployed(rig: Rig, *arguments: str) -> Iterator[None]:
     """As a Deployment has it: a process that ends is started again. An operator ends where it has lost its lease."""
     over = threading.Event()
-    command = [sys.executable, "-m", "launcher.cli", *arguments]
+    command = [sys.executable, "-m", "launcher.cli.main", *arguments]
     env = environment(rig, kubeconfig_for(rig, arguments))
 
     def keep() -> None:

@@ -141,10 +141,10 @@ def start(
     command = [names.rewrite(rewrite(word, places), pod) for word in command]
     variables = {name: names.rewrite(rewrite(value, places), pod) for name, value in variables.items()}
     if not container.get("command"):
-        module = "launcher.cli" if LAUNCHER_IMAGE in container["image"] else "prism_job"
+        module = "launcher.cli.main" if LAUNCHER_IMAGE in container["image"] else "prism_job"
         command = [sys.executable, "-m", module, *command]
     elif command[0] == "prism":
-        command = [sys.executable, "-m", "launcher.cli", *command[1:]]
+        command = [sys.executable, "-m", "launcher.cli.main", *command[1:]]
     elif command[0] in ("python", "python3"):
         command[0] = sys.executable
     ours = {**environment, "PRISM_TERMINATION_LOG": str(message_file), MARK: uid_of(pod)}

@@ -2,7 +2,7 @@
 
 `python -m tests.cluster.recording` records all scenarios anew from a real control plane (KUBEBUILDER_ASSETS names its
 binaries); with `--table` it prints recorded/README.md. Which requests there are stands in scenarios.py; that the fake
-answers alike is tested in tests/test_recorded.py. Knows neither the fake nor the launcher.
+answers alike is tested in tests/cluster/test_recorded.py. Knows neither the fake nor the launcher.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ SCENARIOS: dict[str, Scenario] = {}
 
 
 def recorded(*needed_by: str) -> Callable[[Callable[[Session], None]], Callable[[Session], None]]:
-    """Makes a function a scenario. `needed_by`: the launcher's functions that depend on the answers (`cluster.Cluster.get`)."""
+    """Make a function a scenario. `needed_by`: functions of the launcher that depend on the answers (`kube.cluster.Cluster.get`)."""
 
     def register(play: Callable[[Session], None]) -> Callable[[Session], None]:
         name, says = play.__name__.replace("_", "-"), " ".join((play.__doc__ or "").split())
@@ -225,7 +225,7 @@ def play(scenario: Scenario, door: Door) -> list[Object]:
 START = Scenario(
     "after-a-start",
     "From its first connection until it is ready an API server refuses what is allowed, and does not know its own addresses.",
-    ("cluster.Cluster._refuse", "cluster.Cluster.serves_selection_runs", "cluster.Cluster.may"),
+    ("kube.cluster.Cluster._refuse", "kube.cluster.Cluster.serves_selection_runs", "kube.cluster.Cluster.may"),
     lambda session: None,
 )
 """No conversation, but every kind of answer that several requests get, asked again and again while a server starts."""

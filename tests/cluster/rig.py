@@ -14,10 +14,10 @@ import boto3
 import yaml
 from moto.server import ThreadedMotoServer
 
-from launcher.cluster import Cluster
-from launcher.controller import Controller
-from launcher.crd import crd
-from launcher.decide import Patience
+from launcher.kube.cluster import Cluster
+from launcher.operator.controller import Controller
+from launcher.reconcile.actions import Timeouts
+from launcher.resource.crd import crd
 from tests.cluster.accounts import Accounts
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.jobs import JobController
@@ -25,7 +25,7 @@ from tests.cluster.kubelet import ONE_NODE, Kubelet
 from tests.cluster.real import RealServer
 from tests.conftest import candidate, pair, write_jsonl
 
-QUICK = Patience(backoff_seconds=0.1, longest_backoff_seconds=1.0, stuck_seconds=5.0)
+QUICK = Timeouts(backoff_seconds=0.1, longest_backoff_seconds=1.0, stuck_seconds=5.0)
 """Waits of a test's controllers."""
 
 BUCKET = "cluster"

@@ -26,7 +26,7 @@ KINDS = {
 # What is not there
 
 
-@recorded("cluster.Cluster.preferred_version", "submit.list_records", "cluster.Cluster.serves_selection_runs")
+@recorded("kube.cluster.Cluster.preferred_version", "submit.list_records", "kube.cluster.Cluster.serves_selection_runs")
 def unknown_group(session: Session) -> None:
     """A group that no API server serves is a 404 in plain text, whatever is asked of it."""
     many, one = session.at("localqueues"), session.at("localqueues", "team")
@@ -44,7 +44,7 @@ def unknown_group(session: Session) -> None:
     session.ask("DELETE", one)
 
 
-@recorded("cluster.Cluster.serves_selection_runs", "submit.record_kind")
+@recorded("kube.cluster.Cluster.serves_selection_runs", "submit.record_kind")
 def unknown_version(session: Session) -> None:
     """A version that a known group does not have: ours, and a built-in one."""
     runs, jobs = f"/namespaces/{session.namespace}/selectionruns", f"/namespaces/{session.namespace}/jobs"
@@ -55,7 +55,7 @@ def unknown_version(session: Session) -> None:
     session.ask("POST", f"/apis/prism.dev/v9{runs}", session.body("run", "first"))
 
 
-@recorded("cluster.Cluster.find", "submit.find_record")
+@recorded("kube.cluster.Cluster.find", "submit.find_record")
 def unknown_resource(session: Session) -> None:
     """A resource that a known group and version does not have."""
     for prefix in ("/apis/batch/v1", "/apis/prism.dev/v1alpha1", "/api/v1"):
@@ -65,7 +65,12 @@ def unknown_resource(session: Session) -> None:
     session.ask("POST", f"/apis/batch/v1/namespaces/{session.namespace}/unheards", {"metadata": {"name": "first"}})
 
 
-@recorded("cluster.Cluster.find", "cluster.Cluster.get", "doctor._namespace", "doctor_run._service_account")
+@recorded(
+    "kube.cluster.Cluster.find",
+    "kube.cluster.Cluster.get",
+    "doctor.cluster_checks._namespace",
+    "doctor.run_checks._service_account",
+)
 def missing_object(session: Session) -> None:
     """An object that is not there."""
     for plural in ("configmaps", "jobs", "leases", "selectionruns", "serviceaccounts", "persistentvolumeclaims"):
@@ -77,7 +82,7 @@ def missing_object(session: Session) -> None:
     session.ask("PUT", session.at("leases", "none"), session.body("lease", "none"))
 
 
-@recorded("submit._create", "controller.Controller._create", "cluster.Cluster.get")
+@recorded("submit._create", "operator.controller.Controller._create", "kube.cluster.Cluster.get")
 def missing_namespace(session: Session) -> None:
     """A namespace that is not there: making something says so, reading says the object is missing, a list is empty."""
     session.namespace = "nowhere"
@@ -91,7 +96,12 @@ def missing_namespace(session: Session) -> None:
 # Making
 
 
-@recorded("cluster.Cluster.create", "controller.Controller._create", "submit._create", "lease.Lease._take")
+@recorded(
+    "kube.cluster.Cluster.create",
+    "operator.controller.Controller._create",
+    "submit._create",
+    "operator.leader_election.Lease._take",
+)
 def create(session: Session) -> None:
     """Making what the launcher makes: the whole object comes back, its defaults filled in."""
     for plural, kind in KINDS.items():
@@ -101,7 +111,12 @@ def create(session: Session) -> None:
     session.ask("POST", session.at("pods", query=STRICT), pod)
 
 
-@recorded("submit.submit", "controller.Controller._create", "lease.Lease._take", "probe._create")
+@recorded(
+    "submit.submit",
+    "operator.controller.Controller._create",
+    "operator.leader_election.Lease._take",
+    "doctor.bucket_probe._create",
+)
 def create_existing(session: Session) -> None:
     """A name that is taken."""
     for plural, kind in KINDS.items():
@@ -109,7 +124,7 @@ def create_existing(session: Session) -> None:
         session.ask("POST", session.at(plural, query=STRICT), session.body(kind, "first"))
 
 
-@recorded("controller.Controller._tell")
+@recorded("operator.controller.Controller._tell")
 def events(session: Session) -> None:
     """An Event is made once; a second of its name conflicts, and one about another namespace is refused."""
     body = session.body("event", "demo.1234")
@@ -123,7 +138,7 @@ def events(session: Session) -> None:
     session.ask("GET", session.at("events", query=fields))
 
 
-@recorded("submit._create", "attempts.Attempts._judge_refusal", "cluster._error_of")
+@recorded("submit._create", "reconcile.attempts.Attempts._judge_refusal", "kube.cluster._error_of")
 def unknown_field(session: Session) -> None:
     """Strict validation refuses a field that the schema does not know, at the top and far within."""
     for plural, kind in (("jobs", "job"), ("selectionruns", "run")):
@@ -133,7 +148,7 @@ def unknown_field(session: Session) -> None:
     session.ask("POST", session.at("jobs", query=STRICT), deep)
 
 
-@recorded("submit._create", "attempts.Attempts._judge_refusal")
+@recorded("submit._create", "reconcile.attempts.Attempts._judge_refusal")
 def broken_schema(session: Session) -> None:
     """What a custom resource's schema refuses, with its causes."""
     wrong: list[dict[str, Any]] = [
@@ -163,7 +178,7 @@ def broken_schema(session: Session) -> None:
     session.ask("POST", session.at("selectionruns", query=STRICT), named)
 
 
-@recorded("submit._create", "submit.run_again", "attempts.Attempts._judge_refusal")
+@recorded("submit._create", "submit.run_again", "reconcile.attempts.Attempts._judge_refusal")
 def broken_rule(session: Session) -> None:
     """What the CEL rules of a custom resource refuse: at creation, and as changes."""
     for spec in ({"uris": ["/tmp"]}, {"nodes": 8, "gpus": 8}, {"retry": 100}):
@@ -174,7 +189,7 @@ def broken_rule(session: Session) -> None:
         session.ask("PATCH", session.at("selectionruns", "first", query="fieldManager=prism"), {"spec": spec}, MERGE)
 
 
-@recorded("attempts.Attempts._judge_refusal", "controller.Controller._create_job")
+@recorded("reconcile.attempts.Attempts._judge_refusal", "operator.controller.Controller._create_job")
 def broken_job(session: Session) -> None:
     """Jobs that the server refuses."""
     never: dict[str, Any] = session.body("job", "first")
@@ -195,7 +210,7 @@ def broken_job(session: Session) -> None:
         session.ask("POST", session.at("jobs", query=STRICT), body)
 
 
-@recorded("attempts.Attempts._judge_refusal", "controller.Controller._create_job")
+@recorded("reconcile.attempts.Attempts._judge_refusal", "operator.controller.Controller._create_job")
 def wrong_type(session: Session) -> None:
     """A built-in kind with a field of another type: 400, and no causes."""
     session.ask("POST", session.at("jobs", query=STRICT), session.body("job", "first", {"completions": "two"}))
@@ -204,7 +219,7 @@ def wrong_type(session: Session) -> None:
     session.ask("POST", session.at("leases", query=STRICT), micro)
 
 
-@recorded("submit._create", "controller.write_status")
+@recorded("submit._create", "operator.controller.write_status")
 def too_large(session: Session) -> None:
     """A record in a ConfigMap has at most 1 MiB, a request at most 3 MiB."""
     for size in (1_100_000, 4_000_000):
@@ -213,7 +228,7 @@ def too_large(session: Session) -> None:
         session.ask("POST", session.at("configmaps", query=STRICT), body)
 
 
-@recorded("doctor_run._policies", "cluster_cli.schedule")
+@recorded("doctor.run_checks._policies", "cli.cluster_verbs.schedule")
 def dry_run(session: Session) -> None:
     """A dry run is judged and answered like the write, and nothing is there afterwards."""
     session.ask("POST", session.at("pods", query=f"{STRICT}&dryRun=All"), session.body("pod", "first"))
@@ -227,7 +242,7 @@ def dry_run(session: Session) -> None:
 # Changing
 
 
-@recorded("cluster.Cluster.apply", "controller.Controller._apply", "cluster_cli.schedule")
+@recorded("kube.cluster.Cluster.apply", "operator.controller.Controller._apply", "cli.cluster_verbs.schedule")
 def apply(session: Session) -> None:
     """Server-side apply makes, keeps the version where nothing changes, and takes away what is not applied any more."""
     for plural, kind in {**KINDS, "cronjobs": "cron_job"}.items():
@@ -241,7 +256,7 @@ def apply(session: Session) -> None:
     session.ask("PATCH", session.at("configmaps", "first", query=FORCE), less, APPLY)
 
 
-@recorded("cluster.Cluster.apply", "cluster._error_of")
+@recorded("kube.cluster.Cluster.apply", "kube.cluster._error_of")
 def apply_conflict(session: Session) -> None:
     """A field of another manager is a conflict unless it is forced."""
     path = session.at("configmaps", "first")
@@ -258,7 +273,7 @@ def apply_conflict(session: Session) -> None:
     session.ask("PATCH", f"{path}?{NO_FORCE}", other, APPLY)
 
 
-@recorded("cluster._error_of", "controller.Controller._apply")
+@recorded("kube.cluster._error_of", "operator.controller.Controller._apply")
 def apply_refused(session: Session) -> None:
     """An apply with an unknown field (a 500 that is permanent), without a manager, without a type."""
     for plural, kind in (("jobs", "job"), ("selectionruns", "run")):
@@ -269,7 +284,7 @@ def apply_refused(session: Session) -> None:
     session.ask("PATCH", f"{path}?{FORCE}", {"metadata": {"name": "first"}, "data": {}}, APPLY)
 
 
-@recorded("controller.Controller._apply")
+@recorded("operator.controller.Controller._apply")
 def apply_another_uid(session: Session) -> None:
     """The uid in an applied body keeps what is gone from rising again, and another's object from being taken."""
     body = session.body("config_map", "first", uid="11111111-2222-3333-4444-555555555555")
@@ -281,7 +296,7 @@ def apply_another_uid(session: Session) -> None:
     session.ask("PATCH", path, body, APPLY)
 
 
-@recorded("attempts.Attempts._judge_refusal", "cluster._error_of")
+@recorded("reconcile.attempts.Attempts._judge_refusal", "kube.cluster._error_of")
 def fixed_template(session: Session) -> None:
     """A Job's pod template cannot change: the answer dumps all of it, and is cut in the record."""
     path = session.at("jobs", "first", query=FORCE)
@@ -292,7 +307,7 @@ def fixed_template(session: Session) -> None:
     session.ask("PATCH", path, session.body("job", "first", {"suspend": True}), APPLY)
 
 
-@recorded("controller.write_status", "submit.run_again")
+@recorded("operator.controller.write_status", "submit.run_again")
 def stale_patch(session: Session) -> None:
     """A merge patch onto an older version conflicts, on the object and on its status; without a version it goes through."""
     first = session.do("POST", session.at("selectionruns"), session.body("run", "first"))
@@ -313,7 +328,7 @@ def stale_patch(session: Session) -> None:
     session.ask("PATCH", path, {"metadata": old, "data": {"status": "{1}"}}, MERGE)
 
 
-@recorded("controller.write_status", "submit.cancel")
+@recorded("operator.controller.write_status", "submit.cancel")
 def two_halves(session: Session) -> None:
     """Status sent to the object is ignored, and all but status sent to its status; a change of nothing keeps the version."""
     body = {**session.body("run", "first"), "status": {"phase": "Done"}}
@@ -328,7 +343,9 @@ def two_halves(session: Session) -> None:
     session.ask("PATCH", f"{path}?fieldManager=prism", note, MERGE)
 
 
-@recorded("lease.Lease._take", "lease.Lease.release", "cluster.Cluster.replace")
+@recorded(
+    "operator.leader_election.Lease._take", "operator.leader_election.Lease.release", "kube.cluster.Cluster.replace"
+)
 def lease(session: Session) -> None:
     """A lease is renewed onto the version that was read; onto an older one it conflicts."""
     made = session.do("POST", session.at("leases"), session.body("lease", "leader"))
@@ -351,7 +368,7 @@ def lease(session: Session) -> None:
 # Removing
 
 
-@recorded("cluster.Cluster.delete", "probe.try_buckets", "controller.Controller._act")
+@recorded("kube.cluster.Cluster.delete", "doctor.bucket_probe.try_buckets", "operator.controller.Controller._act")
 def delete(session: Session) -> None:
     """A removal is answered by a Status, or by the object where something holds it."""
     for plural, kind in KINDS.items():
@@ -373,7 +390,7 @@ def delete(session: Session) -> None:
     session.ask("GET", session.at("jobs", "held"))
 
 
-@recorded("attempts.Attempts._judge_refusal", "controller.Controller._create_job", "submit._create")
+@recorded("reconcile.attempts.Attempts._judge_refusal", "operator.controller.Controller._create_job", "submit._create")
 def ending_namespace(session: Session) -> None:
     """Nothing is made in a namespace that is being removed."""
     session.do("POST", session.at("configmaps"), session.body("config_map", "held", finalizers=["prism.dev/hold"]))
@@ -389,7 +406,7 @@ def ending_namespace(session: Session) -> None:
 # Lists and watches
 
 
-@recorded("cluster.Cluster.list", "controller.Controller._list_and_watch", "submit.list_records")
+@recorded("kube.cluster.Cluster.list", "operator.controller.Controller._list_and_watch", "submit.list_records")
 def pages(session: Session) -> None:
     """A list by pages, without a selector and with one; its items have no kind, but those of a custom resource do."""
     for number in range(3):
@@ -405,7 +422,12 @@ def pages(session: Session) -> None:
     session.ask("GET", session.at("pods", query="limit=500&labelSelector=prism.dev%2Frun%3Dnone"))
 
 
-@recorded("cluster.Cluster.list", "controller.Controller._selectors", "submit._sightings", "logs._Following._take_all")
+@recorded(
+    "kube.cluster.Cluster.list",
+    "operator.controller.Controller._selectors",
+    "submit._sightings",
+    "follow.logs._Following._take_all",
+)
 def selectors(session: Session) -> None:
     """Selectors by label and by field, and such as the server does not understand."""
     for number, run in enumerate(("one", "two")):
@@ -426,7 +448,10 @@ def selectors(session: Session) -> None:
 
 
 @recorded(
-    "cluster.Cluster.watch", "controller.Controller._list_and_watch", "submit._sightings", "logs._Following._find_pods"
+    "kube.cluster.Cluster.watch",
+    "operator.controller.Controller._list_and_watch",
+    "submit._sightings",
+    "follow.logs._Following._find_pods",
 )
 def watch(session: Session) -> None:
     """Changes since a list, an event a line; an object that leaves the selection is DELETED; a quiet end."""
@@ -442,7 +467,7 @@ def watch(session: Session) -> None:
         session.ask("GET", session.at(plural, query=f"{query}&timeoutSeconds=1&fieldSelector=metadata.name%3Dsecond"))
 
 
-@recorded("cluster.Cluster.watch", "controller.Controller._list_and_watch")
+@recorded("kube.cluster.Cluster.watch", "operator.controller.Controller._list_and_watch")
 def bookmarks(session: Session) -> None:
     """What a bookmark looks like for each kind that is watched: the first one, for which a server need not be waited for."""
     query = "watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true"
@@ -450,7 +475,7 @@ def bookmarks(session: Session) -> None:
         session.ask("GET", session.at(plural, query=f"{query}&timeoutSeconds=1&labelSelector=mine"))
 
 
-@recorded("cluster.Cluster.watch", "cluster.Cluster.list", "controller.Controller._follow")
+@recorded("kube.cluster.Cluster.watch", "kube.cluster.Cluster.list", "operator.controller.Controller._follow")
 def long_ago(session: Session) -> None:
     """A version that is no longer known ends a watch by an ERROR event, and a list by an answer, of 410."""
     query = "watch=true&resourceVersion=1&allowWatchBookmarks=true&timeoutSeconds=1"
@@ -465,7 +490,7 @@ def long_ago(session: Session) -> None:
 # Who may
 
 
-@recorded("cluster.Cluster._log_in_again", "cluster._error_of", "controller.Controller._create_job")
+@recorded("kube.cluster.Cluster._log_in_again", "kube.cluster._error_of", "operator.controller.Controller._create_job")
 def wrong_token(session: Session) -> None:
     """A token that the server does not know."""
     session.ask("GET", session.at("selectionruns", "first"), who="stranger")
@@ -475,7 +500,12 @@ def wrong_token(session: Session) -> None:
     session.ask("GET", "/version", who="stranger")
 
 
-@recorded("doctor._leases", "findings.looked", "controller.Controller._create_job", "podlog.PodLog.lines")
+@recorded(
+    "doctor.cluster_checks._leases",
+    "doctor.findings.looked",
+    "operator.controller.Controller._create_job",
+    "follow.pod_log.PodLog.lines",
+)
 def not_allowed(session: Session) -> None:
     """What an account may not do, by each verb; discovery is for everybody."""
     rules = [{"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get", "list", "patch"]}]
@@ -496,7 +526,7 @@ def not_allowed(session: Session) -> None:
         session.ask("GET", path, who="driver")
 
 
-@recorded("cluster.Cluster.may", "doctor.missing_rights")
+@recorded("kube.cluster.Cluster.may", "doctor.cluster_checks.missing_rights")
 def access_review(session: Session) -> None:
     """What one may do oneself, asked of the administrator and of an account; an unknown resource is merely not allowed."""
     session.account("driver", [{"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get"]}])
@@ -512,7 +542,7 @@ def access_review(session: Session) -> None:
         session.ask("POST", session.at("selfsubjectaccessreviews"), body, who=who)
 
 
-@recorded("attempts.Attempts._judge_refusal", "doctor_run._policies")
+@recorded("reconcile.attempts.Attempts._judge_refusal", "doctor.run_checks._policies")
 def quota(session: Session) -> None:
     """A quota that is used up, for Jobs and for pods; one that needs every pod to say what it asks for."""
     session.do("POST", session.at("resourcequotas"), session.body("quota", "team"))
@@ -526,7 +556,9 @@ def quota(session: Session) -> None:
     session.ask("POST", session.at("pods", query=STRICT), silent)
 
 
-@recorded("attempts.Attempts._judge_refusal", "doctor_run._policies", "probe.try_buckets")
+@recorded(
+    "reconcile.attempts.Attempts._judge_refusal", "doctor.run_checks._policies", "doctor.bucket_probe.try_buckets"
+)
 def admission_policy(session: Session) -> None:
     """What a ValidatingAdmissionPolicy denies is a 422, as what a schema refuses."""
     name = f"{session.namespace}.recorded.example"
@@ -546,7 +578,9 @@ def admission_policy(session: Session) -> None:
     session.ask("POST", session.at("jobs", query=STRICT), session.body("job", "first", labels={"team": "a"}))
 
 
-@recorded("cluster.Cluster._note_warnings", "doctor_run._policies", "attempts.Attempts._judge_refusal")
+@recorded(
+    "kube.cluster.Cluster._note_warnings", "doctor.run_checks._policies", "reconcile.attempts.Attempts._judge_refusal"
+)
 def pod_security(session: Session) -> None:
     """A namespace that enforces *restricted* refuses pods, and only warns of the Jobs that will make them."""
     labels = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
@@ -591,7 +625,7 @@ def pod_security(session: Session) -> None:
 # The server itself, and its pods
 
 
-@recorded("cluster.Cluster.version", "doctor._server", "cluster.Cluster.serves_selection_runs")
+@recorded("kube.cluster.Cluster.version", "doctor.cluster_checks._server", "kube.cluster.Cluster.serves_selection_runs")
 def discovery(session: Session) -> None:
     """The server's version, and what it serves of ours."""
     session.ask("GET", "/version")
@@ -600,7 +634,7 @@ def discovery(session: Session) -> None:
     session.ask("GET", "/apis/prism.dev/v1alpha1")
 
 
-@recorded("cluster.Cluster.serves_selection_runs")
+@recorded("kube.cluster.Cluster.serves_selection_runs")
 def new_definition(session: Session) -> None:
     """A definition is answered before it is established, and served a little later; removed, it is served no more."""
     body = session.body("definition", "others.recorded.example")
@@ -621,7 +655,7 @@ def new_definition(session: Session) -> None:
     session.ask("GET", "/apis/recorded.example/v1alpha1")
 
 
-@recorded("podlog.PodLog.lines", "cluster.Cluster.log_lines", "probe._said")
+@recorded("follow.pod_log.PodLog.lines", "kube.cluster.Cluster.log_lines", "doctor.bucket_probe._said")
 def pod_log(session: Session) -> None:
     """Logs of a pod that is not there, has no node, has no such container, or whose node is gone."""
     query = "container=worker&follow=false&timestamps=true"
@@ -634,7 +668,7 @@ def pod_log(session: Session) -> None:
     session.ask("GET", session.at("pods", "lost/log", query=query))
 
 
-@recorded("failures.is_seen_evicted")
+@recorded("reconcile.failures.is_seen_evicted")
 def eviction(session: Session) -> None:
     """An eviction marks its pod, by which a preemption is known, and lets it end."""
     session.do("POST", session.at("nodes"), session.body("node", "evicting"))

@@ -91,17 +91,17 @@ def obey(order: str) -> int:
 
 
 def fail(code: int, why: str) -> int:
-    last_words(error=why, where="standin", fix="take its order away")
+    write_termination_message(error=why, where="standin", fix="take its order away")
     return code
 
 
 def end(**words: object) -> int:
-    last_words(**words)
+    write_termination_message(**words)
     say(event="done", **words)
     return 0
 
 
-def last_words(**words: object) -> None:
+def write_termination_message(**words: object) -> None:
     Path(os.environ["PRISM_TERMINATION_LOG"]).write_text(json.dumps(words))
 
 

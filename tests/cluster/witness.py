@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.resource import GROUP_LABEL, ROUND, RUN, STAGE, TERMINAL
+from launcher.resource.record import GROUP_LABEL, ROUND, RUN, STAGE, TERMINAL
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.store import Place
 

@@ -1,0 +1,1 @@
+"""Typer: verbs, options, exit codes; no logic."""

@@ -1,0 +1,1 @@
+"""Checks before a run starts: the cluster, the run's needs, its buckets."""

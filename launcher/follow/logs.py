@@ -1,0 +1,262 @@
+"""The lines of all pods of a run, each with a prefix that says where it comes from. Not: what a line says, how it is shown.
+
+Following, a thread reads each pod, of a bounded number at a time, another one finds new pods, and one bounded queue lies
+between them and the reader: whoever reads slowly slows them down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import Any
+
+from launcher.follow.pod_log import PodLog, has_ended, has_started
+from launcher.kube.cluster import OUTAGE_FAILURES, Cluster, ClusterError, Gone, Unavailable
+from launcher.resource.record import ATTEMPT, GROUP_LABEL, ROUND, RUN, STAGE
+
+Object = dict[str, Any]
+Line = tuple[str, str]
+"""(prefix, line)."""
+
+POLL_INTERVAL_SECONDS = 2.0
+"""How often it is asked whether the run is over; pods are watched, and found as they appear."""
+
+WATCH_SECONDS = 5
+"""A watch of the pods ends and begins again this often, so that it can be told to stop."""
+
+DRAIN_SECONDS = 60.0
+"""Once the run is over: pods are left where no log has ended for so long."""
+
+SHORT_SECONDS = 1.0
+"""A watch of the pods that ends before so long is not asked for again at once."""
+
+LONGEST_PAUSE_SECONDS = 10.0
+
+MAX_QUEUED = 1000
+MAX_STREAMS = 64
+"""Logs that are read at a time: each holds a connection here and at the API server. Others wait until one has ended."""
+
+STAGES = ("plan", "extract", "reduce")
+
+
+def log_lines(
+    cluster: Cluster,
+    namespace: str,
+    run: str,
+    *,
+    stage: str | None = None,
+    group: int | None = None,
+    follow: bool,
+    tail: int | None = None,
+    timestamps: bool = False,
+    is_over: Callable[[], bool] | None = None,
+    on_outage: Callable[[str], None] = lambda _: None,
+) -> Generator[Line, None, None]:
+    """(prefix, line) over all pods of a run: pod after pod, or, following, as they come.
+
+    Args:
+        follow: wait for new lines and new pods, until the run is over and every stream has ended. Closing the iterator
+            ends its threads.
+        tail: of each pod only the last so many lines (and what comes after them, following).
+        timestamps: begin each line with the time at which the node read it.
+        is_over: whether the run has ended; asked every two seconds while following. None: follow until closed.
+        on_outage: called once an outage while following, with a line that says what is waited for.
+
+    Raises:
+        Refused: reading pods or their logs is not allowed.
+        Unavailable: no answer to the list of pods, without following. Following, transient errors are retried.
+    """
+    labels = ",".join(
+        [
+            f"{RUN}={run}",
+            *([f"{STAGE}={stage}"] if stage is not None else []),
+            *([f"{GROUP_LABEL}={group}"] if group is not None else []),
+        ]
+    )
+    if follow:
+        return _Following(
+            cluster.without_retries(), namespace, labels, tail, timestamps, is_over or (lambda: False), on_outage
+        ).lines()
+    return _all_lines(cluster, namespace, labels, tail, timestamps)
+
+
+def prefix_of(pod: Object) -> str:
+    """`plan`, `extract-0`, `extract-0.1` (its second attempt), `extract-0.1/2` (the third node of its group)."""
+    labels = pod["metadata"].get("labels") or {}
+    stage, attempt = labels.get(STAGE, "?"), labels.get(ATTEMPT, "0")
+    group = f"-{labels.get(GROUP_LABEL, '0')}" if stage == "extract" else ""
+    # Only the pods of a group of several nodes have a subdomain to meet in.
+    node = f"/{_node(pod)}" if "subdomain" in pod["spec"] else ""
+    return f"{stage}{group}{f'.{attempt}' if attempt != '0' else ''}{node}"
+
+
+def _all_lines(
+    cluster: Cluster, namespace: str, labels: str, tail: int | None, timestamps: bool
+) -> Generator[Line, None, None]:
+    for pod in sorted(cluster.list("Pod", namespace, labels=labels).items, key=_order):
+        prefix = prefix_of(pod)
+        if has_started(pod):
+            for line in PodLog(cluster, pod, tail, timestamps, threading.Event(), is_over=lambda: True).lines():
+                yield prefix, line
+
+
+class _Following:
+    """All pods at once, those to come included."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        namespace: str,
+        labels: str,
+        tail: int | None,
+        timestamps: bool,
+        is_over: Callable[[], bool],
+        on_outage: Callable[[str], None],
+    ) -> None:
+        self.cluster, self.namespace, self.labels = cluster, namespace, labels
+        self.tail, self.timestamps, self.is_over, self.on_outage = tail, timestamps, is_over, on_outage
+        self.queue: queue.Queue[Line | Exception] = queue.Queue(MAX_QUEUED)
+        self.stopping = threading.Event()
+        self.ended_pods: set[str] = set()
+        self.logs: dict[str, PodLog] = {}
+        self.waiting: deque[tuple[PodLog, str]] = deque()
+        """Logs that nobody reads yet, each with its prefix."""
+        self.num_read = 0
+        self.last_end = time.monotonic()
+        self.taking = threading.Lock()
+
+    def lines(self) -> Generator[Line, None, None]:
+        threading.Thread(target=self._guarded, args=(self._find_pods,), daemon=True).start()
+        over_since, asked = None, 0.0
+        try:
+            while True:
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        item = self.queue.get(timeout=0.2)
+                        if isinstance(item, Exception):
+                            raise item
+                        yield item
+                if over_since is None and time.monotonic() - asked >= POLL_INTERVAL_SECONDS:
+                    asked = time.monotonic()
+                    with contextlib.suppress(ClusterError):
+                        over_since = asked if self.is_over() and self._take_all() else None
+                if over_since is not None and self._is_drained(over_since):
+                    return
+        finally:
+            self.stopping.set()
+            for log in list(self.logs.values()):
+                log.stop()
+
+    def _is_drained(self, over_since: float) -> bool:
+        """Nothing more will come; or it is not waited for any longer."""
+        is_late = time.monotonic() > max(over_since, self.last_end) + DRAIN_SECONDS
+        with self.taking:
+            reading = self.num_read or self.waiting
+        return self.queue.empty() and (is_late or not reading)
+
+    def _find_pods(self) -> None:
+        """List, then watch from there; again and again, with a growing pause where that fails."""
+        failures = 0
+        while not self.stopping.is_set():
+            is_listing, began = True, time.monotonic()
+            try:
+                version = self._take_all()
+                is_listing = False
+                while not self.stopping.is_set():
+                    began = time.monotonic()
+                    for event, pod in self.cluster.watch(
+                        "Pod", self.namespace, version, labels=self.labels, seconds=WATCH_SECONDS
+                    ):
+                        version, failures = pod["metadata"].get("resourceVersion", version), 0
+                        if event != "BOOKMARK":
+                            self._take(pod, gone=event == "DELETED")
+                    if time.monotonic() < began + min(SHORT_SECONDS, WATCH_SECONDS / 2):
+                        self.stopping.wait(SHORT_SECONDS)
+                    else:
+                        failures = 0
+            except (Gone, Unavailable) as error:
+                lived = not is_listing and time.monotonic() > began + SHORT_SECONDS
+                failures = 1 if lived else failures + 1
+                if failures == OUTAGE_FAILURES:
+                    self.on_outage(f"waiting for the API server: {error.what}")
+                self.stopping.wait(min(LONGEST_PAUSE_SECONDS, 0.25 * 2**failures))
+
+    def _take_all(self) -> str:
+        """Every pod there is; one that is read and not among them has ended. Returns the listing's version."""
+        before = set(self.logs)
+        listing = self.cluster.list("Pod", self.namespace, labels=self.labels)
+        for pod in sorted(listing.items, key=_order):
+            self._take(pod, gone=False)
+        self.ended_pods |= before - {pod["metadata"]["uid"] for pod in listing.items}
+        return listing.version
+
+    def _take(self, pod: Object, *, gone: bool) -> None:
+        """A pod as it is now: its first line is waited for once it has started."""
+        uid = pod["metadata"]["uid"]
+        if gone or has_ended(pod):
+            self.ended_pods.add(uid)
+        with self.taking:
+            if uid in self.logs or gone or not has_started(pod) or self.stopping.is_set():
+                return
+            log = PodLog(self.cluster, pod, self.tail, self.timestamps, self.stopping, lambda: uid in self.ended_pods)
+            self.logs[uid] = log
+            self.waiting.append((log, prefix_of(pod)))
+            self._read_next()
+
+    def _read_next(self) -> None:
+        """Begin to read where there is room. Under `taking`."""
+        while self.waiting and self.num_read < MAX_STREAMS and not self.stopping.is_set():
+            self.num_read += 1
+            arguments = (self._hand_on, *self.waiting.popleft())
+            threading.Thread(target=self._guarded, args=arguments, daemon=True).start()
+
+    def _hand_on(self, log: PodLog, prefix: str) -> None:
+        try:
+            for line in log.lines():
+                self._put((prefix, line))
+        except Exception as error:  # told before this log counts as ended
+            self._put(error)
+        finally:
+            with self.taking:
+                self.num_read -= 1
+                self.last_end = time.monotonic()
+                self._read_next()
+
+    def _guarded(self, do: Callable[..., None], *arguments: Any) -> None:
+        try:
+            do(*arguments)
+        except Exception as error:  # whoever reads should hear of it, and not wait for ever
+            self._put(error)
+
+    def _put(self, item: Line | Exception) -> None:
+        while not self.stopping.is_set():
+            with contextlib.suppress(queue.Full):
+                self.queue.put(item, timeout=0.5)
+                return
+
+
+def _node(pod: Object) -> int:
+    annotations = pod["metadata"].get("annotations") or {}
+    labels = pod["metadata"].get("labels") or {}
+    name = "batch.kubernetes.io/job-completion-index"
+    return _number(annotations.get(name) or labels.get(name))
+
+
+def _number(text: Any) -> int:
+    """0 where it is none: others may label their pods as they like."""
+    return int(text) if isinstance(text, str) and re.fullmatch("[0-9]{1,9}", text) else 0
+
+
+def _order(pod: Object) -> tuple[Any, ...]:
+    """Round, stage, attempt, start; then group and node."""
+    labels = pod["metadata"].get("labels") or {}
+    stage = labels.get(STAGE, "")
+    place = STAGES.index(stage) if stage in STAGES else len(STAGES)
+    numbers = [_number(labels.get(name)) for name in (ROUND, ATTEMPT, GROUP_LABEL)]
+    started = pod.get("status", {}).get("startTime") or pod["metadata"].get("creationTimestamp", "")
+    return numbers[0], place, numbers[1], started, numbers[2], _node(pod)

@@ -1,0 +1,101 @@
+"""What `evaluate` prints for people: four tables with an empty line between them. Not: what the figures mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launcher.follow.display import printable
+
+RANKINGS = {"PRISM's score": "", "own loss, token mean": "loss_", "own loss, sum": "loss_sum_"}
+"""What `evaluate` compares, and how its figures' names begin."""
+
+MAX_SOURCES = 50
+LONGEST_SOURCE = 48
+"""Characters of a source's address that are shown, from its end."""
+
+
+def metrics_table(metrics: dict[str, Any]) -> str:
+    """Agreement with the label, a ranking a row; then at further budgets; then by source; then what π can be trusted with."""
+    # What `evaluate` calls precision and recall, in the words of what the budget did.
+    words = ("good of the kept", "kept of all good")
+    if not metrics["action"].startswith("keep"):
+        words = ("bad of the dropped", "dropped of all bad")
+    parts = (_rankings(metrics, words[0]), _budgets(metrics, words), _sources(metrics, words[0]), _preference(metrics))
+    return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def _rankings(metrics: dict[str, Any], precision: str) -> list[str]:
+    """PRISM's score, then the baselines that need no gradient."""
+    lines = [
+        f"{metrics['num_examples']:,} examples, {metrics['num_positive']:,} of them good by '{printable(metrics['label'])}'; "
+        f"the budget took {metrics['taken_by_budget']:,} ({metrics['action']})",
+        "",
+        f"{'ranked by':<24}{'AUROC':>6}  {'95 % interval':<16}{precision:>20}  95 % interval",
+    ]
+    for name, prefix in RANKINGS.items():
+        auroc, at_budget = (_cells(metrics, f"{prefix}{measure}") for measure in ("auroc", "precision_at_budget"))
+        lines.append(f"{name:<24}{auroc[0]:>6}  {auroc[1]:<16}{at_budget[0]:>20}  {at_budget[1]}")
+    value, low, high = (metrics[f"auroc_over_loss{end}"] for end in ("", "_low", "_high"))
+    difference = f"{value:+.3f}, {low:+.3f} to {high:+.3f} in the same resamples"
+    return [*lines, f"AUROC of PRISM's score less that of the loss (token mean): {difference}"]
+
+
+def _budgets(metrics: dict[str, Any], words: tuple[str, str]) -> list[str]:
+    """A budget a row: precision and recall of PRISM with their intervals, and of the baselines without."""
+    lines = [f"{'budget':<8}{'rows':>10}  {words[0]:<38}{words[1]}"]
+    heads = f"{'PRISM':<7}{'95 % interval':<16}{'mean':>5}{'sum':>7}   "
+    lines.append(f"{'':<8}{'':>10}  {heads}{heads}".rstrip())
+    names = sorted((name.removeprefix("taken_at_") for name in metrics if name.startswith("taken_at_")), key=int)
+    for name, rows in [
+        *((name, metrics[f"taken_at_{name}"]) for name in names),
+        ("budget", metrics["taken_by_budget"]),
+    ]:
+        cells = ""
+        for measure in ("precision", "recall"):
+            score, mean, total = (_cells(metrics, f"{prefix}{measure}_at_{name}") for prefix in RANKINGS.values())
+            cells += f"{score[0]:<7}{score[1]:<16}{mean[0]:>5}{total[0]:>7}   "
+        lines.append(f"{'the run' if name == 'budget' else f'{name} %':<8}{rows:>10,}  {cells}".rstrip())
+    return [*lines, "mean and sum: ranked by the candidate's own loss, over its tokens or summed"]
+
+
+def _sources(metrics: dict[str, Any], precision: str) -> list[str]:
+    lines = [f"{'candidates':>10}{'good':>10}{'selected':>10}{precision:>20}{'AUROC':>8}  source"]
+    for row in metrics["by_source"][:MAX_SOURCES]:
+        shares = f"{_share(row['precision']):>20}{_share(row['auroc']):>8}"
+        source = row["source"] if len(row["source"]) <= LONGEST_SOURCE else f"…{row['source'][-LONGEST_SOURCE:]}"
+        lines.append(f"{row['candidates']:>10,}{row['good']:>10,}{row['selected']:>10,}{shares}  {printable(source)}")
+    left_out = len(metrics["by_source"]) - MAX_SOURCES
+    return [*lines, f"{left_out:,} more sources: -o json lists them"] if left_out > 0 else lines
+
+
+def _preference(metrics: dict[str, Any]) -> list[str]:
+    """How far π can be believed; without a label of the pairs, what was assumed."""
+    if not metrics["num_pairs"]:
+        return ["no target pair has a preference π"]
+    common = (
+        f"mean {_share(metrics['preference_mean'])}, above one half {_share(metrics['preference_above_half'])}, "
+        f"Brier score {_share(metrics['preference_brier'])}"
+    )
+    if metrics["target_label"] is None:
+        return [f"π of {metrics['num_pairs']:,} pairs, each taken as right (no --target-label): {common}"]
+    lines = [
+        f"π of {metrics['num_pairs']:,} pairs, {metrics['num_pairs_right']:,} of them right by "
+        f"'{printable(metrics['target_label'])}': {common}, calibration error {_share(metrics['preference_ece'])}, "
+        f"AUROC {_share(metrics['preference_auroc'])}",
+        "",
+        f"{'π':<12}{'pairs':>10}{'mean π':>9}{'right':>8}  95 % interval",
+    ]
+    for row in metrics["reliability"]:
+        span, interval = f"{row['from']:.1f} to {row['to']:.1f}", f"{row['right_low']:.3f} to {row['right_high']:.3f}"
+        lines.append(f"{span:<12}{row['pairs']:>10,}{row['mean']:>9.3f}{row['right']:>8.3f}  {interval}")
+    return lines
+
+
+def _cells(metrics: dict[str, Any], name: str) -> tuple[str, str]:
+    """A figure and its interval."""
+    value, low, high = (metrics[f"{name}{end}"] for end in ("", "_low", "_high"))
+    return ("–", "–") if value is None else (f"{value:.3f}", f"{low:.3f} to {high:.3f}")
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,1 @@
+"""The only room that imports kubernetes: transport, credentials, errors, streams."""

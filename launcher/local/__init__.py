@@ -1,0 +1,1 @@
+"""Runs the stages as processes on this machine."""

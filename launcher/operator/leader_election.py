@@ -1,0 +1,137 @@
+"""Leader election by a Lease object: who holds it works, the others wait. Not: what the leader does.
+
+The client's own election raises on a refused connection and releases nothing on SIGTERM (KUBERNETES.md), so this is ours:
+take, renew, release, each onto the version that was read. Times of other holders are never compared with our clock: a lease
+is stale once we ourselves have seen it unchanged for its duration.
+"""
+
+from __future__ import annotations
+
+import datetime
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from launcher.kube.cluster import Cluster, ClusterError, Conflict, NotFound
+
+DURATION_SECONDS, RENEW_SECONDS = 15.0, 5.0
+"""Of a renewal; and how often one is made, and how long one request of it may take."""
+
+
+class Lease:
+    """One Lease, and our name in it or another's.
+
+    Args:
+        identity: who we are; a pod's name.
+        say: told of what was not expected, a plain dict a line.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        namespace: str,
+        name: str,
+        identity: str,
+        *,
+        duration_seconds: float = DURATION_SECONDS,
+        renew_seconds: float = RENEW_SECONDS,
+        say: Callable[..., None] = lambda **_: None,
+    ) -> None:
+        self.cluster = cluster.within(renew_seconds)  # one that is answered later than that is of no use
+        self.say, self.namespace, self.name, self.identity = say, namespace, name, identity
+        self.duration_seconds, self.renew_seconds = duration_seconds, renew_seconds
+        self._seen: tuple[str, float] = ("", 0.0)
+        self._renewed = 0.0
+        self._at_work = threading.Lock()
+        self.held_since: float | None = None
+        self.answered = time.monotonic()
+        """When the API server last said how the lease is, or took it from us."""
+
+    def acquire(self, stopping: threading.Event) -> bool:
+        """Wait until the lease is ours. False where we were stopped before."""
+        while not stopping.is_set():
+            if self._try():
+                return True
+            stopping.wait(self.renew_seconds / 2)
+        return False
+
+    def keep(self, stopping: threading.Event, lost: Callable[[], None]) -> None:
+        """Renew until stopped. Calls `lost` once, before another may take it, where no renewal came through; and ends."""
+        threading.Thread(target=self._renew, args=(stopping,), daemon=True).start()
+        # Beside the request, which may hang for longer than the lease lasts.
+        while not stopping.wait(self.renew_seconds / 10):
+            if time.monotonic() > self._renewed + self.duration_seconds - self.renew_seconds / 2:
+                self.held_since = None
+                lost()
+                return
+
+    def _renew(self, stopping: threading.Event) -> None:
+        pause_seconds = self.renew_seconds
+        while not stopping.wait(pause_seconds):
+            pause_seconds = self.renew_seconds if self._try(stopping) else self.renew_seconds / 5
+
+    def release(self) -> None:
+        """Let the next one lead at once, once a renewal at work is done. Bad weather costs it the duration, no more."""
+        with self._at_work:
+            self.held_since = None
+            try:
+                lease = self.cluster.get("Lease", self.namespace, self.name)
+                held = lease.get("spec") or {}
+                if held.get("holderIdentity") == self.identity:
+                    changed = {**held, "holderIdentity": "", "leaseDurationSeconds": 1}
+                    self.cluster.replace({**lease, "kind": "Lease", "spec": changed})
+            except ClusterError:
+                return
+
+    def _try(self, stopping: threading.Event | None = None) -> bool:
+        """Take or renew it, if it is free, stale or ours. Whatever goes wrong is a try that failed."""
+        with self._at_work:
+            if stopping is not None and stopping.is_set():
+                return False
+            started = time.monotonic()
+            try:
+                taken = self._take()
+            except ClusterError:
+                return False
+            except Exception:  # a flaw of ours must not leave an operator at work without a lease
+                self.say(event="lease", error=traceback.format_exc())
+                return False
+            self.answered = time.monotonic()
+            if taken:
+                self._renewed = started
+                self.held_since = started if self.held_since is None else self.held_since
+            return taken
+
+    def _take(self) -> bool:
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        ours: dict[str, Any] = {
+            "holderIdentity": self.identity,
+            "leaseDurationSeconds": int(max(1, self.duration_seconds)),
+            "renewTime": now,
+        }
+        try:
+            lease = self.cluster.get("Lease", self.namespace, self.name)
+        except NotFound:
+            fresh = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
+            metadata = {"name": self.name, "namespace": self.namespace}
+            try:
+                self.cluster.create({**fresh, "metadata": metadata, "spec": {**ours, "acquireTime": now}})
+            except Conflict:
+                return False
+            return True
+        held = lease.get("spec") or {}
+        holder, version = held.get("holderIdentity"), lease["metadata"]["resourceVersion"]
+        if version != self._seen[0]:
+            self._seen = (version, time.monotonic())
+        is_stale = time.monotonic() > self._seen[1] + float(held.get("leaseDurationSeconds") or 0)
+        if holder and holder != self.identity and not is_stale:
+            return False
+        if holder != self.identity:
+            ours |= {"acquireTime": now, "leaseTransitions": int(held.get("leaseTransitions") or 0) + 1}
+        try:
+            self.cluster.replace({**lease, "kind": "Lease", "spec": {**held, **ours}})
+        except (Conflict, NotFound):
+            return False
+        return True

@@ -1,0 +1,1 @@
+"""Record and observed objects -> actions and status. Pure; the clock is an argument."""

@@ -1,0 +1,74 @@
+"""Conditions of a run, and the events that a change of status is worth. Pure. Not: why a status changes."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from launcher.resource.record import Condition, Status, time_text
+
+LONGEST_SENTENCE = 1024
+
+
+class Conditions:
+    """Conditions under change: the time of a transition moves only when a status does.
+
+    A round begins with none of them true.
+    """
+
+    def __init__(self, before: Status, generation: int, now: datetime.datetime) -> None:
+        self.found = {one.type: one for one in before.conditions}
+        self.generation, self.now = generation, time_text(now)
+        is_fresh = not before.stages and not before.is_terminal
+        for name in ("Planned", "Extracted", "Reduced", "Complete", "Failed"):
+            if is_fresh or name not in self.found:
+                self.set(name, False, "NotYet")
+
+    def set(self, name: str, holds: bool, reason: str, message: str = "") -> None:
+        """A condition is now so. Setting it as it is changes nothing."""
+        status = "True" if holds else "False"
+        old = self.found.get(name)
+        self.found[name] = Condition.model_validate(
+            {
+                "type": name,
+                "status": status,
+                "reason": reason,
+                "message": sentence(message),
+                "lastTransitionTime": old.last_transition_time if old and old.status == status else self.now,
+                "observedGeneration": self.generation,
+            }
+        )
+
+    def all(self) -> tuple[Condition, ...]:
+        """Each says the present generation: `kubectl wait` takes one that does not for out of date, and waits on."""
+        return tuple(one.model_copy(update={"observed_generation": self.generation}) for one in self.found.values())
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What an Event object says."""
+
+    is_warning: bool
+    reason: str
+    message: str
+
+
+def transitions(before: Status, after: Status) -> Iterator[Transition]:
+    """The events of one pass: a phase that was entered, an attempt that failed."""
+    if after.phase != before.phase or after.round != before.round:
+        yield Transition(after.phase == "Failed", after.phase, after.message or f"round {after.round}")
+    earlier = {(entry.stage, entry.group): entry for entry in before.stages if after.round == before.round}
+    for entry in after.stages:
+        old = earlier.get((entry.stage, entry.group))
+        place = f"{entry.stage}, group {entry.group}" if entry.stage == "extract" else entry.stage
+        if old and entry.restarts > old.restarts:
+            yield Transition(True, "Restarted", f"{place}: {entry.message}")
+        if old and entry.preemptions > old.preemptions:
+            yield Transition(False, "Preempted", f"{place}: {entry.message}")
+
+
+def sentence(text: str) -> str:
+    """On one line, short enough for a status, and of characters that UTF-8 has: JSON can name halves of one."""
+    line = " ".join(text.encode("utf-8", "replace").decode().split())
+    return line if len(line) <= LONGEST_SENTENCE else f"{line[: LONGEST_SENTENCE - 1]}…"

@@ -1,0 +1,1 @@
+"""Custom resource <-> spec; status, labels, names; the CRD from the pydantic schema."""

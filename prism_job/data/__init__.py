@@ -1,0 +1,1 @@
+"""Where rows come from (files, folders, s3://) and what a row means: layouts, content, labels."""

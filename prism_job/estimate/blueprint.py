@@ -1,0 +1,146 @@
+"""A model's shape from its config alone: built on the meta device, where tensors have sizes and no numbers. Not: costs.
+
+Sizes are in parameters unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from prism_job.errors import RequestError
+from prism_job.extract.model import captured_layers, layer_dims
+from prism_job.spec.document import RunSpec
+from prism_job.storage import model_files
+
+_BLOCK = re.compile(r"^(.*?\.\d+)\.")
+"""The repeated part of a model that a parameter belongs to: `model.layers.7` of `model.layers.7.mlp.up_proj.weight`."""
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What costs follow from.
+
+    Attributes:
+        parameters: all, shared ones once.
+        covered: weights of the captured layers.
+        coverage: their share of the matrix weights that spec.extraction.layers asks for.
+        matrices: weights that every token is multiplied with: all matrices but embeddings and head. Fused experts count
+            whole, although a token visits few of them.
+        head: the output head; vocabulary × hidden.
+        vocabulary: outputs of the head.
+        largest_block: of the repeated blocks; largest_tensor: of all tensors.
+        attention_width: Σ over layers of heads × head size.
+        sides: (inputs, outputs) of each captured layer, by name, in model order.
+        linear_sides: Σ inputs + outputs over all linear layers of the blocks, captured or not; widest_side: the largest.
+        dtype_bytes: of a weight in the forward pass.
+        buffer_bytes: of what a model keeps beside its weights (RoPE's frequencies).
+    """
+
+    parameters: int
+    covered: int
+    coverage: float
+    matrices: int
+    head: int
+    vocabulary: int
+    largest_block: int
+    largest_tensor: int
+    attention_width: int
+    sides: dict[str, tuple[int, int]]
+    linear_sides: int
+    widest_side: int
+    dtype_bytes: int
+    buffer_bytes: int
+
+
+def draw(spec: RunSpec) -> Blueprint:
+    """The blueprint of spec.model, with its adapter, from config files alone. A 70B Llama takes under a second.
+
+    Raises:
+        RequestError: no config of a causal language model; layers that cannot be captured.
+    """
+    model = _hollow_model(spec)
+    layers = captured_layers(model, spec.extraction.layers)
+    head = cast(nn.Module, model.get_output_embeddings())
+    looked_up = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    apart = {id(one) for part in (*looked_up, head) for one in part.parameters()}
+    blocks: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        if match := _BLOCK.match(name):
+            blocks[match[1]] += parameter.numel()
+    linear = [
+        layer_dims(module)
+        for module in model.modules()
+        if isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in apart
+    ]
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    return Blueprint(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        covered=sum(module.weight.numel() for module in cast(dict[str, Any], layers.modules).values()),
+        coverage=layers.coverage,
+        matrices=sum(one.numel() for one in model.parameters() if one.ndim > 1 and id(one) not in apart),
+        head=cast(Any, head).weight.numel(),
+        vocabulary=cast(Any, head).weight.shape[0],
+        largest_block=max(blocks.values()),
+        largest_tensor=max(parameter.numel() for parameter in model.parameters()),
+        attention_width=config.num_hidden_layers
+        * heads
+        * (getattr(config, "head_dim", None) or config.hidden_size // heads),
+        sides={name: layer_dims(module) for name, module in layers.modules.items()},
+        linear_sides=sum(inputs + outputs for inputs, outputs in linear),
+        widest_side=max(max(dims) for dims in linear),
+        dtype_bytes=getattr(torch, spec.model.dtype).itemsize,
+        buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
+    )
+
+
+def _hollow_model(spec: RunSpec) -> Any:
+    path, arguments = _papers(spec.model.uri, spec.model.revision)
+    try:
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False, **arguments)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=getattr(torch, spec.model.dtype), attn_implementation=spec.model.attention
+            )
+            if spec.model.adapter:
+                from peft import PeftConfig, get_peft_model
+
+                adapter = PeftConfig.from_pretrained(str(model_files.fetch_config_and_tokenizer(spec.model.adapter)))
+                model = get_peft_model(model, adapter)
+    except Exception as error:  # transformers raises many kinds; whatever it is speaks of these files
+        fix = "check that the folder holds the config.json of a causal language model"
+        what = f"no model can be drawn: {' '.join(str(error).split())[:300]}"
+        raise RequestError(what, where=spec.model.uri, fix=fix) from error
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(spec: RunSpec) -> PreTrainedTokenizerBase:
+    """The run's tokenizer, without asking for weights.
+
+    Raises:
+        RequestError: there is none, or only a slow one.
+    """
+    path, arguments = _papers(spec.model.uri, spec.model.revision)
+    fix = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside config.json"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, **arguments)
+    except Exception as error:  # as above
+        what = f"no tokenizer can be loaded: {' '.join(str(error).split())[:300]}"
+        raise RequestError(what, where=spec.model.uri, fix=fix) from error
+    if not tokenizer.is_fast:
+        raise RequestError("the tokenizer has no fast form", where=spec.model.uri, fix=fix)
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def _papers(uri: str, revision: str) -> tuple[Path, dict[str, str]]:
+    path = model_files.fetch_config_and_tokenizer(uri, revision)
+    return (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})

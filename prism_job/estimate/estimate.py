@@ -1,0 +1,222 @@
+"""What a run will cost before any weight is read: tokens, FLOPs, bytes of store, memory a rank, hours, a topology.
+
+From the document, the model's config and tokenizer, and the listed data. Reads no weights, writes to no store.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prism_job.errors import RequestError
+from prism_job.estimate import blueprint as blueprints
+from prism_job.estimate import costs
+from prism_job.estimate.blueprint import Blueprint
+from prism_job.estimate.workload import Workload, measure
+from prism_job.plan.plan import Block, audit_spec
+from prism_job.spec.document import RunSpec, SelectionRun, digest
+from prism_job.storage.folder import LocalFolder
+from prism_job.store import codec, shards
+
+
+def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sample: int = 1) -> dict[str, Any]:
+    """The estimate, as plain values; sizes in bytes, times in hours of wall clock or of GPUs.
+
+    Args:
+        gpu: a name of costs.GPUS.
+        utilisation: share of the card's peaks that extraction reaches, above 0 and at most 1.
+        sample: tokenise one row in so many, and scale.
+
+    Raises:
+        RequestError, DataError: as the plan and the extraction would, as far as they can without weights.
+    """
+    started = time.monotonic()
+    card = _card(gpu)
+    if not 0 < utilisation <= 1 or sample < 1:
+        fix = "utilisation lies above 0 and at most at 1; sample is 1 or more"
+        raise RequestError("an option out of bounds", where="estimate", fix=fix)
+    spec = run.spec
+    blueprint = blueprints.draw(spec)
+    work = measure(spec, blueprints.load_tokenizer(spec), sample)
+    flops = costs.count_flops(blueprint, spec, work)
+    store = store_bytes(blueprint, spec, work)
+    given = spec.cluster.gpus_per_node if spec.cluster and spec.cluster.gpus_per_node else costs.GPUS_PER_NODE
+    topology = costs.choose_topology(blueprint, spec, work, card, given)
+    groups = spec.cluster.groups if spec.cluster else 1
+    hours = costs.gpu_hours(flops, card, spec.model, utilisation)
+    return {
+        "run": run.metadata.name,
+        "model": spec.model.uri,
+        "dtype": spec.model.dtype,
+        "parameters": blueprint.parameters,
+        "parameters_covered": blueprint.covered,
+        "layers_captured": len(blueprint.sides),
+        "coverage": round(blueprint.coverage, 4),
+        "num_examples": work.num_examples,
+        "num_pairs": work.num_pairs,
+        "bad_rows": work.num_bad,
+        "units": len(work.candidates)
+        + len(work.targets)
+        + (len(work.sampled) + len(work.targets) if work.sampled else 0),
+        "tokens": round(work.load.tokens),
+        "tokens_of_audit": round(work.audit.tokens),
+        "tokens_are_exact": work.is_exact,
+        "tokens_padded": round(work.load.padded),
+        "sample": sample,
+        "flops": {**asdict(flops), "total": flops.total},
+        "store_bytes": sum(store.values()),
+        "store": store,
+        "gpu": gpu,
+        "gpu_memory_bytes": card.memory_bytes,
+        "utilisation": utilisation,
+        "gpu_hours": hours,
+        "topology": None if topology is None else _topology_facts(topology, groups, hours),
+        "memory": _memory_table(blueprint, spec, work, card, topology, given),
+        "estimate_seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def store_bytes(blueprint: Blueprint, spec: RunSpec, work: Workload) -> dict[str, int]:
+    """Bytes that the run writes into an empty store, by part.
+
+    A shard of one row is written by the store's own code and its arrays looked at: each further row costs the bytes of
+    one, and the rest is header. Numbers in a header grow by a few digits; the reasons of left-out rows are not foreseen.
+    """
+    own = _shards_of_one_row(list(blueprint.sides), spec)
+    num_rows, candidate = _num_rows(work.candidates), own["candidates"]
+    return {
+        "rows": num_rows * candidate.bytes_of("signs", "values"),
+        "scales": num_rows * candidate.bytes_of("scales", "unit"),
+        "ids_and_numbers": num_rows * candidate.bytes_of("ids", *_NUMBERS),
+        "headers": len(work.candidates) * candidate.header_bytes
+        + len(work.targets) * own["targets"].header_bytes
+        + len(work.factors) * own["factors"].header_bytes,
+        "factors": len(work.factors) * own["factors"].bytes_of(),
+        "target_pairs": _num_rows(work.targets) * own["targets"].bytes_of(),
+        "audit": _audit_bytes(blueprint, spec, work) if spec.audit.examples else 0,
+        "staged_rows": work.staged_bytes,
+    }
+
+
+def _audit_bytes(blueprint: Blueprint, spec: RunSpec, work: Workload) -> int:
+    """Shards of the sample and of the targets' sums. The sample's staged rows count among those of the run."""
+    again = _shards_of_one_row(list(blueprint.sides), audit_spec(spec))
+    candidate, factors, sums = again["candidates"], again["factors"], again["sums"]
+    totals = sums.bytes_of("preference", "uniform")
+    units_with_factors = len(work.sampled) if spec.scoring.curvature.kind == "kfac" else 0
+    return (
+        _num_rows(work.sampled) * candidate.bytes_of()
+        + len(work.sampled) * candidate.header_bytes
+        + units_with_factors * (factors.bytes_of() + factors.header_bytes)
+        + _num_rows(work.targets) * (sums.bytes_of() - totals)
+        + len(work.targets) * (totals + sums.header_bytes)
+    )
+
+
+_NUMBERS: dict[str, NDArray[Any]] = {
+    "nll": np.zeros(1, np.float64),
+    "tokens": np.zeros(1, np.int32),
+    "norm": np.zeros(1, np.float32),
+}
+"""Beside the row of a candidate."""
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard of one row: its arrays, and the bytes around them."""
+
+    arrays: dict[str, NDArray[Any]]
+    header_bytes: int
+
+    def bytes_of(self, *names: str) -> int:
+        """Of these arrays, as far as they are there; of all without a name."""
+        return sum(array.nbytes for name, array in self.arrays.items() if not names or name in names)
+
+
+def _shards_of_one_row(layers: list[str], spec: RunSpec) -> dict[shards.Kind, _Shard]:
+    dim, kind = spec.extraction.projection.dim, spec.extraction.codec.kind
+    unfolded = len(layers) * dim**2
+    width = spec.extraction.codec.dims if kind == "sign" else unfolded
+    pair: dict[str, NDArray[Any]] = {"ids": shards.id_bytes([digest("an example")])}
+    for side in ("chosen", "rejected"):
+        pair |= {f"{side}_nll": _NUMBERS["nll"], f"{side}_tokens": _NUMBERS["tokens"]}
+    upper = np.zeros((len(layers), dim * (dim + 1) // 2), np.float32)
+    row = np.zeros((1, unfolded), np.float32)
+    of_layers = {"layers": layers, "dim": dim}
+    forms: dict[shards.Kind, tuple[dict[str, NDArray[Any]], dict[str, Any]]] = {
+        "candidates": ({"ids": pair["ids"], **_NUMBERS, **codec.zeros(kind, 1, width)}, {"quarantined": {}}),
+        "targets": ({**pair, "rows": row}, of_layers),
+        "factors": ({"inputs": upper, "outputs": upper}, {"num_tokens": 10**6}),
+        "sums": ({**pair, "preference": row[0], "uniform": row[0]}, of_layers),
+    }
+    return {name: _Shard(arrays, _header_bytes(name, arrays, notes)) for name, (arrays, notes) in forms.items()}
+
+
+def _header_bytes(kind: shards.Kind, arrays: Mapping[str, NDArray[Any]], notes: Mapping[str, Any]) -> int:
+    with tempfile.TemporaryDirectory(prefix="prism-") as folder:
+        unit_id = digest("a unit")
+        written = shards.write_shard(LocalFolder(folder), digest("an extractor"), kind, unit_id, arrays, notes)
+    return written - sum(array.nbytes for array in arrays.values())
+
+
+def _num_rows(units: Sequence[Block]) -> int:
+    return sum(unit.num_rows for unit in units)
+
+
+def _card(name: str) -> costs.Gpu:
+    if name not in costs.GPUS:
+        fix = f"use one of {', '.join(costs.GPUS)}"
+        raise RequestError(f"no figures of a GPU called {name!r}", where="--gpu", fix=fix)
+    return costs.GPUS[name]
+
+
+def _topology_facts(topology: costs.Topology, groups: int, hours: float) -> dict[str, Any]:
+    return {
+        "stage": topology.stage,
+        "offload": topology.offload,
+        "groups": groups,
+        "nodes": topology.nodes,
+        "gpus_per_node": topology.gpus_per_node,
+        "tokens_per_batch": topology.tokens_per_batch,
+        "device_bytes": round(topology.memory.device),
+        "host_bytes": round(topology.memory.host),
+        "nvme_bytes": round(topology.memory.nvme),
+        # Weights that come over PCIe at every micro-batch are waited for, so an offloaded run takes longer than this.
+        "hours": hours / (groups * topology.gpus),
+    }
+
+
+def _memory_table(
+    blueprint: Blueprint,
+    spec: RunSpec,
+    work: Workload,
+    card: costs.Gpu,
+    topology: costs.Topology | None,
+    gpus_per_node: int,
+) -> list[dict[str, Any]]:
+    """Stage 0 on one GPU; stage 3 in the chosen world, or on one full node, without and with offload."""
+    world = topology.gpus if topology and topology.gpus > 1 else gpus_per_node
+    tokens = topology.tokens_per_batch if topology else spec.extraction.tokens_per_batch
+    settings: list[tuple[int, costs.Offload, int]] = [(0, "none", 1), (3, "none", world), (3, "cpu", world)]
+    settings += [(3, "nvme", world), (3, "cpu", 1)]
+    table = []
+    for stage, offload, ranks in settings:
+        memory = costs.memory_a_rank(blueprint, spec, work, stage, offload, ranks, tokens)
+        table.append(
+            {
+                "stage": stage,
+                "offload": offload,
+                "ranks": ranks,
+                "tokens_per_batch": tokens,
+                "fits": memory.device <= card.memory_bytes * (1 - costs.HEADROOM),
+                "device_bytes": round(memory.device),
+                **{f"{name}_bytes": round(value) for name, value in asdict(memory).items()},
+            }
+        )
+    return table

@@ -1,0 +1,270 @@
+"""What the listed data ask of a model: units, texts, tokens, micro-batches. Counted, not computed. Not: what it costs.
+
+The plan's own cut names the units and the extraction's own tokenisation counts their tokens, so the figures are those of the
+run to come. Nothing is written to store or output.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from prism_job.data import data_files, examples
+from prism_job.data.data_files import Row
+from prism_job.data.examples import BadRow, Content
+from prism_job.errors import DataError
+from prism_job.extract import tokenise
+from prism_job.plan.plan import (
+    PAIRS_PER_UNIT,
+    Block,
+    Sample,
+    Unit,
+    check_bad_fraction,
+    check_targets,
+    cut_units,
+    factor_units,
+    list_targets,
+)
+from prism_job.spec.document import RunSpec
+from prism_job.storage.folder import LocalFolder
+
+UNREAD = -1
+"""Length of a text that a sample passed over; 0 is that of a row that extraction leaves out."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """Sums over texts that go through the model. Floats where they were scaled from a sample.
+
+    Attributes:
+        tokens: without padding, as extraction reports them.
+        padded: tokens of the micro-batches, padding counted.
+        squares: Σ of padded lengths squared: what attention multiplies.
+        supervised: tokens that carry loss.
+    """
+
+    texts: float = 0
+    tokens: float = 0
+    padded: float = 0
+    squares: float = 0
+    supervised: float = 0
+
+    def plus(self, other: Load) -> Load:
+        return Load(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
+
+    def times(self, factor: float) -> Load:
+        return Load(*(value * factor for value in self.values()))
+
+    def values(self) -> tuple[float, ...]:
+        return (self.texts, self.tokens, self.padded, self.squares, self.supervised)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Everything that is to be extracted into an empty store.
+
+    Attributes:
+        candidates, targets: units; of equal ones the first alone, as extraction does.
+        factors: ids of the units that carry factor sums.
+        num_examples, num_pairs: rows that the plan lists, equal units counted again.
+        num_bad: rows that the plan or the tokenisation leaves out.
+        staged_bytes: the rows of all units, as the store keeps them.
+        pool, pairs, factor_load: texts of candidates, of both sides of the targets, of the units with factors.
+        longest: tokens of the longest text.
+        largest_batch: texts of the largest micro-batch.
+        supervised_share: largest share of a micro-batch's padded tokens that carries loss.
+        is_exact: no sample was taken.
+        sampled: units of the audit's sample; audit: its texts (the targets' rows of the audit come out of their own passes);
+            audit_factor_load: those of them that carry factor sums.
+    """
+
+    candidates: list[Unit]
+    targets: list[Unit]
+    factors: list[str]
+    num_examples: int
+    num_pairs: int
+    num_bad: int
+    staged_bytes: int
+    pool: Load
+    pairs: Load
+    factor_load: Load
+    longest: int
+    largest_batch: int
+    supervised_share: float
+    is_exact: bool
+    sampled: list[Block] = field(default_factory=list)
+    audit: Load = Load()
+    audit_factor_load: Load = Load()
+
+    @property
+    def audited(self) -> Load:
+        """Texts whose gradients are projected for the audit: its sample, and the targets beside their own rows."""
+        return self.audit.plus(self.pairs) if self.sampled else Load()
+
+    @property
+    def load(self) -> Load:
+        return self.pool.plus(self.pairs).plus(self.audit)
+
+
+def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) -> Workload:
+    """Read the data and count.
+
+    Args:
+        sample: tokenise one row in so many and scale; 1 tokenises all. Rows are read, and the store's staged rows
+            counted, in full either way.
+
+    Raises:
+        RequestError, DataError: the data are refused as the plan and the extraction refuse them.
+    """
+    max_length = spec.extraction.max_length
+    needs_rejected = spec.scoring.weighting == "preference"
+    sides = {"chosen": _Texts(sample), "rejected": _Texts(sample)}
+    pool = _Texts(sample)
+    staging = _Scales()
+    known: set[str] = set()
+
+    def target(row: Row) -> Content:
+        content = examples.target_content(row, needs_rejected)
+        examples.example_id(content)  # what the cut refuses after us must not be counted
+        for side, texts in sides.items():
+            texts.add(_side, content, side, tokenizer, max_length)
+        return content
+
+    def candidate(row: Row) -> Content:
+        content = examples.candidate_content(row)
+        examples.example_id(content)
+        pool.add(tokenise.encode_candidate, content, tokenizer, max_length)
+        return content
+
+    target_sources, target_sets = list_targets(spec)
+    targets, bad_targets = cut_units(target_sources, target, PAIRS_PER_UNIT, staging, known)
+    check_targets(targets, bad_targets, target_sets, spec)
+    if reason := next((texts.first_reason for texts in sides.values() if texts.first_reason), None):
+        fix = "mend or remove that row, or raise extraction.maxLength"
+        raise DataError(f"unusable target: {reason}", where=", ".join(spec.targets.all_uris()), fix=fix)
+    sources, _ = data_files.list_sources(spec.candidates.uris)
+    unit_size = spec.extraction.examples_per_shard
+    drawn = Sample(spec.audit.examples)
+    candidates, quarantine = cut_units(
+        sources, candidate, unit_size, staging, known, lambda row, example_id, _: drawn.add(example_id, row)
+    )
+    sampled, places = drawn.stage(unit_size, staging, known)
+    check_bad_fraction(quarantine, sum(unit.num_rows for unit in candidates), spec)
+
+    factors = factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []
+    budget = spec.extraction.tokens_per_batch
+    batches = _Batches(budget)
+    pool_load = batches.load(candidates, pool)
+    pair_load = batches.load(targets, *sides.values())
+    sample_load = Load()
+    for start in range(0, len(places), unit_size):
+        sample_load = sample_load.plus(batches.load_of(places[start : start + unit_size], pool))
+    if sample > 1 and places:  # it holds too few of the rows that were tokenised
+        sample_load = pool_load.times(len(places) / len(pool.tokens))
+    return Workload(
+        candidates=list({unit.id: unit for unit in candidates}.values()),
+        targets=list({unit.id: unit for unit in targets}.values()),
+        factors=factors,
+        num_examples=sum(unit.num_rows for unit in candidates),
+        num_pairs=sum(unit.num_rows for unit in targets),
+        num_bad=len(quarantine) + round(pool.num_bad * pool.scale),
+        staged_bytes=staging.num_bytes,
+        pool=pool_load,
+        pairs=pair_load,
+        factor_load=_Batches(budget).load(candidates, pool, chosen=set(factors)),
+        longest=batches.longest,
+        largest_batch=batches.largest,
+        supervised_share=batches.supervised_share,
+        is_exact=sample == 1,
+        sampled=sampled,
+        audit=sample_load,
+        audit_factor_load=sample_load if factors else Load(),
+    )
+
+
+def _side(content: Content, side: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tokenise.Encoded:
+    if side not in content:  # weighting: uniform does without the rejected response
+        return tokenise.Encoded([], [])
+    return tokenise.encode_response(content["prompt"], content[side], content.get("tools"), tokenizer, max_length)
+
+
+class _Texts:
+    """Token counts of texts in the order of their rows: 8 bytes a text, never the tokens."""
+
+    def __init__(self, sample: int) -> None:
+        self.sample = sample
+        self.tokens, self.supervised = array("i"), array("i")
+        self.num_bad = 0
+        self.first_reason: str | None = None
+
+    def add(self, encode: Callable[..., tokenise.Encoded], *arguments: Any) -> None:
+        tokens = supervised = UNREAD
+        if len(self.tokens) % self.sample == 0:
+            try:
+                encoded = encode(*arguments)
+                tokens, supervised = len(encoded.ids), encoded.num_supervised
+            except BadRow as error:
+                tokens = supervised = 0
+                self.num_bad += 1
+                self.first_reason = self.first_reason or str(error)
+        self.tokens.append(tokens)
+        self.supervised.append(supervised)
+
+    @property
+    def scale(self) -> float:
+        return len(self.tokens) / max(1, sum(length != UNREAD for length in self.tokens))
+
+
+class _Batches:
+    """Cuts units into the micro-batches that extraction will cut, and keeps their extremes."""
+
+    def __init__(self, tokens_per_batch: int) -> None:
+        self.budget = tokens_per_batch
+        self.longest = self.largest = 0
+        self.supervised_share = 0.0
+
+    def load(self, units: list[Unit], *texts: _Texts, chosen: set[str] | None = None) -> Load:
+        """The sums over these units (those `chosen`), scaled where a sample was taken; equal units count once."""
+        total, start, seen = Load(), 0, set[str]()
+        for unit in units:
+            places = range(start, start + unit.num_rows)
+            start += unit.num_rows
+            if unit.id in seen or (chosen is not None and unit.id not in chosen):
+                continue
+            seen.add(unit.id)
+            total = total.plus(self.load_of(places, *texts))
+        return total.times(texts[0].scale) if texts[0].sample > 1 else total
+
+    def load_of(self, places: Sequence[int], *texts: _Texts) -> Load:
+        """The sums over one unit, whose rows are the texts at these places: several a row, as the sides of a pair."""
+        total = Load()
+        read = [(each, place) for each in texts for place in places if each.tokens[place] > 0]
+        lengths = [each.tokens[place] for each, place in read]
+        supervised = [each.supervised[place] for each, place in read]
+        for batch in tokenise.micro_batches(lengths, self.budget):
+            total = total.plus(self._batch(lengths, supervised, batch))
+        return total
+
+    def _batch(self, lengths: list[int], supervised: list[int], batch: list[int]) -> Load:
+        longest = lengths[batch[0]]
+        padded = longest * len(batch)
+        loss = sum(supervised[place] for place in batch)
+        self.longest, self.largest = max(self.longest, longest), max(self.largest, len(batch))
+        self.supervised_share = max(self.supervised_share, loss / padded)
+        return Load(len(batch), sum(lengths[place] for place in batch), padded, padded * longest, loss)
+
+
+class _Scales(LocalFolder):
+    """A store that weighs what is put and keeps nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(str(Path()))
+        self.num_bytes = 0
+
+    def put(self, key: str, content: bytes) -> None:
+        self.num_bytes += len(content)

@@ -1,0 +1,311 @@
+"""How far a ranking can be trusted: the job's scores beside those of a second extraction with projections of its own.
+
+The figures are functions of two arrays of scores; the store is read by `summed_targets` and `score_sample` alone.
+
+**From two noisy rankings to the exact one.** A score is the exact, unprojected one plus noise of projection, folding and
+signs. The audit draws all of them anew, with twice the dims a side and twice the stored dims, so that its noise is independent
+of the job's and has half the variance (the part of both sides together, which goes with 1/dim², has a quarter; it is small).
+With x = noise over signal variance of the job's scores, correlations with the exact scores are r_job = 1/√(1+x) and
+r_audit = 1/√(1+x/2), and what they have in common is the exact score alone: r_between = r_job · r_audit (Spearman's
+correction for attenuation, 1904, with a known ratio of the two). So x²/2 + 3x/2 + 1 = 1/r_between², which is solved for x.
+Rank correlations obey this too: within .003 down to r_job = .8, for normal, t(3) and lognormal scores, and for noise that grows
+with the score; .02 too high at .5 (two million simulated rows).
+
+What both have in common is not seen: the model, the targets, the formula.
+
+With K-FAC the exact scores are those of the full space at the same λ. A projection before the inverse biases scores as well,
+which falls faster than 1/dim: with a half the agreement would be told too high, a quarter fits (docs/method.md, where both are
+held against exact scores of a real model).
+
+All rows of a run share one draw of the projections; what another draw would say is not in the interval.
+
+Shapes: N rows of the sample, M = P² numbers of one layer's sketch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prism_job.plan.plan import Audit, Plan
+from prism_job.score.scoring import finish, scorer
+from prism_job.spec.document import RunSpec
+from prism_job.storage.objects import Store
+from prism_job.store import shards
+
+Float64 = NDArray[np.float64]
+Figures = dict[str, Any]
+
+VARIANCE_RATIOS = {"none": 0.5, "kfac": 0.25}
+"""Of the audit's noise to the job's, by curvature: the first follows from `plan.audit_spec`, the second was measured."""
+
+MIN_ROWS = 10
+"""Fewer rows give an interval from 0 to 1, or nearly."""
+
+MIN_TAKEN = 5
+"""Fewer rows of the sample within the budget, and the overlap is an extrapolation from the ends of two small rankings."""
+
+WIDTH = NormalDist().inv_cdf(0.975)
+"""Standard errors on either side of a 95 % interval."""
+
+LOW_AGREEMENT = 0.9
+"""Where Spearman with exact scores may lie under this, more dims are advised: at it a third of a top 5 % of normal scores is
+another."""
+
+NUM_DRAWS, NUM_RESAMPLINGS, DRAWS_A_RESAMPLING = 400, 200, 20
+"""Of the simulated overlap: 0.2 s for 128 rows, and its own noise is a tenth of the interval."""
+
+
+def agreement(
+    scores_N: Float64, audit_scores_N: Float64, fraction: float, from_end: str, curvature: str = "none"
+) -> Figures:
+    """How well the job's ranking of these rows agrees with the audit's, and so with the exact one.
+
+    Args:
+        fraction: share of the ranking that the budget takes, 0 to 1; of the rows here at least one.
+        from_end: "highest" or "lowest", whichever end it takes.
+        curvature: of the scores, "none" or "kfac".
+
+    Returns plain values, each with `_low` and `_high` of its 95 % interval:
+        spearman: with exact scores. overlap: share of what the budget takes that exact scores would take too (`_overlap`);
+            None where it takes fewer than MIN_TAKEN of these rows.
+        spearman_between, overlap_between: the same between the two rankings as they are, so lower.
+        taken: rows that the overlap rests on. noise: x of the module. reason: why some are None, or None.
+
+    Spearman's interval is taken in Fisher's z, with the larger of two standard errors: that of the rank correlation
+    linearised in its rows, which also holds where noise grows with the score, and Bonett and Wright's √((1+r²/2)/(n−3)) (2000).
+    The overlap between is a share of `taken` rows (Wilson 1927).
+    """
+    num_rows = len(scores_N)
+    if num_rows < MIN_ROWS:
+        return too_few(num_rows)
+    taken = min(num_rows, max(1, round(fraction * num_rows)))
+    figures = _unknown(None) | {"taken": taken}
+    if scores_N.min() == scores_N.max() or audit_scores_N.min() == audit_scores_N.max():
+        return _unknown("all scores are equal: there is no ranking")
+    if from_end == "lowest":
+        scores_N, audit_scores_N = -scores_N, -audit_scores_N
+    both = int((_highest(scores_N, taken) & _highest(audit_scores_N, taken)).sum())
+    figures |= _with_interval("overlap_between", both / taken, *_wilson(both, taken))
+    between = spearman(scores_N, audit_scores_N)
+    low, high = _interval(scores_N, audit_scores_N, between)
+    figures |= _with_interval("spearman_between", between, low, high)
+    if between <= 0:
+        return figures | {"reason": "the two rankings have nothing in common: the scores are noise"}
+    ratio = VARIANCE_RATIOS[curvature]
+    noise = noise_ratio(between, ratio)
+    figures |= _with_interval("spearman", *(with_exact(value, ratio) for value in (between, low, high)))
+    figures["noise"] = noise
+    if round(fraction * num_rows) < MIN_TAKEN:
+        return figures | {"reason": _too_few_taken(fraction)}
+    return figures | _with_interval("overlap", *_overlap(scores_N, audit_scores_N, noise, ratio, taken))
+
+
+def too_few(num_rows: int) -> Figures:
+    """The figures of fewer than MIN_ROWS rows: none."""
+    return _unknown(f"{num_rows} usable rows in its sample, and it is stated from {MIN_ROWS} on")
+
+
+def _too_few_taken(fraction: float) -> str:
+    if not fraction:
+        return "the budget takes nothing"
+    wanted = math.ceil(MIN_TAKEN / fraction)
+    return (
+        f"fewer than {MIN_TAKEN} of the sample's rows lie within the budget: raise audit.examples to at least {wanted}, "
+        "in a pool of as many"
+    )
+
+
+def _unknown(reason: str | None) -> Figures:
+    names = ("spearman", "overlap", "spearman_between", "overlap_between")
+    figures: Figures = {f"{name}{end}": None for name in names for end in ("", "_low", "_high")}
+    return figures | {"taken": None, "noise": None, "reason": reason}
+
+
+def noise_ratio(between: float, ratio: float) -> float:
+    """x, the noise over the signal variance of the job's scores, from the correlation of job and audit (above 0).
+
+    1/r_between² = (1 + x)(1 + x·ratio), solved for x.
+    """
+    return (math.sqrt((1 - ratio) ** 2 + 4 * ratio / between**2) - 1 - ratio) / (2 * ratio)
+
+
+def with_exact(between: float, ratio: float) -> float:
+    """r_job = 1/√(1+x) from r_between; 0 where that is not above 0."""
+    return 1 / math.sqrt(1 + max(0.0, noise_ratio(between, ratio))) if between > 0 else 0.0
+
+
+def _overlap(
+    scores_N: Float64, audit_scores_N: Float64, noise: float, ratio: float, taken: int
+) -> tuple[float, float, float]:
+    """Share of the highest `taken` that the exact scores would take too, and its 95 % interval.
+
+    Both scores of a row are the exact one plus noise, whose variance in the audit's is `ratio` of the job's. So
+    (ratio·s + a) / (1 + ratio) is the best guess at the exact score, and (s − a) / √(1 + ratio) has the variance of the job's
+    noise in that row, be it large or small there. The
+    guesses stand for the exact scores, and noise of this size with a random sign is added to them, again and again. No shape
+    is assumed. The interval is that of resampled rows. Signs and resamplings are drawn from a fixed seed.
+    """
+    # Curvature and norms of another space may scale all scores alike: the signal is brought to the job's scale.
+    scale = scores_N.std() / audit_scores_N.std() * math.sqrt((1 + ratio * noise) / (1 + noise))
+    audit_N = (audit_scores_N - audit_scores_N.mean()) * scale + scores_N.mean()
+    exact_N, noise_N = (ratio * scores_N + audit_N) / (1 + ratio), (scores_N - audit_N) / math.sqrt(1 + ratio)
+    random = np.random.default_rng(0)
+
+    def share(rows_N: NDArray[np.int64], num_draws: int) -> float:
+        exact, size = exact_N[rows_N], noise_N[rows_N]
+        first = _highest(exact, taken)
+        hits = 0
+        for _ in range(num_draws):
+            signs = np.where(random.random(len(rows_N)) < 0.5, -1.0, 1.0)
+            hits += int((first & _highest(exact + signs * size, taken)).sum())
+        return hits / (num_draws * taken)
+
+    num_rows = len(scores_N)
+    value = share(np.arange(num_rows), NUM_DRAWS)
+    resampled = [share(random.integers(0, num_rows, num_rows), DRAWS_A_RESAMPLING) for _ in range(NUM_RESAMPLINGS)]
+    low, high = (float(bound) for bound in np.quantile(resampled, [0.025, 0.975]))
+    return value, min(low, value), max(high, value)
+
+
+def _highest(scores_N: Float64, taken: int) -> NDArray[np.bool_]:
+    first_N = np.zeros(len(scores_N), np.bool_)
+    first_N[np.argpartition(-scores_N, taken - 1)[:taken]] = True
+    return first_N
+
+
+def spearman(left_N: Float64, right_N: Float64) -> float:
+    """Spearman's rank correlation; equal values share the mean of their ranks. Neither may be constant."""
+    left, right = (_middle_ranks(values) - 0.5 for values in (left_N, right_N))
+    return float(np.clip(left @ right / math.sqrt(float(left @ left) * float(right @ right)), -1, 1))
+
+
+def _middle_ranks(values_N: Float64) -> Float64:
+    """Share of the values that lie below, equal ones counted half: in 0 to 1, mean 1/2."""
+    _, place_N, counts = np.unique(values_N, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - counts / 2)[place_N] / len(values_N)
+
+
+def _interval(left_N: Float64, right_N: Float64, rho: float) -> tuple[float, float]:
+    num_rows = len(left_N)
+    # Half a step under 1, the nearest a rank correlation can be to it: tanh(∞) would claim certainty.
+    inside = math.copysign(min(abs(rho), 1 - 6 / (num_rows * (num_rows**2 - 1))), rho)
+    linear = _standard_error(left_N, right_N) / (1 - inside**2)
+    error = WIDTH * max(linear, math.sqrt((1 + inside**2 / 2) / (num_rows - 3)))
+    low, high = (math.tanh(math.atanh(inside) + side * error) for side in (-1, 1))
+    return min(low, rho), 1.0 if rho == 1 else max(high, rho)
+
+
+def _standard_error(left_N: Float64, right_N: Float64) -> float:
+    """Of Spearman's ρ = 12 E[(u − ½)(v − ½)], from what each row adds to it: by its own ranks, and by moving the others'."""
+    u_N, v_N = _middle_ranks(left_N) - 0.5, _middle_ranks(right_N) - 0.5
+    parts_N = u_N * v_N + _mean_above(left_N, v_N) + _mean_above(right_N, u_N)
+    scale = math.sqrt(float(u_N @ u_N) * float(v_N @ v_N)) / len(u_N)  # 1/12, less where values are equal
+    return float(np.sqrt(np.square(parts_N - parts_N.mean()).sum() / len(u_N) / (len(u_N) - 3))) / scale
+
+
+def _mean_above(values_N: Float64, of_N: Float64) -> Float64:
+    """For each row the mean over all rows of `of` where their value is larger, and of half of it where it is equal."""
+    _, place_N = np.unique(values_N, return_inverse=True)
+    sums = np.bincount(place_N, weights=of_N)
+    return (np.cumsum(sums[::-1])[::-1] - sums / 2)[place_N] / len(values_N)
+
+
+def _wilson(hits: int, trials: int) -> tuple[float, float]:
+    share, square = hits / trials, WIDTH**2 / trials
+    half = math.sqrt(square * (share * (1 - share) + square / 4))
+    return max(0.0, (share + square / 2 - half) / (1 + square)), min(1.0, (share + square / 2 + half) / (1 + square))
+
+
+def _with_interval(name: str, value: float, low: float, high: float) -> Figures:
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+@dataclass(frozen=True)
+class SummedTargets:
+    """The plain direction of each target set in the audit's form, its layers, and the tokens of all responses."""
+
+    layers: list[str]
+    directions_KLPP: Float64
+    num_tokens: int
+
+
+def summed_targets(spec: RunSpec, plan: Plan, audit: Audit, store: Store) -> SummedTargets:
+    """Equation 3, set by set, from the sums of each target unit. `spec` in the audit's form."""
+    dim = spec.extraction.projection.dim
+    names = [one.name for one in spec.targets.as_sets()]
+    num_pairs_K = np.zeros(len(names))
+    layers: list[str] = []
+    totals_KM: Float64 | None = None
+    num_tokens = 0
+    for unit in plan.targets:
+        shard = shards.read_shard(store, audit.extractor, "sums", unit.id)
+        layers = shard.notes["layers"]
+        part_M = shard.arrays[spec.scoring.weighting].astype(np.float64)
+        if totals_KM is None:
+            totals_KM = np.zeros((len(names), len(part_M)))
+        place = names.index(plan.target_sets[unit.source])
+        totals_KM[place] += part_M
+        num_pairs_K[place] += unit.num_rows
+        num_tokens += sum(int(shard.arrays[f"{side}_tokens"].sum()) for side in ("chosen", "rejected"))
+    assert totals_KM is not None
+    directions_KM = totals_KM / num_pairs_K[:, None]
+    return SummedTargets(layers, directions_KM.reshape(len(names), len(layers), dim, dim), num_tokens)
+
+
+def score_sample(
+    spec: RunSpec, audit: Audit, store: Store, directions_KD: Float64
+) -> tuple[Float64, NDArray[np.int32]]:
+    """Equation 4 for the sample's rows along the audit's directions, combined over the target sets; and their response tokens,
+    0 where a row is unusable."""
+    signed_weights = [one.signed_weight for one in spec.targets.as_sets()]
+    scorers = [scorer(spec.extraction.codec.kind, direction_D) for direction_D in directions_KD]
+    scores, tokens = [], []
+    for unit in audit.units:
+        arrays = shards.read_shard(store, audit.extractor, "candidates", unit.id).arrays
+        tokens_N, norm_N = arrays["tokens"], arrays["norm"]
+        of_sets = [
+            weight * finish(score_rows(arrays), tokens_N, norm_N, spec.scoring.score, spec.scoring.loss)
+            for weight, score_rows in zip(signed_weights, scorers, strict=True)
+        ]
+        scores.append(np.sum(of_sets, axis=0))
+        tokens.append(tokens_N.copy())
+    return np.concatenate(scores), np.concatenate(tokens)
+
+
+def sentence(figures: Figures) -> str:
+    """The figures of a manifest in a line or two."""
+    if is_noise(figures):
+        between = _shown(figures, "spearman_between", ".3f")
+        said = "How well the ranking agrees with exact scores cannot be told from noise: "
+        said += f"it agrees with the audit's at {between}."
+    elif figures["spearman"] is None:
+        return f"How well the ranking agrees with exact scores is not known: {figures['reason']}."
+    else:
+        said = f"The ranking agrees with exact scores at Spearman {_shown(figures, 'spearman', '.3f')}"
+        if figures["overlap"] is None:
+            said += f". How much of what the budget takes exact scores would take as well is not known: {figures['reason']}."
+        else:
+            shown = _shown(figures, "overlap", ".0%")
+            said += f"; of what the budget takes, exact scores would take {shown} as well."
+    return f"{said} Raise extraction.projection.dim or extraction.codec.dims." if is_low(figures) else said
+
+
+def is_noise(figures: Figures) -> bool:
+    """Whether two rankings of noise alone may agree as these do: their interval holds 0."""
+    return figures["spearman_between_low"] is not None and bool(figures["spearman_between_low"] <= 0)
+
+
+def is_low(figures: Figures) -> bool:
+    """Whether the agreement with exact scores may lie under LOW_AGREEMENT, or is not known."""
+    return figures["spearman"] is None or bool(figures["spearman_low"] < LOW_AGREEMENT)
+
+
+def _shown(figures: Figures, name: str, form: str) -> str:
+    value, low, high = (format(figures[f"{name}{end}"], form) for end in ("", "_low", "_high"))
+    return f"{value} ({low} to {high})"

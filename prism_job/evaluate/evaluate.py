@@ -1,0 +1,206 @@
+"""A selection, published or in the making, held against labels that its rows carry. Not: the maths of the figures.
+
+Shapes: A rows of the plan, N ranked ones (usable, duplicates left out), Q target pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prism_job.data.examples import label_of, refuse_one_sided
+from prism_job.errors import RequestError
+from prism_job.evaluate.metrics import Measure, auroc, preference_figures, ranking_figures, with_intervals
+from prism_job.plan.plan import Plan, Unit
+from prism_job.publish import manifest
+from prism_job.publish.publish import Reduced
+from prism_job.spec.document import EvaluationSpec, SelectionSpec
+from prism_job.storage.objects import Store, open_store
+from prism_job.store import staged_rows
+
+Float64 = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+PERCENTS = (1, 2, 5, 10, 20, 50)
+"""Budgets that precision and recall are told at, beside the run's own, in percent of the ranked candidates."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a selection says of its rows, in plan order.
+
+    Attributes:
+        ranked_A: which of the plan's rows were ranked; all else is of these: scores, own losses, response tokens, the subset.
+        preference_Q: π, nan where a pair has none.
+        num_taken: rows the budget took, kept or dropped.
+    """
+
+    ranked_A: Bools
+    score_N: Float64
+    nll_N: Float64
+    tokens_N: NDArray[np.int32]
+    selected_N: Bools
+    preference_Q: Float64
+    num_taken: int
+
+
+def evaluate(
+    manifest_uri: str, label: str | None = None, positive: str | None = None, target_label: str | None = None
+) -> dict[str, Any]:
+    """What `compare` says of a published selection.
+
+    Args:
+        label: column of the candidates; without it that of the run's own document, else `label`.
+        positive, target_label: as in `spec.evaluation`; without them those of the run's own document, but `positive` of another
+            column than its own is not taken over.
+
+    Raises:
+        RequestError: no such column, values that are not two-sided, or only one side present.
+        DataError: the selection is damaged.
+    """
+    published = manifest.load(manifest_uri)
+    spec = published.manifest.spec.spec
+    scores = published.table("scores.parquet")
+    ranked_A = scores["score"].is_valid().to_numpy() & ~scores["duplicate"].to_numpy()
+    outcome = Outcome(
+        ranked_A=ranked_A,
+        score_N=scores["score"].to_numpy()[ranked_A],
+        nll_N=scores["nll"].to_numpy()[ranked_A],
+        tokens_N=scores["num_tokens"].to_numpy()[ranked_A],
+        selected_N=scores["selected"].to_numpy()[ranked_A],
+        preference_Q=published.table("targets.parquet")["preference"].to_numpy(),
+        num_taken=published.manifest.counts.taken_by_budget,
+    )
+    asked = spec.evaluation or EvaluationSpec(label="label")
+    if label not in (None, asked.label):
+        asked = asked.model_copy(update={"label": label, "positive": None})
+    options = {"positive": positive, "target_label": target_label}
+    asked = asked.model_copy(update={name: value for name, value in options.items() if value is not None})
+    facts = compare(outcome, published.plan(), open_store(spec.store), spec.selection, asked)
+    return facts | {"selection_id": published.manifest.selection_id}
+
+
+def evaluate_unpublished(found: Reduced, asked: EvaluationSpec) -> dict[str, Any]:
+    """What `compare` says of a selection that is being made. Holds columns of the ranked rows in memory.
+
+    Where the ranked rows give it nothing to say, which no plan can foresee, `reason` alone says why: a label ends no selection.
+    """
+    scored, chosen = found.scored, found.chosen
+    ranked_A = scored.usable_N & ~chosen.duplicate_N
+    every = slice(0, len(ranked_A))
+    outcome = Outcome(
+        ranked_A=ranked_A,
+        score_N=found.scores.part(every)[ranked_A],
+        nll_N=scored.nll.part(every)[ranked_A],
+        tokens_N=scored.tokens.part(every)[ranked_A],
+        selected_N=chosen.selected_N[ranked_A],
+        preference_Q=found.targets.preference_Q,
+        num_taken=chosen.num_taken,
+    )
+    try:
+        return compare(outcome, found.plan, found.store, found.run.spec.selection, asked)
+    except RequestError as error:
+        return {"reason": error.what}
+
+
+def compare(
+    outcome: Outcome, plan: Plan, store: Store, selection: SelectionSpec, asked: EvaluationSpec
+) -> dict[str, Any]:
+    """Figures of the ranking beside those of the candidates' own loss, of π, and of each source; plain values.
+
+    The score is oriented by the selection: under `keep: highest` and `drop: lowest` a good candidate should score high.
+    The baselines call a candidate bad by its own loss: `loss_` is the token mean, `loss_sum_` the sum. `precision_at_5` is
+    the share of good ones among those that a budget of 5 % keeps, or of bad ones among those that it drops; `recall_at_5`
+    how many of all good ones are kept, of all bad ones dropped; `taken_at_5` its rows. A budget of no row is left out.
+    Every figure of a ranking has a 95 % bootstrap interval, `_low` to `_high`. So has `auroc_over_loss`, the difference of
+    `auroc` and `loss_auroc` in the same resamples: where it holds 0, neither ranking can be called the better one. What is
+    said of π: `preference_figures`.
+
+    Raises:
+        RequestError: a ranked row without a readable label (names source and line), or one kind alone.
+        DataError: staged rows are missing or damaged.
+    """
+    good_N = _labels(plan.candidates, plan.sources, store, outcome.ranked_A, asked.label, asked.positive)
+    num_ranked, num_good = len(good_N), int(good_N.sum())
+    refuse_one_sided(num_good, num_ranked, asked.label, ", ".join(plan.sources[:3]))
+    keeps = selection.keep is not None
+    sign = 1.0 if (selection.keep == "highest" or selection.drop == "lowest") else -1.0
+    score_N = sign * outcome.score_N
+    rankings = {"": score_N, "loss_": -outcome.nll_N / outcome.tokens_N, "loss_sum_": -outcome.nll_N}
+    taken = {"budget": outcome.num_taken} | {str(percent): round(percent / 100 * num_ranked) for percent in PERCENTS}
+    taken = {name: num_taken for name, num_taken in taken.items() if num_taken}
+    measures: dict[Sequence[str], Measure] = {
+        _names(prefix, list(taken)): ranking_figures(ranking_N, good_N, keeps, list(taken.values()))
+        for prefix, ranking_N in rankings.items()
+    }
+    # A budget of the run's own that takes nothing is said to have no figure.
+    nothing = {f"{name}{end}": None for prefix in rankings for name in _names(prefix, ["budget"]) for end in _ENDS}
+    known_Q = ~np.isnan(outcome.preference_Q)
+    column = asked.target_label
+    right_Q = None if column is None else _labels(plan.targets, plan.target_sources, store, known_Q, column, None)
+    return {
+        "label": asked.label,
+        "num_examples": num_ranked,
+        "num_positive": num_good,
+        "action": f"keep {selection.keep}" if selection.keep else f"drop {selection.drop}",
+        "taken_by_budget": outcome.num_taken,
+        **{f"taken_at_{name}": num_taken for name, num_taken in taken.items() if name != "budget"},
+        **nothing,
+        **with_intervals(measures, num_ranked, {"auroc_over_loss": ("auroc", "loss_auroc")}),
+        "by_source": _by_source(outcome, plan, score_N, good_N, keeps),
+        "target_label": asked.target_label,
+        **preference_figures(outcome.preference_Q[known_Q], right_Q),
+    }
+
+
+_ENDS = ("", "_low", "_high")
+
+
+def _names(prefix: str, budgets: list[str]) -> tuple[str, ...]:
+    """What the figures of a ranking are called, in the order of `ranking_figures`."""
+    return (
+        f"{prefix}auroc",
+        *(f"{prefix}precision_at_{name}" for name in budgets),
+        *(f"{prefix}recall_at_{name}" for name in budgets),
+    )
+
+
+def _by_source(outcome: Outcome, plan: Plan, score_N: Float64, good_N: Bools, keeps: bool) -> list[dict[str, Any]]:
+    """A row for each source with a ranked candidate. Precision is that of its rows that the budget took; None without any."""
+    source_A = np.repeat([unit.source for unit in plan.candidates], [unit.num_rows for unit in plan.candidates])
+    present, starts = np.unique(
+        source_A[outcome.ranked_A], return_index=True
+    )  # rows in plan order: each source in one run
+    taken_N, right_N = outcome.selected_N == keeps, good_N == keeps
+    rows = []
+    for source, start, stop in zip(present.tolist(), starts, [*starts[1:], len(good_N)], strict=True):
+        part = slice(start, stop)
+        num_taken = int(taken_N[part].sum())
+        rows.append(
+            {
+                "source": plan.sources[source],
+                "candidates": int(stop - start),
+                "good": int(good_N[part].sum()),
+                "selected": int(outcome.selected_N[part].sum()),
+                "precision": int((taken_N & right_N)[part].sum()) / num_taken if num_taken else None,
+                "auroc": auroc(score_N[part], good_N[part]),
+            }
+        )
+    return rows
+
+
+def _labels(
+    units: list[Unit], sources: list[str], store: Store, wanted_A: Bools, column: str, positive: str | None
+) -> Bools:
+    """What the column says of the wanted ones among the units' rows."""
+    good: list[bool] = []
+    is_wanted = iter(wanted_A.tolist())
+    for unit in units:
+        for line, row in zip(unit.line_numbers(), staged_rows.read_rows(store, unit.rows), strict=True):
+            if next(is_wanted):
+                good.append(label_of(row, column, positive, f"{sources[unit.source]} line {line}"))
+    return np.array(good, np.bool_)

@@ -1,0 +1,1 @@
+"""Several ranks: the DeepSpeed world, the rank spawner, the watchdog."""

@@ -1,0 +1,145 @@
+"""One rank's place among all ranks, its device, and the lockstep of a world that shares its weights. Not: units, rows.
+
+A world is nodes × ranks of one group. Under ZeRO-3 every forward and backward pass is collective, so all ranks of a world
+make the same number of passes: before each they agree whether any of them has work, and whether any was asked to stop.
+Without sharding ranks need not wait for each other, and agree with themselves alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+
+from prism_job.progress import event
+from prism_job.spec.document import DeepSpeedSpec
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """What the extract stage is told of its surroundings; every default is a single process.
+
+    Attributes:
+        ranks: processes of this node; 0: one a GPU, or one.
+        nodes, node: nodes of this group's world, and which of them this is.
+        master: host:port of the first node, where the ranks of a world of several nodes meet.
+        groups, group: worlds that share the store and nothing else, and which of them this is.
+    """
+
+    ranks: int = 0
+    nodes: int = 1
+    node: int = 0
+    master: str = "127.0.0.1:0"
+    groups: int = 1
+    group: int = 0
+
+
+@dataclass(frozen=True)
+class World:
+    """One rank in its world.
+
+    Attributes:
+        rank, size: of the world; local_rank: of the node.
+        sharded: whether the ranks hold the weights together (ZeRO-3).
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    groups: int
+    group: int
+    sharded: bool
+    device: torch.device
+
+    @staticmethod
+    def join(topology: Topology, deepspeed: DeepSpeedSpec, timeout_seconds: float) -> World:
+        """Take this process's place, as RANK, WORLD_SIZE and LOCAL_RANK say; alone without them.
+
+        Under stage 3 the ranks meet here: by NCCL where there are GPUs, else by gloo.
+        """
+        rank, size, local_rank = (
+            int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        )
+        on_gpu = torch.cuda.is_available()
+        device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+        if on_gpu:
+            torch.cuda.set_device(device)
+        if deepspeed.stage == 3:
+            _meet("nccl" if on_gpu else "gloo", timeout_seconds)
+        return World(rank, size, local_rank, topology.groups, topology.group, deepspeed.stage == 3, device)
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """What this rank works through: its part of its group's share, in order, then its part of what is the others'.
+
+        Ranks of a group never do each other's work: if one dies, its world dies with it and is started again. Groups do,
+        from the end: any of them may be gone for good.
+        """
+        own = items[self.group :: self.groups][self.rank :: self.size]
+        others = [item for place, item in enumerate(items) if place % self.groups != self.group]
+        return [*own, *others[::-1][self.rank :: self.size]]
+
+    def agree(self, *, has_work: bool, stopping: bool) -> tuple[bool, bool]:
+        """(any rank has work, any rank is stopping). Collective where the world is sharded."""
+        if not self.sharded:
+            return has_work, stopping
+        votes = torch.tensor([has_work, stopping], dtype=torch.int32, device=self.device)
+        torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX)
+        found = votes.tolist()
+        return bool(found[0]), bool(found[1])
+
+    def leave(self) -> None:
+        """Part from the other ranks, once all have come so far: gloo aborts a rank (exit code 134) that finds another gone."""
+        if self.sharded:
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+
+
+def _meet(backend: str, timeout_seconds: float) -> None:
+    if backend == "gloo":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29500")
+    import deepspeed
+
+    # For CPU ranks DeepSpeed would compile an op of its own: minutes, and a compiler that no image carries. gloo does.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+    # Longer than a step may take: the watchdog names rank and step, a collective's own timeout names nothing.
+    deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(seconds=2 * timeout_seconds), verbose=False)
+
+
+def zero3_settings(deepspeed: DeepSpeedSpec, dtype: str) -> dict[str, Any]:
+    """DeepSpeed's own document for a model that is read and never trained."""
+    offload: dict[str, Any] = {}
+    if deepspeed.offload != "none":
+        offload = {"offload_param": {"device": deepspeed.offload, "pin_memory": torch.cuda.is_available()}}
+        if deepspeed.offload == "nvme":
+            offload["offload_param"]["nvme_path"] = os.environ.get("PRISM_NVME") or "/tmp/prism-nvme"
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # required, used by training alone
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "fp16": {"enabled": dtype == "float16"},
+        # Threshold 0: every weight is partitioned, small ones too, so that a rank holds no more than its share.
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, **offload},
+    }
+
+
+def shard_weights(model: Any, settings: dict[str, Any]) -> Any:
+    """DeepSpeed's engine over a model loaded in shares. Call its `.module`: the engine's own output refuses autograd.grad."""
+    import deepspeed
+
+    weights = list(model.parameters())
+    event(
+        "shares",
+        held=sum(weight.ds_tensor.numel() for weight in weights),
+        parameters=sum(weight.ds_numel for weight in weights),
+        weights=len(weights),
+    )
+    return deepspeed.initialize(model=model, config=settings)[0]

@@ -1,1 +1,0 @@
-"""Shards in, a selection out. numpy and pyarrow; no GPU and no torch."""

@@ -1,0 +1,1 @@
+"""Preference, direction, curvature, the sign kernel, ranking, selection. numpy and numba, no torch."""

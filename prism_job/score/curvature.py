@@ -1,0 +1,91 @@
+"""The curvature of the training objective in the projected space, and (H + λI)⁻¹ applied to the directions.
+
+K-FAC (Martens and Grosse 2015): layer l has H_l = A_l ⊗ B_l with A = E[a aᵀ], B = E[b bᵀ] over tokens, of the projected
+sides. One λ serves all layers, so that λ → ∞ leaves the plain inner product.
+
+Shapes: K directions, L layers, P projected dims a side; a sketch is [P, P], b side by a side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prism_job.errors import DataError
+from prism_job.plan.plan import Plan
+from prism_job.storage.objects import Store
+from prism_job.store import shards
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass
+class Factors:
+    """Sums over tokens, merged by addition: Σ a aᵀ and Σ b bᵀ [L, P, P], and how many tokens they hold."""
+
+    inputs_LPP: Float64
+    outputs_LPP: Float64
+    num_tokens: int
+
+    def merge(self, other: Factors) -> None:
+        self.inputs_LPP += other.inputs_LPP
+        self.outputs_LPP += other.outputs_LPP
+        self.num_tokens += other.num_tokens
+
+
+def unpack(upper_LU: NDArray[np.float32], dim: int) -> Float64:
+    """Symmetric matrices [L, P, P] from their upper halves [L, P(P+1)/2]."""
+    rows, columns = np.triu_indices(dim)
+    full = np.zeros((upper_LU.shape[0], dim, dim))
+    full[:, rows, columns] = upper_LU
+    full[:, columns, rows] = upper_LU
+    return full
+
+
+def damping_value(factors: Factors, damping: float) -> float:
+    """λ: `damping` times the mean eigenvalue of H over all layers. mean eig(A ⊗ B) = tr(A) tr(B) / P²."""
+    dim = factors.inputs_LPP.shape[1]
+    trace_a_L = np.trace(factors.inputs_LPP, axis1=1, axis2=2) / factors.num_tokens
+    trace_b_L = np.trace(factors.outputs_LPP, axis1=1, axis2=2) / factors.num_tokens
+    return damping * float((trace_a_L * trace_b_L).mean()) / dim**2
+
+
+def solve(directions_KLPP: Float64, factors: Factors, damping: float) -> Float64:
+    """(H + λI)⁻¹ g of each direction, exactly: in the eigenbases of A and B, H is diagonal with entries α_i β_j.
+
+    Layer by layer; each layer's eigenbases are computed once, whatever K.
+    """
+    lam = damping_value(factors, damping)
+    solved_KLPP = np.empty_like(directions_KLPP)
+    for layer in range(directions_KLPP.shape[1]):
+        alpha, basis_a = np.linalg.eigh(factors.inputs_LPP[layer] / factors.num_tokens)
+        beta, basis_b = np.linalg.eigh(factors.outputs_LPP[layer] / factors.num_tokens)
+        # Sums of outer products have no negative eigenvalues; what rounding makes of zeros is taken back to zero.
+        eigenvalues = np.outer(np.clip(beta, 0, None), np.clip(alpha, 0, None))
+        for place, sketch in enumerate(directions_KLPP[:, layer]):
+            rotated = basis_b.T @ sketch @ basis_a
+            solved_KLPP[place, layer] = basis_b @ (rotated / (eigenvalues + lam)) @ basis_a.T
+    return solved_KLPP
+
+
+def merge_factors(plan: Plan, store: Store, dim: int) -> Factors:
+    """Sum the factor shards that the plan names, in its order."""
+    merged: Factors | None = None
+    for unit_id in plan.factors:
+        shard = shards.read_shard(store, plan.extractor, "factors", unit_id)
+        inputs = unpack(shard.arrays["inputs"], dim)
+        outputs = unpack(shard.arrays["outputs"], dim)
+        part = Factors(inputs, outputs, int(shard.notes["num_tokens"]))
+        if merged is None:
+            merged = part
+        else:
+            merged.merge(part)
+    if merged is None or not merged.num_tokens:
+        where = ", ".join(store.uri(shards.shard_key(plan.extractor, "factors", unit)) for unit in plan.factors[:3])
+        fix = "mend the quarantined rows, or set scoring.curvature.kind: none"
+        raise DataError(
+            "no token to take the curvature from: all rows of these units are quarantined", where=where, fix=fix
+        )
+    return merged

@@ -1,0 +1,190 @@
+"""Scores -> which rows are selected. Deterministic: ties break by example id, duplicates by plan order.
+
+Shapes: N rows in plan order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prism_job.errors import RequestError
+from prism_job.score.column import Column, parts
+from prism_job.spec.document import SelectionSpec
+
+Bools = NDArray[np.bool_]
+Places = NDArray[np.uint32]
+"""Rows by their place in plan order. Four thousand million of them are enough."""
+
+NUM_ENDS = 10
+"""Rows named at each end of the ranking, for people."""
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The outcome.
+
+    Attributes:
+        selected_N: rows in the subset.
+        duplicate_N: rows that repeat an earlier row's content (never selected; all False where dedupe is none).
+        order: positions of the selected rows, highest score first.
+        threshold: score of the last row that the budget took; None where it took none.
+        num_taken: rows the budget took, kept or dropped.
+        highest, lowest: positions of the first rows from either end of the ranking.
+    """
+
+    selected_N: Bools
+    duplicate_N: Bools
+    order: Places
+    threshold: float | None
+    num_taken: int
+    highest: list[int]
+    lowest: list[int]
+
+
+def select(
+    scores_N: NDArray[np.float64],
+    ids: Column,
+    tokens: Column,
+    usable_N: Bools,
+    spec: SelectionSpec,
+) -> Selected:
+    """Rank usable rows and let the budget take from one end. Holds about 9 bytes a row beside what it is given (at 10 million).
+
+    Args:
+        ids: 16 raw bytes a row (dtype V16), compared as bytes. tokens: int32, of the response.
+        usable_N: False for rows quarantined in extraction; they are neither ranked nor selected.
+    """
+    duplicate_N = _duplicates(ids, usable_N) if spec.dedupe == "exact" else np.zeros(len(scores_N), np.bool_)
+    pool_N = usable_N & ~duplicate_N
+    highest_first = _rising(scores_N, pool_N)
+    highest_first[:] = highest_first[::-1]
+    _order_ties(highest_first, scores_N, ids)
+    ranked = highest_first
+    if "highest" not in (spec.keep, spec.drop):
+        ranked = highest_first[::-1].copy()
+        _order_ties(ranked, scores_N, ids)
+    num_taken = _within_budget(ranked, tokens, spec)
+    selected_N = pool_N  # from here on it says what is left of the pool
+    if spec.keep:
+        selected_N[:] = False
+    selected_N[ranked[:num_taken]] = bool(spec.keep)
+    threshold = float(scores_N[ranked[num_taken - 1]]) if num_taken else None
+    del ranked
+    lowest = highest_first[::-1][: _num_in_ties(highest_first[::-1], scores_N)].copy()
+    _order_ties(lowest, scores_N, ids)
+    return Selected(
+        selected_N=selected_N,
+        duplicate_N=duplicate_N,
+        order=highest_first[selected_N[highest_first]],
+        threshold=threshold,
+        num_taken=num_taken,
+        highest=highest_first[:NUM_ENDS].tolist(),
+        lowest=lowest[:NUM_ENDS].tolist(),
+    )
+
+
+def _num_in_ties(rising: Places, scores_N: NDArray[np.float64]) -> int:
+    # The first NUM_ENDS, and those of the last one's score.
+    return next(
+        (place for place in range(NUM_ENDS, len(rising)) if scores_N[rising[place]] != scores_N[rising[NUM_ENDS - 1]]),
+        len(rising),
+    )
+
+
+def _rising(scores_N: NDArray[np.float64], pool_N: Bools) -> Places:
+    # numpy's index type is twice as wide as needed: halved and filtered within the memory it has, part by part. No sort is
+    # asked to be stable: ids break the ties afterwards.
+    order = np.argsort(scores_N)
+    places, kept = order.view(np.uint32), 0
+    for part in parts(len(order)):
+        rows = order[part].astype(np.uint32)
+        rows = rows[pool_N[rows]]
+        places[kept : kept + len(rows)] = rows
+        kept += len(rows)
+    del places
+    order.resize((kept + 1) // 2, refcheck=False)
+    return order.view(np.uint32)[:kept]
+
+
+def _order_ties(ranked: Places, scores_N: NDArray[np.float64], ids: Column) -> None:
+    """In place: rows of equal scores by id, and those of equal ids by plan order."""
+    as_before = np.zeros(len(ranked) + 1, np.bool_)  # has the score of the row ranked before it
+    for part in parts(len(ranked) - 1):
+        values = scores_N[ranked[part.start : part.stop + 1]]
+        as_before[part.start + 1 : part.stop + 1] = values[1:] == values[:-1]
+    tied = np.flatnonzero(as_before[:-1] | as_before[1:])
+    if len(tied):
+        run_of = np.cumsum(~as_before[tied])
+        rows = ranked[tied]
+        high, low = _as_numbers(ids.at(rows))
+        ranked[tied] = rows[np.lexsort((rows, low, high, run_of))]
+
+
+def _within_budget(ranked: Places, tokens: Column, spec: SelectionSpec) -> int:
+    budget = spec.budget
+    if budget.count is not None:
+        if budget.count > len(ranked):
+            raise RequestError(
+                f"the budget is {budget.count} examples, and there are {len(ranked)} to rank",
+                where="spec.selection.budget.count",
+                fix="lower it, or use budget.fraction",
+            )
+        return budget.count
+    if budget.fraction is not None:
+        return round(budget.fraction * len(ranked))
+    assert budget.tokens is not None
+    tokens_N = tokens.part(slice(0, len(tokens)))
+    spent, num_taken = 0, 0
+    for part in parts(len(ranked)):
+        spent_R = spent + np.cumsum(tokens_N[ranked[part]], dtype=np.int64)
+        num_taken += int(np.searchsorted(spent_R, budget.tokens, side="right"))
+        spent = int(spent_R[-1])
+    if budget.tokens > spent:
+        raise RequestError(
+            f"the budget is {budget.tokens} response tokens, and there are {spent} to rank",
+            where="spec.selection.budget.tokens",
+            fix="lower it, or use budget.fraction",
+        )
+    return num_taken
+
+
+def _duplicates(ids: Column, usable_N: Bools) -> Bools:
+    """Usable rows whose id an earlier usable row has."""
+    # First the ids' first halves alone, sorted in place: only rows that share one are looked at whole.
+    high_N = np.empty(int(usable_N.sum()), np.uint64)
+    filled = 0
+    for part in parts(len(usable_N)):
+        high, _ = _as_numbers(ids.part(part)[usable_N[part]])
+        high_N[filled : filled + len(high)] = high
+        filled += len(high)
+    high_N.sort()
+    shared = np.unique(high_N[1:][high_N[1:] == high_N[:-1]])
+    duplicate_N = np.zeros(len(usable_N), np.bool_)
+    if not len(shared):
+        return duplicate_N
+    del high_N
+    suspects = np.concatenate(
+        [
+            part.start + np.flatnonzero(usable_N[part] & _among(_as_numbers(ids.part(part))[0], shared))
+            for part in parts(len(usable_N))
+        ]
+    )
+    high, low = _as_numbers(ids.at(suspects))
+    order = np.lexsort((low, high))  # stable: rows of one id stay in plan order
+    again = (high[order][1:] == high[order][:-1]) & (low[order][1:] == low[order][:-1])
+    duplicate_N[suspects[order[1:][again]]] = True
+    return duplicate_N
+
+
+def _among(values: NDArray[np.uint64], known_sorted: NDArray[np.uint64]) -> Bools:
+    near = np.minimum(np.searchsorted(known_sorted, values), len(known_sorted) - 1)
+    return known_sorted[near] == values
+
+
+def _as_numbers(ids_N: NDArray[np.generic]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """First and second half of each id as numbers that sort as the bytes do."""
+    halves = np.ascontiguousarray(ids_N).view(">u8").reshape(-1, 2).astype(np.uint64)
+    return halves[:, 0], halves[:, 1]

@@ -1,0 +1,1 @@
+"""The three stages, plan, extract and reduce, each read from the top."""

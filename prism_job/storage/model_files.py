@@ -1,0 +1,233 @@
+"""The files of a model: what identifies them, and a copy on this machine. Not: torch, what is in them.
+
+A model is a hub id, a folder, an s3:// prefix or one .gguf file. Only safetensors, GGUF and text files are ever touched:
+no pickle is read and no code of the model's is run.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+from prism_job.errors import DataError, RequestError, TryAgain
+from prism_job.spec.document import digest
+from prism_job.storage.folder import LocalFolder
+from prism_job.storage.objects import Listed, Store, open_store, split_uri
+from prism_job.storage.s3 import S3Prefix
+
+WANTED = ("*.safetensors", "*.gguf", "*.json", "*.jinja", "*.model", "*.txt")
+"""Files that can change a number. Everything else (pickles, code, read-me's) is neither read nor hashed."""
+
+TEMPLATES = "additional_chat_templates/"
+"""The one folder within a model that transformers looks into: templates by name, `tool_use` say."""
+
+
+def identify(uri: str, revision: str = "main", *, is_adapter: bool = False) -> dict[str, str]:
+    """What the numbers depend on: name -> content hash for files, or the commit for a hub model.
+
+    Raises:
+        RequestError: nothing there, or no safetensors or GGUF weights.
+        TryAgain: the hub does not answer.
+    """
+    if _is_hub(uri):
+        return {"hub": uri, "commit": _hub_commit(uri, revision)}
+    store, files = _files(uri, is_adapter)
+    if isinstance(store, LocalFolder):
+        return {file.key: _sha256(store.root / file.key) for file in files}
+    return _tags(files)
+
+
+def fetch_model(uri: str, revision: str = "main", *, is_adapter: bool = False) -> Path:
+    """A local path of the model: its folder, or its .gguf file.
+
+    Hub and s3:// models are copied to the cache once a node: its ranks wait for the first of them and share the files. A copy
+    that was cut off goes on at the pieces it lacks; a file has its name only once it is whole and checked.
+
+    Raises:
+        TryAgain: bad weather; or what came is not what was stored.
+        DataError: the model changed while it was read.
+        RequestError: no such model, or a cache folder that cannot be written.
+    """
+    if _is_hub(uri):
+        snapshot = _hub_snapshot(uri, _hub_commit(uri, revision))  # locks, resumes and checks by itself
+        _files(snapshot, is_adapter)
+        return Path(snapshot)
+    store, files = _files(uri, is_adapter)
+    if not isinstance(store, S3Prefix):
+        return Path(uri)
+    target = cache_folder() / digest(_tags(files))
+    if not all(_is_here(target, file) for file in files):
+        _bring_once(store, files, target)
+    return target / files[0].key if uri.endswith(".gguf") else target
+
+
+def _bring_once(store: S3Prefix, files: list[Listed], target: Path) -> None:
+    from filelock import FileLock
+
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        # flock: the kernel frees it with its holder's death, however that came.
+        lock = FileLock(target.with_name(f"{target.name}.lock")).acquire()
+    except OSError as error:
+        fix = "set PRISM_CACHE to a folder that can be written, with room for the model"
+        raise RequestError(
+            f"the model cache cannot be written: {error.strerror}", where=str(target), fix=fix
+        ) from error
+    with lock:
+        for file in files:
+            if not _is_here(target, file):
+                (target / file.key).parent.mkdir(parents=True, exist_ok=True)
+                store.download(file.key, target / file.key, file.tag)
+
+
+def _is_here(target: Path, file: Listed) -> bool:
+    path = target / file.key
+    return path.is_file() and path.stat().st_size == file.size_bytes
+
+
+def _tags(files: list[Listed]) -> dict[str, str]:
+    return {file.key: f"{file.size_bytes}-{file.tag}" for file in files}
+
+
+def fetch_config_and_tokenizer(uri: str, revision: str = "main") -> Path:
+    """A local path of what is known of a model without its weights: config, tokenizer, templates. Weights may be absent.
+
+    A GGUF file is brought whole: its papers stand within it.
+
+    Raises:
+        RequestError: nothing there.
+        TryAgain: the hub does not answer.
+    """
+    papers = [pattern for pattern in WANTED if pattern not in ("*.safetensors", "*.gguf")]
+    if _is_hub(uri):
+        from huggingface_hub import snapshot_download
+
+        with _HubErrors(uri):
+            return Path(snapshot_download(uri, revision=revision, allow_patterns=papers))
+    if uri.endswith(".gguf"):
+        return fetch_model(uri)
+    if not uri.startswith("s3://"):
+        if not Path(uri).is_dir():
+            fix = "give a hub id (org/name), a folder, an s3:// prefix or a .gguf file"
+            raise RequestError("no such model", where=uri, fix=fix)
+        return Path(uri)
+    store = open_store(uri)
+    wanted = [
+        listed
+        for listed in store.list()
+        if "/" not in listed.key.removeprefix(TEMPLATES) and any(fnmatch.fnmatch(listed.key, one) for one in papers)
+    ]
+    target = cache_folder() / digest([uri, *(f"{listed.key} {listed.tag}" for listed in wanted)])
+    for listed in wanted:
+        (target / listed.key).parent.mkdir(parents=True, exist_ok=True)
+        beside = target / f"{listed.key}.{os.getpid()}.part"
+        store.download(listed.key, beside)
+        beside.rename(target / listed.key)
+    return target
+
+
+def cache_folder() -> Path:
+    """Where models from S3 are kept: $PRISM_CACHE, or ~/.cache/prism."""
+    return Path(os.environ.get("PRISM_CACHE") or Path.home() / ".cache" / "prism") / "models"
+
+
+def _is_hub(uri: str) -> bool:
+    return not uri.startswith("s3://") and not Path(uri).exists() and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", uri))
+
+
+def _files(uri: str, is_adapter: bool) -> tuple[Store, list[Listed]]:
+    if uri.endswith(".gguf"):
+        parent, name = split_uri(uri)
+        store = open_store(parent)
+        if isinstance(store, LocalFolder):
+            files = (
+                [Listed(name, Path(uri).stat().st_size, "", Path(uri).stat().st_mtime)] if Path(uri).exists() else []
+            )
+        else:
+            files = [file for file in store.list(name) if file.key == name]
+        if not files:
+            raise RequestError("no such GGUF file", where=uri, fix="check model.uri")
+        return store, files
+    if not uri.startswith("s3://") and not Path(uri).is_dir():
+        fix = "give a hub id (org/name), a folder, an s3:// prefix or a .gguf file"
+        raise RequestError("no such model", where=uri, fix=fix)
+    store = open_store(uri)
+    everything = list(store.list())
+    if not everything:
+        fix = "check the address: give a hub id (org/name), a folder, an s3:// prefix or a .gguf file"
+        raise RequestError("nothing there: no such prefix, or an empty folder", where=uri, fix=fix)
+    files = [
+        file
+        for file in everything
+        if "/" not in file.key.removeprefix(TEMPLATES) and any(fnmatch.fnmatch(file.key, one) for one in WANTED)
+    ]
+    keys = [file.key for file in files]
+    if not is_adapter and "adapter_config.json" in keys:
+        fix = "name the base model in model.uri and this folder in model.adapter"
+        raise RequestError("this is an adapter, not a model", where=uri, fix=fix)
+    if not any(key.endswith(".safetensors") for key in keys):
+        fix = "save the model as safetensors (save_pretrained does); pickled weights (.bin, .pt) are not read"
+        raise RequestError("no .safetensors weights there", where=uri, fix=fix)
+    for key in keys:
+        if key.endswith(".safetensors.index.json"):
+            _check_index(store, key, keys)
+    return store, files
+
+
+def _check_index(store: Store, key: str, keys: list[str]) -> None:
+    """An index may name any file. One elsewhere, or a pickle, would be loaded though no digest knows of it."""
+    try:
+        named = {str(name) for name in json.loads(store.get(key))["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        fix = "copy or convert the checkpoint again"
+        raise DataError(f"not an index of weight files: {error!r}", where=store.uri(key), fix=fix) from error
+    strange = sorted(name for name in named if name not in keys or not name.endswith(".safetensors"))
+    if strange:
+        fix = "put all weights into the model's own folder, as safetensors: no other file is read"
+        raise RequestError(f"the index names {strange[0]}", where=store.uri(key), fix=fix)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hub_commit(repo: str, revision: str) -> str:
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE or re.fullmatch(r"[0-9a-f]{40}", revision):
+        return Path(_hub_snapshot(repo, revision)).name if constants.HF_HUB_OFFLINE else revision
+    with _HubErrors(repo):
+        return str(HfApi().model_info(repo, revision=revision).sha)
+
+
+def _hub_snapshot(repo: str, revision: str) -> str:
+    from huggingface_hub import snapshot_download
+
+    with _HubErrors(repo):
+        return str(snapshot_download(repo, revision=revision, allow_patterns=list(WANTED)))
+
+
+class _HubErrors:
+    """Translates the hub's errors, naming the model."""
+
+    def __init__(self, repo: str) -> None:
+        self.repo = repo
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        from huggingface_hub import errors
+
+        if isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)):
+            fix = "check the id and revision; for a gated or private model set HF_TOKEN; a local folder must exist"
+            what = "there is no such folder here, and the hub has no such model, or hides it"
+            raise RequestError(what, where=self.repo, fix=fix) from error
+        if isinstance(error, Exception):
+            fix = "check the network, or download the model and name its folder in model.uri"
+            what = f"there is no such folder here, and the hub does not answer: {error}"
+            raise TryAgain(what, where=self.repo, fix=fix) from error

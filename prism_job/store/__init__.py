@@ -1,0 +1,1 @@
+"""What lies in a gradient store: shards, codec, staged rows, inventory."""

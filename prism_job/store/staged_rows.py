@@ -1,0 +1,73 @@
+"""The rows of a work unit as the store keeps them: JSON lines under zstd, named by a digest of the rows. Not: what a row means.
+
+Extraction, the report, evaluation and export read rows here: none of them needs the sources, or their formats, again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pyarrow as pa
+
+from prism_job.data.data_files import Row
+from prism_job.errors import DataError
+from prism_job.storage.objects import Store
+
+_REDO = "delete that object and run again: the plan writes it anew"
+
+
+def staged_names(store: Store) -> set[str]:
+    """Names of the rows already there, from one listing."""
+    return {listed.key.removeprefix("rows/").partition(".")[0] for listed in store.list("rows/")}
+
+
+def stage_rows(store: Store, unit_rows: list[Row], known: set[str]) -> str:
+    """Keep the rows, unless `known` names them already. Returns their name and adds it to `known`."""
+    lines = [_as_json(row) for row in unit_rows]
+    name = _digest(lines)
+    if name not in known:
+        store.put(rows_key(name), _pack(lines))
+        known.add(name)
+    return name
+
+
+def read_rows(store: Store, name: str) -> list[Row]:
+    """The rows of that name.
+
+    Raises:
+        DataError: missing, damaged, or not the rows that the name stands for; names the object.
+    """
+    where = store.uri(rows_key(name))
+    try:
+        with pa.CompressedInputStream(pa.BufferReader(store.get(rows_key(name))), "zstd") as stream:
+            text = stream.read().decode("utf-8", "surrogatepass")
+        lines = [line for line in text.split("\n") if line]
+        unit_rows = [json.loads(line) for line in lines]
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise DataError(f"damaged rows: {error}", where=where, fix=_REDO) from error
+    if _digest(lines) != name:
+        raise DataError("damaged rows: their digest does not fit their name", where=where, fix=_REDO)
+    return unit_rows
+
+
+_as_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
+"""Made once: it costs as much as a short row."""
+
+
+def _pack(lines: list[str]) -> bytes:
+    text = "\n".join([*lines, ""])
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(text.encode("utf-8", "surrogatepass"))
+    return sink.getvalue().to_pybytes()
+
+
+def rows_key(name: str) -> str:
+    """Where the rows of that name lie."""
+    return f"rows/{name}.jsonl.zst"
+
+
+def _digest(lines: list[str]) -> str:
+    """Of the rows as one JSON array, put together from what is written: no row is encoded twice."""
+    return hashlib.sha256(f"[{', '.join(lines)}]".encode("utf-8", "surrogatepass")).hexdigest()[:32]

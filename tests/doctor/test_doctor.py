@@ -1,0 +1,503 @@
+"""Laws of `prism doctor`: each thing that would stop a run is named before it starts, and nothing is left behind."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launcher.doctor import bucket_probe
+from launcher.doctor.bucket_probe import addresses_of, probe_job
+from launcher.doctor.cluster_checks import Finding, examine, findings_table
+from launcher.doctor.run_checks import quantity
+from launcher.kube.cluster import Cluster
+from launcher.resource.crd import crd
+from launcher.resource.record import RUN, parse_for_cluster
+from prism_job.spec.document import SelectionRun, TargetsSpec
+from tests.cluster.apiserver import ApiServer
+from tests.cluster.podsecurity import violations
+from tests.cluster.rig import Rig, rig
+
+ROOT = Path(__file__).parents[2]
+DIGEST = "registry/prism@sha256:" + "0" * 64
+
+
+def run_of(**cluster: Any) -> SelectionRun:
+    spec = {
+        "model": {"uri": "a/model"},
+        "candidates": {"uris": ["s3://cluster/pool/"]},
+        "targets": {"uris": ["s3://cluster/targets.jsonl"]},
+        "store": "s3://cluster/store",
+        "output": "s3://cluster/selections",
+        "selection": {"keep": "highest", "budget": {"count": 4}},
+        "cluster": {"image": DIGEST, "gpusPerNode": 0, "cpu": "1", "memory": "1Gi", **cluster},
+    }
+    document = {
+        "apiVersion": "prism.dev/v1alpha1",
+        "kind": "SelectionRun",
+        "metadata": {"name": "demo"},
+        "spec": spec,
+    }
+    return parse_for_cluster(yaml.safe_dump(document), "test")
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    with ApiServer() as server:
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
+        yield server
+
+
+def as_account(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *roles: str) -> None:
+    """From here on we are a service account with these cluster roles of k8s/rbac.yaml, in its namespace."""
+    rbac = [one for one in yaml.safe_load_all((ROOT / "k8s" / "rbac.yaml").read_text()) if one]
+    group = "rbac.authorization.k8s.io"
+    for one in rbac:
+        if one["kind"] == "ClusterRole" and one["metadata"]["name"] in roles:
+            server.create(one)
+            name = one["metadata"]["name"]
+            binding = {
+                "apiVersion": f"{group}/v1",
+                "kind": "RoleBinding",
+                "metadata": {"name": name, "namespace": "default"},
+                "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": name},
+                "subjects": [{"kind": "ServiceAccount", "name": "me", "namespace": "default"}],
+            }
+            server.create(binding)
+    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "account", token="sa:default:me")))
+
+
+def lease(server: ApiServer, age_seconds: float, holder: str = "operator-1") -> None:
+    server.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "prism-system"}})
+    renewed = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=age_seconds)
+    spec = {"holderIdentity": holder, "leaseDurationSeconds": 15, "renewTime": f"{renewed:%Y-%m-%dT%H:%M:%S.%fZ}"}
+    metadata = {"name": "prism-operator", "namespace": "prism-system"}
+    server.create({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec})
+
+
+def node(
+    server: ApiServer, name: str, *, ready: bool = True, labels: dict[str, str] | None = None, **room: str
+) -> None:
+    made = server.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels or {}}})
+    allocatable = {
+        "cpu": "8",
+        "memory": "32Gi",
+        **{key.replace("gpus", "nvidia.com/gpu"): it for key, it in room.items()},
+    }
+    condition = {"type": "Ready", "status": "True" if ready else "Unknown"}
+    server.update({**made, "status": {"allocatable": allocatable, "conditions": [condition]}}, subresource="status")
+
+
+def found(check: str, run: SelectionRun | None = None) -> list[Finding]:
+    return [one for one in examine(Cluster(), "default", run, probe=False) if one.check == check]
+
+
+def only(check: str, run: SelectionRun | None = None) -> Finding:
+    (one,) = found(check, run)
+    return one
+
+
+def test_a_cluster_with_all_that_is_needed_is_found_well(server: ApiServer) -> None:
+    server.create(crd())
+    lease(server, 3)
+    node(server, "n")
+    findings = examine(Cluster(), "default", run_of(), probe=False)
+    assert [one.level for one in findings] == ["ok"] * len(findings), findings_table(findings)
+    assert {"server", "kind", "operator", "rights", "image", "nodes", "policies"} == {one.check for one in findings}
+    assert findings_table(findings).endswith("all is well")
+
+
+def test_nothing_is_made_without_the_probe(server: ApiServer) -> None:
+    node(server, "n")
+    examine(Cluster(), "default", run_of(), probe=False)
+    assert server.objects("pods") == server.objects("jobs") == []
+
+
+def test_a_server_that_does_not_answer_is_all_that_is_said(server: ApiServer) -> None:
+    with server.outage():
+        (one,) = examine(Cluster(), "default", run_of(), probe=True)
+    assert (one.level, one.check) == ("error", "server")
+
+
+@pytest.mark.parametrize(
+    ("version", "level"),
+    [("v1.28.9", "error"), ("v1.29.0", "ok"), ("v1.37.1-gke.100", "ok"), ("v1.38.0", "warning"), ("odd", "warning")],
+)
+def test_the_version_of_the_server_is_judged(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch, version: str, level: str
+) -> None:
+    monkeypatch.setattr(Cluster, "version", lambda _: version)
+    assert only("server").level == level
+
+
+def test_a_namespace_that_is_missing_is_an_error(server: ApiServer) -> None:
+    findings = examine(Cluster(), "nowhere", None, probe=False)
+    assert [one.level for one in findings if one.check == "namespace"] == ["error"]
+
+
+def test_without_the_kind_a_run_can_still_be_waited_for(server: ApiServer) -> None:
+    one = only("kind")
+    assert one.level == "warning"
+    assert "submit --wait" in one.fix
+    assert found("operator") == []
+
+
+def test_a_definition_of_another_version_is_told_by_its_fields(server: ApiServer) -> None:
+    old = crd()
+    spec = old["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    del spec["properties"]["cluster"]["properties"]["podOverlay"]
+    server.create(old)
+    one = only("kind")
+    assert one.level == "warning"
+    assert "spec.cluster.podOverlay" in one.detail
+
+
+@pytest.mark.parametrize(
+    ("age_seconds", "holder", "level", "says"),
+    [
+        (3, "op", "ok", "op leads"),
+        (600, "op", "warning", "op was last heard of 10m ago"),
+        (3, "", "warning", "nobody leads"),
+    ],
+)
+def test_an_operator_is_alive_if_its_lease_is_fresh(
+    server: ApiServer, age_seconds: float, holder: str, level: str, says: str
+) -> None:
+    server.create(crd())
+    lease(server, age_seconds, holder)
+    one = only("operator")
+    assert one.level == level
+    assert says in one.detail
+
+
+def test_a_driver_of_ours_has_all_rights_and_is_told_what_it_may_not_look_at(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.create(crd())
+    as_account(server, tmp_path, monkeypatch, "prism-driver")
+    findings = examine(Cluster(), "default", run_of(serviceAccount="worker"), probe=False)
+    by_check = {one.check: one for one in findings}
+    assert by_check["rights"].level == "ok"
+    assert "you may not look" in by_check["operator"].detail
+    assert by_check["nodes"].detail.startswith("not checked: ")
+    assert by_check["service account"].detail.startswith("not checked: ")
+    assert "you may not make pods" in by_check["policies"].detail
+    assert not [one for one in findings if one.level == "error"]
+
+
+def test_rights_that_are_missing_are_named(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_account(server, tmp_path, monkeypatch)
+    rights = found("rights")
+    errors = {one.detail for one in rights if one.level == "error"}
+    assert "you may not get, list, watch, create, patch, delete jobs in default" in errors
+    assert [one.detail for one in rights if one.level == "warning"] == [
+        "you may not get pods/log in default",
+        "you may not list, create events in default",
+    ]
+
+
+def test_where_an_operator_is_alive_few_rights_are_needed(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.create(crd())
+    lease(server, 3)
+    as_account(server, tmp_path, monkeypatch)
+    monkeypatch.setattr(
+        "launcher.doctor.cluster_checks._leases",
+        lambda *_: ([server.object("leases", "prism-operator", "prism-system")], {}),
+    )
+    errors = [one.detail for one in found("rights") if one.level == "error"]
+    assert errors == ["you may not get, list, watch, create, patch, delete selectionruns in default"]
+
+
+def test_who_may_not_look_at_the_operators_lease_is_warned_and_may_submit(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.create(crd())
+    lease(server, 3)
+    as_account(server, tmp_path, monkeypatch, "prism-user")
+    findings = examine(Cluster(), "default", run_of(), probe=False)
+    assert not [one for one in findings if one.level == "error"]
+    (operator,) = [one for one in findings if one.check == "operator"]
+    assert (operator.level, "is not known" in operator.detail) == ("warning", True)
+
+
+def test_a_tag_instead_of_a_digest_is_warned_of(server: ApiServer) -> None:
+    assert only("image", run_of(image="registry/prism:1")).level == "warning"
+
+
+def kueue(server: ApiServer, version: str = "v1beta1") -> None:
+    names = {"plural": "localqueues", "singular": "localqueue", "kind": "LocalQueue", "listKind": "LocalQueueList"}
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    served = {"name": version, "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    server.create(
+        {
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {"name": "localqueues.kueue.x-k8s.io"},
+            "spec": {"group": "kueue.x-k8s.io", "scope": "Namespaced", "names": names, "versions": [served]},
+        }
+    )
+
+
+def queue(server: ApiServer, name: str, active: str = "True", version: str = "v1beta1") -> None:
+    condition = {"type": "Active", "status": active, "message": "its ClusterQueue is stopped"}
+    metadata = {"name": name, "namespace": "default"}
+    api = f"kueue.x-k8s.io/{version}"
+    server.create(
+        {"apiVersion": api, "kind": "LocalQueue", "metadata": metadata, "status": {"conditions": [condition]}}
+    )
+
+
+def test_a_queue_without_kueue_or_of_another_name_is_an_error(server: ApiServer) -> None:
+    run = run_of(queueName="gpu")
+    assert "no Kueue" in only("queue", run).detail
+    kueue(server)
+    queue(server, "cpu")
+    one = only("queue", run)
+    assert (one.level, one.fix) == ("error", "there: cpu")
+    queue(server, "gpu")
+    assert only("queue", run).level == "ok"
+
+
+def test_a_queue_of_another_version_of_kueue_is_found(server: ApiServer) -> None:
+    kueue(server, "v1beta2")
+    queue(server, "gpu", version="v1beta2")
+    assert only("queue", run_of(queueName="gpu")).level == "ok"
+
+
+def test_a_queue_that_is_stopped_is_warned_of(server: ApiServer) -> None:
+    kueue(server)
+    queue(server, "gpu", active="False")
+    assert "its ClusterQueue is stopped" in only("queue", run_of(queueName="gpu")).detail
+
+
+def test_no_node_with_enough_gpus_is_told_with_the_most_there_is(server: ApiServer) -> None:
+    node(server, "small", gpus="4")
+    node(server, "away", gpus="8", ready=False)
+    one = only("nodes", run_of(gpusPerNode=8))
+    assert one.level == "warning"
+    assert "8 nvidia.com/gpu" in one.detail
+    assert "4 nvidia.com/gpu" in one.detail
+
+
+def test_memory_and_cpu_count_as_gpus_do(server: ApiServer) -> None:
+    node(server, "n", gpus="8")
+    details = [one.detail for one in found("nodes", run_of(gpusPerNode=1, cpu="9", memory="64Gi"))]
+    assert ["9 cpu" in details[0], "64 GiB memory" in details[1]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "level", "says"),
+    [
+        ({"groups": 2}, "ok", "room for 2 pods"),
+        ({"groups": 3}, "warning", "2 of 3 pods"),
+        ({"nodesPerGroup": 2}, "ok", "room for 2 pods"),
+        ({"nodesPerGroup": 3}, "warning", "a group needs 3 of them together"),
+    ],
+)
+def test_all_groups_together_are_counted(server: ApiServer, cluster: dict[str, int], level: str, says: str) -> None:
+    node(server, "a", gpus="8")
+    node(server, "b", gpus="15")
+    one = only("nodes", run_of(gpusPerNode=8, **cluster))
+    assert (one.level, says in one.detail) == (level, True), one
+
+
+def test_an_overlay_chooses_nodes_and_amounts(server: ApiServer) -> None:
+    node(server, "a", gpus="8", labels={"pool": "cpu"})
+    node(server, "b", gpus="2", labels={"pool": "gpu"})
+    assert only("nodes", run_of(gpusPerNode=4)).level == "ok"
+    assert (
+        only("nodes", run_of(gpusPerNode=4, podOverlay={"spec": {"nodeSelector": {"pool": "gpu"}}})).level == "warning"
+    )
+
+
+def test_things_that_a_run_names_must_be_there(server: ApiServer) -> None:
+    run = run_of(
+        serviceAccount="worker",
+        weightsClaim="models",
+        groups=2,
+        env=[{"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": {"secretKeyRef": {"name": "s3", "key": "secret"}}}],
+    )
+    assert [only(check, run).level for check in ("service account", "weights claim")] == ["error", "error"]
+    assert "not read, by design: s3 (key secret)" in only("secrets", run).detail
+    metadata = {"name": "worker", "namespace": "default"}
+    server.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    metadata = {"name": "models", "namespace": "default"}
+    server.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec})
+    assert only("service account", run).level == "ok"
+    assert "ReadWriteOnce" in only("weights claim", run).detail
+
+
+def restrict(server: ApiServer) -> None:
+    there = server.object("namespaces", "default", "")
+    assert there
+    labels = {**(there["metadata"].get("labels") or {}), "pod-security.kubernetes.io/enforce": "restricted"}
+    server.update({**there, "metadata": {**there["metadata"], "labels": labels}})
+
+
+def test_a_pod_that_a_policy_refuses_is_an_error_with_its_words(server: ApiServer) -> None:
+    restrict(server)
+    assert {one.level for one in found("policies", run_of())} == {"ok"}
+    assert "restricted" in found("policies", run_of())[0].detail
+    refused = found("policies", run_of(podOverlay={"spec": {"hostNetwork": True}}))
+    assert [one.level for one in refused] == ["error", "error"]
+    assert "host namespaces" in refused[0].detail
+
+
+def test_who_may_not_make_pods_hears_the_warnings_of_a_job(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restrict(server)
+    as_account(server, tmp_path, monkeypatch, "prism-driver")
+    refused = found("policies", run_of(podOverlay={"spec": {"hostNetwork": True}}))
+    assert {one.level for one in refused} == {"warning"}
+    assert "host namespaces" in refused[0].detail
+
+
+def test_bad_weather_in_one_check_hides_no_other(server: ApiServer) -> None:
+    node(server, "n")
+    server.faults.script([({"plural": "nodes"}, "500")])
+    findings = examine(Cluster(), "default", run_of(), probe=False)
+    assert next(one for one in findings if one.check == "nodes").detail.startswith("not checked")
+    assert findings[-1].check == "policies"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("500m", 0.5), ("8", 8), ("16Gi", 2**34), ("1k", 1000), ("2e3", 2000), ("x", 0), ("1.2.3", 0)]
+)
+def test_quantities_are_read_as_kubernetes_writes_them(text: str, value: float) -> None:
+    assert quantity(text) == value
+
+
+def test_a_table_shows_what_to_do_and_no_control_characters() -> None:
+    text = findings_table([Finding("error", "queue", "bad \x1b[2J\nname", "mend it"), Finding("ok", "image", "fine")])
+    assert text.splitlines() == [
+        "error    queue  bad \\x1b[2J name",
+        "                to do: mend it",
+        "ok       image  fine",
+        "",
+        "1 error",
+    ]
+
+
+def test_a_probe_is_a_small_restricted_pod_and_no_part_of_the_run() -> None:
+    run = run_of(gpusPerNode=4, queueName="gpu", weightsClaim="models", serviceAccount="worker")
+    job = probe_job(run, "default")
+    pod = job["spec"]["template"]["spec"]
+    assert violations(pod) == []
+    assert pod["serviceAccountName"] == "worker"
+    assert pod["containers"][0]["resources"]["requests"] == {"cpu": "100m", "memory": "512Mi"}
+    assert not {"document", "models"} & {one["name"] for one in pod["volumes"]}
+    for labels in (job["metadata"]["labels"], job["spec"]["template"]["metadata"]["labels"]):
+        assert RUN not in labels
+        assert "app.kubernetes.io/managed-by" not in labels
+    assert probe_job(run, "default") == job
+
+
+@pytest.mark.parametrize("version", ["1.29", "1.31", "1.33", "1.35"])
+def test_each_version_of_kubernetes_has_the_probes_fields(version: str) -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kubernetes_validate.validate(copy.deepcopy(probe_job(run_of(), "default")), version, strict=True)
+
+
+def test_each_address_is_tried_once() -> None:
+    assert addresses_of(run_of()) == [
+        ("write", "s3://cluster/store"),
+        ("write", "s3://cluster/selections"),
+        ("read", "s3://cluster/pool/"),
+        ("read", "s3://cluster/targets.jsonl"),
+    ]
+    sets = [{"name": name, "uris": ["s3://cluster/targets.jsonl", f"s3://cluster/{name}.jsonl"]} for name in ("a", "b")]
+    targets = TargetsSpec.model_validate({"sets": sets})
+    run = run_of()
+    found = addresses_of(run.model_copy(update={"spec": run.spec.model_copy(update={"targets": targets})}))
+    assert found[3:] == [
+        ("read", "s3://cluster/targets.jsonl"),
+        ("read", "s3://cluster/a.jsonl"),
+        ("read", "s3://cluster/b.jsonl"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with rig(tmp_path_factory.mktemp("rig"), Path("/no/model")) as made:
+        yield made
+
+
+def tried(rig: Rig, run: SelectionRun, *, cluster: Cluster | None = None, **options: Any) -> list[Finding]:
+    return list(bucket_probe.try_buckets(cluster or rig.cluster(tries=3), "default", run, **options))
+
+
+def test_the_probe_tries_each_address_with_the_pods_own_means_and_leaves_nothing(whole: Rig) -> None:
+    def keys() -> list[str]:  # servers of one process share what they store
+        return [one["Key"] for one in whole.client.list_objects_v2(Bucket="cluster")["Contents"]]
+
+    before = keys()
+    findings = tried(whole, run_of())
+    assert [one.level for one in findings] == ["ok"] * 4, findings_table(findings)
+    assert "written, read and removed" in findings[0].detail
+    assert whole.server.objects("jobs") == []
+    assert keys() == before
+
+
+def test_the_probe_names_the_address_that_fails(whole: Rig) -> None:
+    run = run_of()
+    spec = run.spec.model_copy(update={"store": "s3://no-such-bucket/store"})
+    candidates = run.spec.candidates.model_copy(update={"uris": ("s3://cluster/nothing/",)})
+    changed = run.model_copy(update={"spec": spec.model_copy(update={"candidates": candidates})})
+    levels = {one.detail.partition(": ")[0]: one.level for one in tried(whole, changed)}
+    assert levels == {
+        "s3://no-such-bucket/store": "error",
+        "s3://cluster/selections": "ok",
+        "s3://cluster/nothing/": "warning",
+        "s3://cluster/targets.jsonl": "ok",
+    }
+
+
+def test_a_probe_that_cannot_start_says_why_within_its_deadline_and_goes(whole: Rig) -> None:
+    run = run_of(podOverlay={"spec": {"nodeSelector": {"pool": "none"}}})
+    (one,) = tried(whole, run, deadline_seconds=3)
+    assert one.level == "error"
+    assert "Unschedulable" in one.detail
+    assert whole.server.objects("jobs") == []
+
+
+def test_an_image_that_is_no_worker_is_told_by_its_last_words(whole: Rig) -> None:
+    overlay = {"spec": {"containers": [{"name": "worker", "env": [{"name": "PYTHONHOME", "value": "/nowhere"}]}]}}
+    (one,) = tried(whole, run_of(podOverlay=overlay))
+    assert one.level == "error"
+    assert "the probe did not try all" in one.detail
+
+
+def test_a_job_that_an_earlier_doctor_left_is_replaced(whole: Rig) -> None:
+    left = probe_job(run_of(), "default")
+    left["spec"]["suspend"] = True
+    whole.server.create(left)
+    assert [one.level for one in tried(whole, run_of())] == ["ok"] * 4
+
+
+def test_who_may_not_make_jobs_gets_a_warning(whole: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(whole.server.kubeconfig(tmp_path / "nobody", token="sa:default:nobody")))
+    (one,) = tried(whole, run_of(), cluster=Cluster())
+    assert one.level == "warning"
+    assert one.detail.startswith("not tried: ")
+
+
+def test_an_interrupted_probe_is_removed_too(whole: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bucket_probe.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tried(whole, run_of())
+    assert all("deletionTimestamp" in one["metadata"] for one in whole.server.objects("jobs"))

@@ -1,0 +1,626 @@
+"""Laws of extraction: a row is that example's own gradient, projected, whatever stands beside it in the batch.
+
+The oracle is slow and obvious: one example at a time, no padding, the whole logits, autograd's own weight gradients, and
+projection and fold as explicit dense matrices. Every row is compared, relative to its own norm.
+
+Shapes: B examples, D stored dims, L layers, M = P² numbers of one layer's sketch, T tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, BertConfig
+
+from prism_job.errors import DataError, RequestError
+from prism_job.extract.capture.gradients import FactorSums, GradientBatch, GradientCapture, refuse_non_finite, rows_of
+from prism_job.extract.model import captured_layers
+from prism_job.extract.tokenise import Batch, Encoded, collate, micro_batches
+from tests.models import HIDDEN, KINDS, VOCAB, build_model, weights_into
+from tests.oracle import factor_sums, linear_layers, sketch_matrix, sketches, weight_gradients
+
+torch.set_num_threads(1)  # matrices this small lose more to waiting threads than they gain
+
+CPU = torch.device("cpu")
+DIM = 6
+SEED = 3
+FOLD_DIMS = 256
+FLOAT64, FLOAT32 = torch.float64, torch.float32
+
+TOLERANCE = {FLOAT64: 1e-9, FLOAT32: 1e-5}
+"""Of a row, relative to its norm. float64: rounding is 1e-16 an operation, 3e-15 seen; float32: 6e-8 an operation, sums of
+hundreds of them through two layers, 3e-6 seen. A wrong token, layer or sign is an error of order one."""
+
+
+def made_up_examples(count: int = 32) -> list[Encoded]:
+    """Lengths 2 to 21 in no order; loss on the end, on all but the first, on scattered tokens, on one token."""
+    random = np.random.default_rng(11)
+    made = []
+    for number in range(count):
+        length = int(random.integers(2, 22))
+        ids = random.integers(3, VOCAB, length).tolist()
+        scattered = random.random(length) < 0.4
+        supervised = {
+            0: [place >= length // 2 for place in range(length)],
+            1: [True] * length,
+            2: scattered.tolist(),
+            3: [place == length - 1 for place in range(length)],
+        }[number % 4]
+        supervised[0] = False
+        supervised[-1] |= not any(supervised)
+        made.append(Encoded(ids, supervised))
+    return made
+
+
+EXAMPLES = made_up_examples()
+
+
+@cache
+def model_of(kind: str, dtype: torch.dtype, attention: str = "sdpa") -> Any:
+    return build_model(kind, dtype, seed=1, attention=attention)
+
+
+def capture_of(model: Any, fold_dims: int | None) -> GradientCapture:
+    return GradientCapture(model, captured_layers(model, ("*",)), DIM, SEED, fold_dims)
+
+
+def extract(
+    capture: GradientCapture,
+    batches: list[list[int]],
+    *,
+    mean: bool = False,
+    factors: FactorSums | None = None,
+) -> GradientBatch:
+    """The rows of EXAMPLES, in their order, from these micro-batches."""
+    found: dict[int, tuple[Tensor, ...]] = {}
+    with capture:
+        for places in batches:
+            batch = collate([EXAMPLES[place] for place in places], CPU)
+            (result,) = rows_of([capture], batch, mean=mean, factors=factors)
+            columns = (result.rows_BD, result.nll_B, result.tokens_B, result.norm_B)
+            for row, place in enumerate(places):
+                found[place] = tuple(column[row] for column in columns)
+    assert sorted(found) == list(range(len(found)))
+    return GradientBatch(
+        *(torch.stack(column) for column in zip(*(found[place] for place in sorted(found)), strict=True))
+    )
+
+
+def in_batches_of(size: int, count: int = len(EXAMPLES)) -> list[list[int]]:
+    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+
+
+def deviation_B(found_BD: Tensor, wanted_BD: Tensor) -> Tensor:
+    """‖found − wanted‖ / ‖wanted‖ of every row."""
+    assert found_BD.shape == wanted_BD.shape
+    return (found_BD.double() - wanted_BD.double()).norm(dim=1) / wanted_BD.double().norm(dim=1)
+
+
+def assert_same_rows(found: GradientBatch, wanted: GradientBatch, tolerance: float) -> None:
+    assert bool((deviation_B(found.rows_BD, wanted.rows_BD) < tolerance).all())
+    assert torch.equal(found.tokens_B, wanted.tokens_B)
+    np.testing.assert_allclose(found.nll_B.double(), wanted.nll_B.double(), rtol=tolerance)
+    np.testing.assert_allclose(found.norm_B.double(), wanted.norm_B.double(), rtol=tolerance)
+
+
+# The oracle
+
+
+@cache
+def oracle_gradients(kind: str, weights_dtype: torch.dtype, mean: bool) -> list[tuple[dict[str, Tensor], float, int]]:
+    """What `weight_gradients` gives for each of EXAMPLES, in float64, on the weights as `weights_dtype` holds them."""
+    model = model_of(kind, FLOAT64)
+    if weights_dtype != FLOAT64:
+        model = weights_into(model_of(kind, weights_dtype), build_model(kind, FLOAT64))
+    return [weight_gradients(model, example, mean=mean) for example in EXAMPLES]
+
+
+@cache
+def oracle(kind: str, weights_dtype: torch.dtype, mean: bool, folded: bool) -> GradientBatch:
+    rows, norms = [], []
+    computed = oracle_gradients(kind, weights_dtype, mean)
+    for gradients, _, _ in computed:
+        parts = sketches(gradients, SEED, DIM)
+        flat = torch.cat(list(parts.values()))
+        fold = [part @ sketch_matrix(SEED, DIM, name, FOLD_DIMS) for name, part in parts.items()]
+        rows.append(torch.stack(fold).sum(0) if folded else flat)
+        norms.append(flat.norm())
+    nlls = torch.tensor([nll for _, nll, _ in computed], dtype=FLOAT64)
+    return GradientBatch(
+        torch.stack(rows), nlls, torch.tensor([tokens for _, _, tokens in computed]), torch.stack(norms)
+    )
+
+
+# Rows equal the oracle's
+
+
+@pytest.mark.parametrize("mean", [False, True], ids=["sum", "mean"])
+@pytest.mark.parametrize("folded", [False, True], ids=["unfolded", "folded"])
+@pytest.mark.parametrize("dtype", [FLOAT64, FLOAT32], ids=["float64", "float32"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_row_is_the_projected_weight_gradient(kind: str, dtype: torch.dtype, folded: bool, mean: bool) -> None:
+    capture = capture_of(model_of(kind, dtype), FOLD_DIMS if folded else None)
+    found = extract(capture, in_batches_of(7), mean=mean)
+    assert found.rows_BD.dtype == dtype
+    assert_same_rows(found, oracle(kind, dtype, mean, folded), TOLERANCE[dtype])
+
+
+def test_a_bfloat16_model_gives_float32_rows_near_the_oracle() -> None:
+    found = extract(capture_of(model_of("llama", torch.bfloat16), None), in_batches_of(8))
+    assert found.rows_BD.dtype == FLOAT32
+    # bfloat16 holds 8 bits: 0.4 % an operation, through two layers there and back.
+    assert bool((deviation_B(found.rows_BD, oracle("llama", torch.bfloat16, False, False).rows_BD) < 0.1).all())
+
+
+def test_a_bfloat16_model_is_multiplied_in_bfloat16_and_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    capture = capture_of(model_of("llama", torch.bfloat16), None)
+    projected: dict[int, list[Tensor]] = {}
+    add = capture._add_sketch
+
+    def seen(state: Any, position: int, name: str, a_BTP: Tensor, b_BTP: Tensor) -> None:
+        assert (a_BTP.dtype, b_BTP.dtype) == (torch.bfloat16, torch.bfloat16)
+        projected[position] = [side_BTP.double() * DIM**-0.5 for side_BTP in (a_BTP, b_BTP)]
+        add(state, position, name, a_BTP, b_BTP)
+
+    monkeypatch.setattr(capture, "_add_sketch", seen)
+    batch, factors = collate(EXAMPLES, CPU), capture.new_factors()
+    with capture:
+        (found,) = rows_of([capture], batch, mean=False, factors=factors)
+    sketches = [torch.einsum("btp,btq->bpq", b, a).flatten(1) for _, (a, b) in sorted(projected.items())]
+    wanted_BD = torch.cat(sketches, 1)
+    assert bool((deviation_B(found.rows_BD, wanted_BD) < TOLERANCE[FLOAT32]).all())
+    np.testing.assert_allclose(found.norm_B, wanted_BD.norm(dim=1), rtol=TOLERANCE[FLOAT32])
+    for side, sums_LPP in enumerate((factors.inputs_LPP, factors.outputs_LPP)):
+        wanted = [each[side][batch.real_BT].T @ each[side][batch.real_BT] for _, each in sorted(projected.items())]
+        assert bool((deviation_B(sums_LPP.flatten(1), torch.stack(wanted).flatten(1)) < TOLERANCE[FLOAT32]).all())
+
+
+@pytest.mark.parametrize("fold_dims", [None, FOLD_DIMS], ids=["unfolded", "folded"])
+def test_products_in_bfloat16_move_a_row_by_the_rounding_of_two_projected_numbers(fold_dims: int | None) -> None:
+    model = model_of("llama", torch.bfloat16)
+    own, exact = capture_of(model, fold_dims), capture_of(model, fold_dims)
+    exact.sides = {name: (side_a.float(), side_b.float()) for name, (side_a, side_b) in exact.sides.items()}
+    with own, exact:
+        rows, wanted = rows_of([own, exact], collate(EXAMPLES, CPU), mean=False)
+    deviation = deviation_B(rows.rows_BD, wanted.rows_BD)
+    # Each of the two is off by 2^-9 at most; 0.0030 seen.
+    assert bool((deviation < 2**-8).all())
+    assert bool((deviation > 0).all()), "two ways of computing them"
+
+
+def test_projected_numbers_past_float16s_range_make_finite_rows() -> None:
+    model = build_model("llama", torch.float16, seed=1)
+    attention = model.model.layers[0].self_attn
+    attention.v_proj.weight.data.mul_(8_000)
+    attention.o_proj.weight.data.mul_(1e-6)
+    inputs: list[Tensor] = []
+    attention.o_proj.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach().float()))
+    with capture_of(model, None) as capture:
+        (rows,) = rows_of([capture], collate(EXAMPLES, CPU), mean=False)
+    signs = capture.sides["model.layers.0.self_attn.o_proj"][0]
+    assert float((inputs[0] @ signs).abs().max()) > torch.finfo(torch.float16).max
+    assert bool(rows.rows_BD.isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_batch_mates_change_a_low_precision_row_by_its_own_rounding_alone(dtype: torch.dtype) -> None:
+    capture = capture_of(model_of("llama", dtype), None)
+    alone, together = extract(capture, in_batches_of(1)), extract(capture, in_batches_of(32))
+    exact = oracle("llama", dtype, False, False).rows_BD
+    # Padding changes the order of sums, so a few roundings differ: not more than rounding took from the row already.
+    own = deviation_B(alone.rows_BD, exact)
+    assert bool((deviation_B(together.rows_BD, alone.rows_BD) <= 2 * own.clamp(min=own.median())).all())
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_two_captures_of_one_pass_give_what_each_gives_alone(mean: bool) -> None:
+    model = model_of("llama", FLOAT32)
+    layers = captured_layers(model, ("*",))
+    captures = [GradientCapture(model, layers, DIM, SEED, FOLD_DIMS), GradientCapture(model, layers, 2 * DIM, 5, None)]
+    batch, passes = collate(EXAMPLES, CPU), 0
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    hook = model.register_forward_hook(count)
+    with captures[0], captures[1]:
+        found = rows_of(captures, batch, mean=mean)
+    hook.remove()
+    assert passes == 1
+    for capture, rows in zip(captures, found, strict=True):
+        with capture:
+            (wanted,) = rows_of([capture], batch, mean=mean)
+        for name in ("rows_BD", "nll_B", "tokens_B", "norm_B"):
+            assert torch.equal(getattr(rows, name), getattr(wanted, name)), name
+
+
+def test_the_mean_over_a_long_response_does_not_underflow_in_float16() -> None:
+    random = np.random.default_rng(4)
+    long = Encoded(random.integers(3, VOCAB, 2000).tolist(), [False] + [True] * 1999)
+    rows = {}
+    for mean in (False, True):
+        with capture_of(model_of("llama", torch.float16), None) as capture:
+            (rows[mean],) = rows_of([capture], collate([long], CPU), mean=mean)
+    assert bool((deviation_B(rows[True].rows_BD * 1999, rows[False].rows_BD) < 1e-6).all())
+    np.testing.assert_allclose(rows[True].norm_B * 1999, rows[False].norm_B, rtol=1e-6)
+
+
+def test_layers_stand_in_model_order_in_an_unfolded_row() -> None:
+    capture = capture_of(model_of("llama", FLOAT64), None)
+    assert capture.layers.names == list(linear_layers(model_of("llama", FLOAT64)))
+    assert capture.width == len(capture.layers.names) * DIM * DIM
+
+
+def with_mlps_that_see(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
+    """A Llama of the same numbers, whose MLPs reshape what they are given, as some models do."""
+    model = build_model("llama", dtype, seed=1)
+
+    def reshaped(plain: Any) -> Any:
+        return lambda given: plain(given.reshape(shape)).view_as(given)
+
+    for layer in model.model.layers:
+        layer.mlp.forward = reshaped(layer.mlp.forward)
+    return model
+
+
+def test_layers_that_see_all_tokens_of_a_batch_on_one_axis_give_the_same_rows() -> None:
+    capture = capture_of(with_mlps_that_see((-1, HIDDEN), FLOAT64), FOLD_DIMS)
+    factors = capture.new_factors()
+    found = extract(capture, in_batches_of(7), factors=factors)
+    assert_same_rows(found, oracle("llama", FLOAT64, False, True), TOLERANCE[FLOAT64])
+    assert_same_factors(factors, factor_oracle("llama"), TOLERANCE[FLOAT64])
+
+
+def test_a_layer_that_mixes_examples_on_an_axis_is_refused_by_name() -> None:
+    with pytest.raises(RequestError, match="one row a token") as refusal:
+        extract(capture_of(with_mlps_that_see((1, -1, HIDDEN), FLOAT64), None), in_batches_of(7))
+    assert refusal.value.where == "model.layers.0.mlp.gate_proj"
+
+
+def test_a_layer_that_no_gradient_reaches_is_refused_by_name() -> None:
+    model = build_model("llama", FLOAT64)
+    model.unused = nn.Linear(4, 4, dtype=FLOAT64)
+    with pytest.raises(RequestError, match="no gradient reached 1 captured layers") as refusal:
+        extract(capture_of(model, None), in_batches_of(7))
+    assert refusal.value.where == "unused"
+
+
+def test_a_layer_that_the_model_calls_twice_gets_the_sum_over_its_calls() -> None:
+    model = build_model("llama", FLOAT64, seed=1)
+    model.model.layers[1].mlp = model.model.layers[0].mlp  # named once, at layer 0
+    layers = linear_layers(model)
+    assert len(layers) == len(LLAMA_LAYERS) - 3
+    found = extract(capture_of(model, None), in_batches_of(7))
+    computed = [weight_gradients(model, example, mean=False)[0] for example in EXAMPLES]
+    wanted_BD = torch.stack([torch.cat(list(sketches(gradients, SEED, DIM).values())) for gradients in computed])
+    assert bool((deviation_B(found.rows_BD, wanted_BD) < TOLERANCE[FLOAT64]).all())
+    np.testing.assert_allclose(found.norm_B, wanted_BD.norm(dim=1), rtol=TOLERANCE[FLOAT64])
+
+
+# What stands beside a row changes nothing
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [FLOAT64, FLOAT32], ids=["float64", "float32"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_batch_mates_change_no_gradient(kind: str, dtype: torch.dtype, attention: str) -> None:
+    # transformers' eager attention takes its softmax in float32 whatever the type, and padding changes how it sums: so a
+    # float64 model has float32's tolerance there.
+    narrowed = attention == "eager" and dtype == FLOAT64
+    tolerance = TOLERANCE[FLOAT32 if narrowed else dtype]
+    capture = capture_of(model_of(kind, dtype, attention), FOLD_DIMS)
+    alone = extract(capture, in_batches_of(1))
+    for size in (2, 7, 32):
+        assert_same_rows(extract(capture, in_batches_of(size)), alone, tolerance)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_order_within_a_batch_changes_no_gradient(kind: str) -> None:
+    capture = capture_of(model_of(kind, FLOAT64), FOLD_DIMS)
+    wanted = extract(capture, in_batches_of(32))
+    for seed in range(3):
+        shuffled = np.random.default_rng(seed).permutation(len(EXAMPLES)).tolist()
+        assert_same_rows(extract(capture, [shuffled[:20], shuffled[20:]]), wanted, TOLERANCE[FLOAT64])
+
+
+@pytest.mark.parametrize(("dtype", "tokens"), [(FLOAT64, (1, 40, 100, 10_000)), (FLOAT32, (1, 40, 100, 10_000))])
+def test_the_token_budget_changes_no_gradient(dtype: torch.dtype, tokens: tuple[int, ...]) -> None:
+    capture = capture_of(model_of("llama", dtype), FOLD_DIMS)
+    lengths = [len(example.ids) for example in EXAMPLES]
+    wanted = oracle("llama", dtype, False, True)
+    cuts = [micro_batches(lengths, budget) for budget in tokens]
+    assert len({len(cut) for cut in cuts}) == len(tokens)  # the budgets do cut differently
+    for cut in cuts:
+        assert_same_rows(extract(capture, cut), wanted, TOLERANCE[dtype])
+
+
+def test_micro_batches_hold_every_example_once_within_the_budget() -> None:
+    random = np.random.default_rng(2)
+    for budget in (1, 7, 64, 1000, 10**6):
+        lengths = random.integers(1, 90, 700).tolist()
+        batches = micro_batches(lengths, budget)
+        assert sorted(place for batch in batches for place in batch) == list(range(700))
+        for batch in batches:
+            assert len(batch) == 1 or len(batch) * max(lengths[place] for place in batch) <= budget
+            assert len(batch) <= 256
+        in_order = [lengths[place] for batch in batches for place in batch]
+        assert in_order == sorted(lengths, reverse=True)
+
+
+def test_a_second_computing_gives_the_same_bits() -> None:
+    capture = capture_of(model_of("qwen2", FLOAT32), FOLD_DIMS)
+    first, second = (extract(capture, in_batches_of(7)) for _ in range(2))
+    assert torch.equal(first.rows_BD, second.rows_BD)
+    assert torch.equal(first.nll_B, second.nll_B)
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_a_model_whose_tokens_look_ahead_is_refused_with_padding_and_without(size: int) -> None:
+    config = BertConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        is_decoder=False,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    capture = capture_of(model, None)
+    with pytest.raises(RequestError, match="not causal"):
+        extract(capture, in_batches_of(size))
+
+
+# Factor sums
+
+
+@cache
+def factor_oracle(kind: str) -> FactorSums:
+    return factor_sums(model_of(kind, FLOAT64), EXAMPLES, SEED, DIM)
+
+
+def assert_same_factors(found: FactorSums, wanted: FactorSums, tolerance: float) -> None:
+    assert found.num_tokens == wanted.num_tokens
+    for name in ("inputs_LPP", "outputs_LPP"):
+        deviation = deviation_B(getattr(found, name).flatten(1), getattr(wanted, name).flatten(1))
+        assert bool((deviation < tolerance).all()), name
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_factor_sums_hold_every_real_token_and_no_padding(kind: str) -> None:
+    capture = capture_of(model_of(kind, FLOAT64), None)
+    factors = capture.new_factors()
+    extract(capture, in_batches_of(7), factors=factors)
+    assert_same_factors(factors, factor_oracle(kind), TOLERANCE[FLOAT64])
+
+
+@pytest.mark.parametrize("dtype", [FLOAT64, FLOAT32], ids=["float64", "float32"])
+def test_factor_sums_of_any_split_add_up_to_the_whole(dtype: torch.dtype) -> None:
+    capture = capture_of(model_of("llama", dtype), FOLD_DIMS)
+    whole = capture.new_factors()
+    extract(capture, in_batches_of(32), factors=whole)
+    random = np.random.default_rng(5)
+    for num_parts in (2, 5):
+        part_of = random.integers(0, num_parts, len(EXAMPLES))
+        merged = capture.new_factors()
+        for part in range(num_parts):
+            factors = capture.new_factors()
+            with capture:
+                batch = collate([EXAMPLES[place] for place in np.flatnonzero(part_of == part)], CPU)
+                rows_of([capture], batch, mean=False, factors=factors)
+            merged.inputs_LPP += factors.inputs_LPP
+            merged.outputs_LPP += factors.outputs_LPP
+            merged.num_tokens += factors.num_tokens
+        assert_same_factors(merged, whole, TOLERANCE[dtype])
+
+
+def test_asking_for_factors_changes_no_row() -> None:
+    capture = capture_of(model_of("llama", FLOAT32), FOLD_DIMS)
+    without = extract(capture, in_batches_of(7))
+    beside = extract(capture, in_batches_of(7), factors=capture.new_factors())
+    assert torch.equal(without.rows_BD, beside.rows_BD)
+
+
+# The model is left as it was
+
+
+def all_hooks(model: nn.Module) -> list[int]:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [len(getattr(module, kind)) for module in model.modules() for kind in kinds]
+
+
+def plain_logits(model: Any) -> Tensor:
+    batch = collate(EXAMPLES[:5], CPU)
+    return model(input_ids=batch.ids_BT, attention_mask=batch.real_BT.long(), use_cache=False).logits
+
+
+def test_a_model_without_a_head_is_refused() -> None:
+    model = model_of("llama", FLOAT32).model
+    with pytest.raises(RequestError, match="LlamaModel has no head"):
+        captured_layers(model, ("*",))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_extraction_leaves_the_model_as_it_was(kind: str) -> None:
+    model = build_model(kind, FLOAT32, seed=1)
+    hooks, logits, weights = (
+        all_hooks(model),
+        plain_logits(model),
+        {name: w.clone() for name, w in model.named_parameters()},
+    )
+    extract(capture_of(model, FOLD_DIMS), in_batches_of(7))
+    assert all_hooks(model) == hooks
+    after = plain_logits(model)
+    assert torch.equal(after, logits)
+    assert not after.requires_grad
+    for name, weight in model.named_parameters():
+        assert weight.grad is None, name
+        assert not weight.requires_grad, name
+        assert torch.equal(weight, weights[name]), name
+
+
+def test_hooks_come_off_when_a_pass_fails() -> None:
+    model = build_model("llama", FLOAT32, seed=1)
+    hooks = all_hooks(model)
+    batch = collate(EXAMPLES[:3], CPU)
+    beyond = Batch(batch.ids_BT + VOCAB, batch.real_BT, batch.supervised_BT)
+    capture = capture_of(model, None)
+    with pytest.raises(IndexError), capture:
+        rows_of([capture], beyond, mean=False)
+    assert all_hooks(model) == hooks
+    assert_same_rows(extract(capture, in_batches_of(7)), oracle("llama", FLOAT32, False, False), TOLERANCE[FLOAT32])
+
+
+def test_logits_are_computed_only_where_a_token_carries_loss() -> None:
+    model = model_of("llama", FLOAT32)
+    seen: list[tuple[int, ...]] = []
+    handle = model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
+    try:
+        extract(capture_of(model, None), in_batches_of(32))
+    finally:
+        handle.remove()
+    assert seen == [(1, sum(example.num_supervised for example in EXAMPLES), VOCAB)]
+
+
+def test_no_weight_gradient_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    plain = torch.autograd.grad
+
+    def watched(outputs: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
+        asked.append(inputs)
+        return plain(outputs, inputs, *arguments, **named)
+
+    monkeypatch.setattr(torch.autograd, "grad", watched)
+    model = model_of("llama", FLOAT32)
+    extract(capture_of(model, None), in_batches_of(32))
+    longest = max(len(example.ids) for example in EXAMPLES)
+    assert [tuple(tensor.shape) for tensor in asked] == [(len(EXAMPLES), longest, model.config.hidden_size)]
+    assert not any(weight.requires_grad for weight in model.parameters())
+
+
+# Non-finite gradients
+
+
+@pytest.mark.parametrize("sick", [0, 3], ids=["padded", "the longest"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_refused_by_the_name_of_its_example(value: float, sick: int) -> None:
+    model = build_model("llama", FLOAT32, seed=1)
+    wanted = extract(capture_of(model, FOLD_DIMS), [list(range(5))])
+    others = {token for place in range(5) if place != sick for token in EXAMPLES[place].ids}
+    token = next(token for token in EXAMPLES[sick].ids[:-1] if token not in {0, *others})
+    model.get_input_embeddings().weight.data[token] = value
+    found = extract(capture_of(model, FOLD_DIMS), [list(range(5))])
+    with pytest.raises(DataError, match=f"example-{sick} is not finite") as refusal:
+        refuse_non_finite(found, [f"example-{place}" for place in range(5)], "unit u7")
+    assert refusal.value.where == "unit u7"
+    healthy = [place for place in range(5) if place != sick]  # the sick one spoils no batch-mate
+    assert bool((deviation_B(found.rows_BD[healthy], wanted.rows_BD[healthy]) < TOLERANCE[FLOAT32]).all())
+
+
+def test_finite_rows_are_not_refused_and_either_column_is_looked_at() -> None:
+    fine, bad = torch.tensor([1.0, 2.0]), torch.tensor([1.0, float("nan")])
+    rows, tokens = torch.ones(2, 4), torch.tensor([3, 3])
+    refuse_non_finite(GradientBatch(rows, fine, tokens, fine), ["a", "b"], "unit")
+    for broken in (GradientBatch(rows, bad, tokens, fine), GradientBatch(rows, fine, tokens, bad)):
+        with pytest.raises(DataError, match="example b "):
+            refuse_non_finite(broken, ["a", "b"], "unit")
+
+
+# Which layers are captured
+
+LLAMA_LAYERS = [
+    f"model.layers.{layer}.{part}"
+    for layer in range(2)
+    for part in (
+        *(f"self_attn.{name}_proj" for name in "qkvo"),
+        *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+    )
+]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "tied"])
+def test_every_linear_layer_is_captured_but_the_head_and_no_embedding(kind: str) -> None:
+    layers = captured_layers(model_of(kind, FLOAT32), ("*",))
+    assert layers.names == LLAMA_LAYERS
+    assert layers.coverage == 1
+
+
+def test_transposed_layers_of_gpt2_are_captured_and_its_position_embedding_is_not() -> None:
+    layers = captured_layers(model_of("gpt2", FLOAT32), ("*",))
+    parts = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert layers.names == [f"transformer.h.{layer}.{part}" for layer in range(2) for part in parts]
+    assert layers.coverage == 1
+
+
+def test_of_an_adapted_model_only_the_adapter_is_captured() -> None:
+    layers = captured_layers(model_of("lora", FLOAT32), ("*",))
+    parts = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
+    prefix = "base_model.model.model.layers"
+    assert layers.names == [
+        f"{prefix}.{layer}.{part}.lora_{side}.default" for layer in range(2) for part in parts for side in "AB"
+    ]
+    assert layers.coverage == 1
+
+
+def test_globs_choose_layers_by_name() -> None:
+    model = model_of("llama", FLOAT32)
+    assert captured_layers(model, ("*.q_proj", "*.down_proj")).names == [
+        name for name in LLAMA_LAYERS if name.endswith(("q_proj", "down_proj"))
+    ]
+    assert captured_layers(model, ("model.layers.1.*",)).names == LLAMA_LAYERS[7:]
+
+
+def test_rows_of_chosen_layers_are_those_parts_of_the_whole_row() -> None:
+    model = model_of("llama", FLOAT64)
+    chosen = GradientCapture(model, captured_layers(model, ("*.mlp.*",)), DIM, SEED, None)
+    found = extract(chosen, in_batches_of(7)).rows_BD
+    whole = oracle("llama", FLOAT64, False, False).rows_BD.reshape(len(EXAMPLES), len(LLAMA_LAYERS), -1)
+    places = [place for place, name in enumerate(LLAMA_LAYERS) if ".mlp." in name]
+    assert bool((deviation_B(found, whole[:, places].flatten(1)) < TOLERANCE[FLOAT64]).all())
+
+
+@pytest.mark.parametrize("beside", [(), ("*.q_proj",)], ids=["alone", "beside a good one"])
+@pytest.mark.parametrize("glob", ["lm_head", "model.embed_tokens", "*.no_such_layer"])
+def test_globs_that_name_no_linear_layer_are_refused(glob: str, beside: tuple[str, ...]) -> None:
+    with pytest.raises(RequestError, match=f"no linear layer that can be captured fits '{re.escape(glob)}'") as refusal:
+        captured_layers(model_of("llama", FLOAT32), (*beside, glob))
+    assert refusal.value.where == "spec.extraction.layers"
+    assert "model.layers.0.self_attn.q_proj" in refusal.value.fix
+
+
+def test_fused_experts_are_never_skipped_in_silence() -> None:
+    model = build_model("mixtral", FLOAT32)
+    with pytest.raises(RequestError, match=r"capture covers [\d.]+% of the matrix parameters") as refusal:
+        captured_layers(model, ("*",))
+    assert "experts" in refusal.value.what or "mlp" in refusal.value.what
+    accepted = captured_layers(model, ("*.self_attn.*",))
+    assert accepted.names == [name for name in LLAMA_LAYERS if "self_attn" in name]
+    assert accepted.coverage == 1
+
+
+class Fused(nn.Module):
+    """One linear layer of 1,000 numbers and a 3-D parameter beside it, as fused experts have."""
+
+    def __init__(self, num_fused: int) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(9, 4), nn.Linear(4, 9)
+        self.linear = nn.Linear(20, 50, bias=False)
+        self.experts = nn.Parameter(torch.zeros(2, 1, num_fused // 2))
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+
+def test_coverage_counts_matrix_parameters_and_has_its_floor_at_nine_tenths() -> None:
+    assert captured_layers(Fused(110), ("*",)).coverage == pytest.approx(1000 / 1110)
+    with pytest.raises(RequestError, match=r"covers 89\.9%.*unseen: experts"):
+        captured_layers(Fused(112), ("*",))

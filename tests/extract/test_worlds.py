@@ -1,0 +1,358 @@
+"""Worlds of several ranks, as processes: the same rows as one process gives, weights in shares, exit codes handed on.
+
+ZeRO-3 runs on CPU ranks over gloo. Rows are compared one by one with a single process's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from prism_job.plan.plan import Plan, read_plan
+from prism_job.spec.document import parse_spec
+from prism_job.storage.objects import open_store
+from prism_job.store import codec, shards
+from tests.conftest import Job, Row, candidate, write_jsonl
+from tests.models import save_tiny_adapter
+
+FLOAT32 = 1e-5
+"""Of a row's norm. Ranks see other micro-batches than one process would, and DeepSpeed gathers the same weights: rounding."""
+
+
+def command(job: Job, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "prism_job", "extract", "--spec", str(job.spec_path()), *arguments]
+
+
+def extract(job: Job, *arguments: str) -> tuple[int, list[Row]]:
+    """Run the extract stage as a process. Its exit code and all events of all ranks, the last words last."""
+    done = subprocess.run(command(job, *arguments), capture_output=True, text=True, timeout=240, env=environment())
+    events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert events, done.stderr
+    assert "built successfully" not in done.stdout, "no op is compiled: images carry no compiler"
+    return done.returncode, events
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def plan_of(job: Job) -> Plan:
+    return read_plan(parse_spec(job.spec_path().read_text(), "test"))
+
+
+def stored(job: Job) -> dict[tuple[str, str], dict[str, NDArray[Any]]]:
+    """Every shard that the plan names: (kind, unit) -> its arrays, rows decoded."""
+    plan, store = plan_of(job), open_store(job.spec["store"])
+    wanted: list[tuple[str, shards.Kind, str]] = [
+        *((plan.extractor, "candidates", unit.id) for unit in plan.candidates),
+        *((plan.extractor, "targets", unit.id) for unit in plan.targets),
+        *((plan.extractor, "factors", unit) for unit in plan.factors),
+    ]
+    if plan.audit is not None:
+        wanted += [(plan.audit.extractor, "candidates", unit.id) for unit in plan.audit.units]
+        wanted += [(plan.audit.extractor, "sums", unit.id) for unit in plan.targets]
+        wanted += [(plan.audit.extractor, "factors", unit) for unit in plan.audit.factors]
+    found = {}
+    for extractor, kind, unit in wanted:
+        arrays = dict(shards.read_shard(store, extractor, kind, unit).arrays)
+        if kind == "candidates":
+            arrays["rows"] = codec.decode_float16(arrays)
+            del arrays["values"], arrays["unit"]
+        if kind == "sums":
+            arrays |= {name: arrays[name][None] for name in ("preference", "uniform")}
+        found[kind, unit] = arrays
+    return found
+
+
+def assert_same_shards(found: Any, wanted: Any, tolerance: float = FLOAT32) -> None:
+    assert found.keys() == wanted.keys()
+    for place, arrays in wanted.items():
+        for name, values in arrays.items():
+            other = found[place][name]
+            if values.dtype.kind in "iu":
+                np.testing.assert_array_equal(other, values)
+                continue
+            flat, wanted_flat = other.reshape(len(values), -1), values.reshape(len(values), -1)
+            norm = np.linalg.norm(wanted_flat, axis=1)
+            # float16 rounds a value that lies between two of its own either way: 5e-4 of the largest, beside rounding.
+            slack = tolerance + (5e-4 if (place[0], name) == ("candidates", "rows") else 0)
+            assert (np.linalg.norm(flat - wanted_flat, axis=1) <= slack * norm + 1e-12).all(), (place, name)
+
+
+@pytest.fixture
+def uneven(job: Job) -> Job:
+    """Seven units of candidates, the last of one row, texts of unlike length; one of 3 pairs."""
+    write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(number) for number in range(25)])
+    job.spec["extraction"]["codec"] = {"kind": "float16"}
+    return job
+
+
+def single(job: Job) -> Any:
+    """The same run by one process, into a store of its own."""
+    alone = job.copy(store=str(job.folder / "alone"))
+    alone.plan()
+    code, _ = alone.stage("extract")
+    assert code == 0
+    return stored(alone)
+
+
+@pytest.mark.parametrize(
+    ("stage", "ranks", "dtype"), [(0, 2, "float32"), (3, 2, "float32"), (3, 4, "float32"), (3, 2, "bfloat16")]
+)
+def test_a_world_writes_the_shards_of_a_single_process(uneven: Job, stage: int, ranks: int, dtype: str) -> None:
+    uneven.spec["model"]["dtype"] = dtype
+    wanted = single(uneven)
+    uneven.spec["extraction"]["deepspeed"] = {"stage": stage}
+    uneven.plan()
+    code, events = extract(uneven, f"--ranks={ranks}")
+    assert code == 0, events[-1]
+    assert (events[-1]["event"], events[-1]["units"], events[-1]["examples"]) == ("done", 8, 28)
+    assert_same_shards(stored(uneven), wanted)
+    written = [event["unit"] for event in events if event["event"] == "shard" and event["kind"] == "candidates"]
+    assert len(written) == len(set(written)) == 7, "no unit is computed twice"
+    if stage == 3:
+        shares = [event for event in events if event["event"] == "shares"]
+        assert len(shares) == ranks
+        for share in shares:
+            # A share is a weight's numbers over R, rounded up: at most one number more a weight.
+            assert share["held"] <= share["parameters"] / ranks + share["weights"]
+    code, events = extract(uneven, f"--ranks={ranks}")
+    assert (code, events[-1]["units"]) == (0, 0), "a second time nothing is left to do"
+
+
+def test_a_rank_without_a_unit_keeps_step_with_the_others(uneven: Job) -> None:
+    wanted = single(uneven)
+    uneven.spec["extraction"]["deepspeed"] = {"stage": 3, "offload": "cpu"}  # where weights rest changes no row either
+    uneven.spec["extraction"]["examplesPerShard"] = 1024
+    uneven.plan()
+    code, events = extract(uneven, "--ranks=4")
+    assert code == 0, events[-1]
+    writers = {event["rank"] for event in events if event["event"] == "shard"}
+    assert len(writers) == 2, "one unit of candidates and one of targets"
+    found = stored(uneven)
+    ((_, unit),) = [place for place in found if place[0] == "candidates"]
+    rows = {
+        example.tobytes(): row
+        for example, row in zip(found["candidates", unit]["ids"], found["candidates", unit]["rows"], strict=True)
+    }
+    for (kind, _), arrays in wanted.items():
+        if kind == "candidates":
+            for example, row in zip(arrays["ids"], arrays["rows"], strict=True):
+                assert np.linalg.norm(rows[example.tobytes()] - row) <= (FLOAT32 + 5e-4) * np.linalg.norm(row)
+
+
+def test_the_audit_of_a_world_is_that_of_a_single_process(uneven: Job) -> None:
+    """Its units are shared like the others, and its larger captures keep step with the dummies of idle ranks."""
+    figures, found = [], []
+    for number, ranks in enumerate((1, 2)):
+        job = uneven.copy(audit={"examples": 12}, store=str(uneven.folder / f"audited-{ranks}"))
+        job.spec["extraction"]["deepspeed"] = {"stage": 3 if number else 0}
+        planned = job.plan()
+        code, events = extract(job, "--ranks", str(ranks))
+        assert code == 0, events
+        assert events[-1]["units"] == planned["missing"] == planned["units"]
+        assert 0 < events[-1]["auditSeconds"] < events[-1]["seconds"]
+        assert job.plan()["missing"] == 0
+        found.append(stored(job))
+        code, words = job.stage("reduce")
+        assert code == 0, words
+        figures.append(json.loads(Path(words["manifest"]).read_text())["audit"])
+    assert_same_shards(found[1], found[0])
+    assert figures[0]["spearman_between"] is not None
+    # Scores differ by rounding, which changes no rank of these twelve.
+    assert figures[1] == pytest.approx(figures[0], abs=1e-9)
+
+
+def test_what_cannot_be_loaded_in_shares_is_refused_by_name(uneven: Job) -> None:
+    uneven.spec["model"]["adapter"] = str(save_tiny_adapter(uneven.folder / "adapter"))
+    uneven.spec["extraction"]["deepspeed"] = {"stage": 3}
+    uneven.plan()
+    code, events = extract(uneven, "--ranks=2")
+    assert code == 64
+    assert "cannot be loaded in shares" in events[-1]["error"]
+
+
+# Groups
+
+
+def test_a_group_does_its_own_share_first_and_then_what_others_left(uneven: Job) -> None:
+    uneven.plan()
+    code, events = extract(uneven, "--groups=2", "--group=1")  # the other group is gone for good
+    assert (code, events[-1]["units"]) == (0, 8)
+    plan = plan_of(uneven)
+    order = [*(unit.id for unit in plan.targets), *(unit.id for unit in plan.candidates)]
+    written = [event["unit"] for event in events if event["event"] == "shard" and event["kind"] != "factors"]
+    assert written == [*order[1::2], *order[0::2][::-1]]
+    assert uneven.stage("reduce")[0] == 0
+
+
+def test_a_group_killed_for_good_is_made_up_for_by_the_other(uneven: Job) -> None:
+    write_jsonl(uneven.folder / "pool" / "a.jsonl", [candidate(number) for number in range(400)])
+    uneven.plan()
+    with world(uneven, "--ranks=2", "--groups=2", "--group=0") as doomed:
+        ranks = children(doomed.pid)
+        wait_for(doomed, '"shard"')
+        for pid in [*ranks, doomed.pid]:
+            os.kill(pid, signal.SIGKILL)
+    assert extract(uneven, "--groups=2", "--group=1")[0] == 0
+    assert uneven.stage("reduce")[0] == 0
+
+
+def test_two_groups_at_once_complete_one_store(uneven: Job) -> None:
+    wanted = single(uneven)
+    uneven.plan()
+    groups = [
+        subprocess.Popen(
+            command(uneven, "--groups=2", f"--group={group}"), stdout=subprocess.DEVNULL, env=environment()
+        )
+        for group in (0, 1)
+    ]
+    assert [group.wait(timeout=120) for group in groups] == [0, 0]
+    assert_same_shards(stored(uneven), wanted)
+
+
+# Exit codes, as the spawner's parent sees them
+
+
+def test_a_wrong_request_of_a_rank_is_the_worlds(uneven: Job) -> None:
+    uneven.spec["extraction"]["codec"] = {"kind": "sign", "dims": 65536}
+    uneven.plan()
+    code, events = extract(uneven, "--ranks=2")
+    assert (code, events[-1]["exitCode"]) == (64, 64)
+    assert "codec.dims 65536" in events[-1]["error"]
+    assert "codec.dims" in events[-1]["where"]
+
+
+def test_damaged_data_of_a_rank_are_the_worlds(uneven: Job) -> None:
+    uneven.plan()
+    rows = next((uneven.folder / "store" / "rows").iterdir())
+    rows.write_bytes(b"not zstd")
+    code, events = extract(uneven, "--ranks=2")
+    assert (code, events[-1]["exitCode"]) == (65, 65)
+    assert rows.name in events[-1]["where"]
+
+
+def test_a_hang_names_rank_and_step_and_is_weather(uneven: Job) -> None:
+    """A rank of a sharded world is stopped in its tracks: its peer waits, and says for whom it is and what it was doing."""
+    uneven.spec["extraction"] |= {"deepspeed": {"stage": 3}, "stepTimeoutSeconds": 5}
+    write_jsonl(uneven.folder / "pool" / "a.jsonl", [candidate(number) for number in range(800)])
+    uneven.plan()
+    with world(uneven, "--ranks=2") as process:
+        ranks = children(process.pid)
+        wait_for(process, '"shard"')
+        os.kill(ranks[0], signal.SIGSTOP)
+        out, _ = process.communicate(timeout=90)
+    words = json.loads(out.splitlines()[-1])
+    assert (process.returncode, words["exitCode"]) == (75, 75)
+    assert "no progress for 5 s" in words["error"]
+    assert "rank" in words["where"]
+    assert "pass" in words["where"]
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_sigterm_ends_a_world_with_143_and_keeps_finished_units(uneven: Job, stage: int) -> None:
+    uneven.spec["extraction"]["deepspeed"] = {"stage": stage}
+    write_jsonl(uneven.folder / "pool" / "a.jsonl", [candidate(number) for number in range(800)])
+    uneven.plan()
+    with world(uneven, "--ranks=2") as process:
+        ranks = children(process.pid)
+        wait_for(process, '"shard"')
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        assert time.monotonic() - started < 20
+    assert process.returncode == 143
+    assert not any(is_alive(rank) for rank in ranks)
+    assert list((uneven.folder / "store").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_killed_rank_ends_its_world_and_costs_each_rank_one_unit(uneven: Job, stage: int) -> None:
+    uneven.spec["extraction"]["deepspeed"] = {"stage": stage}
+    write_jsonl(uneven.folder / "pool" / "a.jsonl", [candidate(number) for number in range(400)])
+    uneven.plan()
+    with world(uneven, "--ranks=2") as process:
+        ranks = children(process.pid)
+        wait_for(process, '"shard"')
+        os.kill(ranks[1], signal.SIGKILL)
+        process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert not any(is_alive(rank) for rank in ranks)
+    kept = {path: path.stat().st_mtime_ns for path in (uneven.folder / "store").rglob("*.safetensors")}
+    assert extract(uneven, "--ranks=2")[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was whole is kept"
+    assert uneven.stage("reduce")[0] == 0
+
+
+def test_a_spawner_killed_hard_leaves_no_rank(uneven: Job) -> None:
+    write_jsonl(uneven.folder / "pool" / "a.jsonl", [candidate(number) for number in range(4000)])
+    uneven.plan()
+    with world(uneven, "--ranks=2") as process:
+        ranks = children(process.pid)
+        wait_for(process, '"shard"')
+        process.kill()
+        deadline = time.monotonic() + 20
+        while any(is_alive(rank) for rank in ranks) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not any(is_alive(rank) for rank in ranks)
+
+
+class world:  # noqa: N801 - reads as what it is
+    """A spawner and its ranks while entered; none of them is left behind."""
+
+    def __init__(self, job: Job, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            command(job, *arguments), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment()
+        )
+
+    def __enter__(self) -> subprocess.Popen[str]:
+        deadline = time.monotonic() + 60
+        while len(children(self.process.pid)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self.ranks = children(self.process.pid)
+        return self.process
+
+    def __exit__(self, *_: object) -> None:
+        for pid in [self.process.pid, *self.ranks]:
+            if is_alive(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"ended without {text}")
+
+
+def children(pid: int) -> list[int]:
+    """Child processes that run the extract stage, by pid."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"prism_job" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except (OSError, ValueError):
+            continue
+    return sorted(found)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

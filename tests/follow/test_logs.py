@@ -1,0 +1,455 @@
+"""Laws of `prism logs`: each line of each pod once and in order, whatever happens to connections, pods and the API server."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.follow import logs
+from launcher.follow.logs import log_lines, prefix_of
+from launcher.follow.pod_log import MAX_TRIES
+from launcher.kube.cluster import CUT, Cluster, Refused
+from launcher.resource.record import ATTEMPT, CONTAINER, GROUP_LABEL, ROUND, RUN, STAGE
+from tests.cluster.apiserver import ApiServer, Request
+
+Pod = dict[str, Any]
+FIRST = datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC)
+
+
+class Server(ApiServer):
+    """Its logs carry the times at which lines were written, as a kubelet's do: the same ones whenever they are asked for.
+
+    `cuts`: each entry breaks one connection after so many lines.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: dict[str, list[tuple[datetime.datetime, str]]] = {}
+        self.cuts: list[int] = []
+        self.asked: list[dict[str, str]] = []
+
+    def say(self, pod: str, *lines: str, at_once: bool = False) -> None:
+        """Lines of a pod's log, a millisecond apart; or all of one time."""
+        so_far = self.written.setdefault(pod, [])
+        for line in lines:
+            step = datetime.timedelta(milliseconds=0 if at_once and so_far else 1)
+            so_far.append(((so_far[-1][0] if so_far else FIRST) + step, line))
+
+    def read_log(self, request: Request, alive: Callable[[], bool]) -> Iterator[bytes]:
+        super().read_log(request, alive)  # refuses what a kubelet refuses
+        self.asked.append(request.query)
+        return self._lines(request, self.do_get(request)["metadata"]["uid"], alive)
+
+    def _lines(self, request: Request, uid: str, alive: Callable[[], bool]) -> Iterator[bytes]:
+        query = request.query
+        sent, limit = 0, self.cuts.pop(0) if self.cuts else 10**9
+        place, written = 0, self.written.setdefault(request.name, [])
+        if "tailLines" in query:
+            place = max(0, len(written) - int(query["tailLines"]))
+        since = datetime.datetime.fromisoformat(query["sinceTime"]) if "sinceTime" in query else FIRST
+        while True:
+            while place < len(written):
+                when, line = written[place]
+                place += 1
+                if when < since:
+                    continue
+                if sent == limit:
+                    yield b"2026-03-01T00:0"  # half a line
+                    raise ConnectionResetError
+                sent += 1
+                yield f"{when:%Y-%m-%dT%H:%M:%S.%f}000Z {line}\n".encode()
+            if sent == limit:
+                raise ConnectionResetError
+            if query.get("follow") != "true" or not alive():
+                return
+            if self.ended_pod(request.namespace, request.name, uid) and place == len(written):
+                return
+            time.sleep(0.01)
+            yield b""
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr("launcher.follow.pod_log.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(logs, "POLL_INTERVAL_SECONDS", 0.1)
+    monkeypatch.setattr(logs, "WATCH_SECONDS", 1)
+    with Server() as server:
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
+        yield server
+
+
+def pod_of(
+    stage: str,
+    *,
+    group: int = 0,
+    attempt: int = 0,
+    node: int | None = None,
+    run: str = "demo",
+    created: str = "2026-03-01T00:00:00Z",
+) -> Pod:
+    labels = {RUN: run, STAGE: stage, GROUP_LABEL: str(group), ROUND: "0", ATTEMPT: str(attempt)}
+    spec: dict[str, Any] = {"containers": [{"name": CONTAINER, "image": "prism"}], "restartPolicy": "Never"}
+    if node is not None:
+        spec["subdomain"] = "prism-demo-0"
+        labels["batch.kubernetes.io/job-completion-index"] = str(node)
+    name = f"{run}-{stage}-{group}-{attempt}-{node or 0}"
+    metadata = {"name": name, "namespace": "default", "labels": labels, "creationTimestamp": created}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def put(server: Server, pod: Pod, state: str = "running", *lines: str) -> str:
+    """The pod in the cluster, in a state, with a log. Returns its name."""
+    name = str(pod["metadata"]["name"])
+    server.create(pod)
+    server.say(name, *lines)
+    turn(server, name, state)
+    return name
+
+
+def turn(server: Server, name: str, state: str) -> None:
+    """A pod's status, as a kubelet writes it: waiting, running or terminated."""
+    phase = {"waiting": "Pending", "running": "Running", "terminated": "Succeeded"}[state]
+    what: dict[str, Any] = {"terminated": {"exitCode": 0}}.get(state, {})
+    container = {"name": CONTAINER, "image": "prism", "imageID": "", "ready": False, "restartCount": 0}
+    found = server.object("pods", name)
+    assert found
+    status = {"phase": phase, "containerStatuses": [{**container, "state": {state: what}}]}
+    server.update({**found, "status": status}, subresource="status")
+
+
+class Follower:
+    """Follows in a thread of its own; `until` waits for lines."""
+
+    def __init__(self, **options: Any) -> None:
+        self.over = threading.Event()
+        self.found: list[tuple[str, str]] = []
+        self.failed: list[Exception] = []
+        self.lines = log_lines(Cluster(), "default", "demo", follow=True, is_over=self.over.is_set, **options)
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        try:
+            for line in self.lines:
+                self.found.append(line)
+        except Exception as error:
+            self.failed.append(error)
+
+    def until(self, num: int) -> None:
+        deadline = time.monotonic() + 20
+        while len(self.found) < num and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(self.found) >= num, self.found
+
+    def end(self) -> list[tuple[str, str]]:
+        """The run is over: all that was read."""
+        self.over.set()
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+        assert not self.failed
+        return self.found
+
+
+@pytest.mark.parametrize(
+    ("pod", "prefix"),
+    [
+        (pod_of("plan"), "plan"),
+        (pod_of("reduce", attempt=2), "reduce.2"),
+        (pod_of("extract", group=3), "extract-3"),
+        (pod_of("extract", attempt=1), "extract-0.1"),
+        (pod_of("extract", attempt=1, node=2), "extract-0.1/2"),
+        (pod_of("extract", node=0), "extract-0/0"),
+    ],
+)
+def test_a_prefix_says_stage_group_attempt_and_node(pod: Pod, prefix: str) -> None:
+    assert prefix_of(pod) == prefix
+
+
+def test_without_following_pods_come_by_stage_and_attempt_each_from_its_start(server: Server) -> None:
+    put(server, pod_of("reduce"), "running", "r")
+    put(server, pod_of("extract", attempt=1), "running", "second")
+    put(server, pod_of("extract"), "terminated", "first")
+    put(server, pod_of("extract", group=1), "terminated", "other group")
+    put(server, pod_of("plan"), "terminated", "p1", "p2")
+    put(server, pod_of("plan", run="another"), "terminated", "not ours")
+    put(server, pod_of("reduce", attempt=1), "waiting")
+    found = list(log_lines(Cluster(), "default", "demo", follow=False))
+    assert found == [
+        ("plan", "p1"),
+        ("plan", "p2"),
+        ("extract-0", "first"),
+        ("extract-1", "other group"),
+        ("extract-0.1", "second"),
+        ("reduce", "r"),
+    ]
+
+
+def test_stage_group_tail_and_timestamps_choose_and_dress_lines(server: Server) -> None:
+    put(server, pod_of("plan"), "terminated", "p")
+    put(server, pod_of("extract"), "terminated", "a", "b", "c")
+    put(server, pod_of("extract", group=1), "terminated", "d")
+
+    def lines(**options: Any) -> list[str]:
+        return [line for _, line in log_lines(Cluster(), "default", "demo", follow=False, **options)]
+
+    assert lines(stage="plan") == ["p"]
+    assert lines(stage="extract", group=0, tail=2) == ["b", "c"]
+    assert lines(group=1, timestamps=True) == ["2026-03-01T00:00:00.001000000Z d"]
+
+
+def test_following_meets_pods_that_start_late_new_attempts_and_later_stages(server: Server) -> None:
+    late = put(server, pod_of("plan"), "waiting")
+    follower = Follower()
+    time.sleep(0.3)
+    server.say(late, "p")
+    turn(server, late, "running")
+    follower.until(1)
+    server.say(late, "p, later")
+    follower.until(2)
+    turn(server, late, "terminated")
+    put(server, pod_of("extract"), "terminated", "first")
+    follower.until(3)
+    put(server, pod_of("extract", attempt=1), "terminated", "second")
+    follower.until(4)
+    assert follower.end() == [("plan", "p"), ("plan", "p, later"), ("extract-0", "first"), ("extract-0.1", "second")]
+
+
+def test_the_end_waits_for_streams_that_still_bring_lines(server: Server) -> None:
+    name = put(server, pod_of("reduce"), "running", "a")
+    follower = Follower()
+    follower.until(1)
+    follower.over.set()
+    time.sleep(0.5)
+    server.say(name, "last words")
+    turn(server, name, "terminated")
+    assert follower.end() == [("reduce", "a"), ("reduce", "last words")]
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_broken_connection_neither_loses_nor_repeats_a_line(server: Server, follow: bool, at_once: bool) -> None:
+    name = put(server, pod_of("plan"), "running")
+    # Equal lines, equal times: only their number tells how many there are.
+    lines = ["same", "same", *map(str, range(20)), "same", "same", ""]
+    server.say(name, *lines, at_once=at_once)
+    turn(server, name, "terminated")
+    # At once: a stream that breaks earlier each time brings nothing new.
+    server.cuts = [0, 1, 5, 3, 7, 30, 20] if not at_once else [0, 1, 5, 7, 12]
+    if follow:
+        follower = Follower()
+        follower.until(len(lines))
+        found = follower.end()
+    else:
+        found = list(log_lines(Cluster(), "default", "demo", follow=False))
+    assert [line for _, line in found] == lines
+    assert any("sinceTime" in query for query in server.asked)
+
+
+def test_tail_counts_once_whatever_breaks(server: Server) -> None:
+    put(server, pod_of("plan"), "terminated", *map(str, range(9)))
+    server.cuts = [0, 1, 2]
+    found = list(log_lines(Cluster(), "default", "demo", follow=False, tail=3))
+    assert [line for _, line in found] == ["6", "7", "8"]
+
+
+def test_a_silent_stream_is_opened_anew(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.follow.pod_log.QUIET_SECONDS", 0.2)
+    name = put(server, pod_of("plan"), "running", "a")
+    follower = Follower()
+    follower.until(1)
+    time.sleep(0.6)
+    server.say(name, "b")
+    follower.until(2)
+    turn(server, name, "terminated")
+    assert follower.end() == [("plan", "a"), ("plan", "b")]
+    assert len(server.asked) >= 3
+
+
+def test_a_pod_that_disappears_ends_its_stream_alone(server: Server) -> None:
+    gone = put(server, pod_of("extract"), "running", "a")
+    stays = put(server, pod_of("extract", group=1), "running", "b")
+    follower = Follower()
+    follower.until(2)
+    server.delete("pods", gone, grace_seconds=0)
+    time.sleep(0.3)
+    server.say(stays, "c")
+    turn(server, stays, "terminated")
+    follower.until(3)
+    assert sorted(follower.end()) == [("extract-0", "a"), ("extract-1", "b"), ("extract-1", "c")]
+
+
+def test_bad_weather_is_waited_out(server: Server) -> None:
+    name = put(server, pod_of("plan"), "running", "a")
+    server.faults.rain({"500": 0.2, "reset_before": 0.2, "drop_watch": 0.5, "gone_watch": 0.2}, seed=3)
+    follower = Follower()
+    follower.until(1)
+    with server.outage():
+        server.say(name, "b")
+    server.compact()
+    other = put(server, pod_of("reduce"), "running", "c")
+    follower.until(3)
+    server.faults.clear()  # of a pod that has ended only so many tries in a row may fail: the tests after this one
+    for each in (name, other):
+        turn(server, each, "terminated")
+    assert sorted(follower.end()) == [("plan", "a"), ("plan", "b"), ("reduce", "c")]
+
+
+def test_an_outage_while_a_pod_ran_leaves_all_tries_to_its_end(server: Server) -> None:
+    name = put(server, pod_of("plan"), "waiting")
+    server.faults.script([({"subresource": "log"}, "503")] * (MAX_TRIES + 3))
+    server.say(name, "a")
+    turn(server, name, "running")
+    follower = Follower()
+    deadline = time.monotonic() + 20
+    while server.faults.pending > 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert server.faults.pending <= 2
+    turn(server, name, "terminated")
+    follower.until(1)
+    assert follower.end() == [("plan", "a")]
+
+
+def test_a_log_that_can_never_be_read_is_said_and_not_waited_for(server: Server) -> None:
+    put(server, pod_of("plan"), "terminated", "lost with its node")
+    put(server, pod_of("reduce"), "terminated", "r")
+
+    def is_plan(request: Request) -> bool:
+        return request.subresource == "log" and "plan" in request.name
+
+    server.faults.script([(is_plan, "500")] * 20)
+    found = list(log_lines(Cluster(), "default", "demo", follow=False))
+    assert [prefix for prefix, _ in found] == ["plan", "reduce"]
+    assert found[0][1].startswith("(the rest of this log cannot be read")
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_who_may_not_read_logs_is_told(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follow: bool
+) -> None:
+    put(server, pod_of("plan"), "running", "a")
+    rbac = "rbac.authorization.k8s.io"
+    rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}]
+    reference = {"apiGroup": rbac, "kind": "Role", "name": "reader"}
+    for kind, more in (
+        ("Role", {"rules": rules}),
+        ("RoleBinding", {"roleRef": reference, "subjects": [{"kind": "ServiceAccount", "name": "reader"}]}),
+    ):
+        metadata = {"name": "reader", "namespace": "default"}
+        server.create({"apiVersion": f"{rbac}/v1", "kind": kind, "metadata": metadata, **more})
+    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "reader", token="sa:default:reader")))
+    with pytest.raises(Refused, match="pods/log"):
+        list(log_lines(Cluster(), "default", "demo", follow=follow))
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_labels_of_another_hand_stop_no_log(server: Server, follow: bool) -> None:
+    put(server, pod_of("plan"), "terminated", "p")
+    pod = pod_of("extract")
+    pod["metadata"]["labels"] |= {ROUND: "x", ATTEMPT: "1.5", GROUP_LABEL: "9" * 50}
+    pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"] = "y"
+    pod["spec"]["subdomain"] = "theirs"
+    put(server, pod, "terminated", "theirs")
+    if follow:
+        follower = Follower()
+        follower.until(2)
+        found = follower.end()
+    else:
+        found = list(log_lines(Cluster(), "default", "demo", follow=False))
+    assert sorted(line for _, line in found) == ["p", "theirs"]
+
+
+def test_a_flaw_of_ours_ends_it_with_a_word_and_not_with_silence(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flawed(_: Pod) -> str:
+        raise KeyError("a flaw of ours")
+
+    monkeypatch.setattr(logs, "prefix_of", flawed)
+    put(server, pod_of("plan"), "running", "p")
+    follower = Follower()
+    follower.thread.join(10)
+    assert "a flaw of ours" in str(follower.failed)
+
+
+def test_few_logs_are_read_at_a_time_and_all_in_the_end(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "MAX_STREAMS", 3)
+    names = [put(server, pod_of("extract", group=group), "running", str(group)) for group in range(9)]
+    follower = Follower()
+    follower.until(3)
+    time.sleep(0.3)
+    assert len(follower.found) == 3
+    assert len(server.asked) == 3
+    for name in names:
+        turn(server, name, "terminated")
+    follower.over.set()
+    found = follower.end()
+    assert sorted(line for _, line in found) == sorted(map(str, range(9)))
+
+
+@pytest.mark.parametrize("cuts", [[], [0], [1]])
+def test_a_very_long_line_is_cut_and_comes_once_however_the_connection_breaks(
+    server: Server, monkeypatch: pytest.MonkeyPatch, cuts: list[int]
+) -> None:
+    monkeypatch.setattr("launcher.kube.cluster.LONGEST_LINE", 2**16)
+    put(server, pod_of("plan"), "terminated", "before", "y" * 2**19, "z" * 2**17, "after")
+    server.cuts = cuts
+    lines = [line for _, line in log_lines(Cluster(), "default", "demo", follow=False)]
+    stamp = len("2026-01-01T00:00:00.000000000Z ")
+    assert lines == ["before", "y" * (2**16 - stamp) + CUT, "z" * (2**16 - stamp) + CUT, "after"]
+
+
+def test_a_watch_of_pods_that_ends_as_it_begins_is_not_asked_for_without_a_pause(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def over_at_once(*_: Any, **__: Any) -> Iterator[Any]:
+        asked.append(time.monotonic())
+        return iter(())
+
+    put(server, pod_of("plan"), "terminated", "p")
+    monkeypatch.setattr(Cluster, "watch", over_at_once)
+    follower = Follower()
+    follower.until(1)
+    time.sleep(1.2)
+    assert follower.end() == [("plan", "p")]
+    assert len(asked) <= 4
+
+
+def test_closing_ends_all_threads_though_streams_are_silent(server: Server) -> None:
+    before = set(threading.enumerate())
+    for group in range(3):
+        put(server, pod_of("extract", group=group), "running", "a")
+    # The server's own threads come and go with its connections: only ours have these targets.
+    lines = log_lines(Cluster(), "default", "demo", follow=True)
+    for _ in range(3):
+        next(lines)
+    lines.close()
+
+    def ours() -> list[str]:
+        return [one.name for one in set(threading.enumerate()) - before if "_guarded" in one.name]
+
+    deadline = time.monotonic() + 5
+    while ours() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not ours()
+
+
+def test_a_reader_that_is_slow_slows_the_streams_and_loses_nothing(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "MAX_QUEUED", 4)
+    put(server, pod_of("plan"), "terminated", *map(str, range(200)))
+    over = threading.Event()
+    found = []
+    for _, line in log_lines(Cluster(), "default", "demo", follow=True, is_over=over.is_set):
+        found.append(line)
+        over.set()
+        time.sleep(0.001)
+    assert found == [str(number) for number in range(200)]

@@ -1,0 +1,506 @@
+"""Laws of k8s/: valid on every version that we name, no right that nobody uses, and all of one piece."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from launcher import submit
+from launcher.follow.logs import log_lines
+from launcher.kube.cluster import Cluster, Refused
+from launcher.operator.controller import Controller
+from launcher.operator.leader_election import Lease
+from launcher.operator.process import LEASE
+from launcher.resource import record
+from tests.cluster.apiserver import ApiServer
+from tests.cluster.rig import eventually, variables
+
+K8S = Path(__file__).parents[2] / "k8s"
+VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
+
+Object = dict[str, Any]
+Right = tuple[str, str, str]
+"""(group, resource, verb)."""
+
+
+def load(folder: Path) -> list[Object]:
+    """The objects of a kustomization's files, as they are written."""
+    files = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
+    return [found for file in files for found in yaml.safe_load_all((folder / file).read_text())]
+
+
+@functools.cache
+def built(folder: str) -> list[Object]:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not on PATH")
+    command = ["kubectl", "kustomize", str(K8S / folder)]
+    return list(yaml.safe_load_all(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
+
+CI_JOB = yaml.safe_load((K8S / "examples/ci-job.yaml").read_text())
+INSTALLED, EXAMPLES = load(K8S), [*load(K8S / "examples"), CI_JOB]
+EVERYTHING = [*INSTALLED, *EXAMPLES]
+
+
+def title(found: Object) -> str:
+    metadata = found["metadata"]
+    return f"{found['kind']}/{metadata.get('name') or metadata['generateName']}"
+
+
+def one(name: str, objects: list[Object] = EVERYTHING) -> Object:
+    (found,) = (it for it in objects if title(it) == name)
+    return found
+
+
+def templates(objects: list[Object]) -> Iterator[tuple[str, Object]]:
+    """Every pod template."""
+    for it in objects:
+        spec = it.get("spec", {})
+        template = spec.get("jobTemplate", {}).get("spec", spec).get("template")
+        if template:
+            yield title(it), template
+
+
+def rights(*roles: str) -> list[Right]:
+    return [
+        (group, kind, verb)
+        for role in roles
+        for rule in one(role)["rules"]
+        for group in rule["apiGroups"]
+        for kind in rule["resources"]
+        for verb in rule["verbs"]
+    ]
+
+
+# Valid, and of one piece
+
+
+@pytest.mark.parametrize("found", EVERYTHING, ids=title)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_object_is_valid_on_every_version(found: Object, version: str) -> None:
+    kubernetes_validate.validate(found, version, strict=True)
+
+
+def test_kubectl_builds_what_the_files_say() -> None:
+    objects = built(".")
+    assert sorted(map(title, objects)) == sorted(map(title, INSTALLED))
+    assert all(
+        it["metadata"].get("namespace") == "prism-system"
+        for it in objects
+        if it["kind"] not in ("Namespace", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding")
+    )
+    (container,) = one("Deployment/prism-operator", objects)["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "registry/prism-operator:0.1.0"
+    for version in VERSIONS:
+        for found in objects:
+            kubernetes_validate.validate(found, version, strict=True)
+
+
+def test_kubectl_builds_the_nightly_example_with_its_document() -> None:
+    objects = built("examples")
+    document = one("ConfigMap/nightly-selection", objects)["data"]["selection.yaml"]
+    assert document == (K8S / "examples/selection.yaml").read_text()
+    record.parse_for_cluster(document, "k8s/examples/selection.yaml")
+    for version in VERSIONS:
+        for found in objects:
+            kubernetes_validate.validate(found, version, strict=True)
+
+
+def test_examples_are_not_installed() -> None:
+    files = yaml.safe_load((K8S / "kustomization.yaml").read_text())["resources"]
+    assert not [file for file in files if "examples" in file]
+    assert {"CronJob", "Job"}.isdisjoint(it["kind"] for it in INSTALLED)
+
+
+def test_no_two_objects_have_one_name() -> None:
+    assert len({title(it) for it in INSTALLED}) == len(INSTALLED)
+
+
+def test_everything_fits_an_annotation() -> None:
+    """Client-side apply keeps a copy of each object in one, of at most 262,144 bytes."""
+    assert all(len(json.dumps(it)) < 131_072 for it in EVERYTHING)
+
+
+def test_no_object_holds_a_secret() -> None:
+    assert not [title(it) for it in EVERYTHING if it["kind"] == "Secret"]
+    for name, template in templates(EVERYTHING):
+        for container in template["spec"]["containers"]:
+            assert all("value" not in variable for variable in container.get("env", ())), name
+
+
+def test_nothing_passes_for_a_child_of_a_run() -> None:
+    """A run's children are found by these labels."""
+    for it in EVERYTHING:
+        for labels in (it["metadata"].get("labels", {}), *(t["metadata"]["labels"] for _, t in templates([it]))):
+            assert labels.get("app.kubernetes.io/name", "prism") == "prism"
+            assert labels.get("app.kubernetes.io/managed-by") != record.MANAGER
+            assert record.RUN not in labels
+
+
+# Pods
+
+
+PODS = list(templates(EVERYTHING))
+
+
+def test_these_are_all_pods() -> None:
+    assert [name for name, _ in PODS] == ["Deployment/prism-operator", "CronJob/nightly-math", "Job/submit-selection-"]
+
+
+@pytest.mark.parametrize(("name", "template"), PODS, ids=[name for name, _ in PODS])
+def test_every_pod_passes_the_restricted_profile(name: str, template: Object) -> None:
+    spec = template["spec"]
+    pod = spec["securityContext"]
+    assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers", "ephemeralContainers"} & spec.keys()
+    assert pod["runAsNonRoot"] is True
+    assert pod["runAsUser"] > 0
+    assert pod["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"sysctls", "seLinuxOptions", "windowsOptions", "appArmorProfile"} & pod.keys()
+    assert {kind for volume in spec["volumes"] for kind in volume if kind != "name"} <= {"configMap", "emptyDir"}
+    for container in spec["containers"]:
+        context = container["securityContext"]
+        assert context == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert all("hostPort" not in port for port in container.get("ports", ()))
+
+
+@pytest.mark.parametrize(("name", "template"), PODS, ids=[name for name, _ in PODS])
+def test_every_pod_is_bounded_and_can_write_to_tmp_alone(name: str, template: Object) -> None:
+    (container,) = template["spec"]["containers"]
+    assert container["resources"]["requests"].keys() == container["resources"]["limits"].keys() == {"cpu", "memory"}
+    volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == volumes.keys()
+    writable = [mount for mount in container["volumeMounts"] if not mount.get("readOnly")]
+    assert [mount["mountPath"] for mount in writable] == ["/tmp"]
+    assert volumes[writable[0]["name"]]["emptyDir"]["sizeLimit"]
+    assert template["spec"]["enableServiceLinks"] is False
+
+
+def test_the_namespace_enforces_the_restricted_profile() -> None:
+    labels = one("Namespace/prism-system")["metadata"]["labels"]
+    assert {labels[f"pod-security.kubernetes.io/{mode}"] for mode in ("enforce", "audit", "warn")} == {"restricted"}
+
+
+def test_the_operator_is_found_by_its_service_and_its_budget() -> None:
+    spec = one("Deployment/prism-operator")["spec"]
+    labels = spec["template"]["metadata"]["labels"]
+    (container,) = spec["template"]["spec"]["containers"]
+    assert spec["replicas"] == 2
+    assert spec["selector"]["matchLabels"] == labels
+    assert one("PodDisruptionBudget/prism-operator")["spec"]["selector"]["matchLabels"] == labels
+    service = one("Service/prism-operator-metrics")["spec"]
+    assert service["selector"] == labels
+    assert container["args"] == ["operator"]
+    assert container["ports"] == [{"name": "http", "containerPort": 8080, "protocol": "TCP"}]
+    assert [(port["port"], port["targetPort"]) for port in service["ports"]] == [(8080, "http")]
+    probes = {probe: container[probe]["httpGet"] for probe in ("livenessProbe", "readinessProbe")}
+    assert probes == {
+        "livenessProbe": {"path": "/healthz", "port": "http"},
+        "readinessProbe": {"path": "/readyz", "port": "http"},
+    }
+    assert {it["name"]: it["valueFrom"]["fieldRef"]["fieldPath"] for it in container["env"]} == {
+        "POD_NAME": "metadata.name",
+        "POD_NAMESPACE": "metadata.namespace",
+    }
+
+
+def test_operator_pods_meet_no_other_pods_of_the_namespace() -> None:
+    labels = one("Deployment/prism-operator")["spec"]["selector"]["matchLabels"]
+    for name, template in templates(EXAMPLES):
+        assert not labels.items() <= template["metadata"]["labels"].items(), name
+
+
+@pytest.mark.parametrize("name", ["CronJob/nightly-math", "Job/submit-selection-"])
+def test_examples_submit_a_document_that_is_mounted_and_end_where_a_second_try_is_idle(name: str) -> None:
+    spec = one(name)["spec"]
+    job = spec.get("jobTemplate", {}).get("spec", spec)
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["args"] == ["submit", "--wait", "/etc/prism/selection.yaml"]
+    assert any(mount["mountPath"] == "/etc/prism" for mount in container["volumeMounts"])
+    assert pod["restartPolicy"] == "Never"  # what a podFailurePolicy asks for
+    ends, evicted = job["podFailurePolicy"]["rules"]
+    # All of the command's codes but 0 done, 1 launcher error, 101 not finished, 130 and 143 stopped (DESIGN, section 8).
+    assert ends["onExitCodes"]["values"] == [2, 3, 100, 102, 103]
+    assert ends["onExitCodes"]["containerName"] == container["name"]
+    assert evicted["action"] == "Ignore"
+
+
+def test_nights_never_overlap() -> None:
+    spec = one("CronJob/nightly-math")["spec"]
+    assert spec["concurrencyPolicy"] == "Forbid"
+    assert spec["startingDeadlineSeconds"] >= 600
+
+
+# Rights
+
+
+AROUND = {("", "configmaps"), ("", "services"), ("networking.k8s.io", "networkpolicies")}
+
+OPERATOR_CALLS: dict[str, set[Right]] = {
+    "list and watch runs": {("prism.dev", "selectionruns", verb) for verb in ("get", "list", "watch")},
+    "remove a run at the end of its time": {("prism.dev", "selectionruns", "delete")},
+    "write how a run stands": {("prism.dev", "selectionruns/status", "patch")},
+    "make what stands around Jobs, unless it is another's": {
+        (*child, verb) for child in AROUND for verb in ("get", "create", "patch")
+    },
+    "make, watch and remove Jobs": {("batch", "jobs", verb) for verb in ("get", "list", "watch", "create", "delete")},
+    "look at pods": {("", "pods", verb) for verb in ("get", "list", "watch")},
+    "say why a Job has no pods": {("", "events", "list")},
+    "tell of a transition": {("", "events", "create")},
+}
+
+VIEWER_CALLS: dict[str, set[Right]] = {
+    "find runs of either kind": {
+        *(("prism.dev", "selectionruns", verb) for verb in ("get", "list", "watch")),
+        *(("", "configmaps", verb) for verb in ("get", "list")),
+    },
+    "find pods and show their logs": {
+        *(("", "pods", verb) for verb in ("get", "list", "watch")),
+        ("", "pods/log", "get"),
+    },
+    "say why a Job has no pods": {("", "events", "list")},
+}
+
+USER_CALLS = VIEWER_CALLS | {
+    "make, cancel, retry and remove a run": {
+        ("prism.dev", "selectionruns", it) for it in ("create", "patch", "delete")
+    },
+}
+
+DRIVER_CALLS = OPERATOR_CALLS | {
+    "make, cancel, retry and suspend a run": {("prism.dev", "selectionruns", verb) for verb in ("create", "patch")},
+    "keep a run in a ConfigMap": {("", "configmaps", verb) for verb in ("list", "watch", "delete")},
+    "show logs": {("", "pods/log", "get")},
+    "ask the server about a Job by a dry run": {("batch", "jobs", "patch")},
+}
+
+
+@pytest.mark.parametrize(
+    ("role", "calls"),
+    [
+        ("ClusterRole/prism-operator", OPERATOR_CALLS),
+        ("ClusterRole/prism-driver", DRIVER_CALLS),
+        ("ClusterRole/prism-user", USER_CALLS),
+        ("ClusterRole/prism-viewer", VIEWER_CALLS),
+        (
+            "Role/prism-operator-lease",
+            {"lead": {("coordination.k8s.io", "leases", verb) for verb in ("get", "create", "update")}},
+        ),
+    ],
+)
+def test_a_role_grants_what_its_calls_need_and_no_more(role: str, calls: dict[str, set[Right]]) -> None:
+    granted = rights(role)
+    assert len(granted) == len(set(granted))
+    assert set(granted) == set().union(*calls.values())
+
+
+def test_whoever_may_edit_or_view_a_namespace_may_do_so_with_its_runs() -> None:
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    into = {
+        title(role): [name.removeprefix(prefix) for name in role["metadata"]["labels"] if name.startswith(prefix)]
+        for role in ROLES
+    }
+    assert {role: where for role, where in into.items() if where} == {
+        "ClusterRole/prism-user": ["edit"],
+        "ClusterRole/prism-viewer": ["view"],
+    }
+
+
+def test_the_operator_is_reached_where_it_answers_and_nowhere_else() -> None:
+    spec = one("NetworkPolicy/prism-operator")["spec"]
+    deployment = one("Deployment/prism-operator")["spec"]
+    assert spec["podSelector"] == deployment["selector"]
+    assert spec["policyTypes"] == ["Ingress"]
+    (container,) = deployment["template"]["spec"]["containers"]
+    assert [port["port"] for rule in spec["ingress"] for port in rule["ports"]] == [
+        port["containerPort"] for port in container["ports"]
+    ]
+
+
+ROLES = [it for it in EVERYTHING if it["kind"] in ("Role", "ClusterRole")]
+BINDINGS = [it for it in EVERYTHING if it["kind"] in ("RoleBinding", "ClusterRoleBinding")]
+
+
+@pytest.mark.parametrize("role", ROLES, ids=title)
+def test_no_role_is_a_way_to_more_rights(role: Object) -> None:
+    for group, kind, verb in rights(title(role)):
+        assert "*" not in (group, kind, verb)
+        assert kind not in (
+            "secrets",
+            "pods/exec",
+            "pods/attach",
+            "pods/portforward",
+            "serviceaccounts/token",
+            "nodes/proxy",
+        )
+        assert group != "rbac.authorization.k8s.io"
+        assert verb not in ("escalate", "bind", "impersonate", "deletecollection")
+    assert all("nonResourceURLs" not in rule for rule in role["rules"])
+
+
+def test_the_operator_touches_no_lease_but_its_own() -> None:
+    lease = one("Role/prism-operator-lease")["rules"]
+    assert [(rule["verbs"], rule.get("resourceNames")) for rule in lease] == [
+        (["create"], None),
+        (["get", "update"], [LEASE]),
+    ]
+
+
+def test_every_binding_joins_a_role_and_an_account_that_exist() -> None:
+    accounts = {it["metadata"]["name"] for it in EVERYTHING if it["kind"] == "ServiceAccount"}
+    for binding in BINDINGS:
+        assert f"{binding['roleRef']['kind']}/{binding['roleRef']['name']}" in {title(role) for role in ROLES}
+        assert {(subject["kind"], subject["name"] in accounts) for subject in binding["subjects"]} == {
+            ("ServiceAccount", True)
+        }
+    for name, template in PODS:
+        assert template["spec"]["serviceAccountName"] in accounts, name
+
+
+def test_workers_have_no_right_and_no_token() -> None:
+    workers = [it for it in EVERYTHING if title(it) == "ServiceAccount/prism-worker"]
+    assert len(workers) == 2  # where PRISM is installed, and where the example runs
+    assert all(it["automountServiceAccountToken"] is False for it in workers)
+    subjects = [subject["name"] for binding in BINDINGS for subject in binding["subjects"]]
+    assert "prism-worker" not in subjects
+    assert "default" not in subjects
+
+
+def test_the_driver_is_bound_where_it_works_and_installed_bound_to_nobody() -> None:
+    assert not [it for it in INSTALLED if it["kind"].endswith("Binding") and "driver" in it["roleRef"]["name"]]
+    assert one("RoleBinding/prism-driver")["roleRef"]["kind"] == "ClusterRole"
+    wide = [it["roleRef"]["name"] for it in EXAMPLES if it["kind"] == "ClusterRoleBinding"]
+    assert wide == []
+
+
+# The rights in use: the real loop, as the account that its role is bound to
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ApiServer]:
+    """Installed, and with a namespace that an example is applied to; no run's pods are ever started."""
+    with ApiServer(log_folder=tmp_path / "logs") as server:
+        server.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team-a"}})
+        for objects, namespace in ((INSTALLED, "prism-system"), (EXAMPLES, "team-a")):
+            for it in objects:
+                if it["kind"] in ("Namespace", "CustomResourceDefinition", "ServiceAccount", *RIGHTS):
+                    server.create(it, namespace=namespace)
+        yield server
+
+
+RIGHTS = ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding")
+
+
+def as_account(server: ApiServer, folder: Path, account: str) -> Cluster:
+    """A client that is this service account, `namespace:name`."""
+    kubeconfig = server.kubeconfig(folder / account.replace(":", "-"), namespace="team-a", token=f"sa:{account}")
+    with variables(KUBECONFIG=str(kubeconfig)):
+        return Cluster()
+
+
+@contextlib.contextmanager
+def running(controller: Controller) -> Iterator[None]:
+    thread = threading.Thread(target=controller.run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        controller.stop()
+        thread.join(timeout=10)
+
+
+def example(**spec: Any) -> submit.Document:
+    document = yaml.safe_load((K8S / "examples/selection.yaml").read_text())
+    document["spec"] |= spec
+    return submit.read_document(yaml.safe_dump(document), "example", "")
+
+
+def carry_through(server: ApiServer, driver: Cluster, kind: str, name: str) -> list[str]:
+    """Begin, cancel, and let the time after the end pass: every call but those of a pod. The reasons of its events."""
+    job = "nightly-math-plan-0-0"
+    eventually(lambda: server.object("jobs", job, "team-a"), 20)
+    record = submit.get_record(driver, "team-a", "nightly-math")
+    eventually(lambda: submit.get_record(driver, "team-a", "nightly-math").status.phase == "Planning", 20)
+    children = {kind: server.objects(kind, "team-a") for kind in ("configmaps", "networkpolicies")}
+    assert all(children.values())
+    submit.cancel(driver, record)
+    eventually(lambda: not server.object("jobs", job, "team-a"), 20)
+    eventually(lambda: not server.object(kind, name, "team-a"), 20)
+    return sorted(it["reason"] for it in server.objects("events", "team-a"))
+
+
+def test_the_operators_role_is_enough_for_a_run_from_its_beginning_to_its_removal(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    driver = as_account(server, tmp_path, "team-a:prism-driver")
+    operator = as_account(server, tmp_path, "prism-system:prism-operator")
+    lease = Lease(operator, "prism-system", LEASE, "pod-0")
+    assert lease.acquire(threading.Event())
+    lease.release()
+    said: list[dict[str, Any]] = []
+    with running(Controller(operator, None, say=lambda **line: said.append(line))):
+        assert (
+            submit.submit(driver, example(ttlSecondsAfterFinished=1), "team-a").record.object["kind"] == "SelectionRun"
+        )
+        events = carry_through(server, driver, "selectionruns.prism.dev", "nightly-math")
+    assert events
+    assert not [line for line in said if "forbidden" in str(line).lower()]
+
+
+def test_the_drivers_role_is_enough_where_the_kind_is_not_installed(server: ApiServer, tmp_path: Path) -> None:
+    server.delete("customresourcedefinitions", "selectionruns.prism.dev", "")
+    driver = as_account(server, tmp_path, "team-a:prism-driver")
+    made = submit.submit(driver, example(ttlSecondsAfterFinished=1), "team-a")
+    assert made.record.object["kind"] == "ConfigMap"
+    with submit.carried_on(driver, made.record):
+        assert carry_through(server, driver, "configmaps", "nightly-math-prism-record")
+
+
+def bind(server: ApiServer, role: str) -> str:
+    """A service account of team-a that has a role there."""
+    subject = {"kind": "ServiceAccount", "name": role, "namespace": "team-a"}
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role}
+    binding = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": role}}
+    server.create({**binding, "roleRef": reference, "subjects": [subject]}, namespace="team-a")
+    return f"team-a:{role}"
+
+
+def test_the_users_role_is_enough_to_leave_a_run_to_the_operator_and_the_viewers_to_look(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    user = as_account(server, tmp_path, bind(server, "prism-user"))
+    viewer = as_account(server, tmp_path, bind(server, "prism-viewer"))
+    with running(Controller(as_account(server, tmp_path, "prism-system:prism-operator"), None)):
+        record = submit.submit(user, example(), "team-a").record
+        eventually(lambda: submit.get_record(viewer, "team-a", "nightly-math").status.phase == "Planning", 20)
+        assert [it.name for it in submit.list_records(viewer, "team-a")] == ["nightly-math"]
+        assert list(log_lines(viewer, "team-a", "nightly-math", follow=False)) == []
+        with pytest.raises(Refused):
+            submit.cancel(viewer, record)
+        submit.cancel(user, record)
+        ended = submit.wait_until(user, record, submit.has_ended, timeout_seconds=20)
+        assert ended
+        assert ended.status.phase == "Cancelled"
+        submit.run_again(user, ended)
+
+
+def test_a_worker_may_ask_for_nothing(server: ApiServer, tmp_path: Path) -> None:
+    worker = as_account(server, tmp_path, "team-a:prism-worker")
+    for kind in ("SelectionRun", "Job", "Pod", "ConfigMap", "Event"):
+        with pytest.raises(Refused):
+            worker.list(kind, "team-a")

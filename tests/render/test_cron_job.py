@@ -1,0 +1,171 @@
+"""Laws of `prism schedule`: times that Kubernetes takes, and a CronJob that tries again what can pass and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import yaml
+
+from launcher.render.cron_job import check_cron, cron_job
+from launcher.resource.record import LONGEST_NAME, RUN, parse_for_cluster
+from prism_job.errors import SpecError
+from tests.cluster.apiserver import ApiServer
+from tests.cluster.podsecurity import violations
+
+TEXT = """\
+# a comment that the pod is to see too
+apiVersion: prism.dev/v1alpha1
+kind: SelectionRun
+metadata: {name: nightly-math}
+spec:
+  model: {uri: a/model}
+  candidates: {uris: ["s3://b/pool/"]}
+  targets: {uris: ["s3://b/targets.jsonl"]}
+  store: s3://b/store
+  output: s3://b/out
+  selection: {keep: highest, budget: {count: 4}}
+  cluster: {image: registry/prism:1}
+"""
+
+
+def objects(text: str = TEXT, cron: str = "0 2 * * *", **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    run = parse_for_cluster(text, "test")
+    document, job = cron_job(run, text, "team-a", cron, image="registry/launcher:1", **options)
+    return document, job
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        *("@daily", "@hourly", "@yearly", "* * * * *", "0 2 * * *", "*/15 0-6,22-23 1,15 * 1-5", "5/10 * ? * ?"),
+        *("0 0 29 2 *", "0 0 31 2 5", "30 6 * JAN-mar Mon-FRI", "0 0 1-31/2 */2 0", "  0   2 * * * "),
+    ],
+)
+def test_a_time_that_kubernetes_takes_is_taken(expression: str) -> None:
+    check_cron(expression)
+
+
+@pytest.mark.parametrize(
+    ("expression", "why"),
+    [
+        ("", "0 fields"),
+        ("0 2 * *", "4 fields"),
+        ("0 0 2 * * *", "6 fields"),
+        ("60 * * * *", "'60' is outside of 0 to 59, the minute"),
+        ("* 24 * * *", "the hour"),
+        ("* * 0 * *", "the day of month"),
+        ("* * * 13 *", "the month"),
+        ("* * * * 7", "Sunday is 0"),
+        ("5-1 * * * *", "backwards"),
+        ("*/0 * * * *", "step of 0"),
+        ("a * * * *", "'a' is no minute"),
+        ("jan * * * *", "'jan' is no minute"),
+        ("1,,2 * * * *", "'' is no minute"),
+        ("-1 * * * *", "'-1' is no minute"),
+        ("1.5 * * * *", "no minute"),
+        ("*/x * * * *", "no minute"),
+        ("٣ * * * *", "no minute"),
+        ("0 0 30 2 *", "never"),
+        ("0 0 31 4,6,9,11 *", "never"),
+        ("@every 1h", "@daily"),
+        ("@nightly", "@daily"),
+        ("TZ=UTC 0 2 * * *", "--time-zone"),
+        ("CRON_TZ=UTC 0 2 * * *", "--time-zone"),
+    ],
+)
+def test_another_is_refused_with_its_reason(expression: str, why: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        check_cron(expression)
+    assert why in refused.value.what
+    assert "0 3 * * *" in refused.value.fix
+
+
+@pytest.mark.parametrize("zone", ["", "Local", "Europe/Berlin; rm", "+02:00", "a/b/c/d"])
+def test_what_is_no_time_zone_is_refused(zone: str) -> None:
+    with pytest.raises(SpecError, match="no time zone"):
+        objects(time_zone=zone)
+
+
+def test_the_pod_reads_the_document_as_it_was_given() -> None:
+    document, job = objects()
+    assert document["data"] == {"selection.yaml": TEXT}
+    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert pod["volumes"][0]["configMap"]["name"] == document["metadata"]["name"]
+    assert pod["containers"][0]["args"] == ["submit", "--wait", "--namespace=team-a", "/etc/prism/selection.yaml"]
+    assert document["metadata"]["namespace"] == job["metadata"]["namespace"] == "team-a"
+
+
+def test_the_longest_name_of_a_run_fits() -> None:
+    _, job = objects(TEXT.replace("nightly-math", "n" * LONGEST_NAME))
+    assert len(job["metadata"]["name"]) <= 52
+
+
+def test_an_eviction_is_tried_again_and_a_failed_run_is_not() -> None:
+    _, job = objects()
+    final, eviction = job["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
+    values = final["onExitCodes"]["values"]
+    assert final["action"] == "FailJob"
+    assert {3, 100} <= set(values)
+    assert not {0, 1, 137, 143} & set(values)
+    assert values == sorted(values)
+    assert eviction == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+
+
+def test_nights_do_not_overtake_each_other() -> None:
+    _, job = objects(time_zone="Europe/Berlin", timeout_seconds=60)
+    spec = job["spec"]
+    assert (spec["concurrencyPolicy"], spec["timeZone"], spec["schedule"]) == ("Forbid", "Europe/Berlin", "0 2 * * *")
+    assert spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] == 60
+
+
+def test_nothing_of_it_is_taken_for_a_child_of_the_run() -> None:
+    document, job = objects()
+    template = job["spec"]["jobTemplate"]
+    for labels in (
+        document["metadata"]["labels"],
+        job["metadata"]["labels"],
+        template["metadata"]["labels"],
+        template["spec"]["template"]["metadata"]["labels"],
+    ):
+        assert RUN not in labels
+        assert "app.kubernetes.io/managed-by" not in labels
+
+
+def test_the_pod_is_restricted_and_its_root_read_only() -> None:
+    _, job = objects()
+    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert violations(pod) == []
+    assert pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
+    assert {"name": "tmp", "mountPath": "/tmp"} in pod["containers"][0]["volumeMounts"]
+
+
+def test_the_yaml_has_no_aliases_and_reads_back() -> None:
+    found = list(objects())
+    text = yaml.safe_dump_all(found, sort_keys=False)
+    assert "&id" not in text
+    assert list(yaml.safe_load_all(text)) == found
+
+
+def test_a_document_that_no_config_map_holds_is_refused() -> None:
+    with pytest.raises(SpecError, match="bytes"):
+        objects(TEXT + "#" * 1_000_000)
+
+
+def test_an_api_server_takes_both() -> None:
+    with ApiServer() as server:
+        server.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team-a"}})
+        for one in objects():
+            server.create(one)
+        assert [one["metadata"]["name"] for one in server.objects("cronjobs", "team-a")] == ["nightly-math-schedule"]
+
+
+@pytest.mark.parametrize("version", ["1.29", "1.31", "1.33", "1.35"])
+def test_each_version_of_kubernetes_has_these_fields(version: str) -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    for one in objects(time_zone="Etc/UTC"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            kubernetes_validate.validate(copy.deepcopy(one), version, strict=True)

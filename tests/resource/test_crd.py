@@ -1,0 +1,609 @@
+"""Laws of the kind SelectionRun: what an API server demands of a definition, and that it judges a document as we do.
+
+The server here is small and obvious: the schema goes through jsonschema, each rule through CEL. What a real one does besides,
+its budget for rules, is estimated from above.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import celpy
+import jsonschema
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from launcher.resource import crd, record
+from prism_job.errors import SpecError
+from prism_job.spec.cluster import is_secret_name
+from prism_job.spec.document import SelectionRun
+
+ROOT = Path(__file__).parents[2]
+VERSION = crd.crd()["spec"]["versions"][0]
+SCHEMA = VERSION["schema"]["openAPIV3Schema"]
+
+TYPES = {"object", "array", "string", "integer", "number", "boolean"}
+KEYWORDS = {
+    "type",
+    "description",
+    "nullable",
+    "format",
+    "enum",
+    "pattern",
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "items",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "properties",
+    "required",
+    "x-kubernetes-preserve-unknown-fields",
+    "x-kubernetes-validations",
+    "x-kubernetes-list-type",
+    "x-kubernetes-list-map-keys",
+}
+"""All that a node of ours may hold. Not: $ref, anyOf, const, default, title, additionalProperties, examples, uniqueItems."""
+
+RULE_STEPS, ALL_STEPS = 10_000_000, 100_000_000
+"""An API server's budget for one rule, and for all of a definition (KUBERNETES.md, and apiextensions' own limits)."""
+
+
+def nodes(schema: dict[str, Any], path: str = "", times: int = 1) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """(path, node, how many of it an object can hold)."""
+    yield path, schema, times
+    for name, field in schema.get("properties", {}).items():
+        yield from nodes(field, f"{path}.{name}", times)
+    if "items" in schema:
+        yield from nodes(schema["items"], f"{path}[]", times * schema["maxItems"])
+
+
+def rules() -> Iterator[tuple[str, dict[str, Any], dict[str, str], int]]:
+    for path, node, times in nodes(SCHEMA):
+        for rule in node.get("x-kubernetes-validations", ()):
+            yield path, node, rule, times
+
+
+# A small API server
+
+
+def to_json_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """The dialect of OpenAPI 3.0 as JSON Schema; an unknown field is an error, as `kubectl` and strict validation have it."""
+    made = {
+        key: value
+        for key, value in schema.items()
+        if key not in ("nullable", "properties", "items", "exclusiveMinimum", "exclusiveMaximum", "format")
+    }
+    for key, end in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if schema.get(key):
+            made[key] = made.pop(end)
+    if schema.get("format") == "int64":
+        made = {"minimum": -(2**63), "maximum": 2**63 - 1, **made}
+    if "properties" in schema:
+        made["properties"] = {name: to_json_schema(field) for name, field in schema["properties"].items()}
+    if "properties" in schema and schema is not SCHEMA["properties"]["metadata"]:
+        made["additionalProperties"] = False
+    if "items" in schema:
+        made["items"] = to_json_schema(schema["items"])
+    return {"anyOf": [made, {"type": "null"}]} if schema.get("nullable") else made
+
+
+JUDGE = jsonschema.Draft202012Validator(to_json_schema(SCHEMA))
+
+
+def refusals(document: dict[str, Any], old: dict[str, Any] | None = None) -> list[str]:
+    """'path: message' of all that the definition finds wrong; rules are judged where the schema is content."""
+    wrong = []
+    for error in JUDGE.iter_errors(document):
+        deepest = jsonschema.exceptions.best_match([error])
+        wrong.append(f"{'.'.join(str(part) for part in deepest.absolute_path)}: {deepest.message}")
+    return wrong or list(broken_rules(SCHEMA, document, old, ""))
+
+
+def broken_rules(schema: dict[str, Any], value: Any, old: Any, path: str) -> Iterator[str]:
+    for rule in schema.get("x-kubernetes-validations", ()):
+        if "oldSelf" in rule["rule"] and old is None:
+            continue
+        if not holds(rule["rule"], value, old):
+            yield f"{path}{rule.get('fieldPath', '')}: {rule['message']}".lstrip(".")
+    if isinstance(value, dict):
+        for name, field in schema.get("properties", {}).items():
+            if value.get(name) is not None:
+                yield from broken_rules(field, value[name], (old or {}).get(name), f"{path}.{name}")
+    if isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from broken_rules(schema.get("items", {}), item, None, f"{path}[{place}]")
+
+
+PROGRAMS: dict[str, Any] = {}
+
+
+def holds(rule: str, value: Any, old: Any = None) -> bool:
+    if rule not in PROGRAMS:
+        environment = celpy.Environment()
+        PROGRAMS[rule] = environment.program(environment.compile(rule))
+    seen = {"self": celpy.json_to_cel(without_nulls(value))}
+    if "oldSelf" in rule:
+        seen["oldSelf"] = celpy.json_to_cel(without_nulls(old))
+    return bool(PROGRAMS[rule].evaluate(seen))
+
+
+def without_nulls(value: Any) -> Any:
+    """A null in a nullable field is the same to CEL as no field."""
+    if isinstance(value, dict):
+        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+# Documents
+
+
+def smallest() -> dict[str, Any]:
+    return {
+        "apiVersion": "prism.dev/v1alpha1",
+        "kind": "SelectionRun",
+        "metadata": {"name": "curate-math"},
+        "spec": {
+            "model": {"uri": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+            "candidates": {"uris": ["s3://corpora/instruct/"]},
+            "targets": {"uris": ["s3://corpora/targets/math.jsonl"]},
+            "store": "s3://prism/gradients",
+            "output": "s3://prism/selections",
+            "selection": {"keep": "highest", "budget": {"fraction": 0.05}},
+            "cluster": {"image": "registry/prism@sha256:0"},
+        },
+    }
+
+
+def changed(path: str, value: Any, document: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A document with another value at `path`; `...` removes what is there."""
+    document = copy.deepcopy(document or smallest())
+    *parents, last = path.split(".")
+    place = document
+    for name in parents:
+        place = place.setdefault(name, {})
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return document
+
+
+def parses(document: dict[str, Any]) -> bool:
+    text = yaml.safe_dump(json.loads(json.dumps(document)))  # one object twice would be a YAML alias
+    try:
+        record.parse_for_cluster(text, "here")
+    except SpecError:
+        return False
+    return True
+
+
+# The definition itself
+
+
+def test_the_file_is_what_the_code_says() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-m", "launcher.resource.crd"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert (ROOT / "k8s/crd.yaml").read_text() == printed == crd.to_yaml(), (
+        "python -m launcher.resource.crd > k8s/crd.yaml, and commit it"
+    )
+    assert yaml.safe_load(printed) == crd.crd()
+
+
+def test_making_it_twice_changes_nothing() -> None:
+    first = crd.crd()
+    first["spec"]["versions"].clear()
+    assert crd.crd()["spec"]["versions"] == [VERSION]
+
+
+def test_its_names_are_those_that_the_launcher_asks_for() -> None:
+    spec, names = crd.crd()["spec"], crd.crd()["spec"]["names"]
+    assert crd.crd()["metadata"]["name"] == "selectionruns.prism.dev"
+    assert f"{spec['group']}/{VERSION['name']}" == SelectionRun.model_fields["api_version"].annotation.__args__[0]
+    assert (names["kind"], names["plural"]) == (record.KIND, record.PLURAL)
+    assert (spec["scope"], VERSION["served"], VERSION["storage"]) == ("Namespaced", True, True)
+    assert VERSION["subresources"] == {"status": {}}
+
+
+def test_every_column_shows_a_field_that_exists() -> None:
+    kinds = {"string": "string", "integer": "integer"}
+    for column in VERSION["additionalPrinterColumns"]:
+        if column["name"] == "Age":
+            continue
+        (kind,) = (node["type"] for path, node, _ in nodes(SCHEMA) if path == column["jsonPath"])
+        assert kinds[column["type"]] == kind
+    shown = [column["name"] for column in VERSION["additionalPrinterColumns"] if not column.get("priority")]
+    assert shown == ["Phase", "Groups", "Shards", "Restarts", "Age"]
+
+
+@pytest.mark.parametrize(("path", "node"), [(path, node) for path, node, _ in nodes(SCHEMA)])
+def test_every_node_is_structural_and_bounded(path: str, node: dict[str, Any]) -> None:
+    assert node["type"] in TYPES
+    assert not node.keys() - KEYWORDS
+    assert isinstance(node.get("exclusiveMinimum", False), bool)
+    match node["type"]:
+        case "string":
+            assert "maxLength" in node or "enum" in node
+        case "array":
+            assert "maxItems" in node
+            assert "items" in node
+        case "object":
+            assert node.get("properties") or node["x-kubernetes-preserve-unknown-fields"] is True
+        case "integer":
+            assert node.get("format") == "int64" or "enum" in node
+            # A bound is a float64 on the server.
+            assert all(abs(node.get(end, 0)) <= 2**53 for end in ("minimum", "maximum"))
+    assert set(node.get("required", ())) <= node.get("properties", {}).keys()
+    # `kubectl explain` has a sentence for each field. ObjectMeta brings its own.
+    assert node.get("description") or path == ".metadata" or path.endswith("[]")
+
+
+def test_no_default_is_written_into_stored_objects() -> None:
+    assert not [path for path, node, _ in nodes(SCHEMA) if "default" in node]
+    explained = {path: node.get("description", "") for path, node, _ in nodes(SCHEMA)}
+    assert explained[".spec.extraction.maxLength"].endswith("Default: 2048.")
+    assert explained[".spec.scoring.weighting"].endswith('Default: "preference".')
+
+
+def fields_of(model: type[BaseModel], path: str = "") -> Iterator[str]:
+    """Paths of a model's fields, by another way than its JSON Schema."""
+    for field in model.model_fields.values():
+        yield (place := f"{path}.{field.alias}")
+        for option in (field.annotation, *get_args(field.annotation)):
+            if get_origin(option) is Annotated:  # a list that may be left out
+                option = get_args(option)[0]
+            if get_origin(option) is tuple:
+                option, place = get_args(option)[0], f"{place}[]"
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                yield from fields_of(option, place)
+
+
+def test_no_field_of_spec_or_status_is_lost() -> None:
+    known = {path for path, _, _ in nodes(SCHEMA) if path and not path.endswith("[]")}
+    metadata = {".metadata.namespace", ".metadata.labels", ".metadata.annotations"}
+    assert known == {*fields_of(SelectionRun), ".status", *fields_of(record.Status, ".status")} - metadata
+
+
+def test_a_status_that_we_write_is_one_that_the_server_takes() -> None:
+    condition = {
+        "type": "Complete",
+        "status": "True",
+        "reason": "Reduced",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    status = record.Status.model_validate(
+        {
+            "phase": "Complete",
+            "manifest": "s3://prism/selections/manifest.json",
+            "stages": [{"stage": "extract", "group": group} for group in range(256)],
+            "conditions": [condition],
+        }
+    )
+    for written in (status, record.Status()):
+        assert not refusals({**smallest(), "status": written.to_document()})
+
+
+def test_a_status_of_a_later_version_is_taken_by_an_earlier_definition() -> None:
+    # Of two versions that share a cluster, each must be able to write: what it may say is described, not enumerated.
+    assert not [path for path, node, _ in nodes(SCHEMA) if path.startswith(".status") and "enum" in node]
+    later = {"phase": "Indexing", "driver": "scheduler", "stages": [{"stage": "index", "state": "Skipped"}]}
+    assert not refusals({**smallest(), "status": later})
+
+
+# The rules
+
+
+@pytest.mark.parametrize("rule", [rule for _, _, rule, _ in rules()], ids=lambda rule: rule["rule"][:60])
+def test_every_rule_compiles_and_says_what_to_do(rule: dict[str, str]) -> None:
+    environment = celpy.Environment()
+    environment.compile(rule["rule"])
+    assert rule["message"]
+    assert "\n" not in rule["rule"] + rule["message"]
+    assert len(rule["message"]) < 256
+    assert rule.get("reason", "FieldValueInvalid") in (
+        "FieldValueInvalid",
+        "FieldValueForbidden",
+        "FieldValueRequired",
+        "FieldValueDuplicate",
+    )
+
+
+def test_every_rule_names_a_field_that_exists() -> None:
+    for path, node, rule, _ in rules():
+        for name in re.findall(r"(?:self|oldSelf)\.(\w+)", rule["rule"]):
+            assert name in node["properties"] or name in ("size", "all", "exists_one"), (path, name)
+        if "fieldPath" in rule:
+            assert rule["fieldPath"].removeprefix(".") in node["properties"], path
+        # An item of a list has no elder self to be compared with.
+        assert "[]" not in path or "oldSelf" not in rule["rule"]
+
+
+def steps(rule: str, node: dict[str, Any], times: int) -> float:
+    """From above: each operator one step, a text four bytes a character, all of it read at a tenth of a step a byte; a
+    `matches` the product that cel-go takes (tenth of the text, quarter of the expression); `all` and `exists_one` their list's
+    length, one within the other."""
+    longest = max(4 * field.get("maxLength", 64) for _, field, _ in nodes(node))
+    within = math.prod(
+        node["properties"][name]["maxItems"] for name in re.findall(r"self\.(\w+)\.(?:all|exists_one)\(", rule)
+    )
+    reading = len(re.findall(r"startsWith|endsWith|contains|==", rule)) * (longest * 0.1 + 1)
+    # An equality of sections reads all that is in them.
+    for name in re.findall(r"self\.(\w+) == oldSelf", rule):
+        reading += sum(
+            field.get("maxLength", 64) * 4 * each * 0.1 for _, field, each in nodes(node["properties"][name])
+        )
+    patterns = sum(
+        (node["properties"][name]["maxLength"] * 4 + 1) * 0.1 * math.ceil(len(pattern) * 0.25)
+        for name, pattern in re.findall(r"self\.(\w+)\.matches\('([^']*)'\)", rule)
+    )
+    return times * within * (len(re.findall(r"\W+", rule)) + reading + patterns)
+
+
+def test_every_rule_stays_far_below_the_servers_budget() -> None:
+    costs = {(path, rule["rule"]): steps(rule["rule"], node, times) for path, node, rule, times in rules()}
+    assert len([rule for _, rule in costs if "matches" in rule]) == 1
+    for (path, rule), cost in costs.items():
+        assert cost < RULE_STEPS / 5, (path, rule, cost)
+    assert sum(costs.values()) < ALL_STEPS / 5
+
+
+# Judging documents
+
+
+def sets_of(*names: str) -> dict[str, Any]:
+    return {"sets": [{"name": name, "uris": [f"s3://corpora/targets/{name}.jsonl"]} for name in names]}
+
+
+ADDRESS = st.sampled_from(
+    ["s3://bucket/a.jsonl", "/data/pool", "s3://b", "/", "s3:///odd", "relative/x", "s3://", "~/x"]
+)
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "metadata.name": st.sampled_from(["a", "curate-math", "x" * 40, "x" * 41, "Math", "a.b", "-a"]),
+    "spec.model.uri": st.sampled_from(
+        ["org/m", "s3://b/m", "/m", "./m", "m.gguf", "/m.gguf", "s3://b/m.gguf", "~/m", "gs://b"]
+    ),
+    "spec.model.adapter": st.none() | ADDRESS,
+    "spec.model.dtype": st.sampled_from(["bfloat16", "float64"]),
+    "spec.candidates.uris": st.lists(ADDRESS, max_size=3),
+    "spec.candidates.maxBadFraction": st.sampled_from([0, 0.5, 1, 1.01, -0.1]),
+    "spec.targets.uris": st.none() | st.lists(ADDRESS, max_size=3),
+    "spec.targets.sets": st.none()
+    | st.lists(
+        st.fixed_dictionaries(
+            {"name": st.sampled_from(["math", "code", "Code", "-", "x" * 64])},
+            optional={
+                "uris": st.lists(ADDRESS, max_size=2),
+                "weight": st.sampled_from([0, 0.5, 1_000_000, 1_000_001]),
+                "sign": st.sampled_from([1, -1, 0]),
+            },
+        ),
+        max_size=2,
+    ),
+    "spec.targets": st.sampled_from([sets_of("math"), sets_of("math", "code"), sets_of("math", "math")]),
+    "spec.store": ADDRESS,
+    "spec.extraction.maxLength": st.sampled_from([1, 2, 2048, 2**20, 2**20 + 1]),
+    "spec.extraction.tokensPerBatch": st.sampled_from([0, 1, 2**24, 2**24 + 1, 2**70]),
+    "spec.extraction.layers": st.lists(st.sampled_from(["*", "model.*", ""]), max_size=2),
+    "spec.extraction.projection": st.sampled_from([{"seed": 2**63 - 1}, {"seed": 2**63}, {"dim": 513}, {"seed": -1}]),
+    "spec.extraction.codec": st.sampled_from([{"dims": 256}, {"dims": 2**24}, {"dims": 300}, {"kind": "float16"}]),
+    "spec.extraction.deepspeed": st.sampled_from(
+        [{"stage": 3, "offload": "cpu"}, {"offload": "cpu"}, {"stage": 1}, {}]
+    ),
+    "spec.extraction.stepTimeoutSeconds": st.sampled_from([0, 0.5, 600]),
+    "spec.scoring.curvature": st.sampled_from([{"damping": 0}, {"damping": 1e-9}, {"kind": "none"}]),
+    "spec.selection.keep": st.sampled_from([None, "highest", "best"]),
+    "spec.selection.drop": st.sampled_from([None, "lowest"]),
+    "spec.selection.budget": st.sampled_from(
+        [{}, {"count": 1}, {"count": None, "tokens": 5}, {"count": 1, "tokens": 5}, {"fraction": 0}, {"count": 10**13}]
+    ),
+    "spec.cluster.groups": st.sampled_from([0, 1, 4, 5, 256]),
+    "spec.cluster.nodesPerGroup": st.sampled_from([1, 256]),
+    "spec.cluster.memory": st.sampled_from(["8Gi", "0.5", "lots", "1e3"]),
+    "spec.cluster.queueName": st.sampled_from([None, "team-a", "Team"]),
+    "spec.cluster.env": st.lists(
+        st.fixed_dictionaries(
+            {"name": st.sampled_from(["HF_TOKEN", "AWS_REGION", "TOKENIZERS_PARALLELISM", "SECRET_FILE", "9"])},
+            optional={
+                "value": st.sampled_from(["", "x", None]),
+                "valueFrom": st.sampled_from([None, {"secretKeyRef": {"name": "s3", "key": "id"}}, {}]),
+            },
+        ),
+        max_size=2,
+    ),
+    "spec.cluster.podOverlay": st.just({"spec": {"tolerations": [{"operator": "Exists"}], "priority": None}}),
+    "spec.suspend": st.sampled_from([True, False, None]),
+    "spec.retry": st.sampled_from([0, 1_000_000, 1_000_001]),
+    "spec.ttlSecondsAfterFinished": st.sampled_from([None, 0, 2**31]),
+    "spec.nonsense": st.just(1),
+}
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> dict[str, Any]:
+    document = smallest()
+    for path in draw(st.lists(st.sampled_from(sorted(FIELDS)), max_size=4, unique=True)):
+        document = changed(path, draw(FIELDS[path]), document)
+    return document
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(documents())
+def test_what_we_run_is_what_the_definition_takes(document: dict[str, Any]) -> None:
+    """Both ways: none of these holds what only the operator can see."""
+    assert parses(document) == (refusals(document) == []), refusals(document)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(documents().filter(parses))
+def test_a_document_with_all_defaults_written_out_is_taken_too(document: dict[str, Any]) -> None:
+    run = record.parse_for_cluster(yaml.safe_dump(document), "here")
+    assert refusals(run.to_document()) == []
+
+
+def test_examples_and_the_full_document_are_taken() -> None:
+    examples = [yaml.safe_load((ROOT / "k8s/examples/selection.yaml").read_text()), smallest()]
+    full = changed("spec.cluster.podOverlay", {"spec": {"tolerations": []}})
+    for document in (*examples, full):
+        assert parses(document)
+        assert refusals(document) == []
+
+
+REFUSED = [
+    ("metadata.name", "x" * 41, "is too long"),
+    ("metadata.name", "a.b", "does not match"),
+    ("spec.cluster", ..., "'cluster' is a required property"),
+    ("spec.cluster", None, "None is not of type 'object'"),
+    ("spec.cluster.image", "", "should be non-empty"),
+    ("spec.candidates.uris", [], "should be non-empty"),
+    ("spec.candidates.uris", ["s3://a/b", "pool.jsonl"], "spec.candidates.uris: each must be s3://bucket/prefix"),
+    ("spec.targets.uris", ["./wanted.jsonl"], "spec.targets.uris: each must be s3://bucket/prefix"),
+    ("spec.targets.uris", None, "spec.targets: give exactly one of uris, sets"),
+    ("spec.targets.sets", sets_of("math")["sets"], "spec.targets: give exactly one of uris, sets"),
+    ("spec.targets", sets_of("math", "code", "math"), "spec.targets.sets: two sets have the same name"),
+    ("spec.targets", {"sets": [{"name": "a", "uris": ["a.jsonl"]}]}, "spec.targets.sets[0].uris: each must be s3://"),
+    ("spec.targets", sets_of("Math"), "does not match"),
+    ("spec.store", "gs://bucket", "spec.store: must be s3://bucket/prefix, or an absolute path that podOverlay"),
+    ("spec.output", "s3://", "spec.output: must be s3://bucket/prefix"),
+    ("spec.model.adapter", "adapters/math", "spec.model.adapter: must be s3://bucket/prefix"),
+    ("spec.model.uri", "./model", "spec.model.uri: must be a hub id, s3://bucket/prefix"),
+    ("spec.model.uri", "model.gguf", "spec.model.uri: must be a hub id"),
+    ("spec.model.uri", "~/model", "spec.model.uri: must be a hub id"),
+    ("spec.selection.budget", {"count": 1, "tokens": 2}, "spec.selection.budget: give exactly one of count, fraction"),
+    ("spec.selection.budget", {}, "give exactly one of count, fraction, tokens"),
+    ("spec.selection.drop", "lowest", "spec.selection: give exactly one of keep, drop"),
+    ("spec.selection.keep", None, "spec.selection: give exactly one of keep, drop"),
+    ("spec.extraction.deepspeed", {"offload": "cpu"}, "spec.extraction.deepspeed.offload: offload needs stage: 3"),
+    ("spec.extraction.deepspeed", {"offload": "nvme", "stage": 0}, "offload needs stage: 3"),
+    ("spec.extraction.codec.dims", 3000, "spec.extraction.codec.dims: must be a power of two"),
+    ("spec.cluster.groups", 257, "257 is greater than the maximum of 256"),
+    ("spec.cluster.env", [{"name": "A"}], "spec.cluster.env[0]: give exactly one of value, valueFrom"),
+    ("spec.cluster.env", [{"name": "HF_TOKEN", "value": "hf_x"}], "spec.cluster.env[0].value: a variable of this name"),
+    ("spec.cluster.env", [{"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}], "put it into a Secret"),
+    ("spec.budget", 1, "'budget' was unexpected"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), REFUSED)
+def test_a_bad_document_is_refused_with_what_to_do(path: str, value: Any, message: str) -> None:
+    document = changed(path, value)
+    assert not parses(document)
+    found = refusals(document)
+    assert any(message in line for line in found), found
+
+
+def test_too_many_pods_are_refused() -> None:
+    document = changed("spec.cluster.nodesPerGroup", 8, changed("spec.cluster.groups", 129))
+    assert refusals(document) == ["spec.cluster.groups: groups × nodesPerGroup: at most 1024"]
+    assert refusals(changed("spec.cluster.groups", 128, document)) == []
+
+
+WORDS = ["SECRET", "TOKEN", "TOKENIZER", "TOKENIZ", "TOKENI", "PASSWORD", "PASSWD", "ACCESS_KEY", "PRIVATE_KEY", "KEY"]
+WORDS += ["MAX_", "PAD_", "_ID", "API_KEY", "TOKENS", "_LIMIT", "_FILE", "_PATH", "_URI", "_URL", "_", "A", "HF_", "S"]
+
+
+NO_SECRETS = [
+    "MAX_NEW_TOKENS",
+    "TOKENS_PER_BATCH",
+    "TOKENIZERS_PARALLELISM",
+    "PAD_TOKEN_ID",
+    "EOS_TOKEN",
+    "TOKEN_LIMIT",
+]
+SECRETS = [
+    "HF_TOKEN",
+    "AWS_SESSION_TOKEN",
+    "TOKEN_GITHUB",
+    "API_TOKENS",
+    "WANDB_API_KEY",
+    "aws_secret_access_key",
+    "MAX_TOKEN_SECRET",
+]
+
+
+@pytest.mark.parametrize("name", [*NO_SECRETS, *SECRETS])
+def test_counts_of_tokens_are_no_secrets(name: str) -> None:
+    assert is_secret_name(name) == (name in SECRETS)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4), st.sampled_from([str.upper, str.lower, str.title]))
+def test_the_definition_knows_the_same_names_of_secrets(words: list[str], spelled: Any) -> None:
+    (rule,) = (
+        rule["rule"] for path, _, rule, _ in rules() if path == ".spec.cluster.env[]" and "matches" in rule["rule"]
+    )
+    name = spelled("".join(words))
+    assert holds(rule, {"name": name, "value": "x"}) == (not is_secret_name(name))
+    assert holds(rule, {"name": name, "valueFrom": {}})
+
+
+# What may change
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("spec.model.dtype", "float32"),
+        ("spec.candidates.uris", ["s3://corpora/other/"]),
+        ("spec.targets.uris", ["s3://corpora/targets/code.jsonl"]),
+        ("spec.targets", sets_of("math")),
+        ("spec.store", "s3://prism/other"),
+        ("spec.output", "s3://prism/other"),
+        ("spec.extraction", {"maxLength": 1024}),
+        ("spec.scoring", {"loss": "mean"}),
+        ("spec.selection.budget", {"fraction": 0.1}),
+        ("spec.cluster.groups", 2),
+        ("spec.cluster.podOverlay", {"spec": {"tolerations": []}}),
+    ],
+)
+def test_the_request_never_changes(path: str, value: Any) -> None:
+    section = ".".join(path.split(".")[:2])
+    before, after = smallest(), changed(path, value)
+    for old, new in ((before, after), (after, before)):
+        (found,) = refusals(new, old)
+        assert found.startswith(f"{section}: cannot change while the run exists")
+    assert refusals(after, after) == []
+
+
+def test_every_field_of_spec_either_stays_or_may_change() -> None:
+    watched = {rule["fieldPath"].removeprefix(".") for _, _, rule, _ in rules() if "cannot change" in rule["message"]}
+    assert watched | set(record.MAY_CHANGE) == SCHEMA["properties"]["spec"]["properties"].keys()
+    assert not watched & set(record.MAY_CHANGE)
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new"),
+    [
+        ("spec.suspend", False, True),
+        ("spec.suspend", True, ...),
+        ("spec.ttlSecondsAfterFinished", 60, None),
+        ("spec.ttlSecondsAfterFinished", 60, 0),
+        ("spec.retry", 0, 1),
+        ("spec.retry", 3, 3),
+    ],
+)
+def test_suspend_retry_and_the_time_to_live_may_change(path: str, old: Any, new: Any) -> None:
+    before = changed(path, old)
+    assert refusals(changed(path, new, before), before) == []
+
+
+@pytest.mark.parametrize(("old", "new"), [(2, 1), (1, 0), (1, ...)])
+def test_retry_never_falls(old: int, new: Any) -> None:
+    before = changed("spec.retry", old)
+    assert refusals(changed("spec.retry", new, before), before) == [
+        "spec.retry: may only be raised: a number already used stands for a round that was run"
+    ]

@@ -1,0 +1,563 @@
+"""Every kind of bad input ends with its exit code and a message that says what, where and what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from prism_job.data.examples import example_id, target_content
+from prism_job.errors import SpecError
+from prism_job.extract.capture.gradients import GradientCapture
+from prism_job.progress import write_termination_message
+from prism_job.spec.document import parse_spec
+from tests.conftest import Job, candidate, pair, turn, write_jsonl
+from tests.models import save_tiny_adapter, save_tiny_model
+
+WRONG_REQUEST, DAMAGED_DATA, TRY_AGAIN = 64, 65, 75
+
+
+def test_missing_candidates_are_named(job: Job) -> None:
+    job.spec["candidates"]["uris"] = [str(job.folder / "nowhere.jsonl")]
+    job.fails("plan", WRONG_REQUEST, "nowhere.jsonl", "nothing there")
+
+
+def test_a_missing_model_is_named(job: Job) -> None:
+    job.spec["model"]["uri"] = str(job.folder / "no-model")
+    job.fails("plan", WRONG_REQUEST, "no-model", "no such model")
+
+
+def test_pickled_weights_are_not_read(job: Job) -> None:
+    folder = job.folder / "pickled"
+    folder.mkdir()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    (folder / "config.json").write_text("{}")
+    job.spec["model"]["uri"] = str(folder)
+    job.fails("plan", WRONG_REQUEST, "no .safetensors weights", "pickled weights")
+
+
+def test_a_file_that_is_not_what_its_name_says_is_refused(job: Job) -> None:
+    for name, content in {
+        "broken.parquet": b"PAR1 nothing of the kind",
+        "broken.jsonl.gz": b"not gzip at all",
+        "short.jsonl.gz": gzip.compress(b'{"text": "one"}\n' * 1000)[:-20],
+        "broken.jsonl.zst": b"not zstd at all",
+        "broken.json": b'[{"text": "one"}, ',
+    }.items():
+        path = job.folder / "broken" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        job.spec["candidates"]["uris"] = [str(path)]
+        job.fails("plan", DAMAGED_DATA, name, "cannot be read")
+
+
+def test_a_json_object_over_several_lines_is_named_as_such(job: Job) -> None:
+    path = job.folder / "pretty.json"
+    path.write_text(json.dumps(candidate(1), indent=2))
+    job.spec["candidates"]["uris"] = [str(path)]
+    job.fails("plan", DAMAGED_DATA, "pretty.json", "one object over several lines")
+
+
+def test_a_name_that_no_file_system_takes_is_refused_by_every_verb(job: Job) -> None:
+    name = "x" * 300
+    for verb in (("evaluate", f"/{name}/manifest.json"), ("export", str(job.run()), f"{job.folder}/{name}.jsonl")):
+        code, words = job.call(*verb)
+        assert code == WRONG_REQUEST, words
+        assert "File name too long" in words["error"]
+
+
+def test_a_byte_order_mark_before_json_is_read_over(job: Job) -> None:
+    rows = json.dumps([candidate(number) for number in range(10)])
+    (job.folder / "pool" / "a.jsonl").rename(job.folder / "a.jsonl")
+    (job.folder / "pool" / "a.json").write_bytes(b"\xef\xbb\xbf" + rows.encode())
+    assert job.plan()["examples"] == 10
+
+
+def test_last_words_fit_the_termination_message_in_any_script(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = job.folder / "last-words"
+    monkeypatch.setenv("PRISM_TERMINATION_LOG", str(path))
+    write_termination_message(
+        {"verb": "plan", "error": "七" * 3000, "where": "八" * 3000, "fix": "九" * 3000, "exitCode": 64}
+    )
+    assert path.stat().st_size <= 4096
+    said = json.loads(path.read_text())
+    assert said["exitCode"] == 64
+    assert said["error"].startswith("七七七")
+
+
+def test_a_line_without_end_costs_bounded_memory(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prism_job.data.data_files.MAX_LINE_BYTES", 2**20)
+    rows = [json.dumps(candidate(number)) for number in range(3)]
+    long = json.dumps({"text": "x" * 5 * 2**20})
+    (job.folder / "pool" / "a.jsonl").write_text("\n".join([rows[0], long, rows[1], long, "", rows[2], long]))
+    job.fails("plan", DAMAGED_DATA, "3 of 6", "a line of more than 1 MiB", "a.jsonl line 2", "a.jsonl line 4", "line 7")
+
+
+def test_a_file_name_that_is_not_utf8_is_refused(job: Job) -> None:
+    (job.folder / "pool" / "b\udcff.jsonl").write_text("")
+    job.fails("plan", WRONG_REQUEST, "cannot be shown", "b\\udcff.jsonl")
+
+
+def test_a_link_that_leads_nowhere_is_named(job: Job) -> None:
+    (job.folder / "pool" / "b.jsonl").symlink_to("nowhere")
+    job.fails("plan", DAMAGED_DATA, "b.jsonl", "a link may lead nowhere")
+
+
+def test_a_folder_that_cannot_be_listed_is_not_skipped(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    (job.folder / "pool" / "locked").mkdir()
+    listed = os.scandir
+
+    def refusing(path: str) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    job.fails("plan", WRONG_REQUEST, "Permission denied", "pool")
+
+
+def test_tools_may_be_json_text_and_count_alike(job: Job) -> None:
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
+    write_jsonl(
+        job.folder / "pool" / "a.jsonl", [candidate(1) | {"tools": tools}, candidate(1) | {"tools": json.dumps(tools)}]
+    )
+    job.spec["selection"]["budget"] = {"count": 1}
+    manifest = job.run()
+    assert json.loads(manifest.read_text())["counts"]["duplicates"] == 1
+    write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(1) | {"tools": "[{"}])
+    job.fails("plan", DAMAGED_DATA, "tools is text, but not JSON")
+
+
+def test_a_template_that_is_no_template_is_the_models_fault(job: Job) -> None:
+    job.spec["candidates"]["maxBadFraction"] = 1
+    for template in ("{% if %}", "{{ messages | no_such_filter }}"):
+        folder = save_tiny_model(job.folder / "untemplated")
+        (folder / "chat_template.jinja").write_text(template)
+        job.spec["model"]["uri"] = str(folder)
+        job.fails("extract", WRONG_REQUEST, "no working template", "chat_template.jinja")
+
+
+def test_a_line_that_is_not_json_is_named(job: Job) -> None:
+    with (job.folder / "pool" / "a.jsonl").open("a") as file:
+        file.write("{broken\n")
+    job.fails("plan", DAMAGED_DATA, "a.jsonl line 11", "not JSON", "maxBadFraction")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "What?"}, "no completion"),
+        ({"prompt": "What?", "completion": "  "}, "completion is empty"),
+        ({"messages": [turn("user", "Hi")]}, "no turn of role 'assistant'"),
+        ({"question": "What?"}, "columns found: 'question'"),
+        ({"conversations": [{"from": "human", "value": "Hi"}]}, "role, content"),
+        ({"instruction": "Add", "input": "", "output": "2"}, "prompt and completion"),
+        ({"\x1b[2J" * 9: 1, **dict.fromkeys("abcdefgh", 1)}, "and 1 more"),
+        ({"text": 5}, "text is a int"),
+        ([1, 2], "not an object"),
+    ],
+)
+def test_a_row_without_a_response_is_quarantined_with_line_and_reason(job: Job, row: object, reason: str) -> None:
+    with (job.folder / "pool" / "a.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    job.fails("plan", DAMAGED_DATA, "a.jsonl line 11", reason)
+    job.spec["candidates"]["maxBadFraction"] = 0.1
+    manifest = job.run()
+    quarantine = [json.loads(line) for line in (manifest.parent / "quarantine.jsonl").read_text().splitlines()]
+    assert [(entry["line"], reason in entry["reason"]) for entry in quarantine] == [(11, True)]
+    assert json.loads(manifest.read_text())["counts"]["quarantined"] == 1
+
+
+def test_a_prompt_longer_than_max_length_has_no_supervised_token(job: Job) -> None:
+    long = {"messages": [turn("user", "why " * 200), turn("assistant", "because")]}
+    write_jsonl(job.folder / "pool" / "b.jsonl", [long])
+    job.fails("extract", DAMAGED_DATA, "b.jsonl line 1", "no response token within maxLength 128")
+    job.spec["candidates"]["maxBadFraction"] = 0.1
+    manifest = job.run()
+    assert "maxLength" in (manifest.parent / "quarantine.jsonl").read_text()
+    assert json.loads(manifest.read_text())["counts"]["selected"] == 4
+
+
+def test_an_empty_pool_is_refused(job: Job) -> None:
+    write_jsonl(job.folder / "pool" / "a.jsonl", [])
+    job.fails("plan", WRONG_REQUEST, "pool is empty")
+
+
+def test_a_folder_without_data_files_is_refused(job: Job) -> None:
+    (job.folder / "notes").mkdir()
+    (job.folder / "notes" / "README.md").write_text("hello")
+    job.spec["candidates"]["uris"] = [str(job.folder / "notes")]
+    job.fails("plan", WRONG_REQUEST, "none is a data file")
+
+
+def test_files_passed_over_are_said(job: Job) -> None:
+    (job.folder / "pool" / "README.md").write_text("hello")
+    manifest = job.run()
+    assert json.loads((manifest.parent / "plan.json").read_text())["ignored"] == [str(job.folder / "pool/README.md")]
+
+
+def test_empty_targets_are_refused(job: Job) -> None:
+    write_jsonl(job.folder / "targets.jsonl", [])
+    job.fails("plan", WRONG_REQUEST, "no targets")
+
+
+def test_a_target_without_rejected_is_refused_under_preference_weighting_alone(job: Job) -> None:
+    rows = [pair(0), {key: value for key, value in pair(1).items() if key != "rejected"}]
+    write_jsonl(job.folder / "targets.jsonl", rows)
+    job.fails("plan", DAMAGED_DATA, "targets.jsonl line 2", "no 'rejected'", "uniform")
+    job.spec["scoring"] = {"weighting": "uniform"}
+    assert job.run().exists()
+
+
+def test_chosen_equal_to_rejected_is_refused(job: Job) -> None:
+    write_jsonl(job.folder / "targets.jsonl", [pair(0) | {"rejected": pair(0)["chosen"]}])
+    job.fails("plan", DAMAGED_DATA, "targets.jsonl line 1", "chosen equals rejected")
+
+
+def test_a_target_prompt_longer_than_max_length_is_refused(job: Job) -> None:
+    write_jsonl(job.folder / "targets.jsonl", [pair(0), pair(1) | {"prompt": [turn("user", "why " * 200)]}])
+    job.fails("extract", DAMAGED_DATA, "targets.jsonl line 2", "chosen response", "maxLength")
+
+
+def test_an_unknown_field_is_answered_with_the_nearest_known_one(job: Job) -> None:
+    job.spec["extraction"]["tokenPerBatch"] = 5
+    job.fails("plan", WRONG_REQUEST, "spec.extraction.tokenPerBatch", "did you mean 'tokensPerBatch'?")
+
+
+def test_a_budget_over_all_is_refused(job: Job) -> None:
+    job.spec["selection"]["budget"] = {"fraction": 1.5}
+    job.fails("plan", WRONG_REQUEST, "spec.selection.budget.fraction", "less than or equal to 1")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("metadata: {name: {2020-01-01: 1}}", "metadata.name"),
+        ("metadata: &m {name: *m}", "'*m': YAML aliases are not supported; write out"),
+        (f"spec: {{store: {'x' * 300}}}", "longer than the 255 bytes"),
+        ("spec: {store: ~/store}", "'~' is not expanded"),
+        ("spec: {extraction: {deepspeed: {offload: cpu}}}", "offload: cpu needs stage: 3"),
+        ("spec: {candidates: {uris: ['hf://a/b']}}", "hf://' is not supported"),
+    ],
+)
+def test_odd_documents_are_refused_at_the_door(text: str, says: str) -> None:
+    with pytest.raises(SpecError) as refusal:
+        parse_spec(text, "selection.yaml")
+    assert says in refusal.value.what
+    assert "at least 1 item" not in refusal.value.what, "one mistake is told once"
+
+
+def test_a_stricter_bad_fraction_judges_a_published_selection_anew(job: Job) -> None:
+    with (job.folder / "pool" / "a.jsonl").open("a") as file:
+        file.write(json.dumps({"messages": [turn("user", "long " * 200), turn("assistant", "yes")]}) + "\n")
+    job.spec["candidates"]["maxBadFraction"] = 0.2
+    assert job.run().exists()
+    job.spec["candidates"]["maxBadFraction"] = 0.0
+    job.fails("reduce", DAMAGED_DATA, "maxBadFraction 0")
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "apiVersion: other/v1\nkind: SelectionRun", ""])
+def test_what_is_no_document_is_refused_at_the_door(text: str) -> None:
+    with pytest.raises(SpecError, match=r"selection\.yaml"):
+        parse_spec(text, "selection.yaml")
+
+
+def test_a_document_that_stands_for_more_than_it_says_is_refused_at_once() -> None:
+    # "Billion laughs": ten levels of ten aliases would be 10**10 words.
+    laughs = "\n".join(f"{one}: &{one} [{', '.join([f'*{before}'] * 10)}]" for before, one in pairwise("abcdefghijk"))
+    began = time.monotonic()
+    with pytest.raises(SpecError, match="aliases are not supported"):
+        parse_spec(f"a: &a [x, x, x, x, x, x, x, x, x, x]\n{laughs}", "selection.yaml")
+    with pytest.raises(SpecError, match="has 3,000,000 characters; at most 1,048,576"):
+        parse_spec("x: " * 1_000_000, "selection.yaml")
+    assert time.monotonic() < began + 2
+
+
+def test_nan_in_weights_is_named(job: Job) -> None:
+    folder = save_tiny_model(job.folder / "nan")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    job.spec["model"]["uri"] = str(folder)
+    job.fails("extract", DAMAGED_DATA, "model.layers.1.mlp.up_proj.weight", "NaN")
+
+
+def test_messages_need_a_chat_template(job: Job) -> None:
+    job.spec["model"]["uri"] = str(save_tiny_model(job.folder / "plain", chat_template=False))
+    job.fails("extract", WRONG_REQUEST, "chat template", "chat_template.jinja")
+
+
+def test_plain_text_needs_no_chat_template(job: Job) -> None:
+    job.spec["model"]["uri"] = str(save_tiny_model(job.folder / "plain", chat_template=False))
+    write_jsonl(job.folder / "pool" / "a.jsonl", [{"text": f"Once {number}"} for number in range(5)])
+    write_jsonl(job.folder / "targets.jsonl", [{"prompt": "Is it? ", "chosen": "yes", "rejected": "no"}])
+    assert job.run().exists()
+
+
+def test_too_few_dims_to_fold_are_refused(job: Job) -> None:
+    job.spec["extraction"]["codec"] = {"kind": "sign", "dims": 65536}
+    job.fails("extract", WRONG_REQUEST, "codec.dims", "896", "set it to 512 or less")
+    job.spec["extraction"]["codec"]["dims"] = 512
+    job.run()
+
+
+def test_an_output_that_holds_this_selection_is_left_as_it_is(job: Job) -> None:
+    manifest = job.run()
+    before = {path.name: path.stat().st_mtime_ns for path in manifest.parent.iterdir()}
+    code, words = job.stage("reduce")
+    assert (code, words["unchanged"]) == (0, True)
+    assert {path.name: path.stat().st_mtime_ns for path in manifest.parent.iterdir()} == before
+
+
+def test_an_output_that_holds_a_damaged_copy_of_this_selection_is_refused(job: Job) -> None:
+    manifest = job.run()
+    (manifest.parent / "selected.parquet").write_bytes(b"something else")
+    job.fails("reduce", DAMAGED_DATA, "selected.parquet", "never overwritten")
+
+
+def test_reducing_without_a_plan_is_refused(job: Job) -> None:
+    code, words = job.stage("reduce")
+    assert (code, words["exitCode"]) == (WRONG_REQUEST, WRONG_REQUEST)
+    assert "plan stage" in words["fix"]
+
+
+@pytest.mark.parametrize("stage", ["plan", "extract", "reduce"])
+def test_a_full_disk_ends_the_stage_with_try_again(job: Job, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for before in ("plan", "extract", "reduce")[: ("plan", "extract", "reduce").index(stage)]:
+        assert job.stage(before)[0] == 0
+    there = {path for path in job.folder.rglob("*") if path.is_file()} | {job.folder / "selection.yaml"}
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfileobj", full)
+        code, words = job.stage(stage)
+    assert (code, words["exitCode"]) == (TRY_AGAIN, TRY_AGAIN)
+    assert "no space left" in words["error"]
+    assert {path for path in job.folder.rglob("*") if path.is_file()} == there, "nothing half written is left"
+    assert job.run().exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.EIO, TRY_AGAIN), (errno.ESTALE, TRY_AGAIN), (errno.EACCES, WRONG_REQUEST)]
+)
+def test_an_object_that_cannot_be_read_is_named(
+    job: Job, number: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def refusing(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.name == "a.jsonl":
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    job.fails("plan", code, "a.jsonl", os.strerror(number))
+
+
+def test_a_stop_while_a_library_loads_the_model_is_a_stop(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    def interrupted(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    job.plan()
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", interrupted)
+    code, words = job.stage("extract")
+    assert (code, words["exitCode"]) == (143, 143), words
+    assert "stopped by SIGTERM" in words["error"]
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_extraction_keeps_its_finished_units(job: Job, sent: signal.Signals, code: int) -> None:
+    write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(number) for number in range(400)])
+    job.plan()
+    command = [sys.executable, "-m", "prism_job", "extract", "--spec", str(job.spec_path())]
+    # A shell's background job ignores SIGINT, and its children with it: this child begins with the default again.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL)
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if '"shard"' in line:
+            break
+    process.send_signal(sent)
+    started = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    assert time.monotonic() - started < 20
+    kept = list((job.folder / "store").rglob("*.safetensors"))
+    assert kept
+    assert not list((job.folder / "store").rglob(".put-*"))
+    times = {path: path.stat().st_mtime_ns for path in kept}
+    assert job.run().exists()
+    assert {path: path.stat().st_mtime_ns for path in kept} == times
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused(job: Job) -> None:
+    folder = save_tiny_model(job.folder / "holes")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    job.spec["model"]["uri"] = str(folder)
+    job.fails("extract", DAMAGED_DATA, "model.layers.1.mlp.up_proj.weight", "random")
+
+
+def test_damaged_safetensors_of_a_model_are_refused(job: Job) -> None:
+    folder = save_tiny_model(job.folder / "half")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    job.spec["model"]["uri"] = str(folder)
+    job.fails("extract", DAMAGED_DATA, "damaged weights", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "says"),
+    [
+        ("../holes/model.safetensors", WRONG_REQUEST, "the index names ../holes/model.safetensors"),
+        ("weights.bin", WRONG_REQUEST, "the index names weights.bin"),
+        (None, DAMAGED_DATA, "not an index"),
+    ],
+    ids=["elsewhere", "a pickle", "no index"],
+)
+def test_an_index_names_safetensors_of_its_own_folder_alone(job: Job, file: str | None, code: int, says: str) -> None:
+    folder = save_tiny_model(job.folder / "sharded")
+    (folder / "weights.bin").write_bytes(b"a pickle")
+    index = {"weight_map": {"model.norm.weight": file}} if file else ["weight_map"]
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    job.spec["model"]["uri"] = str(folder)
+    job.fails("plan", code, says, "model.safetensors.index.json")
+
+
+def test_an_adapter_is_not_taken_for_a_model(job: Job) -> None:
+    job.spec["model"]["uri"] = str(save_tiny_adapter(job.folder / "adapter"))
+    job.fails("plan", WRONG_REQUEST, "model.adapter")
+
+
+def test_an_adapter_gives_its_own_rows_and_one_that_does_not_fit_is_refused(job: Job) -> None:
+    folder = save_tiny_adapter(job.folder / "adapter")
+    job.spec["model"]["adapter"] = str(folder)
+    assert job.run().exists()
+    weights = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+    renamed = {name.replace("q_proj", "zz_proj"): weight for name, weight in weights.items()}
+    safetensors.torch.save_file(renamed, folder / "adapter_model.safetensors")
+    job.fails("extract", DAMAGED_DATA, "do not fit", "proj")
+
+
+def test_a_plan_of_another_document_under_the_same_name_is_refused(job: Job) -> None:
+    job.plan()
+    write_jsonl(job.folder / "others.jsonl", [pair(7)])
+    code, words = job.copy(targets={"uris": [str(job.folder / "others.jsonl")]}).stage("extract")
+    assert code == WRONG_REQUEST
+    assert "another document" in words["error"]
+
+
+def test_max_length_beyond_the_models_positions_is_refused(job: Job) -> None:
+    job.spec["extraction"]["maxLength"] = 5000
+    job.fails("extract", WRONG_REQUEST, "5000", "4096")
+
+
+def test_a_budget_of_more_examples_than_there_are_is_refused(job: Job) -> None:
+    job.spec["selection"] = {"drop": "lowest", "budget": {"count": 1000}}
+    job.fails("reduce", WRONG_REQUEST, "1000", "budget.count")
+
+
+def test_a_selection_of_nothing_is_refused(job: Job) -> None:
+    job.spec["selection"] = {"drop": "lowest", "budget": {"fraction": 1.0}}
+    job.fails("reduce", WRONG_REQUEST, "nothing would be selected")
+
+
+def test_a_store_inside_the_data_is_refused(job: Job) -> None:
+    job.spec["store"] = str(job.folder / "pool" / "store")
+    job.fails("plan", WRONG_REQUEST, "spec.store", "inside the data")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"text": "\\ud800"}',
+        '{"text": "x", "n": ' + "9" * 5000 + "}",
+        '{"\\ud800": 1}',
+        "[" * 100_000,
+        '{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "x"}]}',
+    ],
+)
+def test_no_row_however_odd_ends_the_run(job: Job, line: str) -> None:
+    with (job.folder / "pool" / "a.jsonl").open("a") as file:
+        file.write(line + "\n")
+    job.spec["candidates"]["maxBadFraction"] = 0.2
+    manifest = job.run()
+    assert json.loads(manifest.read_text())["counts"]["quarantined"] == 1
+
+
+def test_a_turn_of_tool_calls_alone_is_shown_in_the_report(job: Job) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": "{}"}}]}
+    row = {"messages": [turn("user", "Add"), call | {"content": ""}, turn("tool", "3"), turn("assistant", "Three")]}
+    bare = {"messages": [turn("user", "Add"), call, turn("tool", "3"), turn("assistant", "Three")]}
+    write_jsonl(job.folder / "pool" / "b.jsonl", [row, bare])
+    job.spec["selection"] = {"keep": "highest", "budget": {"count": 12}}
+    assert "Three" in (job.run().parent / "report.html").read_text()
+
+
+def test_csv_as_pandas_and_excel_write_it_is_read(job: Job) -> None:
+    (job.folder / "pool" / "a.jsonl").unlink()
+    (job.folder / "pool" / "pandas.csv").write_text(",prompt,completion\n0,Say,one\n1,Say,two\n2,Say,three\n")
+    (job.folder / "pool" / "excel.csv").write_bytes(b"\xef\xbb\xbfprompt,completion\nSay,four\nSay,five\n")
+    assert job.plan()["examples"] == 5
+
+
+def test_a_model_changed_between_plan_and_extraction_is_refused(job: Job) -> None:
+    folder = save_tiny_model(job.folder / "model")
+    job.spec["model"]["uri"] = str(folder)
+    job.plan()
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(template.replace("<|im_end|>", "<|im_end|> "))
+    code, words = job.stage("extract")
+    assert code == DAMAGED_DATA, words
+    assert str(folder) in words["where"]
+    assert "plan stage again" in words["fix"]
+    assert not list((job.folder / "store").rglob("*.safetensors"))
+    assert job.run().exists(), "what the message advises works"
+
+
+@pytest.mark.parametrize("field", ["norm_B", "nll_B"])
+def test_a_gradient_that_is_not_finite_is_refused_and_not_stored(
+    job: Job, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = GradientCapture.end
+
+    def spoiled(capture: GradientCapture, *arguments: Any, **named: Any) -> Any:
+        result = plain(capture, *arguments, **named)
+        return dataclasses.replace(result, **{field: getattr(result, field) * torch.nan})
+
+    job.plan()
+    monkeypatch.setattr(GradientCapture, "end", spoiled)
+    code, words = job.stage("extract")
+    assert code == DAMAGED_DATA, words
+    assert "not finite" in words["error"]
+    assert "targets.jsonl, unit " in words["where"]  # pairs come first
+    ids = [example_id(target_content(pair(number), needs_rejected=True)) for number in range(3)]
+    assert any(known in words["error"] for known in ids), "the first that was computed is named"
+    assert not list((job.folder / "store").rglob("*.safetensors"))
+
+
+def test_running_out_of_memory_is_weather(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hungry(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("prism_job.plan.plan.make_plan", hungry)
+    job.fails("plan", TRY_AGAIN, "out of memory", "tokensPerBatch")

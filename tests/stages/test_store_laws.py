@@ -1,0 +1,528 @@
+"""What a second run, new data, moved data and other settings cost; and which shards are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from prism_job import projection
+from prism_job.errors import TryAgain
+from prism_job.plan.plan import FACTOR_UNIT_SHARE, factor_units, make_plan, read_plan
+from prism_job.spec.document import digest, parse_spec
+from prism_job.storage.objects import Store, open_store
+from prism_job.store import codec, shards
+from tests.conftest import Job, candidate, pair, write_jsonl
+from tests.models import save_tiny_adapter, save_tiny_model
+
+
+def selected_sha(manifest: Path) -> str:
+    return hashlib.sha256((manifest.parent / "selected.parquet").read_bytes()).hexdigest()
+
+
+def scores_of(manifest: Path) -> dict[str, float]:
+    table = pq.read_table(manifest.parent / "scores.parquet")
+    return dict(zip(table["example_id"].to_pylist(), table["score"].to_pylist(), strict=True))
+
+
+def test_a_second_identical_run_extracts_nothing_and_selects_the_same_bytes(job: Job) -> None:
+    first = job.run()
+    assert job.plan()["missing"] == 0
+    _, words = job.stage("reduce")
+    assert (words["unchanged"], words["selected"], words["manifest"]) == (True, 4, str(first))
+    second = job.copy(output=str(job.folder / "elsewhere"))
+    manifest = second.run()
+    assert manifest != first
+    assert selected_sha(manifest) == selected_sha(first)
+
+
+def test_a_run_from_a_clean_store_selects_the_same_bytes(job: Job) -> None:
+    first = selected_sha(job.run())
+    other = job.copy(store=str(job.folder / "store2"), output=str(job.folder / "output2"))
+    assert selected_sha(other.run()) == first
+
+
+def test_appended_rows_cost_their_own_units_only(job: Job) -> None:
+    # 8 rows are two whole units of 4, so what is appended begins a unit of its own.
+    write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(number) for number in range(8)])
+    job.run()
+    write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(number) for number in range(11)])
+    write_jsonl(job.folder / "pool" / "b.jsonl", [candidate(number) for number in range(20, 24)])
+    words = job.plan()
+    assert words["examples"] == 15
+    assert words["missing"] == 2
+    appended = job.run()
+    clean = job.copy(store=str(job.folder / "store2"), output=str(job.folder / "output2")).run()
+    assert selected_sha(appended) == selected_sha(clean)
+
+
+def test_moved_and_renamed_files_cost_nothing(job: Job) -> None:
+    before = scores_of(job.run())
+    (job.folder / "pool2").mkdir()
+    shutil.move(job.folder / "pool" / "a.jsonl", job.folder / "pool2" / "renamed.jsonl")
+    job.spec["candidates"]["uris"] = [str(job.folder / "pool2")]
+    assert job.plan()["missing"] == 0
+    assert scores_of(job.run()) == before
+
+
+def test_the_same_rows_in_another_format_cost_nothing(job: Job) -> None:
+    import pyarrow as pa
+
+    job.run()
+    rows = [candidate(number) for number in range(10)]
+    shutil.rmtree(job.folder / "pool")
+    (job.folder / "pool").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), job.folder / "pool" / "a.parquet")
+    assert job.plan()["missing"] == 0
+
+
+def test_a_new_target_costs_its_own_unit(job: Job) -> None:
+    job.run()
+    write_jsonl(job.folder / "targets.jsonl", [pair(number) for number in range(50, 53)])
+    assert job.plan()["missing"] == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"projection": {"dim": 8, "seed": 1}},
+        {"projection": {"dim": 16}},
+        {"layers": ["*.mlp.*"]},
+        {"maxLength": 64},
+        {"codec": {"kind": "float16"}},
+        {"codec": {"kind": "sign", "dims": 256}},
+    ],
+)
+def test_another_extractor_reads_no_old_shard(job: Job, change: dict[str, Any]) -> None:
+    job.run()
+    job.spec["extraction"] |= change
+    words = job.plan()
+    assert words["missing"] == words["units"]
+
+
+def test_another_dtype_template_adapter_or_attention_reads_no_old_shard(job: Job) -> None:
+    job.run()
+    other = save_tiny_model(job.folder / "other")
+    assert job.copy(model=job.spec["model"] | {"uri": str(other)}).plan()["missing"] == 0, "the same files elsewhere"
+    template = (other / "chat_template.jinja").read_text()
+    (other / "chat_template.jinja").write_text(template.replace("<|im_end|>", "<|im_end|> "))
+    adapter = save_tiny_adapter(job.folder / "adapter")
+    by_name = save_tiny_model(job.folder / "by_name")
+    (by_name / "additional_chat_templates").mkdir()
+    (by_name / "additional_chat_templates" / "tool_use.jinja").write_text(template)
+    for change in (
+        {"uri": str(by_name)},
+        {"uri": str(other)},
+        {"dtype": "bfloat16"},
+        {"attention": "eager"},
+        {"adapter": str(adapter)},
+    ):
+        words = job.copy(model=job.spec["model"] | change).plan()
+        assert words["missing"] == words["units"], change
+
+
+def test_batch_size_budget_and_scoring_reuse_every_shard(job: Job) -> None:
+    job.run()
+    job.spec["extraction"]["tokensPerBatch"] = 100
+    job.spec["scoring"] = {"weighting": "uniform", "curvature": {"kind": "none"}}
+    job.spec["selection"] = {"drop": "lowest", "budget": {"fraction": 0.3}}
+    assert job.plan()["missing"] == 0
+
+
+def test_factors_asked_for_later_cost_only_the_units_that_carry_them(job: Job) -> None:
+    job.spec["scoring"] = {"curvature": {"kind": "none"}}
+    job.run()
+    del job.spec["scoring"]
+    assert job.plan()["missing"] == len(factor_units(read_plan(parse(job)).candidates))
+    assert job.run().exists()
+
+
+def test_factor_units_depend_on_ids_alone_and_are_never_none() -> None:
+    def unit(text: str, num_rows: int = 1024) -> Any:
+        from prism_job.plan.plan import Unit
+
+        return Unit(id=digest(text), rows="", num_rows=num_rows, source=0, lines=[(1, num_rows)])
+
+    units = [unit(str(number)) for number in range(400)]
+    chosen = factor_units(units)
+    assert chosen == factor_units(units[::-1])
+    assert 400 / FACTOR_UNIT_SHARE / 2 < len(chosen) < 400 / FACTOR_UNIT_SHARE * 2
+    assert all(factor_units([one]) == [one.id] for one in units[:20])
+    few = [unit("whole", 64), unit("tail", 1)]
+    assert sorted(factor_units(few)) == sorted(one.id for one in few), "curvature does not rest on a single row"
+
+
+@pytest.mark.parametrize("curvature", ["kfac", "none"])
+@pytest.mark.parametrize("codec_kind", ["sign", "float16"])
+def test_the_cut_into_units_and_their_order_change_no_score(job: Job, curvature: str, codec_kind: str) -> None:
+    job.spec["scoring"] = {"curvature": {"kind": curvature}}
+    job.spec["extraction"]["codec"] = {"kind": codec_kind} | ({"dims": 512} if codec_kind == "sign" else {})
+    fine = scores_of(job.run())
+    job.spec["extraction"]["examplesPerShard"] = 1000
+    whole = scores_of(job.run())
+    rows = [candidate(number) for number in range(10)]
+    (job.folder / "pool" / "a.jsonl").unlink()
+    write_jsonl(job.folder / "pool" / "b.jsonl", rows[6:][::-1])
+    write_jsonl(job.folder / "pool" / "c.jsonl", rows[:6])
+    other = scores_of(job.run())
+    # Another cut makes other micro-batches. A sign within rounding of zero may flip, which moves a score by one dim of
+    # 512; a float16 value may round the other way, which is 5e-4 of it.
+    largest = max(map(abs, fine.values()))
+    for cut in (whole, other):
+        assert cut.keys() == fine.keys()
+        for key, value in fine.items():
+            assert cut[key] == pytest.approx(value, abs=largest * (1 / 512 if codec_kind == "sign" else 5e-4))
+
+
+def test_sign_rows_are_the_folded_float16_rows(job: Job) -> None:
+    job.spec["scoring"] = {"curvature": {"kind": "none"}}
+    job.run()
+    sign_run = parse(job)
+    job.spec["extraction"]["codec"] = {"kind": "float16"}
+    job.run()
+    plain_run = parse(job)
+    store = open_store(sign_run.spec.store)
+    sign_plan, plain_plan = make_plan(sign_run), make_plan(plain_run)
+    layers = shards.read_shard(store, sign_plan.extractor, "targets", sign_plan.targets[0].id).notes["layers"]
+    for unit in sign_plan.candidates:
+        signs = shards.read_shard(store, sign_plan.extractor, "candidates", unit.id).arrays
+        plain = codec.decode_float16(shards.read_shard(store, plain_plan.extractor, "candidates", unit.id).arrays)
+        for place, row in enumerate(plain):
+            folded = projection.fold(row.astype(np.float64).reshape(len(layers), -1), layers, 0, 512)
+            bits = np.unpackbits(signs["signs"][place], bitorder="little").astype(bool)
+            # Half precision moves each of about two numbers in a bucket by 5e-4 of the row's largest.
+            clear = np.abs(folded) > 4 * 5e-4 * np.abs(row).max()
+            assert clear.mean() > 0.5
+            assert (bits == (folded >= 0))[clear].all()
+
+
+def shard_files(job: Job, kind: shards.Kind = "candidates") -> list[Path]:
+    plan = read_plan(parse(job))
+    ids = {"candidates": [unit.id for unit in plan.candidates], "targets": [unit.id for unit in plan.targets]}
+    return [job.folder / "store" / shards.shard_key(plan.extractor, kind, one) for one in ids.get(kind, plan.factors)]
+
+
+KINDS: tuple[shards.Kind, ...] = ("candidates", "targets", "factors")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "header", "renamed", "foreign", "missing", "empty"])
+def test_a_damaged_shard_is_refused_by_name(job: Job, damage: str, kind: shards.Kind) -> None:
+    write_jsonl(job.folder / "targets.jsonl", [pair(number) for number in range(20)])  # two units of targets
+    job.plan()
+    assert job.stage("extract")[0] == 0
+    victim, other = shard_files(job, kind)[:2]
+    content = bytearray(victim.read_bytes())
+    if damage == "truncated":
+        victim.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        content[-7] ^= 1
+        victim.write_bytes(content)
+    elif damage == "header":
+        victim.write_bytes(bytes(content).replace(b'"unit":"', b'"unit":"0', 1)[: len(content)])
+    elif damage == "renamed":
+        victim.write_bytes(other.read_bytes())
+    elif damage == "foreign":
+        foreign = job.copy(extraction=job.spec["extraction"] | {"projection": {"dim": 8, "seed": 5}})
+        foreign.document["metadata"]["name"] = "foreign"
+        foreign.run()
+        shutil.copy(shard_files(foreign, kind)[0], victim)
+    elif damage == "missing":
+        victim.unlink()
+    else:
+        victim.write_bytes(b"")
+    code, words = job.stage("reduce")
+    assert code == 65, words
+    assert victim.name in words["where"]
+    assert "again" in words["fix"] or "deleted" in words["fix"]
+    victim.unlink(missing_ok=True)
+    assert job.run().exists(), "what the message advises works"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_flipped_bit_is_noticed(job: Job, kind: shards.Kind) -> None:
+    job.run()
+    victim = shard_files(job, kind)[0]
+    content = victim.read_bytes()
+    generator = np.random.default_rng(0)
+    for place in generator.integers(len(content), size=20).tolist():
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(generator.integers(8))
+        victim.write_bytes(damaged)
+        # Byte by byte the refusal must come from reading, whatever the byte was: length, header, payload.
+        code, words = job.copy(output=str(job.folder / f"out{place}")).stage("plan")
+        assert code == 0
+        code, words = job.copy(output=str(job.folder / f"out{place}")).stage("reduce")
+        assert code == 65, (place, words)
+        assert victim.name in words["where"]
+
+
+def test_exact_duplicates_count_once(job: Job) -> None:
+    rows = [candidate(number) for number in range(6)]
+    write_jsonl(job.folder / "pool" / "a.jsonl", rows + [row | {"label": 7} for row in rows])
+    job.spec["selection"] = {"drop": "lowest", "budget": {"count": 2}}
+    manifest = job.run()
+    counts = json.loads(manifest.read_text())["counts"]
+    assert (counts["candidates"], counts["duplicates"], counts["selected"]) == (12, 6, 4)
+    lines = pq.read_table(manifest.parent / "selected.parquet")["line"].to_pylist()
+    assert max(lines) <= 6, "of equal rows the first stands"
+
+
+def test_the_manifest_vouches_for_every_file_beside_it(job: Job) -> None:
+    manifest = job.run()
+    files = json.loads(manifest.read_text())["files"]
+    beside = {path.name for path in manifest.parent.iterdir()} - {"manifest.json"}
+    assert set(files) == beside
+    for name, stated in files.items():
+        assert hashlib.sha256((manifest.parent / name).read_bytes()).hexdigest() == stated["sha256"]
+
+
+def test_the_published_spec_replays_the_run(job: Job) -> None:
+    manifest = job.run()
+    replay = job.copy()
+    replay.document = parse_spec((manifest.parent / "spec.yaml").read_text(), "spec.yaml").to_document()
+    code, _ = replay.stage("plan")
+    assert code == 0
+    assert replay.stage("reduce")[1] == {**replay.events[-1], "manifest": str(manifest), "unchanged": True}
+
+
+def test_load_dataset_reads_the_selection(job: Job) -> None:
+    import datasets
+
+    manifest = job.run()
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(manifest.parent / "selected.parquet"), cache_dir=str(job.folder / "cache")
+    )["train"]
+    assert len(loaded) == 4
+    assert loaded[0]["score"] >= loaded[3]["score"]
+
+
+def test_an_export_holds_the_selected_rows_whole(job: Job) -> None:
+    manifest = job.run()
+    lines = sorted(pq.read_table(manifest.parent / "selected.parquet")["line"].to_pylist())
+    wanted = [candidate(line - 1) for line in lines]
+    code, words = job.call("export", str(manifest), str(job.folder / "subset.jsonl"))
+    assert (code, words["rows"]) == (0, 4)
+    assert [json.loads(line) for line in (job.folder / "subset.jsonl").read_text().splitlines()] == wanted
+    assert job.call("export", str(manifest), str(job.folder / "subset.parquet"))[0] == 0
+    assert pq.read_table(job.folder / "subset.parquet").to_pylist() == wanted
+    assert job.call("export", str(manifest), str(job.folder / "subset.jsonl"))[0] == 64, "nothing is overwritten"
+
+
+def test_evaluation_agrees_with_a_count_over_all_pairs(job: Job) -> None:
+    manifest = job.run()
+    code, words = job.call("evaluate", str(manifest))
+    assert code == 0, words
+    table = pq.read_table(manifest.parent / "scores.parquet").to_pylist()
+    good = [row for row in table if (row["line"] - 1) % 2]
+    bad = [row for row in table if not (row["line"] - 1) % 2]
+
+    def share(key: str, sign: float = 1.0) -> float:
+        wins = [(sign * g[key] > sign * b[key]) + 0.5 * (g[key] == b[key]) for g in good for b in bad]
+        return sum(wins) / len(wins)
+
+    assert words["auroc"] == pytest.approx(share("score"))
+    assert words["loss_sum_auroc"] == pytest.approx(share("nll", -1.0))
+    assert words["auroc_low"] <= words["auroc"] <= words["auroc_high"]
+    kept = [(row["line"] - 1) % 2 for row in table if row["selected"]]
+    assert words["precision_at_budget"] == pytest.approx(sum(kept) / len(kept))
+
+
+def test_a_budget_that_rounds_to_nothing_has_no_precision(job: Job) -> None:
+    job.spec["selection"] = {"drop": "lowest", "budget": {"fraction": 0.01}}
+    code, words = job.call("evaluate", str(job.run()))
+    assert (code, words["taken_by_budget"], words["precision_at_budget"]) == (0, 0, None)
+    assert words["auroc"] is not None
+
+
+def test_labels_of_rows_that_are_not_ranked_are_not_asked_for(job: Job) -> None:
+    rows = [candidate(number) for number in range(6)]
+    write_jsonl(job.folder / "pool" / "a.jsonl", [*rows, {"messages": rows[0]["messages"]}])
+    code, words = job.call("evaluate", str(job.run()))
+    assert (code, words["num_examples"]) == (0, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("manifest.json", "{}"),
+        ("manifest.json", "not JSON"),
+        ("manifest.json", '{"format": "prism-selection/2", "files": {"../../../etc/passwd": {}}}'),
+        ("plan.json", "{}"),
+        ("scores.parquet", ""),
+        ("report.html", "<html>"),
+    ],
+)
+def test_a_damaged_selection_is_refused_by_name(job: Job, name: str, content: str) -> None:
+    manifest = job.run()
+    (manifest.parent / name).write_text(content)
+    readers = {"evaluate": {"scores.parquet", "plan.json"}, "report": {"report.html"}}
+    for verb in ("evaluate", "export", "report"):
+        rest = [str(job.folder / "subset.jsonl")] if verb == "export" else []
+        code, words = job.call(verb, str(manifest), *rest)
+        if name == "manifest.json" or name in readers.get(verb, {name}):
+            assert code == 65, words
+            assert name in words["where"]
+        else:
+            assert code == 0, words
+    code, words = job.stage("reduce")
+    assert code == 65, words
+
+
+def test_another_store_is_another_selection_that_exports_from_its_own(job: Job) -> None:
+    first = job.run()
+    other = job.copy(store=str(job.folder / "store2"))
+    second = other.run()
+    assert second != first
+    assert selected_sha(second) == selected_sha(first)
+    shutil.rmtree(job.folder / "store")
+    assert other.call("export", str(second), str(job.folder / "subset.jsonl"))[0] == 0
+
+
+def test_an_export_writes_any_row_or_says_which_column_it_cannot(job: Job) -> None:
+    odd = {"empty": {}, "half": "\ud800", "mixed": "0"}
+    path = job.folder / "pool" / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (candidate(1) | odd, candidate(2) | {"mixed": 0})))
+    job.spec["selection"]["budget"] = {"count": 2}
+    manifest = job.run()
+    assert job.call("export", str(manifest), str(job.folder / "subset.jsonl"))[0] == 0
+    lines = (job.folder / "subset.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [candidate(1) | odd, candidate(2) | {"mixed": 0}]
+    for name, value in odd.items():
+        path.write_text(json.dumps(candidate(1) | {name: value}) + "\n" + json.dumps(candidate(2) | {name: 0}) + "\n")
+        code, words = job.call("export", str(job.run()), str(job.folder / f"{name}.parquet"))
+        assert code == 64, words
+        assert f"column '{name}'" in words["error"]
+        assert str(job.folder / f"{name}.parquet") in words["where"]
+
+
+def test_evaluation_names_what_it_misses(job: Job) -> None:
+    manifest = job.run()
+    code, words = job.call("evaluate", str(manifest), "--label", "colour")
+    assert code == 64
+    assert "a.jsonl line 1" in words["where"]
+
+
+def parse(job: Job) -> Any:
+    return parse_spec(job.spec_path().read_text(), "selection.yaml")
+
+
+def test_other_weights_another_tokenizer_or_another_config_read_no_old_shard(job: Job) -> None:
+    job.run()
+    folder = job.folder / "other"
+    job.spec["model"]["uri"] = str(save_tiny_model(folder))
+    assert job.plan()["missing"] == 0, "the same files elsewhere"
+
+    def changed(name: str, old: str, new: str) -> None:
+        text = (folder / name).read_text()
+        assert text.count(old) == 1
+        (folder / name).write_text(text.replace(old, new))
+
+    def other_weights() -> None:
+        shutil.copy(save_tiny_model(job.folder / "seed", seed=1) / "model.safetensors", folder / "model.safetensors")
+
+    for change in (
+        other_weights,
+        lambda: changed("tokenizer.json", '"add_prefix_space": false', '"add_prefix_space": true'),
+        lambda: changed("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'),
+    ):
+        save_tiny_model(folder)
+        change()
+        words = job.plan()
+        assert words["missing"] == words["units"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["prism_job.store.shards.FORMAT", "prism_job.projection.VERSION", "prism_job.plan.plan.TEMPLATE_DATE"],
+)
+def test_another_format_projection_or_date_is_another_extractor(
+    job: Job, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = job.plan()
+    monkeypatch.setattr(name, "another")
+    after = job.plan()
+    assert after["extractor"] != before["extractor"]
+
+
+def test_bfloat16_rows_of_products_in_float32_are_of_another_extractor(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they were once computed; float32 rows kept their numbers, and their extractor."""
+    found = {}
+    for dtype in ("bfloat16", "float32"):
+        job.spec["model"]["dtype"] = dtype
+        found[dtype] = job.plan()["extractor"]
+    monkeypatch.setattr("prism_job.spec.document.ModelSpec.product_dtype", "float32")
+    for dtype in ("bfloat16", "float32"):
+        job.spec["model"]["dtype"] = dtype
+        assert (job.plan()["extractor"] == found[dtype]) == (dtype == "float32")
+
+
+def test_a_second_extraction_of_one_plan_writes_nothing(job: Job) -> None:
+    job.plan()
+    code, words = job.stage("extract")
+    assert (code, words["units"]) == (0, 4), "three of candidates and one of targets"
+    times = {path: path.stat().st_mtime_ns for path in (job.folder / "store").rglob("*")}
+    code, words = job.stage("extract")
+    assert (code, words["units"]) == (0, 0), words
+    assert {path: path.stat().st_mtime_ns for path in (job.folder / "store").rglob("*")} == times
+
+
+def test_no_unit_has_rows_before_the_factors_that_go_with_them(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever extraction is cut off, whoever sees a unit's rows may trust that its factors are there too."""
+    job.plan()
+    folder = type(open_store(job.spec["store"]))
+    plain = folder.put
+    left = 0
+
+    def failing(store: Store, key: str, content: bytes) -> None:
+        nonlocal left
+        if key.endswith(".safetensors"):
+            left -= 1
+            if left < 0:
+                raise TryAgain("no more puts", where=key, fix="try again")
+        plain(store, key, content)
+
+    with_factors = read_plan(parse(job)).factors
+    assert len(with_factors) == 3
+    for allowed in range(1, 7):  # shards: one of targets, then factors and rows of three units
+        shutil.rmtree(job.folder / "store" / read_plan(parse(job)).extractor, ignore_errors=True)
+        left = allowed
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, "put", failing)
+            code, words = job.stage("extract")
+        assert code == 75, words
+        present = shards.units_present(open_store(job.spec["store"]), read_plan(parse(job)).extractor)
+        assert sum(map(len, present.values())) == allowed
+        assert present["candidates"] <= present["factors"]
+
+
+def test_staged_rows_and_shards_that_are_not_what_their_names_say_are_refused_by_name(job: Job) -> None:
+    job.plan()
+    plan, store = read_plan(parse(job)), open_store(job.spec["store"])
+    victim, other = (job.folder / "store" / "rows" / f"{unit.rows}.jsonl.zst" for unit in plan.candidates[:2])
+    content = victim.read_bytes()
+    shutil.copy(other, victim)
+    code, words = job.stage("extract")
+    assert code == 65, words
+    assert victim.name in words["where"]
+    assert "digest" in words["error"]
+    victim.write_bytes(content)
+
+    assert job.stage("extract")[0] == 0
+    unit = plan.candidates[0]
+    shard = shards.read_shard(store, plan.extractor, "candidates", unit.id)
+    # A header and a checksum in order, over the rows of other examples.
+    strange = {**shard.arrays, "ids": shard.arrays["ids"][::-1]}
+    shards.write_shard(store, plan.extractor, "candidates", unit.id, strange, shard.notes)
+    code, words = job.stage("reduce")
+    assert code == 65, words
+    assert unit.id in words["where"]
+    assert "row ids" in words["error"]

@@ -1,0 +1,268 @@
+"""Over S3 in bad weather (a proxy that spoils a fifth of the requests) the job does what it does in good; what it asks for."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prism_job.errors import TryAgain
+from prism_job.storage import checksums, retries, transfers
+from prism_job.storage.objects import open_store
+from prism_job.storage.s3 import S3Prefix
+from prism_job.store import shards, staged_rows
+from tests.conftest import Job, point_at
+from tests.stages.test_s3 import on_s3
+from tests.weather import Weather
+
+PAGE = 1000
+"""Objects of one page of a listing, on S3 as on moto."""
+
+
+def endpoint(client: Any) -> str:
+    return str(client.meta.endpoint_url)
+
+
+def fill(bucket: str, keys: list[str]) -> None:
+    """Objects laid straight into moto's memory: thousands of puts would take half a minute."""
+    from moto.s3.models import s3_backends
+
+    backend = next(iter(s3_backends.values()))["aws"]
+    for key in keys:
+        backend.put_object(bucket, key, b"")
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Pieces so short that small files have many."""
+    monkeypatch.setattr("moto.s3.models.S3_UPLOAD_PART_MIN_SIZE", 1)
+    monkeypatch.setattr("prism_job.storage.transfers.PIECE_BYTES", 2**14)
+    return 2**14
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_fifth_of_bad_answers_changes_no_byte_and_each_is_one_retry(
+    job: Job, s3: Any, no_pauses: pytest.MonkeyPatch, small_pieces: int, seed: int
+) -> None:
+    clean = on_s3(job, s3)
+    for path in Path(job.spec["model"]["uri"]).iterdir():
+        s3.upload_file(str(path), "corpora", f"model/{path.name}")
+    clean.spec["model"]["uri"] = "s3://corpora/model"
+    no_pauses.setenv("PRISM_CACHE", str(job.folder / "cache"))
+    calm = selected(clean)
+    no_pauses.setenv("PRISM_CACHE", str(job.folder / "another-node"))
+    rough = clean.copy(store="s3://prism/other-gradients", output="s3://prism/other-selections")
+    told = 0
+    with Weather(endpoint(s3), 0.2, seed, delay_seconds=0.01) as proxy:
+        point_at(proxy.url, no_pauses)
+        for stage in ("plan", "extract", "reduce"):
+            code, words = rough.stage(stage)
+            assert code == 0, words
+            told += words["retries"]
+        content = open_store(words["manifest"].removesuffix("/manifest.json")).get("selected.parquet")
+    assert content == calm
+    # The get above was asked after the last stage's last words.
+    assert told <= proxy.num_faults <= told + retries.TRIES
+    assert told > 10
+    print(f"seed {seed}: {told} retries; {dict(proxy.counts)}")
+
+
+def selected(job: Job) -> bytes:
+    for stage in ("plan", "extract", "reduce"):
+        code, words = job.stage(stage)
+        assert code == 0, words
+        assert words["retries"] == 0
+    return open_store(words["manifest"].removesuffix("/manifest.json")).get("selected.parquet")
+
+
+@pytest.mark.parametrize("kind", ["slow_down", "reset_before", "reset_after", "cut"])
+def test_every_verb_passes_through_every_fault(
+    s3: Any, no_pauses: pytest.MonkeyPatch, small_pieces: int, tmp_path: Path, kind: str
+) -> None:
+    content = random.Random(kind).randbytes(10 * small_pieces + 1)
+    (tmp_path / "up").write_bytes(content)
+    before = retries.num_retries()
+    with Weather(endpoint(s3), 0.4, seed=3, kinds=(kind,)) as proxy:
+        point_at(proxy.url, no_pauses)
+        store = open_store("s3://prism/x")
+        store.put("small", b"some bytes")
+        store.put_file("large", tmp_path / "up")
+        assert store.get("small") == b"some bytes"
+        assert store.get("large") == content
+        assert [listed.key for listed in store.list()] == ["large", "small"]
+        assert (store.exists("small"), store.exists("none")) == (True, False)
+        store.download("large", tmp_path / "down")
+    assert (tmp_path / "down").read_bytes() == content
+    assert retries.num_retries() - before == proxy.num_faults > 5
+    # Where the answer that began an upload was lost, that upload stays behind; nobody ever gave it a part.
+    for left in s3.list_multipart_uploads(Bucket="prism").get("Uploads", []):
+        assert not s3.list_parts(Bucket="prism", Key=left["Key"], UploadId=left["UploadId"]).get("Parts")
+
+
+def test_an_upload_whose_last_answer_was_lost_is_known_to_be_done(
+    no_pauses: pytest.MonkeyPatch, small_pieces: int, tmp_path: Path
+) -> None:
+    from botocore.exceptions import ClientError, ReadTimeoutError
+
+    (tmp_path / "up").write_bytes(b"x" * 3 * small_pieces)
+    store, tries = S3Prefix("s3://prism"), []
+    honest = store.client.complete_multipart_upload
+
+    def forgetful(**arguments: Any) -> None:
+        # Ceph and MinIO know nothing of an upload that became an object; S3 and moto do.
+        tries.append(arguments)
+        if len(tries) == 1:
+            honest(**arguments)
+            raise ReadTimeoutError(endpoint_url="here")
+        raise ClientError({"Error": {"Code": "NoSuchUpload"}, "ResponseMetadata": {"HTTPStatusCode": 404}}, "Complete")
+
+    no_pauses.setattr(store.client, "complete_multipart_upload", forgetful)
+    store.put_file("once", tmp_path / "up")
+    assert len(tries) == 2
+    assert store.get("once") == b"x" * 3 * small_pieces
+    # Without an upload of ours that became the object, the same answer is what it says.
+    with pytest.raises(TryAgain, match="NoSuchUpload"):
+        store.put_file("once", tmp_path / "up")
+
+
+def test_a_listing_goes_on_from_the_page_that_failed(s3: Any, no_pauses: pytest.MonkeyPatch) -> None:
+    keys = [f"many/{number:05d}" for number in range(4 * PAGE + 1)]
+    fill("prism", keys)
+    with Weather(endpoint(s3), 0.4, seed=2, kinds=("slow_down", "cut", "reset_after")) as proxy:
+        point_at(proxy.url, no_pauses)
+        assert [listed.key for listed in open_store("s3://prism").list("many/")] == keys
+    assert proxy.num_faults > 0
+    assert proxy.counts["requests"] == 5 + proxy.num_faults
+
+
+def test_what_a_store_holds_costs_one_page_for_each_thousand_objects(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    units = [f"{number:032x}" for number in range(2 * PAGE)]
+    with_factors = units[:: len(units) // 250]
+    keys = [shards.shard_key("digest", "candidates", unit) for unit in units]
+    keys += [shards.shard_key("digest", "factors", unit) for unit in with_factors]
+    # Neither other extractors nor rows nor runs in the same store are paid for.
+    elsewhere = [shards.shard_key("another", "candidates", unit) for unit in units]
+    rows = [f"rows/{unit}.jsonl.zst" for unit in units]
+    fill("prism", [f"store/{key}" for key in keys + elsewhere + rows])
+    with Weather(endpoint(s3), 0.0, seed=0) as proxy:
+        point_at(proxy.url, monkeypatch)
+        store = open_store("s3://prism/store")
+        present = shards.units_present(store, "digest")
+        assert (present["candidates"], present["factors"]) == (set(units), set(with_factors))
+        assert len(proxy.paths) == -(-len(keys) // PAGE)
+        proxy.paths.clear()
+        assert staged_rows.staged_names(store) == set(units)
+        assert len(proxy.paths) == len(rows) // PAGE
+
+
+def test_a_file_in_parts_is_checked_against_what_the_server_states(
+    s3: Any, small_pieces: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = random.Random(0).randbytes(3 * small_pieces + 5)
+    (tmp_path / "up").write_bytes(content)
+    store = S3Prefix("s3://prism")
+    store.put_file("large", tmp_path / "up")
+    sent: list[bytes] = []
+    honest = S3Prefix._get_piece
+
+    def one_bit_off(*arguments: Any) -> bytes:
+        piece = bytearray(honest(*arguments))
+        piece[3] ^= 1
+        sent.append(bytes(piece))
+        return sent[-1]
+
+    monkeypatch.setattr(S3Prefix, "_get_piece", one_bit_off)
+    with pytest.raises(TryAgain, match="MD5 that S3 states"):
+        store.download("large", tmp_path / "down")
+    assert len(sent) == 4
+    # Nothing of it is kept: neither the file nor the pieces.
+    assert [path.name for path in tmp_path.iterdir()] == ["up"]
+
+
+@pytest.mark.parametrize("algorithm", ["CRC32", "SHA256", "SHA1", "MD5"])
+@pytest.mark.parametrize(
+    "sizes", [None, [1000, 1000, 500], [700, 1500, 300]], ids=["whole", "equal parts", "odd parts"]
+)
+def test_a_checksum_fits_its_content_and_no_other(
+    tmp_path: Path, algorithm: checksums.Algorithm, sizes: list[int] | None
+) -> None:
+    content = random.Random(1).randbytes(2500)
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    value = plain_sum(algorithm, content)
+    if sizes:
+        ends = [sum(sizes[:number]) for number in range(len(sizes) + 1)]
+        parts = [content[start:end] for start, end in itertools.pairwise(ends)]
+        value = plain_sum(algorithm, b"".join(plain_sum(algorithm, part) for part in parts))
+    wanted = checksums.Stated(algorithm, value, len(sizes or []))
+    assert checksums.fits(path, wanted, lambda number: (sizes or [])[number - 1])
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert not checksums.fits(path, wanted, lambda number: (sizes or [])[number - 1])
+
+
+def plain_sum(algorithm: str, content: bytes) -> bytes:
+    import hashlib
+    import zlib
+
+    if algorithm == "CRC32":
+        return zlib.crc32(content).to_bytes(4, "big")
+    return hashlib.new(algorithm.lower(), content).digest()
+
+
+@pytest.mark.parametrize(
+    ("head", "found"),
+    [
+        ({"ETag": f'"{"0" * 32}"'}, ("MD5", 0)),
+        ({"ETag": f'"{"0" * 32}-7"'}, ("MD5", 7)),
+        ({"ETag": f'"{"0" * 32}"', "ChecksumCRC32": "AAAAAA=="}, ("CRC32", 0)),
+        ({"ETag": f'"{"0" * 32}-7"', "ChecksumCRC32": "AAAAAA==-7"}, ("CRC32", 7)),
+        ({"ETag": f'"{"0" * 32}-7"', "ChecksumCRC32": "AAAAAA==", "ChecksumType": "FULL_OBJECT"}, ("CRC32", 0)),
+        # Of which bytes it is the sum is not said: the ETag is taken.
+        ({"ETag": f'"{"0" * 32}-7"', "ChecksumCRC32": "AAAAAA=="}, ("MD5", 7)),
+        ({"ETag": f'"{"0" * 32}"', "ServerSideEncryption": "aws:kms"}, None),
+        ({"ETag": f'"{"0" * 32}"', "SSECustomerAlgorithm": "AES256"}, None),
+        ({"ETag": '"CJjT4q"'}, None),
+    ],
+)
+def test_only_what_is_a_checksum_is_taken_for_one(head: dict[str, str], found: tuple[str, int] | None) -> None:
+    told = checksums.stated(head, "bucket")
+    assert (told and (told.algorithm, told.num_parts)) == found
+
+
+def test_pieces_that_a_cut_off_download_left_are_not_asked_for_again(tmp_path: Path, small_pieces: int) -> None:
+    content = random.Random(2).randbytes(6 * small_pieces + 9)
+    asked: list[int] = []
+
+    def give(start: int, length: int, _: object) -> bytes:
+        asked.append(start)
+        return content[start : start + length]
+
+    def cut_off(start: int, length: int, given_up: Any) -> bytes:
+        if start >= 3 * small_pieces:
+            while len(index.read_text().splitlines()) < 4:
+                time.sleep(0.001)
+            raise TryAgain("cut off", where="here", fix="again")
+        return give(start, length, given_up)
+
+    path, index = tmp_path / "file", tmp_path / "file.part.index"
+    for tag in ("first", "second"):  # what was left of another content is of no use
+        with pytest.raises(TryAgain):
+            transfers.fetch(path, len(content), tag, cut_off, lambda _: None)
+        assert not path.exists()
+    noted = {int(line.split()[0]) for line in index.read_text().splitlines()[1:]}
+    assert noted == {0, small_pieces, 2 * small_pieces}
+    damaged = min(noted)
+    with (tmp_path / "file.part").open("r+b") as part:
+        part.seek(damaged)
+        part.write(b"not what was noted")
+    asked.clear()
+    transfers.fetch(path, len(content), "second", give, lambda _: None)
+    assert path.read_bytes() == content
+    starts = set(range(0, len(content), small_pieces))
+    assert set(asked) == starts - noted | {damaged}
+    assert len(asked) == len(set(asked))
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,269 @@
+"""Laws of `store list|du|prune`, over a folder and over S3: what is kept stays whole, all else goes, and only when asked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.follow import tables
+from prism_job.errors import RequestError
+from prism_job.storage.objects import open_store
+from prism_job.storage.s3 import MAX_DELETED_AT_ONCE
+from prism_job.store.inventory import prune
+from tests.conftest import Job, Row, candidate, pair, write_jsonl
+
+AT_ONCE = ("--older-than", "0")
+
+
+@pytest.fixture(params=["folder", "s3"])
+def stored(request: pytest.FixtureRequest, job: Job) -> Job:
+    """A job whose store and output lie in a folder, or on moto's S3."""
+    if request.param == "folder":
+        return job
+    request.getfixturevalue("s3")
+    return job.copy(store="s3://prism/gradients", output="s3://prism/selections")
+
+
+def run(job: Job) -> str:
+    for name in ("plan", "extract", "reduce"):
+        code, words = job.stage(name)
+        assert code == 0, words
+    return str(words["manifest"])
+
+
+def store_verb(job: Job, action: str, *options: str) -> Row:
+    code, words = job.call("store", action, job.spec["store"], *options)
+    assert code == 0, words
+    return words
+
+
+def keys(job: Job) -> set[str]:
+    return {listed.key for listed in open_store(job.spec["store"]).list()}
+
+
+def other_selection(job: Job, output: str) -> Job:
+    """The same data under another extractor and name."""
+    other = job.copy(output=output, extraction=job.spec["extraction"] | {"projection": {"dim": 8, "seed": 7}})
+    other.document["metadata"]["name"] = "other"
+    return other
+
+
+def output_beside(job: Job) -> str:
+    return job.spec["output"] + "-2"
+
+
+def test_a_kept_selection_stays_whole_and_everything_else_goes(stored: Job) -> None:
+    manifest = run(stored)
+    needed = keys(stored)
+    run(other_selection(stored, output_beside(stored)))
+    write_jsonl(stored.folder / "pool" / "b.jsonl", [candidate(number) for number in range(50, 57)])
+    write_jsonl(stored.folder / "targets.jsonl", [pair(number) for number in range(40, 45)])
+    run(stored.copy(output=output_beside(stored)))
+    open_store(stored.spec["store"]).put("notes.txt", b"somebody's own")
+    assert keys(stored) > needed
+    held = keys(stored)
+
+    told = store_verb(stored, "prune", "--keep", stored.spec["output"], *AT_ONCE)
+    assert keys(stored) == held, "a dry run removes nothing"
+    assert not told["removed"]
+    done = store_verb(stored, "prune", "--keep", stored.spec["output"], *AT_ONCE, "--yes")
+    assert (done["objects"], done["bytes"], done["keys"]) == (told["objects"], told["bytes"], told["keys"])
+    assert keys(stored) == needed | {"notes.txt"}
+    assert set(done["keys"]) == held - needed - {"notes.txt"}
+    assert "without --yes" in tables.prune_table(told)
+    assert f"removed: {done['objects']} objects, {done['bytes']:,} bytes" in tables.prune_table(done)
+
+    assert stored.call("evaluate", manifest)[0] == 0
+    assert stored.call("export", manifest, str(stored.folder / "subset.jsonl"))[0] == 0
+    (stored.folder / "pool" / "b.jsonl").unlink()
+    write_jsonl(stored.folder / "targets.jsonl", [pair(number) for number in range(3)])
+    assert stored.plan()["missing"] == 0
+    fresh = stored.copy(output=stored.spec["output"] + "-3")
+    assert fresh.plan()["missing"] == 0
+    assert fresh.stage("reduce")[0] == 0, "what is left is enough to select anew"
+    again = store_verb(stored, "prune", "--keep", stored.spec["output"], *AT_ONCE, "--yes")
+    assert again["objects"] == 0
+
+
+def test_every_output_named_is_kept(stored: Job) -> None:
+    run(stored)
+    run(other_selection(stored, output_beside(stored)))
+    held = keys(stored)
+    keeps = ["--keep", stored.spec["output"], "--keep", output_beside(stored)]
+    assert store_verb(stored, "prune", *keeps, *AT_ONCE, "--yes")["objects"] == 0
+    assert keys(stored) == held
+
+
+def test_young_objects_are_never_removed(stored: Job) -> None:
+    run(stored)
+    run(other_selection(stored, output_beside(stored)))
+    held = keys(stored)
+    done = store_verb(stored, "prune", "--keep", stored.spec["output"], "--yes")
+    assert keys(stored) == held
+    assert (done["objects"], done["older_than_hours"]) == (0, 24.0)
+    assert done["too_young_objects"] > 0
+    # The same store seen a day and an hour later.
+    later = prune(stored.spec["store"], [stored.spec["output"]], really=True, now=time.time() + 25 * 3600)
+    assert later["objects"] == done["too_young_objects"]
+    assert later["bytes"] == done["too_young_bytes"]
+
+
+def test_age_is_counted_from_the_put(job: Job) -> None:
+    run(job)
+    run(other_selection(job, output_beside(job)))
+    doomed = store_verb(job, "prune", "--keep", job.spec["output"], *AT_ONCE)["keys"]
+    old = Path(job.spec["store"]) / doomed[0]
+    os.utime(old, (1.0, 1.0))
+    assert store_verb(job, "prune", "--keep", job.spec["output"], "--yes")["keys"] == [doomed[0]]
+
+
+def test_a_run_that_has_not_published_yet_loses_nothing(stored: Job) -> None:
+    run(stored)
+    going_on = other_selection(stored, stored.spec["output"])
+    assert going_on.stage("plan")[0] == 0
+    assert going_on.stage("extract")[0] == 0
+    done = store_verb(stored, "prune", "--keep", stored.spec["output"], *AT_ONCE, "--yes")
+    assert done["objects"] == 0
+    assert done["kept_unfinished"] == [open_store(stored.spec["output"]).uri("other/plan.json")]
+    assert "other/plan.json" in tables.prune_table(done)
+    assert going_on.stage("reduce")[0] == 0
+
+
+def refused(job: Job, *options: str) -> Row:
+    held = keys(job)
+    code, words = job.call("store", "prune", job.spec["store"], *options, *AT_ONCE, "--yes")
+    assert code in (64, 65), words
+    assert keys(job) == held
+    assert words["where"]
+    assert words["fix"]
+    return {**words, "code": code}
+
+
+def without_keep(job: Job) -> list[str]:
+    return []
+
+
+def keep_of_nothing(job: Job) -> list[str]:
+    return ["--keep", job.spec["output"], "--keep", str(job.folder / "outputt")]
+
+
+def keep_of_another_store(job: Job) -> list[str]:
+    other = other_selection(job, str(job.folder / "elsewhere")).copy(store=str(job.folder / "store2"))
+    write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(number) for number in range(60, 70)])
+    write_jsonl(job.folder / "targets.jsonl", [pair(number) for number in range(60, 63)])
+    run(other)
+    return ["--keep", str(job.folder / "elsewhere")]
+
+
+def keep_with_a_damaged_plan(job: Job) -> list[str]:
+    next((job.folder / "output").glob("*/*/plan.json")).write_text("{}")
+    return ["--keep", job.spec["output"]]
+
+
+def keep_with_a_damaged_unfinished_plan(job: Job) -> list[str]:
+    (job.folder / "output" / "test" / "plan.json").write_text("{}")
+    return ["--keep", job.spec["output"]]
+
+
+def keep_with_a_damaged_manifest(job: Job) -> list[str]:
+    next((job.folder / "output").glob("*/*/manifest.json")).write_text("{}")
+    return ["--keep", job.spec["output"]]
+
+
+@pytest.mark.parametrize(
+    ("keeps", "says"),
+    [
+        (without_keep, "would delete the whole store"),
+        (keep_of_nothing, "no manifest is found there"),
+        (keep_of_another_store, "need nothing of this store"),
+        (keep_with_a_damaged_plan, "not what the manifest beside it vouches for"),
+        (keep_with_a_damaged_unfinished_plan, "damaged plan"),
+        (keep_with_a_damaged_manifest, "damaged manifest"),
+    ],
+)
+def test_a_prune_that_cannot_know_what_to_keep_is_refused(
+    job: Job, keeps: Callable[[Job], list[str]], says: str
+) -> None:
+    run(job)
+    assert says in refused(job, *keeps(job))["error"]
+
+
+def test_an_empty_store_is_named(job: Job) -> None:
+    for action in ("list", "du", "prune"):
+        options = ["--keep", job.spec["output"]] if action == "prune" else []
+        code, words = job.call("store", action, str(job.folder / "nothing"), *options)
+        assert code == 64
+        assert "nothing" in words["where"]
+
+
+def test_list_counts_what_the_plans_count(stored: Job) -> None:
+    write_jsonl(stored.folder / "targets.jsonl", [pair(number) for number in range(18)])
+    run(stored)
+    plan = stored.plan()
+    run(other_selection(stored, output_beside(stored)))
+    listed = {it["extractor"]: it for it in store_verb(stored, "list")["extractors"]}
+    assert len(listed) == 2
+    for it in listed.values():
+        assert (it["units"], it["rows"], it["target_units"], it["pairs"]) == (3, 10, 2, 18)
+        assert it["units"] + it["target_units"] == plan["units"]
+        assert it["needed_by"] is None
+    told = store_verb(stored, "list", "--keep", stored.spec["output"])
+    assert len(tables.store_table(told).splitlines()) == 3
+    judged = told["extractors"]
+    assert {it["extractor"]: it["needed_by"] for it in judged} == {
+        extractor: int(extractor == plan["extractor"]) for extractor in listed
+    }
+
+
+def test_du_counts_every_byte_once(stored: Job) -> None:
+    run(stored)
+    open_store(stored.spec["store"]).put("notes.txt", b"12345")
+    used = store_verb(stored, "du", "--keep", stored.spec["output"])
+    sizes = {listed.key: listed.size_bytes for listed in open_store(stored.spec["store"]).list()}
+    assert used["bytes"] == sum(sizes.values())
+    assert (used["other_objects"], used["other_bytes"]) == (1, 5)
+    assert f"{used['bytes']:,} bytes in all" in tables.bytes_table(used)
+    assert used["needed_bytes"] == used["bytes"] - 5
+    assert sum(it["bytes"] for it in used["extractors"]) == used["bytes"] - 5
+    for it in used["extractors"]:
+        assert it["bytes"] == sum(it[f"{part}_bytes"] for part in ("candidates", "targets", "factors", "staged"))
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_delete_removes_these_and_no_others_in_any_number(
+    tmp_path: Path, request: pytest.FixtureRequest, kind: str
+) -> None:
+    if kind == "s3":
+        request.getfixturevalue("s3")
+    store = open_store("s3://prism/objects" if kind == "s3" else str(tmp_path / "objects"))
+    store.put("a/kept", b"1")
+    store.put("a/gone", b"2")
+    many = [f"b/{number}" for number in range(MAX_DELETED_AT_ONCE + 1)]
+    for key in (many[0], many[-1]):  # one in each request
+        store.put(key, b"3")
+    store.delete(["a/gone", *many])  # most of them were never there, which is no error
+    assert [listed.key for listed in store.list()] == ["a/kept"]
+    store.delete([])
+
+
+def test_an_object_that_s3_will_not_delete_is_named(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store: Any = open_store("s3://prism/objects")
+    answer = {"Errors": [{"Key": "objects/a", "Code": "AccessDenied", "Message": "No."}]}
+    monkeypatch.setattr(store, "client", type("Denying", (), {"delete_objects": lambda *_, **__: answer})())
+    with pytest.raises(RequestError, match="denies access") as refusal:
+        store.delete(["a", "b"])
+    assert refusal.value.where == "s3://prism/objects/a"
+    assert "s3:DeleteObject" in refusal.value.fix
+
+
+def test_a_folder_that_was_moved_away_is_no_reason_to_stop(job: Job) -> None:
+    store = open_store(job.spec["store"])
+    store.put("a/b", b"1")
+    shutil.rmtree(job.spec["store"])
+    store.delete(["a/b"])
