@@ -94,7 +94,7 @@ SCENARIOS: dict[str, Scenario] = {}
 
 
 def recorded(*needed_by: str) -> Callable[[Callable[[Session], None]], Callable[[Session], None]]:
-    """Make a function a scenario. `needed_by`: functions of the launcher that depend on the answers (`kube.cluster.Cluster.get`)."""
+    """Make a function a scenario. `needed_by`: functions that depend on the answers (`kube.cluster.Cluster.get`)."""
 
     def register(play: Callable[[Session], None]) -> Callable[[Session], None]:
         name, says = play.__name__.replace("_", "-"), " ".join((play.__doc__ or "").split())
