@@ -1,58 +1,65 @@
-"""Every error PRISM raises on purpose, in three families with one exit code each (DESIGN, section 6, stage contract).
+"""The errors that PRISM raises on purpose, each with its exit code (docs/architecture.md, Contracts).
 
-An error says what is wrong, where, and what to do about it. Anything else that escapes is our own mistake.
+Every error states what is wrong, where, and a fix. Any other exception that escapes is a bug of PRISM.
+
+| exit code | error           | meaning                                                 |
+|-----------|-----------------|---------------------------------------------------------|
+| 64        | RequestError    | The request is wrong; repeating it fails the same way.  |
+| 65        | DataError       | Stored data are damaged.                                |
+| 75        | TransientError  | Network, disk or service failed; the run may be retried. |
+| 143       | Stopped         | SIGTERM arrived; finished units are kept.               |
 """
 
 from __future__ import annotations
 
 
-class _Said(BaseException):
+class _ErrorWithFix(BaseException):
     exit_code = 1
 
     def __init__(self, what: str, *, where: str, fix: str) -> None:
         self.what, self.where, self.fix = what, where, fix
-        super().__init__(f"{what}\n  where: {where}\n  to do: {fix}")
+        super().__init__(f"{what}\n  where: {where}\n  hint: {fix}")
 
 
-class PrismError(_Said, Exception):
+class PrismError(_ErrorWithFix, Exception):
     """Base of the three families; never raised itself."""
 
 
 class RequestError(PrismError):
-    """The request is wrong: repeating it fails the same way. Exit code 64."""
+    """The request is wrong; repeating it fails the same way. Exit code 64."""
 
     exit_code = 64
 
 
 class SpecError(RequestError):
-    """The document itself does not say a run we can make."""
+    """The selection document is invalid."""
 
 
 class DataError(PrismError):
-    """Stored data are damaged or are not what they claim to be: stop loudly. Exit code 65."""
+    """Stored data are damaged, or not what they claim to be. Exit code 65."""
 
     exit_code = 65
 
 
-class TryAgain(PrismError):
-    """The weather is bad (network, disk, service): the same request may pass later. Exit code 75."""
+class TransientError(PrismError):
+    """Network, disk or service failed; the same request may succeed later. Exit code 75."""
 
     exit_code = 75
 
 
 class RankFailed(PrismError):
-    """A rank ended badly: its own exit code and words are handed on."""
+    """A rank failed; carries the rank's own exit code and error."""
 
     def __init__(self, what: str, *, where: str, fix: str, exit_code: int) -> None:
         super().__init__(what, where=where, fix=fix)
         self.exit_code = exit_code
 
 
-class Stopped(_Said):
-    """SIGTERM arrived. Exit code 143, as the shell has it.
+class Stopped(_ErrorWithFix):
+    """SIGTERM arrived. Exit code 143, as in a shell.
 
-    No error of any family: like KeyboardInterrupt it passes through every `except Exception`, so that a stop while a
-    library loads a model is not told as a model that cannot be loaded.
+    Derives from BaseException, like KeyboardInterrupt: `except Exception` in a library that is loading a model must not
+    turn a stop into "this model cannot be loaded".
     """
 
     exit_code = 143

@@ -79,7 +79,7 @@ def fail(
 ) -> NoReturn:
     from launcher.follow.display import printable
 
-    print(printable(f"error: {what}\n  where: {where}\n  to do: {fix}"), file=sys.stderr)
+    print(printable(f"error: {what}\n  where: {where}\n  hint: {fix}"), file=sys.stderr)
     if output is not Output.table:
         failure = {"error": what, "where": where, "fix": fix, "stage": stage, "stageExitCode": stage_exit}
         print_facts(failure, output, table="")

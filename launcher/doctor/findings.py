@@ -61,7 +61,7 @@ def findings_table(findings: Iterable[Finding]) -> str:
     for one in found:
         lines.append(f"{one.level:<7}  {one.check:<{width}}  {_one_line(one.detail)}")
         if one.fix:
-            lines.append(f"{'':<7}  {'':<{width}}  to do: {_one_line(one.fix)}")
+            lines.append(f"{'':<7}  {'':<{width}}  hint: {_one_line(one.fix)}")
     counts = {level: sum(one.level == level for one in found) for level in ("error", "warning")}
     words = [f"{count} {level}{'s' * (count > 1)}" for level, count in counts.items() if count]
     return "\n".join([*lines, "", ", ".join(words) or "all is well"])

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from prism_job.errors import DataError, RequestError, Stopped, TryAgain
+from prism_job.errors import DataError, RequestError, Stopped, TransientError
 from prism_job.extract import tokenise
 from prism_job.extract.capture.gradients import GradientBatch, GradientCapture, refuse_non_finite, rows_of
 from prism_job.extract.distributed.spawner import spawn_ranks
@@ -78,7 +78,7 @@ def _work(spec: RunSpec, plan: Plan, topology: Topology, watchdog: Watchdog) -> 
         worker.drive(worker.all_passes())
     watchdog.step("all passes done, waiting for the other ranks")
     world.leave()
-    worker.meter.say()
+    worker.meter.report()
     seconds = [form.seconds for form in (worker.own, worker.audit) if form is not None]
     return {
         "units": worker.uploads.num_written,
@@ -347,7 +347,7 @@ class _Worker:
         if self.world.sharded and self.world.size > 1:
             fix = f"set extraction.tokensPerBatch under {tokens}: ranks that share the weights cannot go on alone"
             fix += "; or set audit: {examples: 0}, whose rows come out of this pass" if len(widths) > 1 else ""
-            raise TryAgain(f"out of memory in a pass of {tokens} tokens", where="extract", fix=fix) from error
+            raise TransientError(f"out of memory in a pass of {tokens} tokens", where="extract", fix=fix) from error
         if widths not in self.tokens_that_fit:
             event("memory", tokens=tokens, note="out of memory: passes of this size are halved from here on")
         self.tokens_that_fit[widths] = max(1, tokens // 2)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from prism_job.errors import DataError, RequestError, TryAgain
+from prism_job.errors import DataError, RequestError, TransientError
 from prism_job.evaluate import audit
 from prism_job.plan.plan import Plan
 from prism_job.spec.document import SelectionRun, digest
@@ -151,7 +151,7 @@ def write_table(path: Path, parts: Iterable[Mapping[str, Any]]) -> Path:
     """A parquet file of these columns, a row group a part; the same parts give the same bytes. Returns the path.
 
     Raises:
-        TryAgain: no room for it.
+        TransientError: no room for it.
     """
     waiting = (pa.table(dict(columns)) for columns in parts)
     first = next(waiting)
@@ -161,7 +161,7 @@ def write_table(path: Path, parts: Iterable[Mapping[str, Any]]) -> Path:
                 writer.write_table(table)
     except OSError as error:
         fix = "free about 100 bytes a candidate there (16 more for each target set), or point TMPDIR to a larger disk"
-        raise TryAgain(f"cannot be written: {error}", where=str(path), fix=fix) from error
+        raise TransientError(f"cannot be written: {error}", where=str(path), fix=fix) from error
     return path
 
 

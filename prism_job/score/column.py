@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from prism_job.errors import TryAgain
+from prism_job.errors import TransientError
 
 PART_ROWS = 2**14
 """Rows handled at a time wherever all candidates are gone through; a row group of the published tables. With four times as
@@ -31,7 +31,7 @@ class Column:
     """Values of one type in an unnamed file of the scratch folder (TMPDIR); gone with the object.
 
     Raises:
-        TryAgain: the scratch folder has no room.
+        TransientError: the scratch folder has no room.
     """
 
     def __init__(self, dtype: DTypeLike) -> None:
@@ -49,7 +49,9 @@ class Column:
             fix = (
                 "free about 100 bytes a candidate there (16 more for each target set), or point TMPDIR to a larger disk"
             )
-            raise TryAgain(f"cannot be written: {error.strerror}", where=tempfile.gettempdir(), fix=fix) from error
+            raise TransientError(
+                f"cannot be written: {error.strerror}", where=tempfile.gettempdir(), fix=fix
+            ) from error
 
         self._num_rows += len(values_N)
 

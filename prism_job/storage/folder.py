@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from prism_job.errors import DataError, RequestError, TryAgain
+from prism_job.errors import DataError, RequestError, TransientError
 from prism_job.storage.objects import Listed
 
 _UMASK = os.umask(0)
@@ -124,10 +124,10 @@ def local_errors(where: str, *, writing: bool = False) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             fix = "free some space or choose another folder, then run again: finished units are kept"
-            raise TryAgain("no space left on the device", where=where, fix=fix) from error
+            raise TransientError("no space left on the device", where=where, fix=fix) from error
         if error.errno in _BAD_WEATHER:
             fix = "look at the disk or network mount, then run again: finished units are kept"
-            raise TryAgain(f"cannot be read or written now: {error.strerror}", where=where, fix=fix) from error
+            raise TransientError(f"cannot be read or written now: {error.strerror}", where=where, fix=fix) from error
         raise RequestError(
             f"cannot be read or written: {error.strerror}", where=where, fix="check the path and its permissions"
         ) from error

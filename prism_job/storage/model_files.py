@@ -13,7 +13,7 @@ import os
 import re
 from pathlib import Path
 
-from prism_job.errors import DataError, RequestError, TryAgain
+from prism_job.errors import DataError, RequestError, TransientError
 from prism_job.spec.document import digest
 from prism_job.storage.folder import LocalFolder
 from prism_job.storage.objects import Listed, Store, open_store, split_uri
@@ -31,7 +31,7 @@ def identify(uri: str, revision: str = "main", *, is_adapter: bool = False) -> d
 
     Raises:
         RequestError: nothing there, or no safetensors or GGUF weights.
-        TryAgain: the hub does not answer.
+        TransientError: the hub does not answer.
     """
     if _is_hub(uri):
         return {"hub": uri, "commit": _hub_commit(uri, revision)}
@@ -48,7 +48,7 @@ def fetch_model(uri: str, revision: str = "main", *, is_adapter: bool = False) -
     that was cut off goes on at the pieces it lacks; a file has its name only once it is whole and checked.
 
     Raises:
-        TryAgain: bad weather; or what came is not what was stored.
+        TransientError: bad weather; or what came is not what was stored.
         DataError: the model changed while it was read.
         RequestError: no such model, or a cache folder that cannot be written.
     """
@@ -100,7 +100,7 @@ def fetch_config_and_tokenizer(uri: str, revision: str = "main") -> Path:
 
     Raises:
         RequestError: nothing there.
-        TryAgain: the hub does not answer.
+        TransientError: the hub does not answer.
     """
     papers = [pattern for pattern in WANTED if pattern not in ("*.safetensors", "*.gguf")]
     if _is_hub(uri):
@@ -230,4 +230,4 @@ class _HubErrors:
         if isinstance(error, Exception):
             fix = "check the network, or download the model and name its folder in model.uri"
             what = f"there is no such folder here, and the hub does not answer: {error}"
-            raise TryAgain(what, where=self.repo, fix=fix) from error
+            raise TransientError(what, where=self.repo, fix=fix) from error

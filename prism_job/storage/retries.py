@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import tenacity
 
-from prism_job.errors import TryAgain
+from prism_job.errors import TransientError
 
 TRIES = 10
 """The first and nine more. With a fifth of all answers bad, ten bad ones in a row come once in ten million requests."""
@@ -29,17 +29,17 @@ Answer = TypeVar("Answer")
 
 
 def with_retries(ask: Callable[[], Answer], given_up: threading.Event | None = None) -> Answer:
-    """What `ask` returns, asked again after TryAgain. Any other error passes at once: the same request would fail alike.
+    """What `ask` returns, asked again after TransientError. Any other error passes at once: the same request would fail alike.
 
     `given_up`, once set, ends the waiting.
 
     Raises:
-        TryAgain: the last one, with the number of tries and the seconds they took in its words.
+        TransientError: the last one, with the number of tries and the seconds they took in its words.
     """
     given_up = given_up or threading.Event()
     started = time.monotonic()
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(TryAgain),
+        retry=tenacity.retry_if_exception_type(TransientError),
         wait=tenacity.wait_exponential(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
         + tenacity.wait_random_exponential(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS),
         stop=tenacity.stop_any(
@@ -53,10 +53,10 @@ def with_retries(ask: Callable[[], Answer], given_up: threading.Event | None = N
     )
     try:
         return retrying(ask)
-    except TryAgain as error:
+    except TransientError as error:
         tries, seconds = retrying.statistics["attempt_number"], time.monotonic() - started
         what = f"{error.what} ({tries} tries in {seconds:.0f} s)"
-        raise TryAgain(what, where=error.where, fix=error.fix) from error
+        raise TransientError(what, where=error.where, fix=error.fix) from error
 
 
 def num_retries() -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from prism_job.errors import DataError, PrismError, RequestError, TryAgain
+from prism_job.errors import DataError, PrismError, RequestError, TransientError
 from prism_job.storage import checksums, transfers
 from prism_job.storage.folder import local_errors
 from prism_job.storage.objects import Listed
@@ -68,7 +68,7 @@ class S3Prefix:
             if wanted and not checksums.fits(part, wanted, part_bytes):
                 fix = "run again: it is brought anew; if it stays so, look at the object and at proxies on the way"
                 what = f"what came does not have the {wanted.algorithm} that S3 states"
-                raise TryAgain(what, where=self.uri(key), fix=fix)
+                raise TransientError(what, where=self.uri(key), fix=fix)
 
         def part_bytes(number: int) -> int:
             return int(self._ask(key, functools.partial(self._head, key, PartNumber=number))["ContentLength"])
@@ -91,7 +91,7 @@ class S3Prefix:
                 if response["ContentLength"] != length:
                     fix = "look at proxies on the way: they must pass ranges on"
                     what = f"S3 offered {response['ContentLength']} bytes where {length} were asked for"
-                    raise TryAgain(what, where=self.uri(key), fix=fix)
+                    raise TransientError(what, where=self.uri(key), fix=fix)
                 return body.read()
 
         return self._ask(key, read, given_up)
@@ -258,10 +258,12 @@ def _s3_errors(where: str) -> Iterator[None]:
         raise RequestError(f"S3 refused the request before it was sent: {error}", where=where, fix=fix) from error
     except (boto.IncompleteReadError, boto.ResponseStreamingError, boto.FlexibleChecksumError) as error:
         fix = "run again: finished units are kept; if it stays so, look at the object and at proxies on the way"
-        raise TryAgain(f"S3's answer broke off or was changed on the way: {error}", where=where, fix=fix) from error
+        raise TransientError(
+            f"S3's answer broke off or was changed on the way: {error}", where=where, fix=fix
+        ) from error
     except (boto.BotoCoreError, urllib3.exceptions.HTTPError, ResponseParserError) as error:
         fix = "check AWS_ENDPOINT_URL and the network, then run again: finished units are kept"
-        raise TryAgain(f"S3 does not answer: {error}", where=where, fix=fix) from error
+        raise TransientError(f"S3 does not answer: {error}", where=where, fix=fix) from error
 
 
 def _translate(response: Any, where: str) -> PrismError:
@@ -281,4 +283,4 @@ def _translate(response: Any, where: str) -> PrismError:
     if code not in _WEATHER and 300 <= status < 500 and status not in (408, 409, 429):
         fix = "check bucket, region and endpoint (AWS_REGION, AWS_ENDPOINT_URL): asking again would be answered alike"
         return RequestError(f"S3 refuses the request ({code}): {message}", where=where, fix=fix)
-    return TryAgain(f"S3 answered {code}: {message}", where=where, fix="run again later: finished units are kept")
+    return TransientError(f"S3 answered {code}: {message}", where=where, fix="run again later: finished units are kept")

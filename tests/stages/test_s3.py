@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import pytest
 
-from prism_job.errors import DataError, PrismError, RequestError, TryAgain
+from prism_job.errors import DataError, PrismError, RequestError, TransientError
 from prism_job.storage import model_files, retries
 from prism_job.storage import s3 as s3_client
 from prism_job.storage.objects import open_store
@@ -185,7 +185,7 @@ def test_bad_weather_that_stays_ends_after_a_bounded_number_of_tries(
     rough: Rough, bad: tuple[int, bytes, int], says: str
 ) -> None:
     server = rough(bad)
-    with pytest.raises(TryAgain, match=says) as ended:
+    with pytest.raises(TransientError, match=says) as ended:
         open_store("s3://bucket/x").get("row")
     assert ended.value.where == "s3://bucket/x/row"
     assert len(server.asked) == retries.TRIES
@@ -197,11 +197,11 @@ def test_the_waits_span_about_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenacity.nap.sleep_using_event.__call__", lambda _, seconds: waits.append(seconds))
 
     def ask() -> None:
-        raise TryAgain("no", where="here", fix="wait")
+        raise TransientError("no", where="here", fix="wait")
 
     for _ in range(20):
         waits.clear()
-        with pytest.raises(TryAgain):
+        with pytest.raises(TransientError):
             retries.with_retries(ask)
         assert len(waits) == retries.TRIES - 1
         assert 39 < sum(waits) < 80
@@ -224,8 +224,8 @@ def test_a_missing_output_bucket_is_named_before_anything_is_read_and_at_export(
         (400, "AuthorizationHeaderMalformed", RequestError, "refuses the request"),
         (404, "NoSuchKey", DataError, "no such object"),
         (412, "PreconditionFailed", DataError, "changed while it was read"),
-        (400, "RequestTimeout", TryAgain, "run again later"),
-        (500, "InternalError", TryAgain, "run again later"),
+        (400, "RequestTimeout", TransientError, "run again later"),
+        (500, "InternalError", TransientError, "run again later"),
     ],
 )
 def test_an_answer_of_the_server_is_of_its_family(
@@ -236,7 +236,7 @@ def test_an_answer_of_the_server_is_of_its_family(
     with pytest.raises(family) as refusal:
         open_store("s3://bucket/x").get("row")
     # What is permanent is never asked twice.
-    assert len(server.asked) == (retries.TRIES if family is TryAgain else 1)
+    assert len(server.asked) == (retries.TRIES if family is TransientError else 1)
     assert says in str(refusal.value)
     assert refusal.value.where == "s3://bucket/x/row"
 
@@ -321,7 +321,7 @@ def test_a_put_in_a_folder_shows_nothing_until_it_is_whole(tmp_path: Path, monke
         patch.setattr("shutil.copyfileobj", half)
         for key in ("new", "old"):
             for put in (lambda key: store.put(key, b"new bytes"), lambda key: store.put_file(key, source)):
-                with pytest.raises(TryAgain, match="broke off"):
+                with pytest.raises(TransientError, match="broke off"):
                     put(key)
     assert seen == [(["old"], False, b"old bytes")] * 4, "neither in the listing nor by name"
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["old"]

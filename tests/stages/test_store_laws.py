@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from prism_job import projection
-from prism_job.errors import TryAgain
+from prism_job.errors import TransientError
 from prism_job.plan.plan import FACTOR_UNIT_SHARE, factor_units, make_plan, read_plan
 from prism_job.spec.document import digest, parse_spec
 from prism_job.storage.objects import Store, open_store
@@ -487,7 +487,7 @@ def test_no_unit_has_rows_before_the_factors_that_go_with_them(job: Job, monkeyp
         if key.endswith(".safetensors"):
             left -= 1
             if left < 0:
-                raise TryAgain("no more puts", where=key, fix="try again")
+                raise TransientError("no more puts", where=key, fix="try again")
         plain(store, key, content)
 
     with_factors = read_plan(parse(job)).factors

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from prism_job.errors import TryAgain
+from prism_job.errors import TransientError
 from prism_job.storage import checksums, retries, transfers
 from prism_job.storage.objects import open_store
 from prism_job.storage.s3 import S3Prefix
@@ -125,7 +125,7 @@ def test_an_upload_whose_last_answer_was_lost_is_known_to_be_done(
     assert len(tries) == 2
     assert store.get("once") == b"x" * 3 * small_pieces
     # Without an upload of ours that became the object, the same answer is what it says.
-    with pytest.raises(TryAgain, match="NoSuchUpload"):
+    with pytest.raises(TransientError, match="NoSuchUpload"):
         store.put_file("once", tmp_path / "up")
 
 
@@ -176,7 +176,7 @@ def test_a_file_in_parts_is_checked_against_what_the_server_states(
         return sent[-1]
 
     monkeypatch.setattr(S3Prefix, "_get_piece", one_bit_off)
-    with pytest.raises(TryAgain, match="MD5 that S3 states"):
+    with pytest.raises(TransientError, match="MD5 that S3 states"):
         store.download("large", tmp_path / "down")
     assert len(sent) == 4
     # Nothing of it is kept: neither the file nor the pieces.
@@ -245,12 +245,12 @@ def test_pieces_that_a_cut_off_download_left_are_not_asked_for_again(tmp_path: P
         if start >= 3 * small_pieces:
             while len(index.read_text().splitlines()) < 4:
                 time.sleep(0.001)
-            raise TryAgain("cut off", where="here", fix="again")
+            raise TransientError("cut off", where="here", fix="again")
         return give(start, length, given_up)
 
     path, index = tmp_path / "file", tmp_path / "file.part.index"
     for tag in ("first", "second"):  # what was left of another content is of no use
-        with pytest.raises(TryAgain):
+        with pytest.raises(TransientError):
             transfers.fetch(path, len(content), tag, cut_off, lambda _: None)
         assert not path.exists()
     noted = {int(line.split()[0]) for line in index.read_text().splitlines()[1:]}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from prism_job.errors import DataError, RequestError, TryAgain
+from prism_job.errors import DataError, RequestError, TransientError
 from prism_job.storage import model_files
 from prism_job.storage.s3 import S3Prefix
 from tests.conftest import point_at
@@ -99,13 +99,13 @@ def test_a_download_that_breaks_off_is_no_model_and_goes_on_later(
 
     def breaks_off(self: S3Prefix, key: str, *rest: Any) -> bytes:
         if len(sent) == 30:
-            raise TryAgain("the line is dead", where=key, fix="wait")
+            raise TransientError("the line is dead", where=key, fix="wait")
         sent.append(key)
         return honest(self, key, *rest)
 
     with monkeypatch.context() as broken:
         broken.setattr(S3Prefix, "_get_piece", breaks_off)
-        with pytest.raises(TryAgain, match="the line is dead"):
+        with pytest.raises(TransientError, match="the line is dead"):
             model_files.fetch_model(model)
     assert not list(model_files.cache_folder().glob("*/model.safetensors"))
     with Weather(s3.meta.endpoint_url, 0.2, seed=4, delay_seconds=0.0) as proxy:
@@ -145,7 +145,7 @@ def test_a_model_whose_bytes_are_not_those_stored_is_refused(
 
     with monkeypatch.context() as changed:
         changed.setattr(S3Prefix, "_get_piece", one_bit_off)
-        with pytest.raises(TryAgain, match="does not have the CRC32 that S3 states"):
+        with pytest.raises(TransientError, match="does not have the CRC32 that S3 states"):
             model_files.fetch_model(model)
     assert not list(model_files.cache_folder().glob("*/model.safetensors*"))
     assert whole(model_files.fetch_model(model))
