@@ -225,7 +225,7 @@ def encoded(model: str, path: Path) -> Iterator[Any]:
     from prism_job.data import examples
     from prism_job.extract import tokenise
     from prism_job.extract.model import load_tokenizer
-    from prism_job.spec.document import ModelSpec
+    from prism_job.spec.model import ModelSpec
 
     tokenizer = load_tokenizer(ModelSpec(uri=model, dtype="float32"))
     for line in path.open(encoding="utf-8"):
@@ -241,7 +241,7 @@ def measure(method: str, model_uri: str, dtype: Dtype, path: Path, tokens_per_ba
 
     from prism_job.extract import tokenise
     from prism_job.extract.model import load_model
-    from prism_job.spec.document import ModelSpec
+    from prism_job.spec.model import ModelSpec
 
     cpu = torch.device("cpu")
     model = load_model(ModelSpec(uri=model_uri, dtype=dtype), cpu).requires_grad_(method != "forward")

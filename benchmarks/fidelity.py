@@ -29,7 +29,7 @@ from prism_job.evaluate.audit import spearman
 from prism_job.extract import tokenise
 from prism_job.extract.model import captured_layers, load_model, load_tokenizer
 from prism_job.score.preference import preference
-from prism_job.spec.document import ModelSpec
+from prism_job.spec.model import ModelSpec
 from prism_job.store import codec
 
 SIGN_DIMS = (32_768, 65_536, 131_072)

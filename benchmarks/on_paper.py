@@ -18,8 +18,10 @@ from prism_job.estimate import blueprint as blueprints
 from prism_job.estimate import costs
 from prism_job.estimate.estimate import store_bytes
 from prism_job.estimate.workload import Load, Workload
-from prism_job.plan.plan import FACTOR_UNIT_SHARE, PAIRS_PER_UNIT, Block, Unit
-from prism_job.spec.document import RunSpec, digest, parse_spec
+from prism_job.plan.plan import Block, Unit
+from prism_job.plan.units import FACTOR_UNIT_SHARE, PAIRS_PER_UNIT
+from prism_job.spec.digest import digest
+from prism_job.spec.document import RunSpec, parse_spec
 from tests.estimate.test_estimate import LLAMA_3_70B
 
 PRICES = {"H100": 2.5, "H200": 3.5, "L40S": 1.0}

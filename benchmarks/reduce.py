@@ -29,8 +29,10 @@ from statistics import median
 import numpy as np
 import yaml
 
-from prism_job.plan.plan import Plan, Unit, factor_units, plan_key
-from prism_job.spec.document import SelectionRun, digest, parse_spec
+from prism_job.plan.plan import Plan, Unit, plan_key
+from prism_job.plan.units import factor_units
+from prism_job.spec.digest import digest
+from prism_job.spec.document import SelectionRun, parse_spec
 from prism_job.storage.objects import Store, open_store
 from prism_job.store import shards, staged_rows
 

@@ -19,7 +19,7 @@ from prism_job.storage.retries import num_retries
 
 
 def _plan(run: SelectionRun, _: argparse.Namespace) -> dict[str, Any]:
-    from prism_job.plan.plan import make_plan
+    from prism_job.stages.plan import make_plan
 
     plan = make_plan(run)
     return {

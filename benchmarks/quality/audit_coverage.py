@@ -26,9 +26,9 @@ from prism_job.data import examples
 from prism_job.evaluate import audit
 from prism_job.extract import tokenise
 from prism_job.extract.model import captured_layers, load_model, load_tokenizer
-from prism_job.plan.plan import audit_spec
+from prism_job.plan.extractor import audit_spec
 from prism_job.score.preference import preference
-from prism_job.spec.document import ModelSpec
+from prism_job.spec.model import ModelSpec
 from prism_job.stages.reduce import fold_directions
 from prism_job.storage import model_files
 from prism_job.storage.objects import open_store

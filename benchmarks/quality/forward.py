@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.quality import harness, tuning
 from benchmarks.quality.harness import GradientBatch
 from prism_job.extract import tokenise
-from prism_job.spec.document import digest
+from prism_job.spec.digest import digest
 from prism_job.storage import model_files
 
 FAMILIES = {

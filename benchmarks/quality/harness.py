@@ -30,7 +30,9 @@ from prism_job.plan.plan import Plan, read_plan
 from prism_job.publish.manifest import MANIFEST_FORMAT
 from prism_job.score.preference import Targets, weigh_targets
 from prism_job.score.scoring import score_candidates
-from prism_job.spec.document import CurvatureSpec, SelectionRun, check_document, digest
+from prism_job.spec.digest import digest
+from prism_job.spec.document import SelectionRun, check_document
+from prism_job.spec.scoring import CurvatureSpec
 from prism_job.stages.reduce import fold_directions
 from prism_job.storage.objects import open_store
 from prism_job.store import shards

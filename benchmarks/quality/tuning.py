@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from prism_job.extract import tokenise
 from prism_job.extract.model import load_model, load_tokenizer
 from prism_job.extract.tokenise import Batch, Encoded
-from prism_job.spec.document import ModelSpec
+from prism_job.spec.model import ModelSpec
 
 CPU = torch.device("cpu")
 ASK_TOKENS = 4096

@@ -26,7 +26,7 @@ from launcher.reconcile.actions import Action, Apply, Create, CreateError, Delet
 from launcher.reconcile.conditions import Transition, sentence, transitions
 from launcher.reconcile.decide import decide
 from launcher.resource.record import GROUP, KIND, MANAGER, RECORD_LABEL, RUN, Record, Status, time_text
-from prism_job.spec.document import digest
+from prism_job.spec.digest import digest
 
 Object = dict[str, Any]
 

@@ -17,7 +17,8 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
 from launcher.resource.overlay import merge, refusals
 from prism_job.errors import SpecError
-from prism_job.spec.document import API_VERSION, SelectionRun, check_document, digest, parse_spec, read_yaml
+from prism_job.spec.digest import digest
+from prism_job.spec.document import API_VERSION, SelectionRun, check_document, parse_spec, read_yaml
 from prism_job.spec.section import Section
 
 GROUP, VERSION = API_VERSION.split("/")

@@ -11,7 +11,7 @@ import reprlib
 from typing import Any
 
 from prism_job.errors import RequestError
-from prism_job.spec.document import digest
+from prism_job.spec.digest import digest
 
 Content = dict[str, Any]
 """Canonical training content: exactly the keys of one convention."""

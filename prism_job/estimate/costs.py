@@ -11,8 +11,9 @@ from typing import Literal
 
 from prism_job.estimate.blueprint import Blueprint
 from prism_job.estimate.workload import Load, Workload
-from prism_job.plan.plan import PAIRS_PER_UNIT
-from prism_job.spec.document import ModelSpec, RunSpec
+from prism_job.plan.units import PAIRS_PER_UNIT
+from prism_job.spec.document import RunSpec
+from prism_job.spec.model import ModelSpec
 
 
 @dataclass(frozen=True)

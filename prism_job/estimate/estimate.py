@@ -19,8 +19,10 @@ from prism_job.estimate import blueprint as blueprints
 from prism_job.estimate import costs
 from prism_job.estimate.blueprint import Blueprint
 from prism_job.estimate.workload import Workload, measure
-from prism_job.plan.plan import Block, audit_spec
-from prism_job.spec.document import RunSpec, SelectionRun, digest
+from prism_job.plan.extractor import audit_spec
+from prism_job.plan.plan import Block
+from prism_job.spec.digest import digest
+from prism_job.spec.document import RunSpec, SelectionRun
 from prism_job.storage.folder import LocalFolder
 from prism_job.store import codec, shards
 

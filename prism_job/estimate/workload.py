@@ -19,17 +19,10 @@ from prism_job.data.data_files import Row
 from prism_job.data.examples import BadRow, Content
 from prism_job.errors import DataError
 from prism_job.extract import tokenise
-from prism_job.plan.plan import (
-    PAIRS_PER_UNIT,
-    Block,
-    Sample,
-    Unit,
-    check_bad_fraction,
-    check_targets,
-    cut_units,
-    factor_units,
-    list_targets,
-)
+from prism_job.plan.checks import check_bad_fraction, check_targets
+from prism_job.plan.plan import Block, Unit
+from prism_job.plan.sample import Sample
+from prism_job.plan.units import PAIRS_PER_UNIT, cut_units, factor_units, list_targets
 from prism_job.spec.document import RunSpec
 from prism_job.storage.folder import LocalFolder
 

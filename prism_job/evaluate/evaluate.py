@@ -18,7 +18,8 @@ from prism_job.evaluate.metrics import Measure, auroc, preference_figures, ranki
 from prism_job.plan.plan import Plan, Unit
 from prism_job.publish import manifest
 from prism_job.publish.publish import Reduced
-from prism_job.spec.document import EvaluationSpec, SelectionSpec
+from prism_job.spec.evaluation import EvaluationSpec
+from prism_job.spec.selection import SelectionSpec
 from prism_job.storage.objects import Store, open_store
 from prism_job.store import staged_rows
 

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from prism_job.errors import DataError, RequestError
 from prism_job.progress import event
-from prism_job.spec.document import ModelSpec
+from prism_job.spec.model import ModelSpec
 from prism_job.storage import model_files
 
 COVERAGE_FLOOR = 0.9

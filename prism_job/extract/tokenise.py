@@ -18,7 +18,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from prism_job.data.examples import BadRow, Content
 from prism_job.errors import RequestError
-from prism_job.plan.plan import TEMPLATE_DATE
+from prism_job.plan.extractor import TEMPLATE_DATE
 
 MAX_EXAMPLES_PER_BATCH = 256
 """Bounds a batch of very short examples: its unfolded rows would outgrow its activations."""

@@ -23,18 +23,12 @@ from prism_job.extract.distributed.world import Topology, World, shard_weights, 
 from prism_job.extract.model import Layers, captured_layers, load_model, load_tokenizer
 from prism_job.extract.uploads import Shard, Uploads
 from prism_job.extract.work_unit import CandidateUnit, Computed, Pass, Passes, TargetTooLarge, TargetUnit
-from prism_job.plan.plan import (
-    Block,
-    Plan,
-    Quarantined,
-    Unit,
-    audit_spec,
-    check_bad_fraction,
-    extractor_parts,
-    read_plan,
-)
+from prism_job.plan.checks import check_bad_fraction
+from prism_job.plan.extractor import audit_spec, extractor_parts
+from prism_job.plan.plan import Block, Plan, Quarantined, Unit, read_plan
 from prism_job.progress import Meter, event
-from prism_job.spec.document import RunSpec, SelectionRun, digest
+from prism_job.spec.digest import digest
+from prism_job.spec.document import RunSpec, SelectionRun
 from prism_job.storage.objects import Store, open_store
 from prism_job.store import shards, staged_rows
 

@@ -24,7 +24,8 @@ from pydantic import BaseModel, ConfigDict
 from prism_job.errors import DataError, RequestError, TransientError
 from prism_job.evaluate import audit
 from prism_job.plan.plan import Plan
-from prism_job.spec.document import SelectionRun, digest
+from prism_job.spec.digest import digest
+from prism_job.spec.document import SelectionRun
 from prism_job.storage.objects import Store, open_store, split_uri
 
 MANIFEST_FORMAT = "prism-selection/2"

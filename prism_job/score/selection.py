@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from prism_job.errors import RequestError
 from prism_job.score.column import Column, parts
-from prism_job.spec.document import SelectionSpec
+from prism_job.spec.selection import SelectionSpec
 
 Bools = NDArray[np.bool_]
 Places = NDArray[np.uint32]

@@ -57,3 +57,6 @@ def check_uri(uri: str) -> str:
 
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(check_uri)]
 """A path on this machine or `s3://bucket/prefix`."""
+
+DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+"""A DNS label: lower case letters, digits and '-'."""

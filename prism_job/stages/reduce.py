@@ -18,7 +18,9 @@ from prism_job import projection
 from prism_job.errors import RequestError
 from prism_job.evaluate import audit
 from prism_job.evaluate.evaluate import evaluate_unpublished
-from prism_job.plan.plan import Plan, audit_spec, check_bad_fraction, read_plan
+from prism_job.plan.checks import check_bad_fraction
+from prism_job.plan.extractor import audit_spec
+from prism_job.plan.plan import Plan, read_plan
 from prism_job.publish import manifest
 from prism_job.publish.publish import Reduced, publish
 from prism_job.score import curvature, malloc

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 from prism_job.errors import DataError, RequestError, TransientError
-from prism_job.spec.document import digest
+from prism_job.spec.digest import digest
 from prism_job.storage.folder import LocalFolder
 from prism_job.storage.objects import Listed, Store, open_store, split_uri
 from prism_job.storage.s3 import S3Prefix

@@ -19,7 +19,8 @@ from launcher.doctor.run_checks import quantity
 from launcher.kube.cluster import Cluster
 from launcher.resource.crd import crd
 from launcher.resource.record import RUN, parse_for_cluster
-from prism_job.spec.document import SelectionRun, TargetsSpec
+from prism_job.spec.data import TargetsSpec
+from prism_job.spec.document import SelectionRun
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.podsecurity import violations
 from tests.cluster.rig import Rig, rig

@@ -21,7 +21,8 @@ from prism_job.extract import worker
 from prism_job.extract.capture.gradients import GradientCapture, rows_of
 from prism_job.extract.model import captured_layers, load_model
 from prism_job.extract.tokenise import Encoded, collate
-from prism_job.spec.document import ModelSpec, RunSpec, parse_spec
+from prism_job.spec.document import RunSpec, parse_spec
+from prism_job.spec.model import ModelSpec
 from tests.conftest import Job, candidate, pair, turn, write_jsonl
 from tests.models import build_tokenizer, save_tiny_adapter, save_tiny_model
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from launcher.follow.display import outcome_words
 from prism_job.data import examples
 from prism_job.evaluate import audit
-from prism_job.plan.plan import Plan, Sample, read_plan
+from prism_job.plan.plan import Plan, read_plan
+from prism_job.plan.sample import Sample
 from prism_job.publish import manifest
 from prism_job.publish.report import render
 from prism_job.score.preference import preference

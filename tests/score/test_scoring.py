@@ -34,7 +34,7 @@ from prism_job.score.preference import contributions, preference, target_weights
 from prism_job.score.scoring import Float16Scorer, SignScorer, finish, scorer
 from prism_job.score.selection import Selected, select
 from prism_job.score.sign_kernel import LIMIT, sign_sums
-from prism_job.spec.document import BudgetSpec, SelectionSpec
+from prism_job.spec.selection import BudgetSpec, SelectionSpec
 from prism_job.store import codec
 from tests.models import VOCAB, build_model, build_tokenizer
 from tests.oracle import linear_layers, plain_loss, weight_gradients

@@ -559,5 +559,5 @@ def test_running_out_of_memory_is_weather(job: Job, monkeypatch: pytest.MonkeyPa
     def hungry(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("prism_job.plan.plan.make_plan", hungry)
+    monkeypatch.setattr("prism_job.stages.plan.make_plan", hungry)
     job.fails("plan", TRY_AGAIN, "out of memory", "tokensPerBatch")

@@ -14,8 +14,11 @@ import pytest
 
 from prism_job import projection
 from prism_job.errors import TransientError
-from prism_job.plan.plan import FACTOR_UNIT_SHARE, factor_units, make_plan, read_plan
-from prism_job.spec.document import digest, parse_spec
+from prism_job.plan.plan import read_plan
+from prism_job.plan.units import FACTOR_UNIT_SHARE, factor_units
+from prism_job.spec.digest import digest
+from prism_job.spec.document import parse_spec
+from prism_job.stages.plan import make_plan
 from prism_job.storage.objects import Store, open_store
 from prism_job.store import codec, shards
 from tests.conftest import Job, candidate, pair, write_jsonl
@@ -440,7 +443,7 @@ def test_other_weights_another_tokenizer_or_another_config_read_no_old_shard(job
 
 @pytest.mark.parametrize(
     "name",
-    ["prism_job.store.shards.FORMAT", "prism_job.projection.VERSION", "prism_job.plan.plan.TEMPLATE_DATE"],
+    ["prism_job.store.shards.FORMAT", "prism_job.projection.VERSION", "prism_job.plan.extractor.TEMPLATE_DATE"],
 )
 def test_another_format_projection_or_date_is_another_extractor(
     job: Job, name: str, monkeypatch: pytest.MonkeyPatch
@@ -459,7 +462,7 @@ def test_bfloat16_rows_of_products_in_float32_are_of_another_extractor(
     for dtype in ("bfloat16", "float32"):
         job.spec["model"]["dtype"] = dtype
         found[dtype] = job.plan()["extractor"]
-    monkeypatch.setattr("prism_job.spec.document.ModelSpec.product_dtype", "float32")
+    monkeypatch.setattr("prism_job.spec.model.ModelSpec.product_dtype", "float32")
     for dtype in ("bfloat16", "float32"):
         job.spec["model"]["dtype"] = dtype
         assert (job.plan()["extractor"] == found[dtype]) == (dtype == "float32")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from prism_job.progress import event
-from prism_job.spec.document import DeepSpeedSpec
+from prism_job.spec.extraction import DeepSpeedSpec
 
 T = TypeVar("T")
 
