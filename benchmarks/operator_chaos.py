@@ -40,9 +40,9 @@ from launcher.operator.controller import Controller  # noqa: E402
 from launcher.reconcile.actions import Timeouts  # noqa: E402
 from launcher.resource.crd import crd  # noqa: E402
 from launcher.resource.record import CANCEL, RUN, TERMINAL  # noqa: E402
-from tests.cluster.apiserver import ApiError, ApiServer  # noqa: E402
-from tests.cluster.jobs import JobController  # noqa: E402
-from tests.cluster.kubelet import Kubelet  # noqa: E402
+from tests.cluster.kubelet.job_controller import JobController  # noqa: E402
+from tests.cluster.kubelet.kubelet import Kubelet  # noqa: E402
+from tests.cluster.server.apiserver import ApiError, ApiServer  # noqa: E402
 from tests.cluster.witness import Account, Witness  # noqa: E402
 
 Object = dict[str, Any]

@@ -1,7 +1,7 @@
 """Many runs in one operator: what they cost in requests, passes, memory and time, and what they cost once they are over.
 
-`prism operator` and the API server (tests/cluster/apiserver.py) are processes of their own. This one creates the runs, all at
-once, and plays the Job controller and the kubelet without any process: each new Job gets pods that have succeeded, with the
+`prism operator` and the API server (tests/cluster/server/apiserver.py) are processes of their own.
+This one creates the runs, all at once, and plays the Job controller and the kubelet without any process: each new Job gets pods that have succeeded, with the
 last words of its stage, and is Complete. Three sizes show whether the cost of a run stays the same. Then follows an idle time,
 in which nothing may be written but the lease, and a restart: the next operator must find everything as it is, and write
 nothing.
@@ -30,11 +30,12 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from tests.cluster.kubelet.kubelet.job_rules import TRACKING, job_to_pod  # noqa: E402
+
 from launcher.kube.cluster import Cluster, ClusterError  # noqa: E402
 from launcher.resource.crd import crd  # noqa: E402
 from launcher.resource.record import STAGE, TERMINAL  # noqa: E402
-from tests.cluster.job_rules import TRACKING, job_to_pod  # noqa: E402
-from tests.cluster.mirror import stamp  # noqa: E402
+from tests.cluster.kubelet.mirror import stamp  # noqa: E402
 
 Object = dict[str, Any]
 Requests = Counter[tuple[str, str]]
@@ -181,7 +182,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         path = folder / "kubeconfig"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.apiserver", "--kubeconfig", str(path)],
+            [sys.executable, "-m", "tests.cluster.server.apiserver", "--kubeconfig", str(path)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,

@@ -21,9 +21,9 @@ from launcher.follow.display import printable
 from launcher.resource.crd import crd
 from launcher.resource.record import config_map_record, parse_for_cluster
 from prism_job.errors import SpecError
-from tests.cluster.apiserver import ApiServer
 from tests.cluster.certificates import Authority
 from tests.cluster.rig import eventually
+from tests.cluster.server.apiserver import ApiServer
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = yaml.safe_load((ROOT / "examples/facts/cluster.yaml").read_text())

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from tests.cluster.mirror import Api
+from tests.cluster.kubelet.mirror import Api
 
 K8S = Path(__file__).parents[2] / "k8s"
 OPERATOR_NAMESPACE, RUN_NAMESPACE = "prism-system", "default"

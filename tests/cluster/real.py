@@ -1,5 +1,5 @@
 """A real control plane in the fake's place: etcd, API server, controller-manager, scheduler, where KUBEBUILDER_ASSETS names
-the folder of their binaries (the envtest convention). Nodes and pods are played by tests/cluster/kubelet.py.
+the folder of their binaries (the envtest convention). Nodes and pods are played by tests/cluster/kubelet/kubelet.py.
 
 RBAC is on, and every client verifies the API server's certificate. What the kubeconfig without a token may do is everything:
 it is for the rig itself; accounts.py has those that the launcher runs as.
@@ -23,7 +23,7 @@ import urllib3
 import yaml
 
 from tests.cluster.certificates import Authority
-from tests.cluster.mirror import Api, Refused, Unreachable
+from tests.cluster.kubelet.mirror import Api, Refused, Unreachable
 
 BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 GROUPS = {

@@ -19,10 +19,10 @@ from launcher.operator.controller import Controller
 from launcher.reconcile.actions import Timeouts
 from launcher.resource.crd import crd
 from tests.cluster.accounts import Accounts
-from tests.cluster.apiserver import ApiServer
-from tests.cluster.jobs import JobController
-from tests.cluster.kubelet import ONE_NODE, Kubelet
+from tests.cluster.kubelet.job_controller import JobController
+from tests.cluster.kubelet.kubelet import ONE_NODE, Kubelet
 from tests.cluster.real import RealServer
+from tests.cluster.server.apiserver import ApiServer
 from tests.conftest import candidate, pair, write_jsonl
 
 QUICK = Timeouts(backoff_seconds=0.1, longest_backoff_seconds=1.0, stuck_seconds=5.0)

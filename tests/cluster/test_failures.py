@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 from tests.cluster.commands import ask, deployed, kubectl, need_real, prism, running
-from tests.cluster.mirror import Refused
+from tests.cluster.kubelet.mirror import Refused
 from tests.cluster.records import create, end_of, jobs, phase, pods, running_pod, status
 from tests.cluster.rig import Rig, eventually
 

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from tests.cluster.commands import kubectl, prism, running
+from tests.cluster.kubelet.tokens import MOUNT_PATH, why_no_mounts
 from tests.cluster.records import create, end_of, jobs, pods, running_pod, status
 from tests.cluster.rig import Rig, eventually
-from tests.cluster.tokens import MOUNT_PATH, why_no_mounts
 from tests.conftest import made_rig
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.resource.record import GROUP_LABEL, ROUND, RUN, STAGE, TERMINAL
-from tests.cluster.apiserver import ApiServer
-from tests.cluster.store import Place
+from tests.cluster.server.apiserver import ApiServer
+from tests.cluster.server.store import Place
 
 Object = dict[str, Any]
 

@@ -21,9 +21,9 @@ from launcher.resource.crd import crd
 from launcher.resource.record import RUN, parse_for_cluster
 from prism_job.spec.data import TargetsSpec
 from prism_job.spec.document import SelectionRun
-from tests.cluster.apiserver import ApiServer
-from tests.cluster.podsecurity import violations
 from tests.cluster.rig import Rig, rig
+from tests.cluster.server.apiserver import ApiServer
+from tests.cluster.server.podsecurity import violations
 
 ROOT = Path(__file__).parents[2]
 DIGEST = "registry/prism@sha256:" + "0" * 64

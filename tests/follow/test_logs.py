@@ -16,7 +16,7 @@ from launcher.follow.logs import log_lines, prefix_of
 from launcher.follow.pod_log import MAX_TRIES
 from launcher.kube.cluster import CUT, Cluster, Refused
 from launcher.resource.record import ATTEMPT, CONTAINER, GROUP_LABEL, ROUND, RUN, STAGE
-from tests.cluster.apiserver import ApiServer, Request
+from tests.cluster.server.apiserver import ApiServer, Request
 
 Pod = dict[str, Any]
 FIRST = datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC)

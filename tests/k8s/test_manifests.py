@@ -23,8 +23,8 @@ from launcher.operator.controller import Controller
 from launcher.operator.leader_election import Lease
 from launcher.operator.process import LEASE
 from launcher.resource import record
-from tests.cluster.apiserver import ApiServer
 from tests.cluster.rig import eventually, variables
+from tests.cluster.server.apiserver import ApiServer
 
 K8S = Path(__file__).parents[2] / "k8s"
 VERSIONS = [f"1.{minor}" for minor in range(29, 38)]

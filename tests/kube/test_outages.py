@@ -26,8 +26,8 @@ from launcher.kube.cluster import Cluster, NotFound, Refused, Unavailable
 from launcher.resource.crd import crd
 from launcher.resource.record import CONTAINER, GROUP_LABEL, RUN, STAGE
 from launcher.submit import find_record, has_ended, wait_until
-from tests.cluster.apiserver import ApiError, ApiServer
 from tests.cluster.rig import eventually, variables
+from tests.cluster.server.apiserver import ApiError, ApiServer
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = yaml.safe_load((ROOT / "examples/facts/cluster.yaml").read_text())

@@ -25,8 +25,8 @@ from launcher.operator.leader_election import Lease
 from launcher.reconcile.actions import Observed, Timeouts
 from launcher.resource.crd import crd
 from launcher.resource.record import RECORD_LABEL, RUN, Record, Status, config_map_record, parse_for_cluster
-from tests.cluster.apiserver import ApiError, ApiServer
 from tests.cluster.rig import eventually, variables
+from tests.cluster.server.apiserver import ApiError, ApiServer
 
 Object = dict[str, Any]
 
@@ -718,7 +718,7 @@ def test_a_document_deeper_than_python_reads_stops_no_other(
     def deep(answer: Any, **options: Any) -> str:
         return dumps(answer, **options).replace('"@deep@"', nested(levels))
 
-    monkeypatch.setattr("tests.cluster.apiserver.json.dumps", deep)
+    monkeypatch.setattr("tests.cluster.server.apiserver.json.dumps", deep)
     server.create(a_run("bad", podOverlay={"spec": {"a": "@deep@"}}))
     with hosted() as host:
         eventually(lambda: host.controller.is_synced)

@@ -25,8 +25,8 @@ from launcher.operator.leader_election import Lease
 from launcher.operator.process import Health
 from launcher.resource.crd import crd
 from launcher.resource.record import MANAGER, RUN
-from tests.cluster.apiserver import ApiServer
 from tests.cluster.rig import eventually, variables
+from tests.cluster.server.apiserver import ApiServer
 from tests.operator.test_controller import a_run, hosted, status_of, unfinished
 
 Object = dict[str, Any]

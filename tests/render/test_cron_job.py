@@ -12,8 +12,8 @@ import yaml
 from launcher.render.cron_job import check_cron, cron_job
 from launcher.resource.record import LONGEST_NAME, RUN, parse_for_cluster
 from prism_job.errors import SpecError
-from tests.cluster.apiserver import ApiServer
-from tests.cluster.podsecurity import violations
+from tests.cluster.server.apiserver import ApiServer
+from tests.cluster.server.podsecurity import violations
 
 TEXT = """\
 # a comment that the pod is to see too

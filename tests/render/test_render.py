@@ -34,7 +34,7 @@ from launcher.resource.record import (
 )
 from prism_job.errors import SpecError
 from prism_job.spec.document import SelectionRun, check_document, parse_spec
-from tests.cluster import podsecurity
+from tests.cluster.server import podsecurity
 
 Object = dict[str, Any]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.cluster import openapi
-from tests.cluster.openapi import Cause, Resource
+from tests.cluster.server import openapi
+from tests.cluster.server.openapi import Cause, Resource
 
 Object = dict[str, Any]
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.apiserver import ApiServer, Request
-from tests.cluster.container import Names, rewrite
-from tests.cluster.job_rules import decide, job_to_pod
-from tests.cluster.jobs import JobController
-from tests.cluster.kubelet import Kubelet
-from tests.cluster.mirror import TRIES, Api
+from tests.cluster.kubelet.container import Names, rewrite
+from tests.cluster.kubelet.job_controller import JobController
+from tests.cluster.kubelet.kubelet import Kubelet
+from tests.cluster.kubelet.kubelet.job_rules import decide, job_to_pod
+from tests.cluster.kubelet.mirror import TRIES, Api
+from tests.cluster.server.apiserver import ApiServer, Request
 
 Thing = dict[str, Any]
 SLEEP = "import time; time.sleep(60)"

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.mirror import Thing, stamp, uid_of
+from tests.cluster.kubelet.mirror import Thing, stamp, uid_of
+from tests.cluster.kubelet.tokens import MOUNT_PATH, Tokens, files_of, mounted, why_no_mounts
 from tests.cluster.podlogs import PodLogs
-from tests.cluster.tokens import MOUNT_PATH, Tokens, files_of, mounted, why_no_mounts
 
 MAX_MESSAGE_BYTES = 4096
 MAX_FALLBACK_BYTES = 2048

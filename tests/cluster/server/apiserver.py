@@ -1,8 +1,8 @@
 """A Kubernetes API server of our own, over real HTTP: it stores objects, tells watchers, judges writes and collects orphans.
 
 It starts nothing and schedules nothing: Jobs and pods come to life through clients of this server. It knows nothing of
-PRISM. `python -m tests.cluster.apiserver --port 8001 --kubeconfig FILE` serves until it is ended; /__requests counts what was
-asked of it.
+PRISM. `python -m tests.cluster.server.apiserver --port 8001 --kubeconfig FILE` serves until it is ended; /__requests counts
+what was asked of it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pathlib import Path
 
 import yaml
 
-from tests.cluster import openapi
-from tests.cluster.admission import Admission
-from tests.cluster.collector import Collector
-from tests.cluster.faults import Faults, Request, Requests
-from tests.cluster.handler import HttpServer
-from tests.cluster.openapi import Cause, Resource
 from tests.cluster.podlogs import PodLogs
-from tests.cluster.refusals import (
+from tests.cluster.server import openapi
+from tests.cluster.server.admission import Admission
+from tests.cluster.server.collector import Collector
+from tests.cluster.server.faults import Faults, Request, Requests
+from tests.cluster.server.handler import HttpServer
+from tests.cluster.server.openapi import Cause, Resource
+from tests.cluster.server.refusals import (
     STALE,
     TOO_OLD,
     ApiError,
@@ -43,9 +43,9 @@ from tests.cluster.refusals import (
     unconditional,
     undecodable,
 )
-from tests.cluster.selectors import field_test, label_test, merge_patch
-from tests.cluster.store import Object, Store, copied, is_ending, owned_by, stamp
-from tests.cluster.writes import (
+from tests.cluster.server.selectors import field_test, label_test, merge_patch
+from tests.cluster.server.store import Object, Store, copied, is_ending, owned_by, stamp
+from tests.cluster.server.writes import (
     as_asked,
     at_version,
     bookmark,

@@ -1,8 +1,8 @@
 """What an API server answers to requests that the launcher makes: asked over plain HTTP, trimmed, recorded in recorded/*.json.
 
-`python -m tests.cluster.recording` records all scenarios anew from a real control plane (KUBEBUILDER_ASSETS names its
+`python -m tests.cluster.recording.recorder` records all scenarios anew from a real control plane (KUBEBUILDER_ASSETS names its
 binaries); with `--table` it prints recorded/README.md. Which requests there are stands in scenarios.py; that the fake
-answers alike is tested in tests/cluster/test_recorded.py. Knows neither the fake nor the launcher.
+answers alike is tested in tests/cluster/recording/test_recorded.py. Knows neither the fake nor the launcher.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import yaml
 Object = dict[str, Any]
 
 FOLDER = Path(__file__).parent / "recorded"
-OBJECTS = yaml.safe_load((FOLDER / "objects.yaml").read_text())
+OBJECTS = yaml.safe_load((Path(__file__).with_name("objects.yaml")).read_text())
 PREFIXES = {
     "customresourcedefinitions": "/apis/apiextensions.k8s.io/v1",
     "cronjobs": "/apis/batch/v1",
@@ -372,8 +372,8 @@ def table() -> str:
 
 
 def main() -> None:
-    from tests.cluster import scenarios  # noqa: F401  (registers them)
     from tests.cluster.real import RealServer
+    from tests.cluster.recording import scenarios  # noqa: F401  (registers them)
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("only", nargs="*", help="names of scenarios; none: all")
@@ -395,6 +395,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     # As the module that the scenarios import, not as a second one of the name __main__.
-    from tests.cluster import recording
+    from tests.cluster.recording import recorder
 
-    recording.main()
+    recorder.main()

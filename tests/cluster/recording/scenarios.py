@@ -9,7 +9,7 @@ import base64
 import json
 from typing import Any
 
-from tests.cluster.recording import APPLY, MERGE, Session, recorded
+from tests.cluster.recording.recorder import APPLY, MERGE, Session, recorded
 
 STRICT = "fieldManager=prism&fieldValidation=Strict"
 FORCE, NO_FORCE = "fieldManager=prism&force=true", "fieldManager=prism&force=false"

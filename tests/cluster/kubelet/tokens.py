@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from tests.cluster.mirror import Api, Refused, Thing, uid_of
+from tests.cluster.kubelet.mirror import Api, Refused, Thing, uid_of
 
 MOUNT_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
 """A constant of every client: no environment variable points elsewhere."""

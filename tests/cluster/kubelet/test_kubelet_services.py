@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.apiserver import ApiServer
 from tests.cluster.certificates import Authority, Pair
-from tests.cluster.kubelet import Kubelet
-from tests.cluster.logserver import Log, LogServer, NoLog
-from tests.cluster.mirror import Api
+from tests.cluster.kubelet.kubelet import Kubelet
+from tests.cluster.kubelet.logserver import Log, LogServer, NoLog
+from tests.cluster.kubelet.mirror import Api
+from tests.cluster.kubelet.tokens import MOUNT_PATH, Tokens, mounted, why_no_mounts
 from tests.cluster.podlogs import PodLogs
 from tests.cluster.rig import eventually
-from tests.cluster.tokens import MOUNT_PATH, Tokens, mounted, why_no_mounts
+from tests.cluster.server.apiserver import ApiServer
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tests.cluster.job_rules import TRACKING, Decision, decide, job_to_pod
-from tests.cluster.mirror import Controller, Key, Refused, Thing, key_of, owned_by, uid_of
-from tests.cluster.pods import pod_path
+from tests.cluster.kubelet.kubelet.job_rules import TRACKING, Decision, decide, job_to_pod
+from tests.cluster.kubelet.mirror import Controller, Key, Refused, Thing, key_of, owned_by, uid_of
+from tests.cluster.kubelet.pods import pod_path
 
 KIND = {"apiVersion": "batch/v1", "kind": "Job"}
 BATCH_SECONDS = 0.1

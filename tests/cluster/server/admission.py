@@ -6,11 +6,11 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
-from tests.cluster import openapi, podsecurity
-from tests.cluster.faults import Request
-from tests.cluster.openapi import Resource
-from tests.cluster.refusals import ApiError, about, forbidden
-from tests.cluster.store import Object, Store
+from tests.cluster.server import openapi, podsecurity
+from tests.cluster.server.faults import Request
+from tests.cluster.server.openapi import Resource
+from tests.cluster.server.refusals import ApiError, about, forbidden
+from tests.cluster.server.store import Object, Store
 
 
 class Admission:

@@ -9,7 +9,7 @@ import copy
 import time
 from typing import Protocol
 
-from tests.cluster.mirror import Api, Key, Mirror, Refused, Thing, key_of, stamp, uid_of
+from tests.cluster.kubelet.mirror import Api, Key, Mirror, Refused, Thing, key_of, stamp, uid_of
 
 OVER = ("Succeeded", "Failed")
 MESSAGES = {

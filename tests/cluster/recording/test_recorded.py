@@ -1,7 +1,7 @@
 """The API server of our own answers what a real one was recorded to answer, and the records are what a real one answers now.
 
-Compared are status, the headers that the launcher reads, and the whole body; what is trimmed before, and why, stands in
-tests/cluster/recording.py. Where KUBEBUILDER_ASSETS names the binaries of a control plane, the same requests go to that one.
+Compared are status, the headers that the launcher reads, and the whole body; recorder.py states what is trimmed first, and why.
+Where KUBEBUILDER_ASSETS names the binaries of a control plane, the same requests go to that one.
 """
 
 from __future__ import annotations
@@ -16,10 +16,21 @@ from typing import Any
 
 import pytest
 
-from tests.cluster import scenarios
-from tests.cluster.apiserver import ApiServer
 from tests.cluster.real import RealServer, missing_binaries
-from tests.cluster.recording import FOLDER, SCENARIOS, START, Door, Scenario, play, play_start, prepare, read, table
+from tests.cluster.recording import scenarios
+from tests.cluster.recording.recorder import (
+    FOLDER,
+    SCENARIOS,
+    START,
+    Door,
+    Scenario,
+    play,
+    play_start,
+    prepare,
+    read,
+    table,
+)
+from tests.cluster.server.apiserver import ApiServer
 
 assert scenarios.__name__, "imported so that its scenarios are registered"
 
@@ -69,4 +80,4 @@ def test_no_record_is_left_of_a_scenario_that_is_gone() -> None:
 
 
 def test_the_table_of_records_is_the_one_printed() -> None:
-    assert table() in (Path(FOLDER) / "README.md").read_text(), "python -m tests.cluster.recording --table"
+    assert table() in (Path(FOLDER) / "README.md").read_text(), "python -m tests.cluster.recording.recorder --table"

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from tests.cluster import openapi
-from tests.cluster.openapi import Resource
-from tests.cluster.refusals import ApiError
-from tests.cluster.store import Object
+from tests.cluster.server import openapi
+from tests.cluster.server.openapi import Resource
+from tests.cluster.server.refusals import ApiError
+from tests.cluster.server.store import Object
 
 
 def label_test(selector: str) -> Callable[[Object], bool]:

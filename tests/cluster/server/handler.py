@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tests.cluster import openapi
-from tests.cluster.authorization import Attempt, User, allowed, refusal, review, user_of
-from tests.cluster.faults import Action, Request
-from tests.cluster.openapi import Resource
-from tests.cluster.refusals import STALE, ApiError, PageNotFound, about
-from tests.cluster.store import Object
-from tests.cluster.writes import as_asked
+from tests.cluster.server import openapi
+from tests.cluster.server.authorization import Attempt, User, allowed, refusal, review, user_of
+from tests.cluster.server.faults import Action, Request
+from tests.cluster.server.openapi import Resource
+from tests.cluster.server.refusals import STALE, ApiError, PageNotFound, about
+from tests.cluster.server.store import Object
+from tests.cluster.server.writes import as_asked
 
 if TYPE_CHECKING:
-    from tests.cluster.apiserver import ApiServer
+    from tests.cluster.server.apiserver import ApiServer
 
 MAX_REQUEST_BYTES = 3 * 1024**2
 """What a server reads at all."""

@@ -18,8 +18,8 @@ from typing import Any
 
 from kubernetes.utils import parse_quantity
 
-from tests.cluster.mirror import Controller, Key, Refused, Thing, Unreachable, key_of, stamp, uid_of
-from tests.cluster.pods import OVER, condition_of, delete_now, disrupt, patch_status, pod_path, with_condition
+from tests.cluster.kubelet.mirror import Controller, Key, Refused, Thing, Unreachable, key_of, stamp, uid_of
+from tests.cluster.kubelet.pods import OVER, condition_of, delete_now, disrupt, patch_status, pod_path, with_condition
 
 HEARTBEAT_SECONDS = 20.0
 RENEW_SECONDS = 2.0

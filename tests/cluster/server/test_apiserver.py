@@ -20,8 +20,8 @@ import urllib3.exceptions
 from kubernetes import client, config, watch
 from kubernetes.client.exceptions import ApiException
 
-from tests.cluster.apiserver import ApiServer
-from tests.cluster.recording import OBJECTS
+from tests.cluster.recording.recorder import OBJECTS
+from tests.cluster.server.apiserver import ApiServer
 
 PLURAL = "selectionruns"
 MERGE = {"_content_type": "application/merge-patch+json"}
@@ -367,7 +367,7 @@ def test_kubectl_wait_refuses_a_status_that_speaks_of_an_older_generation(
 
 
 def test_it_runs_as_a_process_of_its_own_and_counts_its_requests(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "tests.cluster.apiserver", "--kubeconfig", str(tmp_path / "config.yaml")]
+    words = [sys.executable, "-m", "tests.cluster.server.apiserver", "--kubeconfig", str(tmp_path / "config.yaml")]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     try:
         url = process.stdout.readline().strip()

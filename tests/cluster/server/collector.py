@@ -9,11 +9,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from tests.cluster.refusals import ApiError
-from tests.cluster.store import Object, Place, is_ending, owned_by
+from tests.cluster.server.refusals import ApiError
+from tests.cluster.server.store import Object, Place, is_ending, owned_by
 
 if TYPE_CHECKING:
-    from tests.cluster.apiserver import ApiServer
+    from tests.cluster.server.apiserver import ApiServer
 
 COLLECT_AFTER_SECONDS = 0.1
 

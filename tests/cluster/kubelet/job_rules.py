@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.cluster.mirror import Thing, key_of, stamp, uid_of
+from tests.cluster.kubelet.mirror import Thing, key_of, stamp, uid_of
 
 TRACKING = "batch.kubernetes.io/job-tracking"
 INDEX = "batch.kubernetes.io/job-completion-index"

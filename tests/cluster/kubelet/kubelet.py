@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tests.cluster.certificates import Authority
-from tests.cluster.container import Container, Fetch, Names, NotHere, NotYet, send, start
-from tests.cluster.logserver import Log, LogServer, NoLog
-from tests.cluster.mirror import Controller, Key, Refused, Thing, key_of, stamp, uid_of
-from tests.cluster.nodes import Nodes
-from tests.cluster.podlogs import PodLogs
-from tests.cluster.pods import (
+from tests.cluster.kubelet.container import Container, Fetch, Names, NotHere, NotYet, send, start
+from tests.cluster.kubelet.logserver import Log, LogServer, NoLog
+from tests.cluster.kubelet.mirror import Controller, Key, Refused, Thing, key_of, stamp, uid_of
+from tests.cluster.kubelet.nodes import Nodes
+from tests.cluster.kubelet.pods import (
     OVER,
     container_status,
     delete_now,
@@ -32,7 +31,8 @@ from tests.cluster.pods import (
     pod_path,
     with_condition,
 )
-from tests.cluster.tokens import Tokens
+from tests.cluster.kubelet.tokens import Tokens
+from tests.cluster.podlogs import PodLogs
 
 
 class ControlPlane(Protocol):

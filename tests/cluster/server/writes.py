@@ -7,11 +7,11 @@ import json
 import uuid
 from collections.abc import Callable
 
-from tests.cluster import openapi
-from tests.cluster.faults import Request
-from tests.cluster.openapi import Resource
-from tests.cluster.refusals import ApiError
-from tests.cluster.store import Change, Object, copied, stamp
+from tests.cluster.server import openapi
+from tests.cluster.server.faults import Request
+from tests.cluster.server.openapi import Resource
+from tests.cluster.server.refusals import ApiError
+from tests.cluster.server.store import Change, Object, copied, stamp
 
 
 def as_asked(resource: Resource, item: Object) -> Object:
