@@ -1,10 +1,10 @@
 """Many runs in one operator: what they cost in requests, passes, memory and time, and what they cost once they are over.
 
-`prism operator` and the API server (tests/cluster/server/apiserver.py) are processes of their own.
-This one creates the runs, all at once, and plays the Job controller and the kubelet without any process: each new Job gets pods that have succeeded, with the
-last words of its stage, and is Complete. Three sizes show whether the cost of a run stays the same. Then follows an idle time,
-in which nothing may be written but the lease, and a restart: the next operator must find everything as it is, and write
-nothing.
+`prism operator` and the API server (tests/cluster/server/apiserver.py) are processes of their own. This one creates
+the runs, all at once, and plays the Job controller and the kubelet without any process: each new Job gets pods that
+have succeeded, with the last words of its stage, and is Complete. Three sizes show whether the cost of a run stays
+the same. Then follows an idle time, in which nothing may be written but the lease, and a restart: the next operator
+must find everything as it is, and write nothing.
 
     python benchmarks/operator_scale.py --runs 500 --json operator_scale.json
 """
