@@ -30,11 +30,10 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.cluster.kubelet.kubelet.job_rules import TRACKING, job_to_pod  # noqa: E402
-
 from launcher.kube.cluster import Cluster, ClusterError  # noqa: E402
 from launcher.resource.crd import crd  # noqa: E402
 from launcher.resource.record import STAGE, TERMINAL  # noqa: E402
+from tests.cluster.kubelet.job_rules import TRACKING, job_to_pod  # noqa: E402
 from tests.cluster.kubelet.mirror import stamp  # noqa: E402
 
 Object = dict[str, Any]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tests.cluster.kubelet.kubelet.job_rules import TRACKING, Decision, decide, job_to_pod
+from tests.cluster.kubelet.job_rules import TRACKING, Decision, decide, job_to_pod
 from tests.cluster.kubelet.mirror import Controller, Key, Refused, Thing, key_of, owned_by, uid_of
 from tests.cluster.kubelet.pods import pod_path
 

@@ -14,8 +14,8 @@ import pytest
 
 from tests.cluster.kubelet.container import Names, rewrite
 from tests.cluster.kubelet.job_controller import JobController
+from tests.cluster.kubelet.job_rules import decide, job_to_pod
 from tests.cluster.kubelet.kubelet import Kubelet
-from tests.cluster.kubelet.kubelet.job_rules import decide, job_to_pod
 from tests.cluster.kubelet.mirror import TRIES, Api
 from tests.cluster.server.apiserver import ApiServer, Request
 
