@@ -39,7 +39,8 @@ from launcher.kube.cluster import Cluster  # noqa: E402
 from launcher.operator.controller import Controller  # noqa: E402
 from launcher.reconcile.actions import Timeouts  # noqa: E402
 from launcher.resource.crd import crd  # noqa: E402
-from launcher.resource.record import CANCEL, RUN, TERMINAL  # noqa: E402
+from launcher.resource.names import CANCEL_ANNOTATION, RUN_LABEL  # noqa: E402
+from launcher.resource.status import TERMINAL  # noqa: E402
 from tests.cluster.kubelet.job_controller import JobController  # noqa: E402
 from tests.cluster.kubelet.kubelet import Kubelet  # noqa: E402
 from tests.cluster.server.apiserver import ApiError, ApiServer  # noqa: E402
@@ -490,7 +491,7 @@ class Rig:
             f"{plural}/{one['metadata']['name']}"
             for plural in PLACES
             for one in self.server.objects(plural, "default")
-            if (found := (one["metadata"].get("labels") or {}).get(RUN)) and run in (None, found)
+            if (found := (one["metadata"].get("labels") or {}).get(RUN_LABEL)) and run in (None, found)
         ]
 
     def processes(self) -> list[int]:
@@ -574,7 +575,7 @@ class Round:
             "suspend": lambda: self.edit(lambda record: record["spec"].update(suspend=True)),
             "resume": lambda: self.edit(lambda record: record["spec"].update(suspend=False)),
             "retry": lambda: self.edit(lambda record: record["spec"].update(retry=1)),
-            "cancel": lambda: self.edit(lambda record: record["metadata"].update(annotations={CANCEL: "0"})),
+            "cancel": lambda: self.edit(lambda record: record["metadata"].update(annotations={CANCEL_ANNOTATION: "0"})),
             "delete": self.delete_record,
         }
         deadline = time.monotonic() + 20

@@ -30,9 +30,11 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from launcher.kube.cluster import Cluster, ClusterError  # noqa: E402
+from launcher.kube.cluster import Cluster  # noqa: E402
+from launcher.kube.errors import ClusterError  # noqa: E402
 from launcher.resource.crd import crd  # noqa: E402
-from launcher.resource.record import STAGE, TERMINAL  # noqa: E402
+from launcher.resource.names import STAGE_LABEL  # noqa: E402
+from launcher.resource.status import TERMINAL  # noqa: E402
 from tests.cluster.kubelet.job_rules import TRACKING, job_to_pod  # noqa: E402
 from tests.cluster.kubelet.mirror import stamp  # noqa: E402
 
@@ -323,7 +325,7 @@ class Player:
 
     def _complete(self, job: Object) -> None:
         namespace, name, now = job["metadata"]["namespace"], job["metadata"]["name"], stamp(time.time())
-        words = json.dumps(WORDS[job["metadata"]["labels"][STAGE]])
+        words = json.dumps(WORDS[job["metadata"]["labels"][STAGE_LABEL]])
         for index in range(job["spec"]["completions"]):
             pod = job_to_pod(job, index)
             pod["metadata"]["finalizers"].remove(TRACKING)

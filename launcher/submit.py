@@ -14,21 +14,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.kube.cluster import OUTAGE_FAILURES, Cluster, ClusterError, Conflict, NotFound, Refused, Unavailable
+from launcher.kube.cluster import Cluster
+from launcher.kube.errors import ClusterError, Conflict, NotFound, Refused, Unavailable
+from launcher.kube.retry import OUTAGE_FAILURES
 from launcher.operator.controller import Controller
 from launcher.operator.informer import is_record
-from launcher.resource.record import (
-    CANCEL,
-    KIND,
-    RECORD_LABEL,
-    Record,
-    config_map_record,
-    differences,
-    parse_for_cluster,
-    record_name,
-    request_digest,
-    text_of_round,
-)
+from launcher.resource.document import differences, parse_for_cluster, request_digest
+from launcher.resource.names import CANCEL_ANNOTATION, KIND, RECORD_LABEL, record_name
+from launcher.resource.record import Record, config_map_record, text_of_round
 from prism_job.errors import SpecError
 from prism_job.spec.document import SelectionRun, read_yaml
 
@@ -176,7 +169,7 @@ def run_again(cluster: Cluster, record: Record) -> Record:
 
 def cancel(cluster: Cluster, record: Record) -> Record:
     """Ask for the end of the round in hand. Whoever carries the run on ends it; finished shards stay."""
-    change = {"metadata": {"annotations": {CANCEL: str(record.round)}}}
+    change = {"metadata": {"annotations": {CANCEL_ANNOTATION: str(record.round)}}}
     name = record.metadata["name"]
     kind = record.object["kind"]
     return Record({"kind": kind, **cluster.patch(kind, record.namespace, name, change)})

@@ -50,7 +50,7 @@ def read_text(file: typer.FileText) -> str:
 def exit_codes(output: Output) -> Iterator[None]:
     """Errors become three readable lines and an exit code; this is the only place."""
     from launcher.follow.display import printable
-    from launcher.kube.cluster import ClusterError, NotFound
+    from launcher.kube.errors import ClusterError, NotFound
     from launcher.local.stages import NotInstalledError, StageError, StopError
     from prism_job.errors import SpecError
 

@@ -13,10 +13,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from launcher.doctor.findings import Finding, error, ok, warning
-from launcher.kube.cluster import Cluster, ClusterError, Conflict, Refused, Unavailable
+from launcher.kube.cluster import Cluster
+from launcher.kube.errors import ClusterError, Conflict, Refused, Unavailable
 from launcher.reconcile.failures import ending_of, why_not_running
 from launcher.render import jobs
-from launcher.resource.record import CONTAINER, GROUP, request_digest
+from launcher.resource.document import request_digest
+from launcher.resource.names import API_GROUP, WORKER_CONTAINER
 from prism_job.spec.document import SelectionRun
 
 Object = dict[str, Any]
@@ -108,7 +110,7 @@ def probe_job(run: SelectionRun, namespace: str, deadline_seconds: float = DEADL
     left_out = {"document", "models"}
     pod["volumes"] = [one for one in pod.get("volumes") or () if one["name"] not in left_out]
     for container in pod["containers"]:
-        if container["name"] == CONTAINER:
+        if container["name"] == WORKER_CONTAINER:
             container |= {
                 "command": ["python", "-P", "-c", SCRIPT],
                 # $(NAME) in an argument is a variable to Kubernetes, $$(NAME) is not.
@@ -124,7 +126,7 @@ def probe_job(run: SelectionRun, namespace: str, deadline_seconds: float = DEADL
             **job["spec"],
             "activeDeadlineSeconds": int(deadline_seconds) + 60,  # after us, who can say why it took so long
             "ttlSecondsAfterFinished": KEPT_SECONDS,
-            "template": {"metadata": {"labels": {**labels, f"{GROUP}/doctor": name}}, "spec": pod},
+            "template": {"metadata": {"labels": {**labels, f"{API_GROUP}/doctor": name}}, "spec": pod},
         },
     }
 
@@ -151,7 +153,7 @@ def _outcome(cluster: Cluster, job: Object, run: SelectionRun, deadline_seconds:
     while True:
         with contextlib.suppress(Unavailable):
             job = cluster.get("Job", namespace, name)
-            pods = cluster.list("Pod", namespace, labels=f"{GROUP}/doctor={name}").items or pods
+            pods = cluster.list("Pod", namespace, labels=f"{API_GROUP}/doctor={name}").items or pods
             ended = ending_of(job, pods, False)
             if ended is not None:
                 break
@@ -177,7 +179,7 @@ def _said(cluster: Cluster, namespace: str, pods: Sequence[Object]) -> list[str]
     lines: list[str] = []
     for pod in pods:
         try:
-            lines += cluster.log_lines(namespace, pod["metadata"]["name"], CONTAINER, follow=False)
+            lines += cluster.log_lines(namespace, pod["metadata"]["name"], WORKER_CONTAINER, follow=False)
         except ClusterError:
             states = [one.get("state", {}) for one in pod.get("status", {}).get("containerStatuses") or ()]
             lines += [line for one in states for line in one.get("terminated", {}).get("message", "").splitlines()]

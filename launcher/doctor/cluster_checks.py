@@ -16,10 +16,12 @@ from launcher.doctor.bucket_probe import try_buckets
 from launcher.doctor.findings import Finding, error, findings_table, looked, ok, warning
 from launcher.doctor.run_checks import examine_run
 from launcher.follow.tables import age_words
-from launcher.kube.cluster import Cluster, ClusterError, Refused, Unavailable
+from launcher.kube.cluster import Cluster
+from launcher.kube.errors import ClusterError, Refused, Unavailable
 from launcher.operator.leader_election import DURATION_SECONDS
 from launcher.resource.crd import crd
-from launcher.resource.record import GROUP, PLURAL, VERSION, parse_time
+from launcher.resource.names import API_GROUP, LEASE, OPERATOR_NAMESPACE, PLURAL, VERSION
+from launcher.resource.timestamps import parse_time
 from prism_job.spec.document import SelectionRun
 
 __all__ = ["Finding", "examine", "findings_table"]
@@ -27,7 +29,6 @@ __all__ = ["Finding", "examine", "findings_table"]
 OLDEST, NEWEST = 29, 37
 """Minor versions of Kubernetes 1 that our objects are checked against."""
 
-LEASE, SYSTEM_NAMESPACE = "prism-operator", "prism-system"
 
 RIGHTS: tuple[tuple[str, str, str, str], ...] = (
     ("batch", "jobs", "", "get list watch create patch delete"),
@@ -41,8 +42,8 @@ RIGHTS: tuple[tuple[str, str, str, str], ...] = (
 """(group, resource, subresource, verbs) of whoever carries a run on: the role prism-driver of k8s/rbac.yaml."""
 
 RIGHTS_OF_THE_KIND = (
-    (GROUP, PLURAL, "", "get list watch create patch delete"),
-    (GROUP, PLURAL, "status", "patch"),
+    (API_GROUP, PLURAL, "", "get list watch create patch delete"),
+    (API_GROUP, PLURAL, "status", "patch"),
 )
 RIGHTS_WITHOUT_THE_KIND = (("", "configmaps", "", "list watch delete"),)
 """A ConfigMap is the record then."""
@@ -112,9 +113,9 @@ def _kind(cluster: Cluster, has_kind: bool) -> Iterator[Finding]:
         fix = "none needed for `prism submit --wait`, which keeps runs in ConfigMaps; else: kubectl apply -k k8s/"
         yield warning("kind", "SelectionRun is not installed", fix)
         return
-    served = f"{PLURAL}.{GROUP}/{VERSION} is served"
+    served = f"{PLURAL}.{API_GROUP}/{VERSION} is served"
     try:
-        there = cluster.find("CustomResourceDefinition", "", f"{PLURAL}.{GROUP}") or {}
+        there = cluster.find("CustomResourceDefinition", "", f"{PLURAL}.{API_GROUP}") or {}
     except Refused:
         yield ok("kind", f"{served}; its definition may not be read")
         return
@@ -178,7 +179,7 @@ def _leases(cluster: Cluster, namespace: str) -> tuple[list[dict[str, Any]], dic
     with contextlib.suppress(ClusterError):
         return cluster.list("Lease", None, fields=f"metadata.name={LEASE}").items, {}
     found, hidden = [], {}
-    for place in dict.fromkeys((SYSTEM_NAMESPACE, namespace)):
+    for place in dict.fromkeys((OPERATOR_NAMESPACE, namespace)):
         try:
             lease = cluster.find("Lease", place, LEASE)
         except Refused:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher.follow.display import printable
-from launcher.kube.cluster import ClusterError, Refused
+from launcher.kube.errors import ClusterError, Refused
 
 Level = Literal["ok", "warning", "error"]
 

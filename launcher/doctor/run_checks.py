@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from launcher.doctor.findings import Finding, error, looked, ok, warning
-from launcher.kube.cluster import Cluster, NotFound, Refused
+from launcher.kube.cluster import Cluster
+from launcher.kube.errors import NotFound, Refused
 from launcher.render import jobs
 from prism_job.spec.cluster import ClusterSpec
 from prism_job.spec.document import SelectionRun

@@ -16,8 +16,10 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from launcher.follow.pod_log import PodLog, has_ended, has_started
-from launcher.kube.cluster import OUTAGE_FAILURES, Cluster, ClusterError, Gone, Unavailable
-from launcher.resource.record import ATTEMPT, GROUP_LABEL, ROUND, RUN, STAGE
+from launcher.kube.cluster import Cluster
+from launcher.kube.errors import ClusterError, Gone, Unavailable
+from launcher.kube.retry import OUTAGE_FAILURES
+from launcher.resource.names import ATTEMPT_LABEL, GROUP_LABEL, ROUND_LABEL, RUN_LABEL, STAGE_LABEL
 
 Object = dict[str, Any]
 Line = tuple[str, str]
@@ -73,8 +75,8 @@ def log_lines(
     """
     labels = ",".join(
         [
-            f"{RUN}={run}",
-            *([f"{STAGE}={stage}"] if stage is not None else []),
+            f"{RUN_LABEL}={run}",
+            *([f"{STAGE_LABEL}={stage}"] if stage is not None else []),
             *([f"{GROUP_LABEL}={group}"] if group is not None else []),
         ]
     )
@@ -88,7 +90,7 @@ def log_lines(
 def prefix_of(pod: Object) -> str:
     """`plan`, `extract-0`, `extract-0.1` (its second attempt), `extract-0.1/2` (the third node of its group)."""
     labels = pod["metadata"].get("labels") or {}
-    stage, attempt = labels.get(STAGE, "?"), labels.get(ATTEMPT, "0")
+    stage, attempt = labels.get(STAGE_LABEL, "?"), labels.get(ATTEMPT_LABEL, "0")
     group = f"-{labels.get(GROUP_LABEL, '0')}" if stage == "extract" else ""
     # Only the pods of a group of several nodes have a subdomain to meet in.
     node = f"/{_node(pod)}" if "subdomain" in pod["spec"] else ""
@@ -255,8 +257,8 @@ def _number(text: Any) -> int:
 def _order(pod: Object) -> tuple[Any, ...]:
     """Round, stage, attempt, start; then group and node."""
     labels = pod["metadata"].get("labels") or {}
-    stage = labels.get(STAGE, "")
+    stage = labels.get(STAGE_LABEL, "")
     place = STAGES.index(stage) if stage in STAGES else len(STAGES)
-    numbers = [_number(labels.get(name)) for name in (ROUND, ATTEMPT, GROUP_LABEL)]
+    numbers = [_number(labels.get(name)) for name in (ROUND_LABEL, ATTEMPT_LABEL, GROUP_LABEL)]
     started = pod.get("status", {}).get("startTime") or pod["metadata"].get("creationTimestamp", "")
     return numbers[0], place, numbers[1], started, numbers[2], _node(pod)

@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from launcher.kube.cluster import Cluster, NotFound, Refused, Unavailable
-from launcher.resource.record import CONTAINER, parse_time, time_text
+from launcher.kube.cluster import Cluster
+from launcher.kube.errors import NotFound, Refused, Unavailable
+from launcher.resource.names import WORKER_CONTAINER
+from launcher.resource.timestamps import parse_time, time_text
 
 Object = dict[str, Any]
 
@@ -91,12 +93,12 @@ class PodLog:
         lines = self.cluster.log_lines(
             self.namespace,
             self.name,
-            CONTAINER,
+            WORKER_CONTAINER,
             follow=follow,
             timestamps=True,
             tail=self.tail if before is None else None,
             since=time_text(before) if before else "",
-            quiet_seconds=QUIET_SECONDS,
+            silence_seconds=QUIET_SECONDS,
             opened=self._opened,
         )
         for text in lines:
@@ -138,4 +140,4 @@ def has_ended(pod: Object) -> bool:
 
 def _workers(pod: Object) -> list[Object]:
     found = pod.get("status", {}).get("containerStatuses") or ()
-    return [one for one in found if one["name"] == CONTAINER]
+    return [one for one in found if one["name"] == WORKER_CONTAINER]

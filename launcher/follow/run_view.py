@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.follow.display import note_of, outcome_words, printable, progress_words
-from launcher.resource.record import StageStatus, Status
+from launcher.resource.status import StageStatus, Status
 
 Place = tuple[str, int]
 """(stage, group)."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from launcher.follow.display import QUIET_SECONDS, Bars, Lines, open_display, printable
 from launcher.follow.logs import log_lines
 from launcher.follow.run_view import Row, RunView, changes, line_of
-from launcher.kube.cluster import Cluster, ClusterError
+from launcher.kube.cluster import Cluster
+from launcher.kube.errors import ClusterError
 from launcher.resource.record import Record
 from launcher.submit import has_ended, wait_until
 

@@ -20,12 +20,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from launcher.kube.cluster import Cluster, ClusterError, Conflict, NotFound, Refused, Unavailable
+from launcher.kube.cluster import Cluster
+from launcher.kube.errors import ClusterError, Conflict, NotFound, Refused, Unavailable
 from launcher.operator.informer import Cache, Key, is_owned, is_record, kept
 from launcher.reconcile.actions import Action, Apply, Create, CreateError, Delete, Observed, Timeouts
 from launcher.reconcile.conditions import Transition, sentence, transitions
 from launcher.reconcile.decide import decide
-from launcher.resource.record import GROUP, KIND, MANAGER, RECORD_LABEL, RUN, Record, Status, time_text
+from launcher.resource.names import API_GROUP, KIND, MANAGER, RECORD_LABEL, RUN_LABEL
+from launcher.resource.record import Record
+from launcher.resource.status import Status
+from launcher.resource.timestamps import time_text
 from prism_job.spec.digest import digest
 
 Object = dict[str, Any]
@@ -314,7 +318,7 @@ class Controller:
         self.cache.put({"kind": self.kind, **there})
         key = (record.namespace, record.name)
         for kind, labels in OBSERVED.items():
-            listing = self.cluster.list(kind, record.namespace, labels=f"{labels},{RUN}={record.name}", keep=kept)
+            listing = self.cluster.list(kind, record.namespace, labels=f"{labels},{RUN_LABEL}={record.name}", keep=kept)
             self.cache.replace(kind, listing.items, listing.version, of=key)
         return self.cache.record(self.kind, key)
 
@@ -430,7 +434,7 @@ class Controller:
                 continue
             age = self.clock() - datetime.datetime.fromisoformat(job["metadata"]["creationTimestamp"])
             if age.total_seconds() < SETTLE_SECONDS:
-                self.queue.add((job["metadata"]["namespace"], job["metadata"]["labels"][RUN]), SETTLE_SECONDS)
+                self.queue.add((job["metadata"]["namespace"], job["metadata"]["labels"][RUN_LABEL]), SETTLE_SECONDS)
                 continue
             found[name] = job
         return found
@@ -457,7 +461,7 @@ class Controller:
             "reason": transition.reason,
             "message": transition.message,
             "source": {"component": MANAGER},
-            "reportingComponent": f"{GROUP}/{MANAGER}",
+            "reportingComponent": f"{API_GROUP}/{MANAGER}",
             "firstTimestamp": now,
             "lastTimestamp": now,
             "count": 1,
@@ -514,7 +518,7 @@ class Controller:
         if kind == KIND:
             return "", f"metadata.name={self.only}" if self.only else ""
         labels = OBSERVED.get(kind, f"{RECORD_LABEL}=true")
-        return f"{labels},{RUN}={self.only}" if self.only else labels, ""
+        return f"{labels},{RUN_LABEL}={self.only}" if self.only else labels, ""
 
 
 def _check_ours(wanted: Object, there: Object, record: Record) -> None:

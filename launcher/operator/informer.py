@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.reconcile.actions import CreateError, Observed
-from launcher.resource.record import KIND, RECORD_LABEL, RUN, Record
+from launcher.resource.names import KIND, RECORD_LABEL, RUN_LABEL
+from launcher.resource.record import Record
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -131,7 +132,7 @@ def key_of(found: Object) -> Key | None:
     metadata = found["metadata"]
     if found["kind"] == KIND:
         return metadata.get("namespace", ""), metadata["name"]
-    run = (metadata.get("labels") or {}).get(RUN)
+    run = (metadata.get("labels") or {}).get(RUN_LABEL)
     return (metadata.get("namespace", ""), run) if run else None
 
 

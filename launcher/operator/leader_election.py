@@ -14,7 +14,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from launcher.kube.cluster import Cluster, ClusterError, Conflict, NotFound
+from launcher.kube.cluster import Cluster
+from launcher.kube.errors import ClusterError, Conflict, NotFound
 
 DURATION_SECONDS, RENEW_SECONDS = 15.0, 5.0
 """Of a renewal; and how often one is made, and how long one request of it may take."""

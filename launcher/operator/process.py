@@ -21,8 +21,8 @@ from prometheus_client.registry import Collector
 from launcher.kube.cluster import Cluster
 from launcher.operator.controller import Controller, say_lines
 from launcher.operator.leader_election import Lease
+from launcher.resource.names import LEASE
 
-LEASE = "prism-operator"
 HUNG_SECONDS = 300.0
 """A pass that takes longer hangs: /healthz says so, and the kubelet starts another operator."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.resource.record import Status
+from launcher.resource.status import Status
 
 Object = dict[str, Any]
 

@@ -28,18 +28,10 @@ from launcher.reconcile.failures import (
     why_not_running,
 )
 from launcher.render import jobs
-from launcher.resource.record import (
-    ATTEMPT,
-    GROUP_LABEL,
-    ROUND,
-    STAGE,
-    Record,
-    StageStatus,
-    Status,
-    job_name,
-    parse_time,
-    time_text,
-)
+from launcher.resource.names import ATTEMPT_LABEL, GROUP_LABEL, ROUND_LABEL, STAGE_LABEL, job_name
+from launcher.resource.record import Record
+from launcher.resource.status import StageStatus, Status
+from launcher.resource.timestamps import parse_time, time_text
 from prism_job.spec.cluster import ClusterSpec
 from prism_job.spec.document import SelectionRun
 
@@ -143,8 +135,11 @@ class Attempts:
         written = {(one.stage, one.group): one.attempt for one in self.begun.stages}
         for job in self.seen.jobs.values():
             labels = job["metadata"].get("labels", {})
-            entry, attempt = at_work.get((labels.get(STAGE), labels.get(GROUP_LABEL))), labels.get(ATTEMPT, "")
-            is_of_round = labels.get(ROUND) == str(self.begun.round) and attempt.isdecimal()
+            entry, attempt = (
+                at_work.get((labels.get(STAGE_LABEL), labels.get(GROUP_LABEL))),
+                labels.get(ATTEMPT_LABEL, ""),
+            )
+            is_of_round = labels.get(ROUND_LABEL) == str(self.begun.round) and attempt.isdecimal()
             if entry is None or not is_of_round or not is_there(job):
                 continue
             in_hand = entry.attempt + (entry.state == "Failed")  # of one that failed for good, none is

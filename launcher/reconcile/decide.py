@@ -16,7 +16,11 @@ from launcher.reconcile.attempts import HOPELESS, Attempts, next_attempt
 from launcher.reconcile.conditions import Conditions, sentence
 from launcher.reconcile.failures import is_finished, is_there
 from launcher.render import jobs
-from launcher.resource.record import ROUND, Phase, Record, StageStatus, Status, parse_time, request_digest, time_text
+from launcher.resource.document import request_digest
+from launcher.resource.names import ROUND_LABEL
+from launcher.resource.record import Record
+from launcher.resource.status import Phase, StageStatus, Status
+from launcher.resource.timestamps import parse_time, time_text
 from prism_job.errors import SpecError
 from prism_job.spec.document import SelectionRun
 
@@ -224,7 +228,7 @@ class _Pass:
 
     def _drop_earlier_rounds(self) -> None:
         for job in self.seen.jobs.values():
-            if job["metadata"].get("labels", {}).get(ROUND) != str(self.status.round) and is_there(job):
+            if job["metadata"].get("labels", {}).get(ROUND_LABEL) != str(self.status.round) and is_there(job):
                 self.actions.append(self.attempts.delete(job))
 
     def _note(self, **changes: Any) -> None:

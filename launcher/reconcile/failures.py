@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 from launcher.reconcile.actions import CreateError
 from launcher.render.jobs import DAMAGED_DATA, WRONG_REQUEST
-from launcher.resource.record import CONTAINER, StageState, parse_time, time_text
+from launcher.resource.names import WORKER_CONTAINER
+from launcher.resource.status import StageState
+from launcher.resource.timestamps import parse_time, time_text
 from prism_job.spec.cluster import ClusterSpec
 
 Object = dict[str, Any]
@@ -213,7 +215,7 @@ def _words(pods: Sequence[Object]) -> dict[str, Any]:
 
 def _terminated(pod: Object) -> dict[str, Any] | None:
     for container in pod.get("status", {}).get("containerStatuses") or ():
-        if container["name"] == CONTAINER:
+        if container["name"] == WORKER_CONTAINER:
             found = container.get("state", {}).get("terminated")
             return dict(found) if found else None
     return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from launcher.resource.record import GROUP
+from launcher.resource.names import API_GROUP
 from prism_job.errors import SpecError
 from prism_job.spec.document import SelectionRun
 
@@ -165,7 +165,7 @@ def _wrong(expression: str, why: str) -> SpecError:
 def _labels(run: SelectionRun) -> dict[str, str]:
     """Not those of a run's children: this Job is none of them, and is not to be taken for one."""
     names = {"app.kubernetes.io/name": "prism", "app.kubernetes.io/component": "driver"}
-    return {**names, f"{GROUP}/schedule": run.metadata.name}
+    return {**names, f"{API_GROUP}/schedule": run.metadata.name}
 
 
 def _job(run: SelectionRun, namespace: str, image: str, service_account: str, timeout_seconds: int) -> Object:

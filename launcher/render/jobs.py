@@ -10,20 +10,19 @@ from typing import Any
 
 import yaml
 
-from launcher.resource.overlay import merge
-from launcher.resource.record import (
-    ATTEMPT,
-    CONTAINER,
-    GROUP,
+from launcher.resource.document import pods_document, request_digest
+from launcher.resource.names import (
+    API_GROUP,
+    ATTEMPT_LABEL,
     GROUP_LABEL,
-    ROUND,
-    STAGE,
-    StageName,
+    ROUND_LABEL,
+    STAGE_LABEL,
+    WORKER_CONTAINER,
     job_name,
     labels_of_run,
-    pods_document,
-    request_digest,
 )
+from launcher.resource.overlay import merge
+from launcher.resource.status import StageName
 from prism_job.spec.cluster import ClusterSpec
 from prism_job.spec.document import SelectionRun
 
@@ -54,7 +53,7 @@ ENVIRONMENT = {
 }
 """The root file system is read-only: whatever a library writes goes to the scratch volumes."""
 
-NOT_CARRIED = (f"{GROUP}/", "kueue.x-k8s.io/", "app.kubernetes.io/", "argocd.argoproj.io/")
+NOT_CARRIED = (f"{API_GROUP}/", "kueue.x-k8s.io/", "app.kubernetes.io/", "argocd.argoproj.io/")
 """Beginnings of labels that say whose an object is, or who sees to it: of a run they are not carried to its children."""
 
 
@@ -104,7 +103,7 @@ def service(run: SelectionRun, namespace: str, stage: str, group: int, owner: Ma
     """The headless Service by which the nodes of a group find their first; none where a group is one node."""
     if stage != "extract" or _cluster(run).nodes_per_group == 1:
         return []
-    labels = {STAGE: stage, GROUP_LABEL: str(group)}
+    labels = {STAGE_LABEL: stage, GROUP_LABEL: str(group)}
     return [
         {
             "apiVersion": "v1",
@@ -132,7 +131,7 @@ def job(
     """One attempt at one stage. A pod that fails ends its Job; the next attempt is another Job."""
     cluster = _cluster(run)
     name = job_name(run.metadata.name, stage, group, round_number, attempt)
-    labels = {STAGE: stage, GROUP_LABEL: str(group), ROUND: str(round_number), ATTEMPT: str(attempt)}
+    labels = {STAGE_LABEL: stage, GROUP_LABEL: str(group), ROUND_LABEL: str(round_number), ATTEMPT_LABEL: str(attempt)}
     nodes = cluster.nodes_per_group if stage == "extract" else 1
     ours = {"metadata": {"labels": {**labels_of_run(run.metadata.name), **labels}}}
     template = merge(_pod_template(run, stage, group, name, labels), cluster.pod_overlay)
@@ -156,7 +155,7 @@ def job(
                     {
                         "action": "FailJob",
                         "onExitCodes": {
-                            "containerName": CONTAINER,
+                            "containerName": WORKER_CONTAINER,
                             "operator": "In",
                             "values": [WRONG_REQUEST, DAMAGED_DATA],
                         },
@@ -219,7 +218,7 @@ def _container(run: SelectionRun, stage: str, group: int, job: str) -> Object:
         mounts.append({"name": "models", "mountPath": MODELS})
         mounts.append({"name": "models", "mountPath": f"{CACHE}/huggingface", "subPath": "huggingface"})
     return {
-        "name": CONTAINER,
+        "name": WORKER_CONTAINER,
         "image": cluster.image,
         "command": ["python", "-m", "prism_job"],
         "args": [stage, "--spec", DOCUMENT, *_topology(run, stage, group, job)],

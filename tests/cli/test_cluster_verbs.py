@@ -19,7 +19,8 @@ import yaml
 
 from launcher.follow.display import printable
 from launcher.resource.crd import crd
-from launcher.resource.record import config_map_record, parse_for_cluster
+from launcher.resource.document import parse_for_cluster
+from launcher.resource.record import config_map_record
 from prism_job.errors import SpecError
 from tests.cluster.certificates import Authority
 from tests.cluster.rig import eventually

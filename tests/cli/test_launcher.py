@@ -20,7 +20,7 @@ import pytest
 
 from launcher.follow import display
 from launcher.local import stages
-from launcher.resource import fields
+from launcher.resource import field_reference
 from prism_job.spec.document import parse_spec
 
 ROOT = Path(__file__).parents[2]
@@ -170,7 +170,7 @@ class Rig:
         self.fake = folder / "fake.py"
         self.fake.write_text(FAKE_JOB)
         self.document = folder / "selection.yaml"
-        self.document.write_text(fields.SMALLEST)
+        self.document.write_text(field_reference.SMALLEST)
 
     def start(self, *arguments: str, **plan: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -341,7 +341,7 @@ def test_all_stages_read_one_copy_of_the_document(rig: Rig) -> None:
 def test_the_document_may_come_from_stdin(rig: Rig) -> None:
     process = subprocess.run(
         [sys.executable, "-c", RUN_MAIN, str(rig.fake), "run", "-"],
-        input=fields.SMALLEST,
+        input=field_reference.SMALLEST,
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -367,7 +367,7 @@ def test_verbose_lets_the_stages_stderr_through(rig: Rig) -> None:
 
 
 def test_a_wrong_document_exits_3_and_names_field_and_neighbour(rig: Rig) -> None:
-    rig.document.write_text(fields.SMALLEST.replace("keep:", "kep:"))
+    rig.document.write_text(field_reference.SMALLEST.replace("keep:", "kep:"))
     code, stdout, stderr = rig.run()
     assert (code, stdout) == (3, "")
     assert "spec.selection.kep: unknown field; did you mean 'keep'?" in stderr
@@ -682,9 +682,9 @@ def test_a_terminal_sees_bars_and_stdout_still_holds_the_manifest_alone(rig: Rig
 
 
 def test_the_page_of_fields_is_fresh() -> None:
-    """If this fails: python -m launcher.resource.fields > docs/selection.md"""
-    assert (ROOT / "docs/selection.md").read_text(encoding="utf-8") == fields.markdown()
+    """If this fails: python -m launcher.resource.field_reference > docs/selection.md"""
+    assert (ROOT / "docs/selection.md").read_text(encoding="utf-8") == field_reference.markdown()
 
 
 def test_the_smallest_document_is_one() -> None:
-    parse_spec(fields.SMALLEST, "docs/selection.md")
+    parse_spec(field_reference.SMALLEST, "docs/selection.md")

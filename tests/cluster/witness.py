@@ -11,7 +11,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.resource.record import GROUP_LABEL, ROUND, RUN, STAGE, TERMINAL
+from launcher.resource.names import GROUP_LABEL, ROUND_LABEL, RUN_LABEL, STAGE_LABEL
+from launcher.resource.status import TERMINAL
 from tests.cluster.server.apiserver import ApiServer
 from tests.cluster.server.store import Place
 
@@ -65,7 +66,7 @@ class Witness:
         if place[1] == "selectionruns":
             self._see_record(place[3], new)
             return
-        run = (seen["metadata"].get("labels") or {}).get(RUN)
+        run = (seen["metadata"].get("labels") or {}).get(RUN_LABEL)
         account = self.accounts.get(run or "")
         if account is None:
             return
@@ -110,14 +111,14 @@ class Witness:
         seen = new or old
         assert seen is not None
         labels, name = seen["metadata"]["labels"], seen["metadata"]["name"]
-        here = self._open[run, labels[STAGE], labels[GROUP_LABEL]]
+        here = self._open[run, labels[STAGE_LABEL], labels[GROUP_LABEL]]
         if old is None:
-            account.jobs[labels[ROUND], labels[STAGE], labels[GROUP_LABEL]] += 1
-            self._note(account, int(labels[ROUND]), "+ Job", name)
-            if ended := account.ended_rounds.get(int(labels[ROUND])):
+            account.jobs[labels[ROUND_LABEL], labels[STAGE_LABEL], labels[GROUP_LABEL]] += 1
+            self._note(account, int(labels[ROUND_LABEL]), "+ Job", name)
+            if ended := account.ended_rounds.get(int(labels[ROUND_LABEL])):
                 account.broken.append(f"{name} was made although its round was {ended}")
         if new is None:
-            self._note(account, int(labels[ROUND]), "- Job", name)
+            self._note(account, int(labels[ROUND_LABEL]), "- Job", name)
         before = sorted(here)
         (here.add if new is not None and is_unfinished(new) else here.discard)(name)
         if len(here) > 1 and sorted(here) != before:

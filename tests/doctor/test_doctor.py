@@ -18,7 +18,8 @@ from launcher.doctor.cluster_checks import Finding, examine, findings_table
 from launcher.doctor.run_checks import quantity
 from launcher.kube.cluster import Cluster
 from launcher.resource.crd import crd
-from launcher.resource.record import RUN, parse_for_cluster
+from launcher.resource.document import parse_for_cluster
+from launcher.resource.names import RUN_LABEL
 from prism_job.spec.data import TargetsSpec
 from prism_job.spec.document import SelectionRun
 from tests.cluster.rig import Rig, rig
@@ -398,7 +399,7 @@ def test_a_probe_is_a_small_restricted_pod_and_no_part_of_the_run() -> None:
     assert pod["containers"][0]["resources"]["requests"] == {"cpu": "100m", "memory": "512Mi"}
     assert not {"document", "models"} & {one["name"] for one in pod["volumes"]}
     for labels in (job["metadata"]["labels"], job["spec"]["template"]["metadata"]["labels"]):
-        assert RUN not in labels
+        assert RUN_LABEL not in labels
         assert "app.kubernetes.io/managed-by" not in labels
     assert probe_job(run, "default") == job
 

@@ -14,8 +14,10 @@ import pytest
 from launcher.follow import logs
 from launcher.follow.logs import log_lines, prefix_of
 from launcher.follow.pod_log import MAX_TRIES
-from launcher.kube.cluster import CUT, Cluster, Refused
-from launcher.resource.record import ATTEMPT, CONTAINER, GROUP_LABEL, ROUND, RUN, STAGE
+from launcher.kube.cluster import Cluster
+from launcher.kube.errors import Refused
+from launcher.kube.lines import CUT
+from launcher.resource.names import ATTEMPT_LABEL, GROUP_LABEL, ROUND_LABEL, RUN_LABEL, STAGE_LABEL, WORKER_CONTAINER
 from tests.cluster.server.apiserver import ApiServer, Request
 
 Pod = dict[str, Any]
@@ -93,8 +95,14 @@ def pod_of(
     run: str = "demo",
     created: str = "2026-03-01T00:00:00Z",
 ) -> Pod:
-    labels = {RUN: run, STAGE: stage, GROUP_LABEL: str(group), ROUND: "0", ATTEMPT: str(attempt)}
-    spec: dict[str, Any] = {"containers": [{"name": CONTAINER, "image": "prism"}], "restartPolicy": "Never"}
+    labels = {
+        RUN_LABEL: run,
+        STAGE_LABEL: stage,
+        GROUP_LABEL: str(group),
+        ROUND_LABEL: "0",
+        ATTEMPT_LABEL: str(attempt),
+    }
+    spec: dict[str, Any] = {"containers": [{"name": WORKER_CONTAINER, "image": "prism"}], "restartPolicy": "Never"}
     if node is not None:
         spec["subdomain"] = "prism-demo-0"
         labels["batch.kubernetes.io/job-completion-index"] = str(node)
@@ -116,7 +124,7 @@ def turn(server: Server, name: str, state: str) -> None:
     """A pod's status, as a kubelet writes it: waiting, running or terminated."""
     phase = {"waiting": "Pending", "running": "Running", "terminated": "Succeeded"}[state]
     what: dict[str, Any] = {"terminated": {"exitCode": 0}}.get(state, {})
-    container = {"name": CONTAINER, "image": "prism", "imageID": "", "ready": False, "restartCount": 0}
+    container = {"name": WORKER_CONTAINER, "image": "prism", "imageID": "", "ready": False, "restartCount": 0}
     found = server.object("pods", name)
     assert found
     status = {"phase": phase, "containerStatuses": [{**container, "state": {state: what}}]}
@@ -351,7 +359,7 @@ def test_who_may_not_read_logs_is_told(
 def test_labels_of_another_hand_stop_no_log(server: Server, follow: bool) -> None:
     put(server, pod_of("plan"), "terminated", "p")
     pod = pod_of("extract")
-    pod["metadata"]["labels"] |= {ROUND: "x", ATTEMPT: "1.5", GROUP_LABEL: "9" * 50}
+    pod["metadata"]["labels"] |= {ROUND_LABEL: "x", ATTEMPT_LABEL: "1.5", GROUP_LABEL: "9" * 50}
     pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"] = "y"
     pod["spec"]["subdomain"] = "theirs"
     put(server, pod, "terminated", "theirs")

@@ -19,7 +19,9 @@ from launcher.follow.run_view import Row, RunView, changes, line_of
 from launcher.follow.watch import LiveTable, PlainLines, table_of, watch_run
 from launcher.kube.cluster import Cluster
 from launcher.operator.controller import write_status
-from launcher.resource.record import Record, StageStatus, Status, config_map_record, parse_for_cluster
+from launcher.resource.document import parse_for_cluster
+from launcher.resource.record import Record, config_map_record
+from launcher.resource.status import StageStatus, Status
 from tests.follow.test_logs import Server, pod_of, put, turn
 
 DOCUMENT = """

@@ -18,11 +18,12 @@ import yaml
 
 from launcher import submit
 from launcher.follow.logs import log_lines
-from launcher.kube.cluster import Cluster, Refused
+from launcher.kube.cluster import Cluster
+from launcher.kube.errors import Refused
 from launcher.operator.controller import Controller
 from launcher.operator.leader_election import Lease
-from launcher.operator.process import LEASE
-from launcher.resource import record
+from launcher.resource import document as documents
+from launcher.resource.names import LEASE, MANAGER, RUN_LABEL
 from tests.cluster.rig import eventually, variables
 from tests.cluster.server.apiserver import ApiServer
 
@@ -111,7 +112,7 @@ def test_kubectl_builds_the_nightly_example_with_its_document() -> None:
     objects = built("examples")
     document = one("ConfigMap/nightly-selection", objects)["data"]["selection.yaml"]
     assert document == (K8S / "examples/selection.yaml").read_text()
-    record.parse_for_cluster(document, "k8s/examples/selection.yaml")
+    documents.parse_for_cluster(document, "k8s/examples/selection.yaml")
     for version in VERSIONS:
         for found in objects:
             kubernetes_validate.validate(found, version, strict=True)
@@ -144,8 +145,8 @@ def test_nothing_passes_for_a_child_of_a_run() -> None:
     for it in EVERYTHING:
         for labels in (it["metadata"].get("labels", {}), *(t["metadata"]["labels"] for _, t in templates([it]))):
             assert labels.get("app.kubernetes.io/name", "prism") == "prism"
-            assert labels.get("app.kubernetes.io/managed-by") != record.MANAGER
-            assert record.RUN not in labels
+            assert labels.get("app.kubernetes.io/managed-by") != MANAGER
+            assert RUN_LABEL not in labels
 
 
 # Pods

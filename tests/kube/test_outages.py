@@ -21,10 +21,11 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.kube import outage as outage_of
-from launcher.kube.cluster import Cluster, NotFound, Refused, Unavailable
+from launcher.kube import recent_outage
+from launcher.kube.cluster import Cluster
+from launcher.kube.errors import NotFound, Refused, Unavailable
 from launcher.resource.crd import crd
-from launcher.resource.record import CONTAINER, GROUP_LABEL, RUN, STAGE
+from launcher.resource.names import GROUP_LABEL, RUN_LABEL, STAGE_LABEL, WORKER_CONTAINER
 from launcher.submit import find_record, has_ended, wait_until
 from tests.cluster.rig import eventually, variables
 from tests.cluster.server.apiserver import ApiError, ApiServer
@@ -46,15 +47,15 @@ def server(tmp_path: Path) -> Iterator[ApiServer]:
             {
                 "apiVersion": "v1",
                 "kind": "Pod",
-                "metadata": {"name": POD, "labels": {RUN: "facts", STAGE: "extract", GROUP_LABEL: "0"}},
+                "metadata": {"name": POD, "labels": {RUN_LABEL: "facts", STAGE_LABEL: "extract", GROUP_LABEL: "0"}},
                 "spec": {
-                    "containers": [{"name": CONTAINER, "image": "prism"}],
+                    "containers": [{"name": WORKER_CONTAINER, "image": "prism"}],
                     "restartPolicy": "Never",
                     "nodeName": "node-0",
                 },
             }
         )
-        log = tmp_path / "logs" / "default" / f"{POD}.{pod['metadata']['uid']}" / f"{CONTAINER}.log"
+        log = tmp_path / "logs" / "default" / f"{POD}.{pod['metadata']['uid']}" / f"{WORKER_CONTAINER}.log"
         log.parent.mkdir(parents=True)
         log.write_text("line 1\n")
         made.log = log  # type: ignore[attr-defined]
@@ -73,7 +74,14 @@ def become(server: ApiServer, phase: str, **_: Any) -> None:
 def turn(server: ApiServer, state: dict[str, Any], phase: str) -> None:
     pod = copy.deepcopy(server.object("pods", POD))
     assert pod is not None
-    container = {"name": CONTAINER, "image": "prism", "imageID": "", "ready": False, "restartCount": 0, "state": state}
+    container = {
+        "name": WORKER_CONTAINER,
+        "image": "prism",
+        "imageID": "",
+        "ready": False,
+        "restartCount": 0,
+        "state": state,
+    }
     pod["status"] = {"phase": phase, "containerStatuses": [container]}
     server.update(pod, subresource="status")
 
@@ -233,7 +241,7 @@ def test_a_quota_is_a_refusal_whatever_failed_before_it(server: ApiServer, tmp_p
 def test_a_server_that_has_answered_for_a_while_refuses_for_good(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outage_of, "ANSWERED_SECONDS", 0.2)
+    monkeypatch.setattr(recent_outage, "ANSWERED_SECONDS", 0.2)
     cluster = client(server, tmp_path)
     server.faults.script([({"plural": "selectionruns"}, "500")])
     with pytest.raises(Unavailable):
@@ -249,7 +257,7 @@ def test_a_kubelet_that_does_not_answer_is_no_outage_of_the_server(server: ApiSe
     cluster = client(server, tmp_path)
     server.faults.script([({"plural": "pods/log"}, "500"), *answer(403, NOT_ALLOWED)])
     with pytest.raises(Unavailable):
-        list(cluster.log_lines("default", POD, CONTAINER, follow=True))
+        list(cluster.log_lines("default", POD, WORKER_CONTAINER, follow=True))
     with pytest.raises(Refused):
         cluster.list("SelectionRun", "default")
 
@@ -298,7 +306,7 @@ def test_a_no_to_what_we_may_do_is_asked_again_after_an_outage(server: ApiServer
     with variables(KUBECONFIG=str(server.kubeconfig(tmp_path / "person", token="sa:default:person"))):
         person = Cluster(tries=5)
     assert not person.may("create", "batch", "jobs", "default")
-    person._outage = cluster._outage
+    person.recent_outage = cluster.recent_outage
     began = time.monotonic()
     threading.Timer(1.0, grant_jobs, [server]).start()
     assert person.may("create", "batch", "jobs", "default")

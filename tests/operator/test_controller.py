@@ -17,14 +17,18 @@ from typing import Any
 
 import pytest
 
-from launcher.kube.cluster import Cluster, _loads
+from launcher.kube.cluster import Cluster
+from launcher.kube.deep_json import loads
 from launcher.operator import controller as hosts
 from launcher.operator.controller import Controller, Queue, write_status
 from launcher.operator.informer import Cache, is_owned
 from launcher.operator.leader_election import Lease
 from launcher.reconcile.actions import Observed, Timeouts
 from launcher.resource.crd import crd
-from launcher.resource.record import RECORD_LABEL, RUN, Record, Status, config_map_record, parse_for_cluster
+from launcher.resource.document import parse_for_cluster
+from launcher.resource.names import RECORD_LABEL, RUN_LABEL
+from launcher.resource.record import Record, config_map_record
+from launcher.resource.status import Status
 from tests.cluster.rig import eventually, variables
 from tests.cluster.server.apiserver import ApiError, ApiServer
 
@@ -45,7 +49,7 @@ def thing(
     kind: str, name: str, version: int, *, uid: str = "", run: str = "demo", owner: str = "r", **labels: str
 ) -> Object:
     metadata = {"name": name, "namespace": "team", "uid": uid or name, "resourceVersion": str(version)}
-    metadata |= {"labels": {**({RUN: run} if run else {}), **labels}, "ownerReferences": [{"uid": owner}]}
+    metadata |= {"labels": {**({RUN_LABEL: run} if run else {}), **labels}, "ownerReferences": [{"uid": owner}]}
     return {"kind": kind, "metadata": metadata}
 
 
@@ -738,7 +742,7 @@ def test_a_document_deeper_than_python_reads_stops_no_other(
     ],
 )
 def test_only_what_lies_too_deep_is_left_out(text: str, read: list[str] | None) -> None:
-    found = _loads(text)
+    found = loads(text)
     if read is None:
         assert isinstance(found, list)
     else:

@@ -17,14 +17,17 @@ import yaml
 from kubernetes.config import incluster_config
 
 from launcher.kube import cluster as clusters
-from launcher.kube.cluster import Cluster, Gone, NotFound, Refused, Unavailable
+from launcher.kube import credentials, transport
+from launcher.kube.cluster import Cluster
+from launcher.kube.errors import Gone, NotFound, Refused, Unavailable
+from launcher.kube.lines import CUT
 from launcher.operator import controller as hosts
 from launcher.operator import process
 from launcher.operator.controller import Controller
 from launcher.operator.leader_election import Lease
 from launcher.operator.process import Health
 from launcher.resource.crd import crd
-from launcher.resource.record import MANAGER, RUN
+from launcher.resource.names import MANAGER, RUN_LABEL
 from tests.cluster.rig import eventually, variables
 from tests.cluster.server.apiserver import ApiServer
 from tests.operator.test_controller import a_run, hosted, status_of, unfinished
@@ -230,7 +233,7 @@ def reader(server: ApiServer, name: str) -> str:
 def test_a_token_that_was_renewed_on_disk_is_read_again(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clusters, "RELOAD_SECONDS", 0.0)
+    monkeypatch.setattr(credentials, "RELOAD_SECONDS", 0.0)
     token, file = reader(server, "reader"), tmp_path / "own"
     server.kubeconfig(file, token="expired")
     with variables(KUBECONFIG=str(file)):
@@ -246,7 +249,7 @@ def test_a_token_that_was_renewed_on_disk_is_read_again(
 def test_the_kubeconfigs_own_command_is_asked_again(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clusters, "RELOAD_SECONDS", 0.0)
+    monkeypatch.setattr(credentials, "RELOAD_SECONDS", 0.0)
     token, file, answer = reader(server, "reader"), tmp_path / "own", tmp_path / "answer"
     document = yaml.safe_load(server.kubeconfig(file, token="").read_text())
     command = {"apiVersion": "client.authentication.k8s.io/v1", "command": "cat", "args": [str(answer)]}
@@ -279,7 +282,7 @@ def test_a_pods_own_token_is_read_again_as_it_is_renewed(tmp_path: Path) -> None
     authority.write_text("not asked for")
     with Stub(EMPTY) as stub:
         cluster = stub.cluster(tmp_path)
-        configuration = cluster.access.configuration
+        configuration = cluster.credentials.access.configuration
         where = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": "1"}
         loader = incluster_config.InClusterConfigLoader(str(file), str(authority), environ=where)
         loader.load_and_set(configuration)
@@ -367,7 +370,7 @@ def test_a_watch_that_ends_as_it_begins_is_asked_for_with_growing_pauses(
 def test_a_watch_with_nobody_at_its_other_end_ends_and_is_begun_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clusters, "QUIET_WATCH_SECONDS", 0.3)
+    monkeypatch.setattr(clusters, "SILENT_WATCH_SECONDS", 0.3)
     event = json.dumps({"type": "ADDED", "object": {"metadata": {"name": "a"}}}).encode() + b"\n"
     with Stub(HEAD, chunk(event), hold=True) as stub:
         started = time.monotonic()
@@ -379,7 +382,7 @@ def test_a_watch_with_nobody_at_its_other_end_ends_and_is_begun_again(
 def test_a_server_that_does_not_even_begin_to_answer_a_watch_is_bad_weather(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clusters, "QUIET_WATCH_SECONDS", 0.3)
+    monkeypatch.setattr(clusters, "SILENT_WATCH_SECONDS", 0.3)
     with Stub(hold=True) as stub, pytest.raises(Unavailable):
         list(stub.cluster(tmp_path).watch("Job", "default", "5"))
 
@@ -387,7 +390,7 @@ def test_a_server_that_does_not_even_begin_to_answer_a_watch_is_bad_weather(
 def test_connections_are_kept_alive(server: ApiServer) -> None:
     cluster = Cluster()
     cluster.version()
-    connection = cluster.access.pool.connection_from_url(server.url).pool.get()
+    connection = cluster.credentials.access.pool.connection_from_url(server.url).pool.get()
     assert connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
@@ -399,11 +402,11 @@ def test_a_line_without_an_end_is_cut_and_the_next_one_is_whole(
     pieces = [chunk(b"x" * 2**14) for _ in range(64)]
     with Stub(HEAD, *pieces, chunk(b"end\nnext\n"), b"0\r\n\r\n") as stub:
         lines = list(stub.cluster(tmp_path).log_lines("default", "p", "worker", follow=False))
-    assert lines == ["x" * 2**16 + clusters.CUT, "next"]
+    assert lines == ["x" * 2**16 + CUT, "next"]
 
 
 def test_warnings_are_few_and_each_is_there_once(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clusters, "MAX_WARNINGS", 3)
+    monkeypatch.setattr(transport, "MAX_WARNINGS", 3)
     cluster = Cluster()
     for number in (0, 1, 1, 2, 3, 4, 4):
         cluster._note_warnings({"Warning": f"299 - {number}"})
@@ -434,7 +437,7 @@ def test_events_of_many_jobs_are_asked_for_once_and_the_newest_is_told(
     }
     template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}
     for number in range(9):
-        labels = {RUN: "demo", "app.kubernetes.io/managed-by": MANAGER}
+        labels = {RUN_LABEL: "demo", "app.kubernetes.io/managed-by": MANAGER}
         metadata = {"name": f"j{number}", "namespace": "default", "labels": labels, "ownerReferences": [owner]}
         job = server.create(
             {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {"template": template}}

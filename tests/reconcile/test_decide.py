@@ -21,20 +21,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from launcher.reconcile.actions import Apply, Create, CreateError, Decision, Delete, Observed, Timeouts
 from launcher.reconcile.conditions import transitions
 from launcher.reconcile.decide import UnknownStatus, decide
-from launcher.resource.record import (
-    ATTEMPT,
-    CANCEL,
+from launcher.resource.names import (
+    ATTEMPT_LABEL,
+    CANCEL_ANNOTATION,
     GROUP_LABEL,
     RECORD_LABEL,
-    ROUND,
-    RUN,
-    STAGE,
-    TERMINAL,
-    Record,
-    Status,
-    parse_time,
-    time_text,
+    ROUND_LABEL,
+    RUN_LABEL,
+    STAGE_LABEL,
 )
+from launcher.resource.record import Record
+from launcher.resource.status import TERMINAL, Status
+from launcher.resource.timestamps import parse_time, time_text
 
 Object = dict[str, Any]
 
@@ -142,7 +140,7 @@ class World:
 
     def complete(self, name: str, words: Any = None) -> None:
         """Every pod ends well; the first says the last words."""
-        stage = self.jobs[name]["metadata"]["labels"][STAGE]
+        stage = self.jobs[name]["metadata"]["labels"][STAGE_LABEL]
         words = {"plan": PLANNED, "extract": EXTRACTED, "reduce": REDUCED}[stage] if words is None else words
         for number, pod in enumerate(self.pods_of(name)):
             text = json.dumps(words) if isinstance(words, dict) else words
@@ -196,7 +194,7 @@ class World:
 
     def cancel(self) -> None:
         assert self.record is not None
-        self.record["metadata"]["annotations"][CANCEL] = str(Record(self.record).round)
+        self.record["metadata"]["annotations"][CANCEL_ANNOTATION] = str(Record(self.record).round)
 
     # The host
 
@@ -1376,7 +1374,7 @@ def config_map(text: str, status: str | None = None) -> Object:
             "name": "demo-prism-record",
             "namespace": "team",
             "uid": "record-1",
-            "labels": {RUN: "demo", RECORD_LABEL: "true"},
+            "labels": {RUN_LABEL: "demo", RECORD_LABEL: "true"},
         },
         "data": {"selection.yaml": text} | ({} if status is None else {"status": status}),
     }
@@ -1567,7 +1565,7 @@ def test_a_terminal_phase_stays_whatever_is_seen(phase: str, jobs: Any, suspend:
     world = {"Complete": complete, "Failed": failed, "Cancelled": cancelled}[phase]()
     for stage, round_number, attempt, how in jobs:
         name = f"demo-{stage}{'-0' if stage == 'extract' else ''}-{round_number}-{attempt}"
-        labels = {STAGE: stage, GROUP_LABEL: "0", ROUND: str(round_number), ATTEMPT: str(attempt)}
+        labels = {STAGE_LABEL: stage, GROUP_LABEL: "0", ROUND_LABEL: str(round_number), ATTEMPT_LABEL: str(attempt)}
         job: Object = {
             "metadata": {"name": name, "uid": f"any-{name}", "labels": labels, "creationTimestamp": time_text(START)},
             "spec": {},
@@ -1820,7 +1818,7 @@ class AnyHistory(RuleBasedStateMachine):
         at_work: Counter[tuple[str, ...]] = Counter()
         for name in self.world.unfinished():
             labels = self.world.jobs[name]["metadata"]["labels"]
-            at_work[labels[STAGE], labels[GROUP_LABEL], labels[ROUND]] += 1
+            at_work[labels[STAGE_LABEL], labels[GROUP_LABEL], labels[ROUND_LABEL]] += 1
         assert not at_work or max(at_work.values()) == 1, at_work
 
     @invariant()
@@ -1852,7 +1850,7 @@ class AnyHistory(RuleBasedStateMachine):
         assert world.unfinished() == []
         if status.phase == "Cancelled":
             assert world.record is not None
-            assert world.record["metadata"]["annotations"][CANCEL] == str(status.round)
+            assert world.record["metadata"]["annotations"][CANCEL_ANNOTATION] == str(status.round)
         if status.phase == "Failed":
             assert status.condition("Failed").reason in self.may_fail | {"StartupTimeout"}  # type: ignore[union-attr]
 

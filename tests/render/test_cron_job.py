@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from launcher.render.cron_job import check_cron, cron_job
-from launcher.resource.record import LONGEST_NAME, RUN, parse_for_cluster
+from launcher.resource.document import parse_for_cluster
+from launcher.resource.names import LONGEST_NAME, RUN_LABEL
 from prism_job.errors import SpecError
 from tests.cluster.server.apiserver import ApiServer
 from tests.cluster.server.podsecurity import violations
@@ -130,7 +131,7 @@ def test_nothing_of_it_is_taken_for_a_child_of_the_run() -> None:
         template["metadata"]["labels"],
         template["spec"]["template"]["metadata"]["labels"],
     ):
-        assert RUN not in labels
+        assert RUN_LABEL not in labels
         assert "app.kubernetes.io/managed-by" not in labels
 
 

@@ -16,22 +16,19 @@ from hypothesis import strategies as st
 
 import prism_job.__main__ as worker
 from launcher.render import jobs
-from launcher.resource.record import (
-    ATTEMPT,
+from launcher.resource.document import parse_for_cluster, pods_document, request_digest
+from launcher.resource.names import (
+    ATTEMPT_LABEL,
     GROUP_LABEL,
     LONGEST_JOB_NAME,
     LONGEST_NAME,
-    ROUND,
-    RUN,
-    STAGE,
-    Record,
-    config_map_record,
+    ROUND_LABEL,
+    RUN_LABEL,
+    STAGE_LABEL,
     job_name,
     labels_of_run,
-    parse_for_cluster,
-    pods_document,
-    request_digest,
 )
+from launcher.resource.record import Record, config_map_record
 from prism_job.errors import SpecError
 from prism_job.spec.document import SelectionRun, check_document, parse_spec
 from tests.cluster.server import podsecurity
@@ -83,7 +80,7 @@ EVERYTHING: Object = {
         }
     },
 }
-OUR_LABELS = [*labels_of_run("demo"), STAGE, GROUP_LABEL, ROUND, ATTEMPT]
+OUR_LABELS = [*labels_of_run("demo"), STAGE_LABEL, GROUP_LABEL, ROUND_LABEL, ATTEMPT_LABEL]
 DOCUMENTS = {
     "minimal": {},
     "everything": EVERYTHING,
@@ -298,23 +295,23 @@ def test_a_label_of_the_document_never_takes_the_place_of_ours() -> None:
         "app.kubernetes.io/instance": "app",
         "argocd.argoproj.io/instance": "app",
     }
-    run = run_of(labels={RUN: "another", **theirs, "team": "maths"}, nodesPerGroup=2)
+    run = run_of(labels={RUN_LABEL: "another", **theirs, "team": "maths"}, nodesPerGroup=2)
     for one in jobs.render(run, "team", OWNER):
         for metadata in (one["metadata"], template(one)["metadata"] if one["kind"] == "Job" else one["metadata"]):
             labels = metadata["labels"]
-            assert (labels[RUN], labels["team"]) == ("demo", "maths")
+            assert (labels[RUN_LABEL], labels["team"]) == ("demo", "maths")
             assert {key: labels[key] for key in theirs if key in labels} in ({}, {"prism.dev/round": "0"})
 
 
 @pytest.mark.parametrize(
     "labels",
     [
-        {RUN: "victim"},
+        {RUN_LABEL: "victim"},
         dict.fromkeys(OUR_LABELS),
         "none",
         None,
         {"$patch": "delete"},
-        {"$patch": "replace", RUN: "victim"},
+        {"$patch": "replace", RUN_LABEL: "victim"},
         {"team": "maths", "x": 1},
     ],
 )
@@ -323,14 +320,14 @@ def test_no_overlay_takes_a_pod_from_its_run(document: str, labels: Any) -> None
     run = run_of(**DOCUMENTS[document], podOverlay={"metadata": {"labels": labels}})
     for job in (one for one in jobs.render(run, "team", OWNER) if one["kind"] == "Job"):
         ours = {key: job["metadata"]["labels"][key] for key in OUR_LABELS}
-        assert ours[RUN] == "demo"
+        assert ours[RUN_LABEL] == "demo"
         assert ours.items() <= template(job)["metadata"]["labels"].items()
     if isinstance(labels, dict) and "team" in labels:
         assert template(job)["metadata"]["labels"]["team"] == "maths"
 
 
 def test_an_object_of_a_run_is_rendered_as_its_document_is() -> None:
-    run = run_of(labels={"team": "maths", RUN: "another"})
+    run = run_of(labels={"team": "maths", RUN_LABEL: "another"})
     document = run.to_document()
     stored = {**document, "metadata": {**document["metadata"], "namespace": "team", "uid": "u-1"}}
     config_map = config_map_record(run, yaml.safe_dump(run.to_document()), "team")
@@ -338,7 +335,7 @@ def test_an_object_of_a_run_is_rendered_as_its_document_is() -> None:
         assert jobs.render(Record(record).parse(), "team", OWNER) == jobs.render(run, "team", OWNER)
         assert "labels" not in pods_document(Record(record).parse())["metadata"]
     stored["metadata"]["labels"]["odd"] = 3  # no API server stores it
-    assert Record(stored).document["metadata"]["labels"] == {"team": "maths", RUN: "another"}
+    assert Record(stored).document["metadata"]["labels"] == {"team": "maths", RUN_LABEL: "another"}
 
 
 def test_ranks_of_a_run_may_reach_each_other_and_nobody_else_them() -> None:

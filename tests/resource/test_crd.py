@@ -24,7 +24,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from launcher.resource import crd, record
+from launcher.resource import crd
+from launcher.resource.document import MAY_CHANGE, parse_for_cluster
+from launcher.resource.names import KIND, PLURAL
+from launcher.resource.status import Status
 from prism_job.errors import SpecError
 from prism_job.spec.cluster import is_secret_name
 from prism_job.spec.document import SelectionRun
@@ -186,7 +189,7 @@ def changed(path: str, value: Any, document: dict[str, Any] | None = None) -> di
 def parses(document: dict[str, Any]) -> bool:
     text = yaml.safe_dump(json.loads(json.dumps(document)))  # one object twice would be a YAML alias
     try:
-        record.parse_for_cluster(text, "here")
+        parse_for_cluster(text, "here")
     except SpecError:
         return False
     return True
@@ -215,7 +218,7 @@ def test_its_names_are_those_that_the_launcher_asks_for() -> None:
     spec, names = crd.crd()["spec"], crd.crd()["spec"]["names"]
     assert crd.crd()["metadata"]["name"] == "selectionruns.prism.dev"
     assert f"{spec['group']}/{VERSION['name']}" == SelectionRun.model_fields["api_version"].annotation.__args__[0]
-    assert (names["kind"], names["plural"]) == (record.KIND, record.PLURAL)
+    assert (names["kind"], names["plural"]) == (KIND, PLURAL)
     assert (spec["scope"], VERSION["served"], VERSION["storage"]) == ("Namespaced", True, True)
     assert VERSION["subresources"] == {"status": {}}
 
@@ -276,7 +279,7 @@ def fields_of(model: type[BaseModel], path: str = "") -> Iterator[str]:
 def test_no_field_of_spec_or_status_is_lost() -> None:
     known = {path for path, _, _ in nodes(SCHEMA) if path and not path.endswith("[]")}
     metadata = {".metadata.namespace", ".metadata.labels", ".metadata.annotations"}
-    assert known == {*fields_of(SelectionRun), ".status", *fields_of(record.Status, ".status")} - metadata
+    assert known == {*fields_of(SelectionRun), ".status", *fields_of(Status, ".status")} - metadata
 
 
 def test_a_status_that_we_write_is_one_that_the_server_takes() -> None:
@@ -286,7 +289,7 @@ def test_a_status_that_we_write_is_one_that_the_server_takes() -> None:
         "reason": "Reduced",
         "lastTransitionTime": "2026-01-01T00:00:00Z",
     }
-    status = record.Status.model_validate(
+    status = Status.model_validate(
         {
             "phase": "Complete",
             "manifest": "s3://prism/selections/manifest.json",
@@ -294,7 +297,7 @@ def test_a_status_that_we_write_is_one_that_the_server_takes() -> None:
             "conditions": [condition],
         }
     )
-    for written in (status, record.Status()):
+    for written in (status, Status()):
         assert not refusals({**smallest(), "status": written.to_document()})
 
 
@@ -451,7 +454,7 @@ def test_what_we_run_is_what_the_definition_takes(document: dict[str, Any]) -> N
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(documents().filter(parses))
 def test_a_document_with_all_defaults_written_out_is_taken_too(document: dict[str, Any]) -> None:
-    run = record.parse_for_cluster(yaml.safe_dump(document), "here")
+    run = parse_for_cluster(yaml.safe_dump(document), "here")
     assert refusals(run.to_document()) == []
 
 
@@ -581,8 +584,8 @@ def test_the_request_never_changes(path: str, value: Any) -> None:
 
 def test_every_field_of_spec_either_stays_or_may_change() -> None:
     watched = {rule["fieldPath"].removeprefix(".") for _, _, rule, _ in rules() if "cannot change" in rule["message"]}
-    assert watched | set(record.MAY_CHANGE) == SCHEMA["properties"]["spec"]["properties"].keys()
-    assert not watched & set(record.MAY_CHANGE)
+    assert watched | set(MAY_CHANGE) == SCHEMA["properties"]["spec"]["properties"].keys()
+    assert not watched & set(MAY_CHANGE)
 
 
 @pytest.mark.parametrize(

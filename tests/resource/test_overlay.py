@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from launcher.render import jobs
+from launcher.resource.document import parse_for_cluster
 from launcher.resource.overlay import MERGE_KEYS, MERGED_STRINGS, RETAIN_KEYS, merge, refusals
-from launcher.resource.record import parse_for_cluster
 from prism_job.errors import SpecError
 from prism_job.spec.document import SelectionRun
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from launcher.resource.record import parse_for_cluster
+from launcher.resource.document import parse_for_cluster
 from prism_job.errors import SpecError
 from prism_job.plan.plan import read_plan
 from prism_job.score import column

@@ -225,7 +225,7 @@ def play(scenario: Scenario, door: Door) -> list[Object]:
 START = Scenario(
     "after-a-start",
     "From its first connection until it is ready an API server refuses what is allowed, and does not know its own addresses.",
-    ("kube.cluster.Cluster._refuse", "kube.cluster.Cluster.serves_selection_runs", "kube.cluster.Cluster.may"),
+    ("kube.transport.Transport.refuse", "kube.cluster.Cluster.serves_selection_runs", "kube.cluster.Cluster.may"),
     lambda session: None,
 )
 """No conversation, but every kind of answer that several requests get, asked again and again while a server starts."""

@@ -138,7 +138,7 @@ def events(session: Session) -> None:
     session.ask("GET", session.at("events", query=fields))
 
 
-@recorded("submit._create", "reconcile.attempts.Attempts._judge_refusal", "kube.cluster._error_of")
+@recorded("submit._create", "reconcile.attempts.Attempts._judge_refusal", "kube.errors.error_of_answer")
 def unknown_field(session: Session) -> None:
     """Strict validation refuses a field that the schema does not know, at the top and far within."""
     for plural, kind in (("jobs", "job"), ("selectionruns", "run")):
@@ -256,7 +256,7 @@ def apply(session: Session) -> None:
     session.ask("PATCH", session.at("configmaps", "first", query=FORCE), less, APPLY)
 
 
-@recorded("kube.cluster.Cluster.apply", "kube.cluster._error_of")
+@recorded("kube.cluster.Cluster.apply", "kube.errors.error_of_answer")
 def apply_conflict(session: Session) -> None:
     """A field of another manager is a conflict unless it is forced."""
     path = session.at("configmaps", "first")
@@ -273,7 +273,7 @@ def apply_conflict(session: Session) -> None:
     session.ask("PATCH", f"{path}?{NO_FORCE}", other, APPLY)
 
 
-@recorded("kube.cluster._error_of", "operator.controller.Controller._apply")
+@recorded("kube.errors.error_of_answer", "operator.controller.Controller._apply")
 def apply_refused(session: Session) -> None:
     """An apply with an unknown field (a 500 that is permanent), without a manager, without a type."""
     for plural, kind in (("jobs", "job"), ("selectionruns", "run")):
@@ -296,7 +296,7 @@ def apply_another_uid(session: Session) -> None:
     session.ask("PATCH", path, body, APPLY)
 
 
-@recorded("reconcile.attempts.Attempts._judge_refusal", "kube.cluster._error_of")
+@recorded("reconcile.attempts.Attempts._judge_refusal", "kube.errors.error_of_answer")
 def fixed_template(session: Session) -> None:
     """A Job's pod template cannot change: the answer dumps all of it, and is cut in the record."""
     path = session.at("jobs", "first", query=FORCE)
@@ -490,7 +490,9 @@ def long_ago(session: Session) -> None:
 # Who may
 
 
-@recorded("kube.cluster.Cluster._log_in_again", "kube.cluster._error_of", "operator.controller.Controller._create_job")
+@recorded(
+    "kube.credentials.Credentials.renew", "kube.errors.error_of_answer", "operator.controller.Controller._create_job"
+)
 def wrong_token(session: Session) -> None:
     """A token that the server does not know."""
     session.ask("GET", session.at("selectionruns", "first"), who="stranger")
@@ -579,7 +581,9 @@ def admission_policy(session: Session) -> None:
 
 
 @recorded(
-    "kube.cluster.Cluster._note_warnings", "doctor.run_checks._policies", "reconcile.attempts.Attempts._judge_refusal"
+    "kube.transport.Transport._note_warnings",
+    "doctor.run_checks._policies",
+    "reconcile.attempts.Attempts._judge_refusal",
 )
 def pod_security(session: Session) -> None:
     """A namespace that enforces *restricted* refuses pods, and only warns of the Jobs that will make them."""

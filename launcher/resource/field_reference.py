@@ -1,4 +1,4 @@
-"""Writes docs/selection.md from the models: `python -m launcher.resource.fields > docs/selection.md`.
+"""Writes docs/selection.md from the models: `python -m launcher.resource.field_reference > docs/selection.md`.
 
 A test holds the file to what this prints, so it cannot go stale.
 """
@@ -27,7 +27,7 @@ spec:
 """A document with nothing in it that has a default."""
 
 OPENING = f"""\
-<!-- Written by `python -m launcher.resource.fields > docs/selection.md`. Change prism_job/spec/document.py, not this file. -->
+<!-- Written by `python -m launcher.resource.field_reference > docs/selection.md`. Change prism_job/spec, not this file. -->
 
 # The document `selection.yaml`
 

@@ -1,0 +1,114 @@
+"""What ties fields of the document together, as rules in CEL, the language in which an API server checks objects."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from launcher.resource.document import MAY_CHANGE
+from prism_job.spec.cluster import MAX_PODS, NO_SECRET_NAME, SECRET_NAME
+from prism_job.spec.document import RunSpec
+
+ADDRESS = "must be s3://bucket/prefix, or an absolute path that podOverlay mounts"
+
+
+def validation_rules() -> dict[str, list[dict[str, str]]]:
+    """CEL rules by the path of their section within spec; `[]` is an item of a list.
+
+    An API server refuses a definition one of whose rules could cost more than 10 million steps, or all together more than
+    100 million, by its own estimate: a `matches` takes a tenth of the text's bytes (four a character) times a quarter of
+    the expression's length, times the items of every list above it. The dearest here, the names of variables, comes to
+    about 0.2 million; addresses are compared by their first letters.
+    """
+    powers = [2**bits for bits in range(8, 25)]
+    pods = f"{_or_default('cluster', 'groups')} * {_or_default('cluster', 'nodesPerGroup')}"
+    return {
+        "": [
+            *(_stays(name) for name in _field_names(RunSpec) if name not in MAY_CHANGE),
+            _rule(
+                "(has(self.retry) ? self.retry : 0) >= (has(oldSelf.retry) ? oldSelf.retry : 0)",
+                "may only be raised: a number already used stands for a round that was run",
+                ".retry",
+            ),
+            _rule(_is_address("self.store"), ADDRESS, ".store"),
+            _rule(_is_address("self.output"), ADDRESS, ".output"),
+        ],
+        "model": [
+            _rule(
+                "!(self.uri.startsWith('.') || self.uri.startsWith('~') || self.uri.endsWith('.gguf')"
+                f" || self.uri.contains('://')) || {_is_address('self.uri')}",
+                "must be a hub id, s3://bucket/prefix, or an absolute path that podOverlay mounts",
+                ".uri",
+            ),
+            _rule(f"!has(self.adapter) || {_is_address('self.adapter')}", ADDRESS, ".adapter"),
+        ],
+        "candidates": [_rule(f"self.uris.all(uri, {_is_address('uri')})", f"each {ADDRESS}", ".uris")],
+        "targets": [
+            _rule("has(self.uris) != has(self.sets)", "give exactly one of uris, sets"),
+            _rule(f"!has(self.uris) || self.uris.all(uri, {_is_address('uri')})", f"each {ADDRESS}", ".uris"),
+            _rule(
+                "!has(self.sets) || self.sets.all(one, self.sets.exists_one(other, other.name == one.name))",
+                "two sets have the same name; give each its own",
+                ".sets",
+                "FieldValueDuplicate",
+            ),
+        ],
+        "targets.sets[]": [_rule(f"self.uris.all(uri, {_is_address('uri')})", f"each {ADDRESS}", ".uris")],
+        "extraction.codec": [
+            _rule(f"!has(self.dims) || self.dims in {powers}", "must be a power of two: 32768 or 65536, say", ".dims")
+        ],
+        "extraction.deepspeed": [
+            _rule(
+                "!has(self.offload) || self.offload == 'none' || (has(self.stage) && self.stage == 3)",
+                "offload needs stage: 3",
+                ".offload",
+            )
+        ],
+        "selection": [_rule("has(self.keep) != has(self.drop)", "give exactly one of keep, drop")],
+        "selection.budget": [
+            _rule(
+                "(has(self.count) ? 1 : 0) + (has(self.fraction) ? 1 : 0) + (has(self.tokens) ? 1 : 0) == 1",
+                "give exactly one of count, fraction, tokens",
+            )
+        ],
+        "cluster": [_rule(f"{pods} <= {MAX_PODS}", f"groups × nodesPerGroup: at most {MAX_PODS}", ".groups")],
+        "cluster.env[]": [
+            _rule("has(self.value) != has(self.valueFrom)", "give exactly one of value, valueFrom"),
+            _rule(
+                f"!has(self.value) || !self.name.matches('{SECRET_NAME}') || self.name.matches('{NO_SECRET_NAME}')",
+                "a variable of this name is a secret: put it into a Secret and name that by valueFrom.secretKeyRef",
+                ".value",
+                "FieldValueForbidden",
+            ),
+        ],
+    }
+
+
+def _rule(rule: str, message: str, field: str = "", reason: str = "") -> dict[str, str]:
+    """Without a reason it is FieldValueInvalid, without a field the section itself is named."""
+    made = {"rule": rule, "message": message, "fieldPath": field, "reason": reason}
+    return {key: value for key, value in made.items() if value}
+
+
+def _stays(name: str) -> dict[str, str]:
+    required = {field.alias for field in RunSpec.model_fields.values() if field.is_required()} | {"cluster"}
+    same = f"self.{name} == oldSelf.{name}"
+    if name not in required:
+        same = f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || {same})"
+    changing = ", ".join(MAY_CHANGE)
+    message = f"cannot change while the run exists ({changing} can): submit it under another name, or delete this one"
+    return _rule(same, message, f".{name}", "FieldValueForbidden")
+
+
+def _is_address(it: str) -> str:
+    return f"({it}.startsWith('/') || ({it}.startsWith('s3://') && {it}.size() > 5))"
+
+
+def _or_default(section: str, name: str) -> str:
+    (annotation,) = (field.annotation for field in RunSpec.model_fields.values() if field.alias == section)
+    (model,) = (option for option in getattr(annotation, "__args__", ()) if option is not type(None))
+    (default,) = (field.default for field in model.model_fields.values() if field.alias == name)
+    return f"(has(self.{name}) ? self.{name} : {default})"
+
+
+def _field_names(model: type[BaseModel]) -> list[str]:
+    return [str(field.alias) for field in model.model_fields.values()]
