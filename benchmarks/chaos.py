@@ -227,7 +227,7 @@ class Chaos:
         """What the selection of a reducer's last words holds."""
         uri = events(log)[-1]["manifest"].replace("manifest.json", "selected.parquet")
         script = (
-            "import sys\nfrom prism_job.storage.objects import open_store, split_uri\n"
+            "import sys\nfrom prism_job.storage.address import open_store, split_uri\n"
             "parent, name = split_uri(sys.argv[1])\nsys.stdout.buffer.write(open_store(parent).get(name))"
         )
         done = subprocess.run(

@@ -33,7 +33,8 @@ from prism_job.plan.plan import Plan, Unit, plan_key
 from prism_job.plan.units import factor_units
 from prism_job.spec.digest import digest
 from prism_job.spec.document import SelectionRun, parse_spec
-from prism_job.storage.objects import Store, open_store
+from prism_job.storage.address import open_store
+from prism_job.storage.objects import Store
 from prism_job.store import shards, staged_rows
 
 ROWS_PER_UNIT, DIMS, DIM = 1024, 65_536, 64
@@ -48,7 +49,7 @@ from prism_job.score import malloc
 from prism_job.score.scoring import score_candidates, scorer
 from prism_job.spec.document import parse_spec
 from prism_job.store import shards
-from prism_job.storage.objects import open_store
+from prism_job.storage.address import open_store
 malloc.share_one_heap()
 run = parse_spec(open(sys.argv[1]).read(), sys.argv[1])
 plan, store = read_plan(run), open_store(run.spec.store)

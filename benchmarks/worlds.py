@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prism_job.plan.plan import read_plan
 from prism_job.spec.document import parse_spec
-from prism_job.storage.objects import open_store
+from prism_job.storage.address import open_store
 from prism_job.store import codec, shards
 
 

@@ -74,12 +74,19 @@ def _estimate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _store(arguments: argparse.Namespace) -> dict[str, Any]:
+    from prism_job.publish.needed_keys import find_needed
     from prism_job.store import inventory
 
-    if arguments.action == "prune":
-        return inventory.prune(arguments.store, arguments.keep, arguments.older_than, really=arguments.yes)
-    look = inventory.list_contents if arguments.action == "list" else inventory.disk_use
-    return look(arguments.store, arguments.keep)
+    if arguments.action == "prune" and not arguments.keep:
+        fix = "give --keep OUTPUT for every output whose selections use this store"
+        raise RequestError("nothing is kept: all of the store would be removed", where=arguments.store, fix=fix)
+    contents = inventory.list_contents(arguments.store)  # before the manifests are read: see `prune`
+    needed = find_needed(arguments.keep) if arguments.keep else None
+    if arguments.action == "list":
+        return inventory.count_rows(contents, needed)
+    if needed is None or arguments.action == "du":
+        return inventory.disk_use(contents, needed)
+    return inventory.prune(contents, needed, arguments.older_than, really=arguments.yes)
 
 
 STAGES: dict[str, Callable[[SelectionRun, argparse.Namespace], dict[str, Any]]] = {

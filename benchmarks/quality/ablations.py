@@ -24,7 +24,7 @@ from benchmarks.quality.harness import Extracted, Float64
 from prism_job import projection
 from prism_job.score import curvature
 from prism_job.storage import model_files
-from prism_job.storage.objects import open_store
+from prism_job.storage.address import open_store
 from prism_job.store import codec, shards
 
 Float32 = NDArray[np.float32]

@@ -31,7 +31,7 @@ from prism_job.score.preference import preference
 from prism_job.spec.model import ModelSpec
 from prism_job.stages.reduce import fold_directions
 from prism_job.storage import model_files
-from prism_job.storage.objects import open_store
+from prism_job.storage.address import open_store
 
 NUM_EXAMPLES, NUM_PAIRS = 256, 32
 SAMPLE, RESAMPLINGS = 128, 50

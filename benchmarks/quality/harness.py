@@ -34,7 +34,7 @@ from prism_job.spec.digest import digest
 from prism_job.spec.document import SelectionRun, check_document
 from prism_job.spec.scoring import CurvatureSpec
 from prism_job.stages.reduce import fold_directions
-from prism_job.storage.objects import open_store
+from prism_job.storage.address import open_store
 from prism_job.store import shards
 
 Float64 = NDArray[np.float64]

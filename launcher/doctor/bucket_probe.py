@@ -33,7 +33,7 @@ KEPT_SECONDS = 600
 SCRIPT = """\
 import json, sys, uuid
 from prism_job.errors import PrismError
-from prism_job.storage.objects import open_store, split_uri
+from prism_job.storage.address import open_store, split_uri
 
 def written(address):
     store, key = open_store(address), f"prism-doctor-{uuid.uuid4().hex}"

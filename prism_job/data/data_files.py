@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prism_job.errors import DataError, RequestError
-from prism_job.storage.objects import Store, open_store, split_uri
+from prism_job.storage.address import open_store, split_uri
+from prism_job.storage.objects import Store
 
 KINDS = (".jsonl", ".json", ".parquet", ".csv")
 COMPRESSIONS = (".gz", ".zst")

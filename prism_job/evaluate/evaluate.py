@@ -20,7 +20,8 @@ from prism_job.publish import manifest
 from prism_job.publish.publish import Reduced
 from prism_job.spec.evaluation import EvaluationSpec
 from prism_job.spec.selection import SelectionSpec
-from prism_job.storage.objects import Store, open_store
+from prism_job.storage.address import open_store
+from prism_job.storage.objects import Store
 from prism_job.store import staged_rows
 
 Float64 = NDArray[np.float64]

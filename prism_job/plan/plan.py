@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from prism_job.errors import DataError, RequestError
 from prism_job.spec.digest import digest
 from prism_job.spec.document import SelectionRun
-from prism_job.storage.objects import open_store
+from prism_job.storage.address import open_store
 
 PLAN_FORMAT = "prism-plan/2"
 

@@ -17,8 +17,9 @@ from prism_job.data.data_files import Row
 from prism_job.errors import RequestError
 from prism_job.plan.plan import Plan
 from prism_job.publish import manifest
+from prism_job.storage.address import open_store, split_uri
 from prism_job.storage.folder import local_errors
-from prism_job.storage.objects import Store, open_store, split_uri
+from prism_job.storage.objects import Store
 from prism_job.store import staged_rows
 
 

@@ -26,7 +26,8 @@ from prism_job.evaluate import audit
 from prism_job.plan.plan import Plan
 from prism_job.spec.digest import digest
 from prism_job.spec.document import SelectionRun
-from prism_job.storage.objects import Store, open_store, split_uri
+from prism_job.storage.address import open_store, split_uri
+from prism_job.storage.objects import Store
 
 MANIFEST_FORMAT = "prism-selection/2"
 """Any change of how scores or choices follow from shards makes a new version; it is part of the selection id."""

@@ -16,7 +16,8 @@ from prism_job.plan.sample import Sample
 from prism_job.progress import event
 from prism_job.spec.digest import digest
 from prism_job.spec.document import RunSpec, SelectionRun
-from prism_job.storage.objects import Store, open_store
+from prism_job.storage.address import open_store
+from prism_job.storage.objects import Store
 from prism_job.store import shards, staged_rows
 
 

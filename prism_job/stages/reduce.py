@@ -29,7 +29,8 @@ from prism_job.score.preference import weigh_targets
 from prism_job.score.scoring import Scored, combine, score_candidates
 from prism_job.score.selection import Selected, select
 from prism_job.spec.document import RunSpec, SelectionRun
-from prism_job.storage.objects import Store, open_store
+from prism_job.storage.address import open_store
+from prism_job.storage.objects import Store
 
 
 def reduce(run: SelectionRun) -> dict[str, Any]:

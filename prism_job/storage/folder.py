@@ -29,11 +29,14 @@ class LocalFolder:
     def uri(self, key: str) -> str:
         return str(self.root / key)
 
+    def local_path(self, key: str) -> Path | None:
+        return self.root / key
+
     def get(self, key: str) -> bytes:
         with local_errors(self.uri(key)):
             return (self.root / key).read_bytes()
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path, tag: str | None = None) -> None:
         with local_errors(self.uri(key)):
             shutil.copyfile(self.root / key, path)
 

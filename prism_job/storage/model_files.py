@@ -15,9 +15,8 @@ from pathlib import Path
 
 from prism_job.errors import DataError, RequestError, TransientError
 from prism_job.spec.digest import digest
-from prism_job.storage.folder import LocalFolder
-from prism_job.storage.objects import Listed, Store, open_store, split_uri
-from prism_job.storage.s3 import S3Prefix
+from prism_job.storage.address import open_store, split_uri
+from prism_job.storage.objects import Listed, Store
 
 WANTED = ("*.safetensors", "*.gguf", "*.json", "*.jinja", "*.model", "*.txt")
 """Files that can change a number. Everything else (pickles, code, read-me's) is neither read nor hashed."""
@@ -36,9 +35,10 @@ def identify(uri: str, revision: str = "main", *, is_adapter: bool = False) -> d
     if _is_hub(uri):
         return {"hub": uri, "commit": _hub_commit(uri, revision)}
     store, files = _files(uri, is_adapter)
-    if isinstance(store, LocalFolder):
-        return {file.key: _sha256(store.root / file.key) for file in files}
-    return _tags(files)
+    local_paths = [store.local_path(file.key) for file in files]
+    if None in local_paths:
+        return _tags(files)
+    return {file.key: _sha256(path) for file, path in zip(files, local_paths, strict=True) if path}
 
 
 def fetch_model(uri: str, revision: str = "main", *, is_adapter: bool = False) -> Path:
@@ -57,15 +57,15 @@ def fetch_model(uri: str, revision: str = "main", *, is_adapter: bool = False) -
         _files(snapshot, is_adapter)
         return Path(snapshot)
     store, files = _files(uri, is_adapter)
-    if not isinstance(store, S3Prefix):
+    if store.local_path(files[0].key):
         return Path(uri)
     target = cache_folder() / digest(_tags(files))
     if not all(_is_here(target, file) for file in files):
-        _bring_once(store, files, target)
+        _download_once(store, files, target)
     return target / files[0].key if uri.endswith(".gguf") else target
 
 
-def _bring_once(store: S3Prefix, files: list[Listed], target: Path) -> None:
+def _download_once(store: Store, files: list[Listed], target: Path) -> None:
     from filelock import FileLock
 
     try:
@@ -143,10 +143,8 @@ def _files(uri: str, is_adapter: bool) -> tuple[Store, list[Listed]]:
     if uri.endswith(".gguf"):
         parent, name = split_uri(uri)
         store = open_store(parent)
-        if isinstance(store, LocalFolder):
-            files = (
-                [Listed(name, Path(uri).stat().st_size, "", Path(uri).stat().st_mtime)] if Path(uri).exists() else []
-            )
+        if path := store.local_path(name):
+            files = [Listed(name, path.stat().st_size, "", path.stat().st_mtime)] if path.exists() else []
         else:
             files = [file for file in store.list(name) if file.key == name]
         if not files:

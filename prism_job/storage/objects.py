@@ -1,6 +1,6 @@
-"""Objects under a prefix: what an S3 bucket and a local folder both promise. Not: what the bytes mean, how either does it.
+"""The protocol of a store: what an S3 prefix and a local folder both do. Does not know what the bytes mean.
 
-Both make a put atomic: a reader sees the whole object or none. Both raise errors of our three families alone.
+Both make a put atomic: a reader sees the whole object or none. Both raise only errors of the three families (errors.py).
 """
 
 from __future__ import annotations
@@ -27,18 +27,22 @@ class Listed:
 
 
 class Store(Protocol):
-    """The five verbs, and how an object is called in messages."""
+    """Objects by key, below one address."""
 
-    def uri(self, key: str) -> str: ...
+    def uri(self, key: str) -> str:
+        """The address of an object, for messages."""
+
+    def local_path(self, key: str) -> Path | None:
+        """Where the object lies on this machine, or None where it must be downloaded."""
 
     def get(self, key: str) -> bytes:
         """Whole content. Raises DataError where there is no such object."""
 
-    def download(self, key: str, path: Path) -> None:
-        """Whole content into a file, without holding it in memory."""
+    def download(self, key: str, path: Path, tag: str | None = None) -> None:
+        """Whole content into a file, without holding it in memory; with `tag`, only the content listed under that tag."""
 
     def as_file(self, key: str) -> AbstractContextManager[Path]:
-        """A path to read the content at: its own where it lies on this machine, else of a copy that is gone afterwards."""
+        """A path to read the content at: its own where it lies on this machine, else of a temporary copy."""
 
     def put(self, key: str, content: bytes) -> None:
         """Atomic: visible whole or not at all."""
@@ -53,20 +57,3 @@ class Store(Protocol):
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove these objects; one that is gone already is no error."""
-
-
-def open_store(uri: str) -> Store:
-    """The store at a path or at `s3://bucket/prefix`. Nothing is asked of it yet."""
-    if uri.startswith("s3://"):
-        from prism_job.storage.s3 import S3Prefix
-
-        return S3Prefix(uri)
-    from prism_job.storage.folder import LocalFolder
-
-    return LocalFolder(uri)
-
-
-def split_uri(uri: str) -> tuple[str, str]:
-    """Parent and last name: `s3://b/x/y.jsonl` -> (`s3://b/x`, `y.jsonl`)."""
-    parent, _, name = uri.rstrip("/").rpartition("/")
-    return parent or ("/" if uri.startswith("/") else "."), name

@@ -42,6 +42,9 @@ class S3Prefix:
     def uri(self, key: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{key}"
 
+    def local_path(self, key: str) -> Path | None:
+        return None
+
     def _ask(self, key: str, ask: Callable[[], Answer], given_up: threading.Event | None = None) -> Answer:
         def once() -> Answer:
             with _s3_errors(self.uri(key)):

@@ -20,7 +20,7 @@ from prism_job.__main__ import main
 from prism_job.extract import tokenise
 from prism_job.extract.model import captured_layers
 from prism_job.score import curvature
-from prism_job.storage.objects import open_store
+from prism_job.storage.address import open_store
 from tests.conftest import candidate, pair
 from tests.models import build_model
 from tests.oracle import weight_gradients

@@ -19,7 +19,7 @@ from prism_job.errors import DataError
 from prism_job.plan.plan import read_plan
 from prism_job.spec.digest import digest
 from prism_job.spec.document import parse_spec
-from prism_job.storage.objects import open_store
+from prism_job.storage.address import open_store
 from prism_job.store import staged_rows
 from tests.conftest import Job, Row, pair, turn, write_jsonl
 

@@ -25,7 +25,7 @@ from prism_job.publish import manifest
 from prism_job.publish.report import render
 from prism_job.score.preference import preference
 from prism_job.spec.document import parse_spec
-from prism_job.storage.objects import open_store
+from prism_job.storage.address import open_store
 from prism_job.store import shards, staged_rows
 from tests.conftest import Job, Row, candidate, pair, write_jsonl
 from tests.publish.test_report import Page, report_of

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from prism_job.plan.plan import Plan, read_plan
 from prism_job.spec.document import parse_spec
-from prism_job.storage.objects import open_store
+from prism_job.storage.address import open_store
 from prism_job.store import codec, shards
 from tests.conftest import Job, Row, candidate, write_jsonl
 from tests.models import save_tiny_adapter

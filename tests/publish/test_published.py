@@ -19,7 +19,8 @@ import pytest
 from prism_job.errors import TransientError
 from prism_job.plan.plan import read_plan
 from prism_job.spec.document import parse_spec
-from prism_job.storage.objects import Store, open_store
+from prism_job.storage.address import open_store
+from prism_job.storage.objects import Store
 from prism_job.store import shards
 from tests.conftest import Job, Row, candidate, pair, turn, write_jsonl
 from tests.stages.test_end_to_end import FLOAT32, direction, job_over_all_conventions, oracle, wanted_scores

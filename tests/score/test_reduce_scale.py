@@ -21,8 +21,9 @@ from prism_job.score.preference import weigh_targets
 from prism_job.score.scoring import finish, scorer
 from prism_job.spec.document import SelectionRun, parse_spec
 from prism_job.stages.reduce import fold_directions
+from prism_job.storage.address import open_store
 from prism_job.storage.folder import LocalFolder
-from prism_job.storage.objects import Store, open_store
+from prism_job.storage.objects import Store
 from prism_job.store import shards
 from tests.conftest import Job, candidate, write_jsonl
 

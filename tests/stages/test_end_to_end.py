@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from prism_job.extract.tokenise import Encoded
 from prism_job.plan.plan import read_plan
 from prism_job.spec.document import parse_spec
-from prism_job.storage.objects import open_store
+from prism_job.storage.address import open_store
 from prism_job.store import codec, shards
 from tests.conftest import Job, turn, write_jsonl
 from tests.models import build_model, build_tokenizer

@@ -22,7 +22,7 @@ import pytest
 from prism_job.errors import DataError, PrismError, RequestError, TransientError
 from prism_job.storage import model_files, retries
 from prism_job.storage import s3 as s3_client
-from prism_job.storage.objects import open_store
+from prism_job.storage.address import open_store
 from tests.conftest import Job, candidate, point_at, write_jsonl
 
 

@@ -19,7 +19,8 @@ from prism_job.plan.units import FACTOR_UNIT_SHARE, factor_units
 from prism_job.spec.digest import digest
 from prism_job.spec.document import parse_spec
 from prism_job.stages.plan import make_plan
-from prism_job.storage.objects import Store, open_store
+from prism_job.storage.address import open_store
+from prism_job.storage.objects import Store
 from prism_job.store import codec, shards
 from tests.conftest import Job, candidate, pair, write_jsonl
 from tests.models import save_tiny_adapter, save_tiny_model

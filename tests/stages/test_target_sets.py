@@ -25,7 +25,7 @@ from prism_job.score.preference import weigh_targets
 from prism_job.score.scoring import score_candidates
 from prism_job.spec.document import known_fields, parse_spec
 from prism_job.stages.reduce import fold_directions
-from prism_job.storage.objects import open_store
+from prism_job.storage.address import open_store
 from prism_job.store import shards
 from tests.conftest import Job, candidate, pair, write_jsonl
 

@@ -12,7 +12,7 @@ import pytest
 
 from prism_job.errors import TransientError
 from prism_job.storage import checksums, retries, transfers
-from prism_job.storage.objects import open_store
+from prism_job.storage.address import open_store
 from prism_job.storage.s3 import S3Prefix
 from prism_job.store import shards, staged_rows
 from tests.conftest import Job, point_at

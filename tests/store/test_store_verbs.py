@@ -13,9 +13,10 @@ import pytest
 
 from launcher.follow import tables
 from prism_job.errors import RequestError
-from prism_job.storage.objects import open_store
+from prism_job.publish.needed_keys import find_needed
+from prism_job.storage.address import open_store
 from prism_job.storage.s3 import MAX_DELETED_AT_ONCE
-from prism_job.store.inventory import prune
+from prism_job.store.inventory import list_contents, prune
 from tests.conftest import Job, Row, candidate, pair, write_jsonl
 
 AT_ONCE = ("--older-than", "0")
@@ -109,7 +110,8 @@ def test_young_objects_are_never_removed(stored: Job) -> None:
     assert (done["objects"], done["older_than_hours"]) == (0, 24.0)
     assert done["too_young_objects"] > 0
     # The same store seen a day and an hour later.
-    later = prune(stored.spec["store"], [stored.spec["output"]], really=True, now=time.time() + 25 * 3600)
+    contents, needed = list_contents(stored.spec["store"]), find_needed([stored.spec["output"]])
+    later = prune(contents, needed, really=True, now=time.time() + 25 * 3600)
     assert later["objects"] == done["too_young_objects"]
     assert later["bytes"] == done["too_young_bytes"]
 
@@ -179,7 +181,7 @@ def keep_with_a_damaged_manifest(job: Job) -> list[str]:
 @pytest.mark.parametrize(
     ("keeps", "says"),
     [
-        (without_keep, "would delete the whole store"),
+        (without_keep, "all of the store would be removed"),
         (keep_of_nothing, "no manifest is found there"),
         (keep_of_another_store, "need nothing of this store"),
         (keep_with_a_damaged_plan, "not what the manifest beside it vouches for"),
