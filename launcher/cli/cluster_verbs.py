@@ -135,13 +135,13 @@ def render(
     """Print every object of the run's first attempts. Needs no cluster, unless --dry-run=server."""
     with exit_codes(output):
         from launcher import submit as remote
-        from launcher.render.jobs import render as objects_of
+        from launcher.render.run_objects import run_objects
 
         document = remote.read_document(read_text(file), file.name, namespace)
-        objects = objects_of(document.run, document.namespace or "default")
+        objects = run_objects(document.run, document.namespace or "default")
         if dry_run is DryRun.server:
             cluster = _cluster(context)
-            objects = objects_of(document.run, document.namespace or cluster.namespace)
+            objects = run_objects(document.run, document.namespace or cluster.namespace)
             for one in objects:
                 cluster.apply(one, dry_run=True)
             for warning in cluster.warnings:

@@ -16,7 +16,8 @@ from launcher.doctor.findings import Finding, error, ok, warning
 from launcher.kube.cluster import Cluster
 from launcher.kube.errors import ClusterError, Conflict, Refused, Unavailable
 from launcher.reconcile.failures import ending_of, why_not_running
-from launcher.render import jobs
+from launcher.render.attempt import Attempt
+from launcher.render.job import job as plan_job
 from launcher.resource.document import request_digest
 from launcher.resource.names import API_GROUP, WORKER_CONTAINER
 from prism_job.spec.document import SelectionRun
@@ -101,7 +102,7 @@ def addresses_of(run: SelectionRun) -> list[tuple[str, str]]:
 
 def probe_job(run: SelectionRun, namespace: str, deadline_seconds: float = DEADLINE_SECONDS) -> Object:
     """The plan's Job with another command, little to ask for, and nothing by which it would be taken for a part of the run."""
-    job = jobs.job(run, namespace, "plan", 0, 0, 0, None)
+    job = plan_job(Attempt(run, "plan", namespace=namespace))
     name = f"prism-doctor-{request_digest(run)[:8]}"
     labels = {**run.metadata.labels, "app.kubernetes.io/name": "prism", "app.kubernetes.io/component": "doctor"}
     template = job["spec"]["template"]

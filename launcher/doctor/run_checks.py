@@ -13,7 +13,8 @@ from typing import Any
 from launcher.doctor.findings import Finding, error, looked, ok, warning
 from launcher.kube.cluster import Cluster
 from launcher.kube.errors import NotFound, Refused
-from launcher.render import jobs
+from launcher.render.attempt import Attempt
+from launcher.render.job import job as job_of
 from prism_job.spec.cluster import ClusterSpec
 from prism_job.spec.document import SelectionRun
 
@@ -73,7 +74,7 @@ def _queue(cluster: Cluster, namespace: str, spec: ClusterSpec) -> Iterator[Find
 
 def _nodes(cluster: Cluster, namespace: str, run: SelectionRun, spec: ClusterSpec) -> Iterator[Finding]:
     """The extract stage's pods on the nodes as they are, empty. What runs there, and taints, are not looked at."""
-    pod = jobs.job(run, namespace, "extract", 0, 0, 0, None)["spec"]["template"]["spec"]
+    pod = job_of(Attempt(run, "extract", namespace=namespace))["spec"]["template"]["spec"]
     wanted = requests_of(pod)
     nodes = [one for one in cluster.list("Node", None).items if _is_ready(one) and _is_chosen(one, pod)]
     room = [{name: quantity(str(value)) for name, value in _allocatable(one).items()} for one in nodes]
@@ -141,7 +142,7 @@ def _secrets(spec: ClusterSpec) -> Iterator[Finding]:
 
 def _policies(cluster: Cluster, namespace: str, run: SelectionRun, stage: Any) -> Iterator[Finding]:
     """Would a pod of this stage be let in: Pod Security, quotas, admission webhooks."""
-    job = jobs.job(run, namespace, stage, 0, 0, 0, None)
+    job = job_of(Attempt(run, stage, namespace=namespace))
     template = job["spec"]["template"]
     # Without the right to make pods, which a driver does not need, the Job is asked about, which is answered by warnings.
     as_pod = cluster.may("create", "", "pods", namespace)

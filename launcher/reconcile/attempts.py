@@ -27,7 +27,10 @@ from launcher.reconcile.failures import (
     lost_pod_message,
     why_not_running,
 )
-from launcher.render import jobs
+from launcher.render.attempt import Attempt
+from launcher.render.job import job as job_of
+from launcher.render.run_objects import shared_objects
+from launcher.render.service import services
 from launcher.resource.names import ATTEMPT_LABEL, GROUP_LABEL, ROUND_LABEL, STAGE_LABEL, job_name
 from launcher.resource.record import Record
 from launcher.resource.status import StageStatus, Status
@@ -113,10 +116,9 @@ class Attempts:
             self.again.append(due)
             return entry.model_copy(update={"state": "Waiting"})
         namespace, owner = self.record.namespace, self.record.owner_reference
-        place = (entry.stage, entry.group)
-        around = [*jobs.support(self.run, namespace, owner), *jobs.service(self.run, namespace, *place, owner)]
-        job = jobs.job(self.run, namespace, *place, self.begun.round, entry.attempt, owner)
-        self.actions += [*(Apply(one) for one in around if Apply(one) not in self.actions), Create(job)]
+        attempt = Attempt(self.run, entry.stage, entry.group, self.begun.round, entry.attempt, namespace, owner)
+        around = [*shared_objects(self.run, namespace, owner), *services(attempt)]
+        self.actions += [*(Apply(one) for one in around if Apply(one) not in self.actions), Create(job_of(attempt))]
         begun = entry.model_copy(update={"started": True, "state": "Pending", "not_before": None})
         refusal = self.seen.refused.get(self._name_of(entry))
         if refusal is None:

@@ -15,7 +15,7 @@ from launcher.reconcile.actions import Action, Decision, Delete, Observed, Timeo
 from launcher.reconcile.attempts import HOPELESS, Attempts, next_attempt
 from launcher.reconcile.conditions import Conditions, sentence
 from launcher.reconcile.failures import is_finished, is_there
-from launcher.render import jobs
+from launcher.render.run_objects import stages
 from launcher.resource.document import request_digest
 from launcher.resource.names import ROUND_LABEL
 from launcher.resource.record import Record
@@ -180,7 +180,7 @@ class _Pass:
 
     def _suspend(self) -> Decision:
         self._stop_jobs()
-        entries = [self.status.stage(*place) for place in jobs.stages(self.attempts.cluster)]
+        entries = [self.status.stage(*place) for place in stages(self.attempts.cluster)]
         for entry in entries:
             job = self.attempts.job_of(entry)
             if entry.state in ("Succeeded", "Failed") or (job is not None and is_there(job) and is_finished(job)):

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from launcher.reconcile.actions import CreateError
-from launcher.render.jobs import DAMAGED_DATA, WRONG_REQUEST
 from launcher.resource.names import WORKER_CONTAINER
 from launcher.resource.status import StageState
 from launcher.resource.timestamps import parse_time, time_text
+from prism_job.errors import DataError, RequestError
 from prism_job.spec.cluster import ClusterSpec
 
 Object = dict[str, Any]
@@ -87,7 +87,7 @@ def ending_of(job: Object, pods: Sequence[Object], disrupted: bool) -> AttemptOu
     said = failed.get("message", "")
     if disrupted or (reason == "PodFailurePolicy" and "DisruptionTarget" in said):
         return AttemptOutcome("preempted", f"evicted: {said}", time)
-    kinds: dict[int, Literal["request", "data"]] = {WRONG_REQUEST: "request", DAMAGED_DATA: "data"}
+    kinds: dict[int, Literal["request", "data"]] = {RequestError.exit_code: "request", DataError.exit_code: "data"}
     codes = _exit_codes(pods)
     for code, kind in kinds.items():
         if code in codes or (reason == "PodFailurePolicy" and f"exit code {code}" in said):

@@ -15,7 +15,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import prism_job.__main__ as worker
-from launcher.render import jobs
+from launcher.render.attempt import Attempt
+from launcher.render.job import job as job_of
+from launcher.render.pod import GPU
+from launcher.render.run_objects import run_objects, shared_objects
+from launcher.render.service import services
 from launcher.resource.document import parse_for_cluster, pods_document, request_digest
 from launcher.resource.names import (
     ATTEMPT_LABEL,
@@ -109,7 +113,7 @@ def run_of(name: str = "demo", *, labels: dict[str, str] | None = None, **cluste
 
 
 def objects_of(document: str) -> list[Object]:
-    return jobs.render(run_of(**DOCUMENTS[document]), "team", OWNER)
+    return run_objects(run_of(**DOCUMENTS[document]), "team", OWNER)
 
 
 def jobs_of(document: str) -> list[Object]:
@@ -252,7 +256,7 @@ def test_requests_of_gpus_equal_their_limits_and_only_extraction_asks_for_them(d
     assert wanted is not None
     for job in jobs_of(document):
         resources = worker_of(job)["resources"]
-        asked, limit = resources["requests"].get(jobs.GPU), resources["limits"].get(jobs.GPU)
+        asked, limit = resources["requests"].get(GPU), resources["limits"].get(GPU)
         in_extraction = "extract" in worker_of(job)["args"]
         assert asked == limit == (str(wanted.gpus_per_node) if in_extraction and wanted.gpus_per_node else None)
         assert resources["requests"]["memory"] == resources["limits"]["memory"] == wanted.memory
@@ -274,7 +278,7 @@ def test_a_job_is_a_gang_that_ends_with_its_first_dead_pod(document: str) -> Non
 
 def test_every_child_names_the_record_as_its_owner() -> None:
     assert all(one["metadata"]["ownerReferences"] == [OWNER] for one in objects_of("everything"))
-    unowned = jobs.render(run_of(), "team")
+    unowned = run_objects(run_of(), "team")
     assert not any("ownerReferences" in one["metadata"] for one in unowned)
 
 
@@ -296,7 +300,7 @@ def test_a_label_of_the_document_never_takes_the_place_of_ours() -> None:
         "argocd.argoproj.io/instance": "app",
     }
     run = run_of(labels={RUN_LABEL: "another", **theirs, "team": "maths"}, nodesPerGroup=2)
-    for one in jobs.render(run, "team", OWNER):
+    for one in run_objects(run, "team", OWNER):
         for metadata in (one["metadata"], template(one)["metadata"] if one["kind"] == "Job" else one["metadata"]):
             labels = metadata["labels"]
             assert (labels[RUN_LABEL], labels["team"]) == ("demo", "maths")
@@ -318,7 +322,7 @@ def test_a_label_of_the_document_never_takes_the_place_of_ours() -> None:
 @pytest.mark.parametrize("document", ["minimal", "one world of nodes"])
 def test_no_overlay_takes_a_pod_from_its_run(document: str, labels: Any) -> None:
     run = run_of(**DOCUMENTS[document], podOverlay={"metadata": {"labels": labels}})
-    for job in (one for one in jobs.render(run, "team", OWNER) if one["kind"] == "Job"):
+    for job in (one for one in run_objects(run, "team", OWNER) if one["kind"] == "Job"):
         ours = {key: job["metadata"]["labels"][key] for key in OUR_LABELS}
         assert ours[RUN_LABEL] == "demo"
         assert ours.items() <= template(job)["metadata"]["labels"].items()
@@ -332,7 +336,7 @@ def test_an_object_of_a_run_is_rendered_as_its_document_is() -> None:
     stored = {**document, "metadata": {**document["metadata"], "namespace": "team", "uid": "u-1"}}
     config_map = config_map_record(run, yaml.safe_dump(run.to_document()), "team")
     for record in (stored, {**config_map, "metadata": {**config_map["metadata"], "uid": "u-1"}}):
-        assert jobs.render(Record(record).parse(), "team", OWNER) == jobs.render(run, "team", OWNER)
+        assert run_objects(Record(record).parse(), "team", OWNER) == run_objects(run, "team", OWNER)
         assert "labels" not in pods_document(Record(record).parse())["metadata"]
     stored["metadata"]["labels"]["odd"] = 3  # no API server stores it
     assert Record(stored).document["metadata"]["labels"] == {"team": "maths", RUN_LABEL: "another"}
@@ -466,11 +470,12 @@ def test_names_stay_within_their_limits_at_the_largest_numbers() -> None:
     for groups, nodes in ((256, 4), (4, 256), (32, 32)):
         run = run_of("9" + "n" * (LONGEST_NAME - 1), groups=groups, nodesPerGroup=nodes)
         for stage, group in (("plan", 0), ("extract", groups - 1), ("reduce", 0)):
-            job = jobs.job(run, "team", stage, group, 1_000_000, 99_999, OWNER)
+            attempt = Attempt(run, stage, group, 1_000_000, 99_999, "team", OWNER)
+            job = job_of(attempt)
             name, last = named(job), job["spec"]["completions"] - 1
             assert DNS_LABEL.fullmatch(name)
             assert len(f"{name}-{last}") <= 63  # the host name of the last pod
-            for service in jobs.service(run, "team", stage, group, OWNER):
+            for service in services(attempt):
                 assert DNS_1035.fullmatch(named(service))
                 assert len(named(service)) <= 63
                 assert len(f"{name}-0.{named(service)}.team.svc") <= 253
@@ -524,9 +529,10 @@ def test_no_two_runs_of_a_namespace_share_the_name_of_an_object(places: list[tup
     owners: dict[tuple[str, str], tuple[Any, ...]] = {}
     for run_name, stage, group, round_number, attempt in wanted:
         run = run_of(run_name, groups=3, nodesPerGroup=2)
-        job = jobs.job(run, "team", stage, group, round_number, attempt, OWNER)
+        whole = Attempt(run, stage, group, round_number, attempt, "team", OWNER)
+        job = job_of(whole)
         assert owners.setdefault(("Job", named(job)), (run_name, stage, group, round_number, attempt))[0] == run_name
-        around = [*jobs.support(run, "team", OWNER), *jobs.service(run, "team", stage, group, OWNER)]
+        around = [*shared_objects(run, "team", OWNER), *services(whole)]
         for one in (config_map_record(run, "", "team"), *around):
             assert owners.setdefault((one["kind"], named(one)), (run_name,))[0] == run_name
     assert sum(kind == "Job" for kind, _ in owners) == len(wanted)
@@ -560,7 +566,7 @@ def test_what_may_change_while_a_run_exists_changes_nothing_that_pods_read() -> 
     changed = run.model_copy(
         update={"spec": run.spec.model_copy(update={"suspend": True, "retry": 4, "ttl_seconds_after_finished": 60})}
     )
-    assert jobs.render(changed, "team", OWNER) == jobs.render(run, "team", OWNER)
+    assert run_objects(changed, "team", OWNER) == run_objects(run, "team", OWNER)
     assert request_digest(changed) == request_digest(run)
 
 

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from launcher.render import jobs
+from launcher.render.attempt import Attempt
+from launcher.render.job import job
 from launcher.resource.document import parse_for_cluster
 from launcher.resource.overlay import MERGE_KEYS, MERGED_STRINGS, RETAIN_KEYS, merge, refusals
 from prism_job.errors import SpecError
@@ -45,7 +46,7 @@ def run_of(**cluster: Any) -> SelectionRun:
 
 
 def template_of(**cluster: Any) -> Object:
-    return dict(jobs.job(run_of(**cluster), "team", "extract", 0, 0, 0, None)["spec"]["template"])
+    return dict(job(Attempt(run_of(**cluster), "extract", namespace="team"))["spec"]["template"])
 
 
 PLAIN = template_of(weightsClaim="weights")
