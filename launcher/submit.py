@@ -6,34 +6,27 @@ Where the custom resource is not installed a ConfigMap keeps the record, and the
 from __future__ import annotations
 
 import contextlib
-import random
-import re
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.kube.cluster import Cluster
-from launcher.kube.errors import ClusterError, Conflict, NotFound, Refused, Unavailable
-from launcher.kube.retry import OUTAGE_FAILURES
+from launcher.kube.cluster import Cluster, Listing
+from launcher.kube.errors import Conflict, NotFound, Refused, Unavailable
+from launcher.kube.list_and_watch import Change, list_and_watch
 from launcher.operator.controller import Controller
-from launcher.operator.informer import is_record
 from launcher.resource.document import differences, parse_for_cluster, request_digest
-from launcher.resource.names import CANCEL_ANNOTATION, KIND, RECORD_LABEL, record_name
-from launcher.resource.record import Record, config_map_record, text_of_round
+from launcher.resource.names import CANCEL_ANNOTATION, KIND, RECORD_LABEL, is_dns_label, record_name
+from launcher.resource.record import Record, config_map_record, is_record, text_of_round
 from prism_job.errors import SpecError
 from prism_job.spec.document import SelectionRun, read_yaml
 
 Object = dict[str, Any]
 
-NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-
 MAX_TRIES = 10
 """Of a change to a record that others write too."""
-
-SHORT_SECONDS = 1.0
-"""A watch that ends before so long has failed: a server that is going away, or a proxy, would be asked without a pause."""
 
 
 @dataclass(frozen=True)
@@ -214,49 +207,37 @@ def wait_until(
         Refused: we may not look.
     """
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-    kind, namespace, name, uid = record.object["kind"], record.namespace, record.metadata["name"], record.uid
-    failures, cluster = 0, cluster.without_retries()
-    while True:
-        began, is_listing = time.monotonic(), True
-        try:
-            for found in _sightings(cluster, kind, namespace, name, deadline):
-                if not is_listing:
-                    failures = 0  # a list that succeeds says nothing of the watch that follows it
-                is_listing = False
-                if found is None or found.uid != uid:
-                    return None
-                on_change(found)
-                if is_enough(found):
-                    return found
-            failures = failures + 1 if time.monotonic() < began + SHORT_SECONDS else 0
-        except NotFound:  # the kind itself was removed, and all of its objects
-            return None
-        except Refused:
-            raise
-        except ClusterError as error:
-            lived = not is_listing and time.monotonic() > began + SHORT_SECONDS
-            failures = 1 if lived else failures + 1
-            if failures == OUTAGE_FAILURES:
-                on_outage(f"waiting for the API server: {error.what}")
-        if deadline is not None and time.monotonic() >= deadline:
-            raise TimeoutError
-        pause_seconds = random.uniform(0.5, 1.0) * min(10.0, 0.2 * 2 ** min(failures, 8))
-        time.sleep(pause_seconds if deadline is None else max(0.0, min(pause_seconds, deadline - time.monotonic())))
+    changes = list_and_watch(
+        cluster.without_retries(),
+        record.object["kind"],
+        record.namespace,
+        fields=f"metadata.name={record.metadata['name']}",
+        deadline=deadline,
+        on_outage=on_outage,
+    )
+    try:
+        for found in itertools.chain.from_iterable(map(_records, changes)):
+            if found is None or found.uid != record.uid:
+                return None
+            on_change(found)
+            if is_enough(found):
+                return found
+    except NotFound:  # the kind itself was removed, and all of its objects
+        return None
+    raise TimeoutError
 
 
-def _sightings(
-    cluster: Cluster, kind: str, namespace: str, name: str, deadline: float | None
-) -> Iterator[Record | None]:
-    """The record as it is, then each time it changes; once it is gone, as it was last, and None. Ends when the watch does."""
-    fields = f"metadata.name={name}"
-    listing = cluster.list(kind, namespace, fields=fields)
-    yield Record(listing.items[0]) if listing.items else None
-    left_seconds = 240 if deadline is None else int(min(240, max(1, deadline - time.monotonic() + 1)))
-    for event, found in cluster.watch(kind, namespace, listing.version, fields=fields, seconds=left_seconds):
-        if event != "BOOKMARK":
-            yield Record(found)
-        if event == "DELETED":
-            yield None
+def _records(seen: Listing | Change) -> list[Record | None]:
+    """The record as it is then; None once it is gone."""
+    match seen:
+        case Listing(items):
+            return [Record(items[0])] if items else [None]
+        case ("BOOKMARK", _):
+            return []
+        case ("DELETED", found):
+            return [Record(found), None]
+        case (_, found):
+            return [Record(found)]
 
 
 def has_ended(record: Record) -> bool:
@@ -276,7 +257,7 @@ def read_document(text: str, where: str, namespace: str) -> Document:
     """The checked document; it goes to the namespace given, else to its own. Raises SpecError."""
     run = parse_for_cluster(text, where)
     place = namespace or run.metadata.namespace or ""
-    if place and not NAMESPACE.fullmatch(place):
+    if place and not is_dns_label(place):
         fix = "a namespace has lower-case letters, digits and '-'"
         raise SpecError(f"'{place}' is no name of a namespace", where="metadata.namespace, or -n", fix=fix)
     return Document(text, run, place)

@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import enum
 import os
-import re
 import sys
 import time
 from collections import Counter
@@ -50,7 +49,9 @@ ContextOption = Annotated[
 
 
 def _check_name(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name):
+    from launcher.resource.names import is_dns_label
+
+    if not is_dns_label(name):
         raise typer.BadParameter(f"'{name}' is no name: it has lower-case letters, digits and '-'")
     return name
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from launcher.follow.pod_log import PodLog, has_ended, has_started
-from launcher.kube.cluster import Cluster
-from launcher.kube.errors import ClusterError, Gone, Unavailable
-from launcher.kube.retry import OUTAGE_FAILURES
+from launcher.kube.cluster import Cluster, Listing
+from launcher.kube.errors import ClusterError
+from launcher.kube.list_and_watch import list_and_watch
 from launcher.resource.names import ATTEMPT_LABEL, GROUP_LABEL, ROUND_LABEL, RUN_LABEL, STAGE_LABEL
 
 Object = dict[str, Any]
@@ -33,11 +33,6 @@ WATCH_SECONDS = 5
 
 DRAIN_SECONDS = 60.0
 """Once the run is over: pods are left where no log has ended for so long."""
-
-SHORT_SECONDS = 1.0
-"""A watch of the pods that ends before so long is not asked for again at once."""
-
-LONGEST_PAUSE_SECONDS = 10.0
 
 MAX_QUEUED = 1000
 MAX_STREAMS = 64
@@ -146,7 +141,9 @@ class _Following:
                 if over_since is None and time.monotonic() - asked >= POLL_INTERVAL_SECONDS:
                     asked = time.monotonic()
                     with contextlib.suppress(ClusterError):
-                        over_since = asked if self.is_over() and self._take_all() else None
+                        if self.is_over():
+                            self._take_all()
+                            over_since = asked
                 if over_since is not None and self._is_drained(over_since):
                     return
         finally:
@@ -162,40 +159,32 @@ class _Following:
         return self.queue.empty() and (is_late or not reading)
 
     def _find_pods(self) -> None:
-        """List, then watch from there; again and again, with a growing pause where that fails."""
-        failures = 0
-        while not self.stopping.is_set():
-            is_listing, began = True, time.monotonic()
-            try:
-                version = self._take_all()
-                is_listing = False
-                while not self.stopping.is_set():
-                    began = time.monotonic()
-                    for event, pod in self.cluster.watch(
-                        "Pod", self.namespace, version, labels=self.labels, seconds=WATCH_SECONDS
-                    ):
-                        version, failures = pod["metadata"].get("resourceVersion", version), 0
-                        if event != "BOOKMARK":
-                            self._take(pod, gone=event == "DELETED")
-                    if time.monotonic() < began + min(SHORT_SECONDS, WATCH_SECONDS / 2):
-                        self.stopping.wait(SHORT_SECONDS)
-                    else:
-                        failures = 0
-            except (Gone, Unavailable) as error:
-                lived = not is_listing and time.monotonic() > began + SHORT_SECONDS
-                failures = 1 if lived else failures + 1
-                if failures == OUTAGE_FAILURES:
-                    self.on_outage(f"waiting for the API server: {error.what}")
-                self.stopping.wait(min(LONGEST_PAUSE_SECONDS, 0.25 * 2**failures))
+        read: set[str] = set()
+        for seen in list_and_watch(
+            self.cluster,
+            "Pod",
+            self.namespace,
+            labels=self.labels,
+            stopping=self.stopping,
+            watch_seconds=WATCH_SECONDS,
+            on_outage=self.on_outage,
+        ):
+            match seen:
+                case Listing():
+                    self._take_listing(seen, read)
+                case (change, pod) if change != "BOOKMARK":
+                    self._take(pod, gone=change == "DELETED")
+            read = set(self.logs)
 
-    def _take_all(self) -> str:
-        """Every pod there is; one that is read and not among them has ended. Returns the listing's version."""
-        before = set(self.logs)
-        listing = self.cluster.list("Pod", self.namespace, labels=self.labels)
+    def _take_all(self) -> None:
+        read = set(self.logs)
+        self._take_listing(self.cluster.list("Pod", self.namespace, labels=self.labels), read)
+
+    def _take_listing(self, listing: Listing, read: set[str]) -> None:
+        """Every pod there is; one that was `read` before the list was made, and is not in it, has ended."""
         for pod in sorted(listing.items, key=_order):
             self._take(pod, gone=False)
-        self.ended_pods |= before - {pod["metadata"]["uid"] for pod in listing.items}
-        return listing.version
+        self.ended_pods |= read - {pod["metadata"]["uid"] for pod in listing.items}
 
     def _take(self, pod: Object, *, gone: bool) -> None:
         """A pod as it is now: its first line is waited for once it has started."""

@@ -20,14 +20,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from launcher.kube.cluster import Cluster
+from launcher.kube.cluster import Cluster, Listing
 from launcher.kube.errors import ClusterError, Conflict, NotFound, Refused, Unavailable
-from launcher.operator.informer import Cache, Key, is_owned, is_record, kept
+from launcher.kube.list_and_watch import Change, list_and_watch
+from launcher.kube.retry import growing_pause
+from launcher.operator.informer import Cache, Key, is_owned, kept
 from launcher.reconcile.actions import Action, Apply, Create, CreateError, Delete, Observed, Timeouts
 from launcher.reconcile.conditions import Transition, sentence, transitions
 from launcher.reconcile.decide import decide
 from launcher.resource.names import API_GROUP, KIND, MANAGER, RECORD_LABEL, RUN_LABEL
-from launcher.resource.record import Record
+from launcher.resource.record import Record, is_record
 from launcher.resource.status import Status
 from launcher.resource.timestamps import time_text
 from prism_job.spec.digest import digest
@@ -37,15 +39,9 @@ Object = dict[str, Any]
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.5, 60.0
 """A pass that failed is made again after this long, doubled each time."""
 
-NOT_INSTALLED_SECONDS = 5.0
-"""A kind that is not installed is looked for this often: an operator may be there before its custom resource."""
-
 RESYNC_SECONDS = 600.0
 """Every run is looked at this often even if nothing happens: at what the watches have told. What they miss is seen where a
 decision asks the server anew, and when they list again, as after each break."""
-
-SHORT_SECONDS = 1.0
-"""A watch that ends before so long has failed: a server that is going away, or a proxy, would be asked without a pause."""
 
 SETTLE_SECONDS = 3.0
 """A Job without pods for so long: its events are asked why."""
@@ -176,8 +172,6 @@ class Controller:
         self.stopping = threading.Event()
         self.synced: set[str] = set()
         self.all_synced = threading.Event()
-        self.heard: set[str] = set()
-        """Kinds whose watch has told something since it last broke."""
         self.failed: dict[Key, int] = {}
         self.on_status: Callable[[Record, Status], None] = lambda *_: None
 
@@ -470,48 +464,51 @@ class Controller:
             self.cluster.create(wanted)
 
     def _follow(self, kind: str) -> None:
-        """List, then watch from there; again and again, with a growing pause where it fails."""
-        pause_seconds = RETRY_SECONDS
+        """Keep what is known of a kind up to date, until `stop`."""
+        labels, fields = self._selectors(kind)
+        num_defects = 0
         while not self.stopping.is_set():
             try:
-                self._list_and_watch(kind)
-                pause_seconds = RETRY_SECONDS
-            except Exception as error:  # a flaw of ours, too, must not end what all runs hear by
-                if kind in self.heard:  # it worked for a while: this is another break, not the same one still
-                    self.heard.discard(kind)
-                    pause_seconds = RETRY_SECONDS
-                said = str(error) if isinstance(error, ClusterError) else traceback.format_exc()
-                transient = isinstance(error, Unavailable)
-                self.say(event="watch", kind=kind, error=said, transient=transient, seconds=round(pause_seconds, 1))
-                self.stopping.wait(pause_seconds * random.uniform(0.5, 1.0))
-                longest_seconds = NOT_INSTALLED_SECONDS if isinstance(error, NotFound) else LONGEST_RETRY_SECONDS / 2
-                pause_seconds = min(longest_seconds, pause_seconds * 2)
+                for seen in list_and_watch(
+                    self.cluster,
+                    kind,
+                    self.namespace,
+                    labels=labels,
+                    fields=fields,
+                    keep=kept,
+                    final=(),
+                    stopping=self.stopping,
+                    longest_pause_seconds=LONGEST_RETRY_SECONDS / 2,
+                    on_failure=lambda error, pause_seconds: self._report_failed_watch(
+                        kind, str(error), pause_seconds, transient=isinstance(error, Unavailable)
+                    ),
+                ):
+                    self._take_in(kind, seen)
+            except Exception:  # a defect of ours must not end what all runs depend on
+                num_defects += 1
+                pause_seconds = growing_pause(num_defects, longest_seconds=LONGEST_RETRY_SECONDS / 2)
+                self._report_failed_watch(kind, traceback.format_exc(), pause_seconds, transient=False)
+                self.stopping.wait(pause_seconds)
 
-    def _list_and_watch(self, kind: str) -> None:
-        labels, fields = self._selectors(kind)
-        listing = self.cluster.list(kind, self.namespace, labels=labels, fields=fields, keep=kept)
-        for key in self.cache.replace(kind, listing.items, listing.version):
-            self.queue.add(key)
-        self.synced.add(kind)
-        if self.is_synced:
-            self.all_synced.set()
-        version = listing.version
-        while not self.stopping.is_set():
-            seconds, began = random.randint(200, 280), time.monotonic()
-            for event, found in self.cluster.watch(
-                kind, self.namespace, version, labels=labels, fields=fields, seconds=seconds
-            ):
-                version = found["metadata"].get("resourceVersion", version)
-                self.heard.add(kind)
-                if event == "BOOKMARK":
-                    continue
-                touched = self.cache.drop(found) if event == "DELETED" else self.cache.put(found)
+    def _report_failed_watch(self, kind: str, error: str, pause_seconds: float, *, transient: bool) -> None:
+        self.say(event="watch", kind=kind, error=error, transient=transient, seconds=round(pause_seconds, 1))
+
+    def _take_in(self, kind: str, seen: Listing | Change) -> None:
+        match seen:
+            case Listing(items, version):
+                for key in self.cache.replace(kind, items, version):
+                    self.queue.add(key)
+                self.synced.add(kind)
+                if self.is_synced:
+                    self.all_synced.set()
+            case ("BOOKMARK", _):
+                pass
+            case (change, found):
+                touched = self.cache.drop(found) if change == "DELETED" else self.cache.put(found)
                 if touched is not None:
                     self.queue.add(touched)
-                if event == "DELETED" and kind == self.kind and is_record(found):
+                if change == "DELETED" and kind == self.kind and is_record(found):
                     self.on_status(Record(found), Record(found).status)
-            if time.monotonic() < began + SHORT_SECONDS and not self.stopping.is_set():
-                raise Unavailable("a watch ended as it began", where=kind, fix="watch again")
 
     def _selectors(self, kind: str) -> tuple[str, str]:
         """(labels, fields) by which a kind is listed and watched."""

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.reconcile.actions import CreateError, Observed
-from launcher.resource.names import KIND, RECORD_LABEL, RUN_LABEL
-from launcher.resource.record import Record
+from launcher.resource.names import KIND, RUN_LABEL
+from launcher.resource.record import Record, is_record
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -134,11 +134,6 @@ def key_of(found: Object) -> Key | None:
         return metadata.get("namespace", ""), metadata["name"]
     run = (metadata.get("labels") or {}).get(RUN_LABEL)
     return (metadata.get("namespace", ""), run) if run else None
-
-
-def is_record(found: Object) -> bool:
-    """A SelectionRun, or a ConfigMap that stands for one."""
-    return found["kind"] == KIND or RECORD_LABEL in (found["metadata"].get("labels") or {})
 
 
 def is_owned(found: Object, uid: str) -> bool:

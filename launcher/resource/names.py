@@ -5,8 +5,11 @@ Names of children are functions of (run, stage, group, round, attempt) alone, so
 
 from __future__ import annotations
 
+from pydantic import TypeAdapter, ValidationError
+
 from prism_job.spec.digest import digest
 from prism_job.spec.document import API_VERSION
+from prism_job.spec.section import DnsLabel
 
 API_GROUP, VERSION = API_VERSION.split("/")
 KIND, PLURAL = "SelectionRun", "selectionruns"
@@ -34,6 +37,18 @@ LONGEST_NAME = 40
 
 LONGEST_JOB_NAME = 59
 """Of a Job: a pod's host name adds a hyphen and its index, of three digits at most."""
+
+
+_DNS_LABEL = TypeAdapter(DnsLabel)
+
+
+def is_dns_label(text: str) -> bool:
+    """Whether a run or a namespace can have this name."""
+    try:
+        _DNS_LABEL.validate_python(text)
+    except ValidationError:
+        return False
+    return True
 
 
 def job_name(run: str, stage: str, group: int, round_number: int, attempt: int) -> str:

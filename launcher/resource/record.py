@@ -148,6 +148,11 @@ class Record:
         return run
 
 
+def is_record(found: dict[str, Any]) -> bool:
+    """A SelectionRun, or a ConfigMap that stands for one."""
+    return found["kind"] == KIND or RECORD_LABEL in (found["metadata"].get("labels") or {})
+
+
 def config_map_record(run: SelectionRun, text: str, namespace: str) -> dict[str, Any]:
     """The ConfigMap that keeps a run where the custom resource is not installed.
 

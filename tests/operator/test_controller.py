@@ -459,7 +459,7 @@ def test_a_history_that_is_always_forgotten_is_listed_with_growing_pauses(
 
 
 def test_an_operator_may_be_there_before_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosts, "NOT_INSTALLED_SECONDS", 0.5)
+    monkeypatch.setattr("launcher.kube.list_and_watch.NOT_SERVED_SECONDS", 0.5)
     with ApiServer() as server:
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
         with hosted() as host:

@@ -406,7 +406,7 @@ def ending_namespace(session: Session) -> None:
 # Lists and watches
 
 
-@recorded("kube.cluster.Cluster.list", "operator.controller.Controller._list_and_watch", "submit.list_records")
+@recorded("kube.cluster.Cluster.list", "kube.list_and_watch.list_and_watch", "submit.list_records")
 def pages(session: Session) -> None:
     """A list by pages, without a selector and with one; its items have no kind, but those of a custom resource do."""
     for number in range(3):
@@ -425,7 +425,7 @@ def pages(session: Session) -> None:
 @recorded(
     "kube.cluster.Cluster.list",
     "operator.controller.Controller._selectors",
-    "submit._sightings",
+    "submit.wait_until",
     "follow.logs._Following._take_all",
 )
 def selectors(session: Session) -> None:
@@ -449,8 +449,8 @@ def selectors(session: Session) -> None:
 
 @recorded(
     "kube.cluster.Cluster.watch",
-    "operator.controller.Controller._list_and_watch",
-    "submit._sightings",
+    "kube.list_and_watch.list_and_watch",
+    "submit.wait_until",
     "follow.logs._Following._find_pods",
 )
 def watch(session: Session) -> None:
@@ -467,7 +467,7 @@ def watch(session: Session) -> None:
         session.ask("GET", session.at(plural, query=f"{query}&timeoutSeconds=1&fieldSelector=metadata.name%3Dsecond"))
 
 
-@recorded("kube.cluster.Cluster.watch", "operator.controller.Controller._list_and_watch")
+@recorded("kube.cluster.Cluster.watch", "kube.list_and_watch.list_and_watch")
 def bookmarks(session: Session) -> None:
     """What a bookmark looks like for each kind that is watched: the first one, for which a server need not be waited for."""
     query = "watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true"
@@ -475,7 +475,7 @@ def bookmarks(session: Session) -> None:
         session.ask("GET", session.at(plural, query=f"{query}&timeoutSeconds=1&labelSelector=mine"))
 
 
-@recorded("kube.cluster.Cluster.watch", "kube.cluster.Cluster.list", "operator.controller.Controller._follow")
+@recorded("kube.cluster.Cluster.watch", "kube.cluster.Cluster.list", "kube.list_and_watch.list_and_watch")
 def long_ago(session: Session) -> None:
     """A version that is no longer known ends a watch by an ERROR event, and a list by an answer, of 410."""
     query = "watch=true&resourceVersion=1&allowWatchBookmarks=true&timeoutSeconds=1"
