@@ -1,4 +1,7 @@
-"""One rig for all tests of the job: a tiny model, small data, and the stages run as `python -m prism_job` would."""
+"""One rig for all tests of the job: a tiny model, small data, and the stages run as `python -m prism_job` would.
+
+Imports nothing of the job's packages by itself: the launcher's tests run where torch is not installed.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 import yaml
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-from prism_job.__main__ import main
-from tests.models import save_tiny_model
-
 if TYPE_CHECKING:
     from tests.cluster.rig import Rig
-
-# Tiny matrices: two threads that wait for each other on busy cores took thirty times as long as one.
-torch.set_num_threads(1)
 
 Row = dict[str, Any]
 
@@ -55,6 +51,8 @@ def write_jsonl(path: Path, rows: list[Row]) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.models import save_tiny_model
+
     return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
@@ -129,6 +127,8 @@ class Job:
         return path
 
     def call(self, *arguments: str) -> tuple[int, Row]:
+        from prism_job.__main__ import main
+
         self.capsys.readouterr()
         code = main(list(arguments))
         self.events = [json.loads(line) for line in self.capsys.readouterr().out.splitlines()]
