@@ -43,7 +43,8 @@ from launcher.resource.names import CANCEL_ANNOTATION, RUN_LABEL  # noqa: E402
 from launcher.resource.status import TERMINAL  # noqa: E402
 from tests.cluster.kubelet.job_controller import JobController  # noqa: E402
 from tests.cluster.kubelet.kubelet import Kubelet  # noqa: E402
-from tests.cluster.server.apiserver import ApiError, ApiServer  # noqa: E402
+from tests.cluster.server.apiserver import ApiServer  # noqa: E402
+from tests.cluster.server.refusals import ApiError  # noqa: E402
 from tests.cluster.witness import Account, Witness  # noqa: E402
 
 Object = dict[str, Any]
@@ -364,7 +365,7 @@ class Rig:
     def __init__(self, folder: Path, chosen: argparse.Namespace, stack: contextlib.ExitStack) -> None:
         self.folder, self.chosen = folder, chosen
         self.server = stack.enter_context(ApiServer(log_folder=folder / "logs"))
-        self.server.bookmark_seconds = 2.0  # a dead operator's watches end with the next
+        self.server.reading.bookmark_seconds = 2.0  # a dead operator's watches end with the next
         self.server.create(crd())
         self.kubeconfig = self.server.kubeconfig(folder / "kubeconfig")
         os.environ["KUBECONFIG"] = str(self.kubeconfig)

@@ -18,7 +18,8 @@ from launcher.kube.cluster import Cluster
 from launcher.kube.errors import Refused
 from launcher.kube.lines import CUT
 from launcher.resource.names import ATTEMPT_LABEL, GROUP_LABEL, ROUND_LABEL, RUN_LABEL, STAGE_LABEL, WORKER_CONTAINER
-from tests.cluster.server.apiserver import ApiServer, Request
+from tests.cluster.server.apiserver import ApiServer
+from tests.cluster.server.faults import Request
 
 Pod = dict[str, Any]
 FIRST = datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC)
@@ -46,7 +47,7 @@ class Server(ApiServer):
     def read_log(self, request: Request, alive: Callable[[], bool]) -> Iterator[bytes]:
         super().read_log(request, alive)  # refuses what a kubelet refuses
         self.asked.append(request.query)
-        return self._lines(request, self.do_get(request)["metadata"]["uid"], alive)
+        return self._lines(request, self.reading.get(request)["metadata"]["uid"], alive)
 
     def _lines(self, request: Request, uid: str, alive: Callable[[], bool]) -> Iterator[bytes]:
         query = request.query
@@ -70,7 +71,7 @@ class Server(ApiServer):
                 raise ConnectionResetError
             if query.get("follow") != "true" or not alive():
                 return
-            if self.ended_pod(request.namespace, request.name, uid) and place == len(written):
+            if self.subresources.ended_pod(request.namespace, request.name, uid) and place == len(written):
                 return
             time.sleep(0.01)
             yield b""

@@ -312,7 +312,7 @@ def test_without_the_right_to_read_logs_the_status_is_shown_all_the_same(
         return request.plural == "pods" and request.verb == "list"
 
     def refuse(_: Any) -> None:
-        from tests.cluster.server.apiserver import ApiError
+        from tests.cluster.server.refusals import ApiError
 
         raise ApiError(403, "pods is forbidden")
 

@@ -28,7 +28,8 @@ from launcher.resource.crd import crd
 from launcher.resource.names import GROUP_LABEL, RUN_LABEL, STAGE_LABEL, WORKER_CONTAINER
 from launcher.submit import find_record, has_ended, wait_until
 from tests.cluster.rig import eventually, variables
-from tests.cluster.server.apiserver import ApiError, ApiServer
+from tests.cluster.server.apiserver import ApiServer
+from tests.cluster.server.refusals import ApiError
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = yaml.safe_load((ROOT / "examples/facts/cluster.yaml").read_text())

@@ -30,7 +30,8 @@ from launcher.resource.names import RECORD_LABEL, RUN_LABEL
 from launcher.resource.record import Record, config_map_record
 from launcher.resource.status import Status
 from tests.cluster.rig import eventually, variables
-from tests.cluster.server.apiserver import ApiError, ApiServer
+from tests.cluster.server.apiserver import ApiServer
+from tests.cluster.server.refusals import ApiError
 
 Object = dict[str, Any]
 
@@ -722,7 +723,7 @@ def test_a_document_deeper_than_python_reads_stops_no_other(
     def deep(answer: Any, **options: Any) -> str:
         return dumps(answer, **options).replace('"@deep@"', nested(levels))
 
-    monkeypatch.setattr("tests.cluster.server.apiserver.json.dumps", deep)
+    monkeypatch.setattr("tests.cluster.server.handler.json.dumps", deep)
     server.create(a_run("bad", podOverlay={"spec": {"a": "@deep@"}}))
     with hosted() as host:
         eventually(lambda: host.controller.is_synced)

@@ -17,7 +17,8 @@ from tests.cluster.kubelet.job_controller import JobController
 from tests.cluster.kubelet.job_rules import decide, job_to_pod
 from tests.cluster.kubelet.kubelet import Kubelet
 from tests.cluster.kubelet.mirror import TRIES, Api
-from tests.cluster.server.apiserver import ApiServer, Request
+from tests.cluster.server.apiserver import ApiServer
+from tests.cluster.server.faults import Request
 
 Thing = dict[str, Any]
 SLEEP = "import time; time.sleep(60)"

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
-from tests.cluster.server import openapi, podsecurity
+from tests.cluster.server import podsecurity
 from tests.cluster.server.faults import Request
-from tests.cluster.server.openapi import Resource
+from tests.cluster.server.kinds.resources import Resource
+from tests.cluster.server.kinds.rules import policy_holds
+from tests.cluster.server.kinds.schemas import quantity
 from tests.cluster.server.refusals import ApiError, about, forbidden
 from tests.cluster.server.store import Object, Store
 
@@ -58,7 +60,7 @@ class Admission:
             if not any(resource.plural in rule["resources"] and resource.group in rule["apiGroups"] for rule in rules):
                 continue
             for rule in policy["spec"]["validations"]:
-                if openapi.policy_holds(rule["expression"], new):
+                if policy_holds(rule["expression"], new):
                     continue
                 by = f"ValidatingAdmissionPolicy '{policy['metadata']['name']}' with binding '{name}'"
                 text = f"{by} denied request: {rule.get('message') or 'failed expression: ' + rule['expression']}"
@@ -77,7 +79,7 @@ class Admission:
                 raise forbidden(resource, new["metadata"]["name"], text)
             asked = {entry: _charge(entry, resource, new) for entry in hard}
             used = {entry: self._used(entry, namespace) for entry in hard if asked[entry]}
-            over = [entry for entry in used if used[entry] + asked[entry] > openapi.quantity(hard[entry])]
+            over = [entry for entry in used if used[entry] + asked[entry] > quantity(hard[entry])]
             if over:
                 parts = [
                     f"{word}: " + ",".join(f"{entry}={_plain(amounts[entry])}" for entry in over)
@@ -124,7 +126,7 @@ def _charge(entry: str, resource: Resource, item: Object) -> Decimal:
         return Decimal(1)
     part, name = _quota_entry(entry)
     amounts = [c.get("resources", {}).get(part, {}).get(name, 0) for c in item["spec"]["containers"]]
-    return sum((openapi.quantity(amount) for amount in amounts), Decimal(0))
+    return sum((quantity(amount) for amount in amounts), Decimal(0))
 
 
 def _quota_entry(entry: str) -> tuple[str, str]:

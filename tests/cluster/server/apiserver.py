@@ -8,8 +8,6 @@ what was asked of it.
 from __future__ import annotations
 
 import argparse
-import base64
-import bisect
 import contextlib
 import json
 import random
@@ -22,15 +20,19 @@ from pathlib import Path
 import yaml
 
 from tests.cluster.podlogs import PodLogs
-from tests.cluster.server import openapi
 from tests.cluster.server.admission import Admission
 from tests.cluster.server.collector import Collector
 from tests.cluster.server.faults import Faults, Request, Requests
 from tests.cluster.server.handler import HttpServer
-from tests.cluster.server.openapi import Cause, Resource
+from tests.cluster.server.kinds.builtin_rules import builtin_errors, metadata_errors
+from tests.cluster.server.kinds.defaults import established, fill_in
+from tests.cluster.server.kinds.ownership import from_fields_v1, merge, owned, without
+from tests.cluster.server.kinds.resources import BUILTIN, OBJECT_META, Resource, custom_resources
+from tests.cluster.server.kinds.rules import rule_errors
+from tests.cluster.server.kinds.schemas import Cause, prune, set_defaults, tidied, validate
+from tests.cluster.server.reading import Reading
 from tests.cluster.server.refusals import (
     STALE,
-    TOO_OLD,
     ApiError,
     about,
     another_uid,
@@ -43,31 +45,24 @@ from tests.cluster.server.refusals import (
     unconditional,
     undecodable,
 )
-from tests.cluster.server.selectors import field_test, label_test, merge_patch
+from tests.cluster.server.selectors import merge_patch
 from tests.cluster.server.store import Object, Store, copied, is_ending, owned_by, stamp
+from tests.cluster.server.subresources import Subresources
 from tests.cluster.server.writes import (
     as_asked,
-    at_version,
-    bookmark,
     check_type,
     generation_rises,
     is_same,
     managers_after,
     next_state,
-    page_key,
-    page_token,
     same_manager,
-    seen_through,
     typed_body,
-    with_condition,
     without_status,
 )
 
-__all__ = ["ApiError", "ApiServer", "Request"]
-
 MAX_OBJECT_BYTES = 1_500_000
 """What etcd takes."""
-METADATA_ALONE = {"type": "object", "properties": {"metadata": openapi.OBJECT_META}}
+METADATA_ALONE = {"type": "object", "properties": {"metadata": OBJECT_META}}
 BLOCKING = {f"FieldValue{what}" for what in ("NotSupported", "Required", "TooLong", "TooMany", "TypeInvalid")}
 """What a schema has against an object, so that its rules are not asked any more."""
 UNCHECKED = Cause(
@@ -84,19 +79,18 @@ class ApiServer:
     def __init__(self, *, log_folder: Path | None = None, port: int = 0) -> None:
         self.logs = PodLogs(log_folder or Path("/nonexistent"))
         self.faults, self.requests = Faults(), Requests()
-        self.bookmark_seconds = 10.0
         self.start_seconds = 1.0
         """For so long after an outage all but the administrator are refused: a real server took a second to read its roles."""
         self.started = float("-inf")
-        self._watch_age = 0
         self.store = Store()
+        self.reading = Reading(self.store)
+        self.drop_watches = self.reading.drop_watches
+        self.subresources = Subresources(self.store, self.reading, self.logs, self.do_delete)
         self.admission = Admission(self.store, self.resources)
         self.ended = threading.Event()
         self._http = HttpServer(("127.0.0.1", port), self)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
-        self._resources: dict[tuple[str, str, str], Resource] = {
-            (r.group, r.version, r.plural): r for r in openapi.BUILTIN
-        }
+        self._resources: dict[tuple[str, str, str], Resource] = {(r.group, r.version, r.plural): r for r in BUILTIN}
         self._collector = Collector(self)
         for name in ("default", "kube-system", "kube-public", "kube-node-lease"):
             self.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
@@ -160,13 +154,6 @@ class ApiServer:
         )
         self.do_delete(self._own("delete", resource, namespace if resource.namespaced else "", name, body))
 
-    def drop_watches(self) -> None:
-        """Ends all watches that run now, by closing their connections."""
-        with self.store.lock:
-            self._watch_age += 1
-            for condition in self.store.changed.values():
-                condition.notify_all()
-
     def compact(self) -> None:
         """Forgets all changes so far: watching or paging from any version seen yet ends in 410."""
         with self.store.lock:
@@ -187,6 +174,9 @@ class ApiServer:
             self.started = time.monotonic()
             self._http = HttpServer(("127.0.0.1", port), self)
             self._http.start()
+
+    def read_log(self, request: Request, alive: Callable[[], bool]) -> Iterator[bytes] | None:
+        return self.subresources.read_log(request, alive)
 
     @property
     def is_starting(self) -> bool:
@@ -223,121 +213,6 @@ class ApiServer:
     def lister(self, plural: str, namespace: str | None) -> list[Object]:
         """Stored roles and bindings, for the authoriser."""
         return self.store.list(("rbac.authorization.k8s.io", plural), namespace)
-
-    # Reading
-
-    def do_get(self, request: Request) -> Object:
-        """One object."""
-        resource = request.resource
-        assert resource
-        item = self.store.get(resource.key, request.namespace, request.name)
-        if item is None:
-            raise not_found(resource, request.name)
-        return as_asked(resource, item)
-
-    def selected(self, request: Request) -> Callable[[Object], bool]:
-        """Whether an object is among those that the request selects."""
-        resource = request.resource
-        assert resource
-        by_label = label_test(request.query.get("labelSelector", ""))
-        by_field = field_test(resource, request.query.get("fieldSelector", ""))
-        space, name = request.namespace, request.name
-
-        def test(item: Object) -> bool:
-            metadata = item["metadata"]
-            if (space and metadata.get("namespace", "") != space) or (name and metadata["name"] != name):
-                return False
-            return by_label(item) and by_field(item)
-
-        return test
-
-    def do_list(self, request: Request) -> tuple[list[Object], Object]:
-        """The objects selected, and the list's metadata."""
-        resource = request.resource
-        assert resource
-        with self.store.lock:
-            test = self.selected(request)
-            items = [item for item in self.store.list(resource.key, request.namespace or None) if test(item)]
-            metadata: Object = {"resourceVersion": str(self.store.version)}
-            if token := request.query.get("continue"):
-                start = json.loads(base64.urlsafe_b64decode(token + "=="))
-                if 0 < start["rv"] < self.store.oldest:
-                    refusal = ApiError(410, TOO_OLD)
-                    refusal.status["metadata"] = {"continue": page_token(-1, start["start"])}
-                    raise refusal
-                if start["rv"] > 0:
-                    metadata["resourceVersion"] = str(start["rv"])
-                after = start["start"].rstrip("\0").split("/")
-                items = [item for item in items if page_key(item)[-len(after) :] > after]
-            limit = int(request.query.get("limit") or 0)
-            if limit and len(items) > limit:
-                last = page_key(items[limit - 1])
-                after = "/".join(last[1:] if request.namespace or not resource.namespaced else last)
-                metadata["continue"] = page_token(int(metadata["resourceVersion"]), f"{after}\0")
-                if not (request.query.get("labelSelector") or request.query.get("fieldSelector")):
-                    metadata["remainingItemCount"] = len(items) - limit
-                items = items[:limit]
-            elif resource.custom:
-                metadata["continue"] = ""
-        return [as_asked(resource, item) for item in items], metadata
-
-    def watch(self, request: Request, alive: Callable[[], bool]) -> Iterator[tuple[str, Object] | None]:
-        """Changes as (ADDED | MODIFIED | DELETED | BOOKMARK | ERROR, object), until the time asked for is over.
-
-        Raises ConnectionResetError where watches are dropped. Yields None now and then, so that the caller can look about.
-        """
-        resource, query = request.resource, request.query
-        assert resource
-        test, key = self.selected(request), resource.key
-        ends = time.monotonic() + float(query.get("timeoutSeconds") or random.uniform(1800, 3600))
-        bookmarks = query.get("allowWatchBookmarks") in ("true", "1")
-        initial = query.get("sendInitialEvents") in ("true", "1")
-        with self.store.lock:
-            age, condition = self._watch_age, self.store.condition(key)
-            text = query.get("resourceVersion", "")
-            ready: list[tuple[str, Object]] = []
-            if text in ("", "0") or initial:
-                ready = [("ADDED", item) for item in self.store.list(key) if test(item)]
-                seen = self.store.version
-            else:
-                seen = int(text)
-                if seen < max(self.store.oldest, self.store.forgotten.get(key, 0)):
-                    yield "ERROR", ApiError(410, f"too old resource version: {seen} ({self.store.oldest})").status
-                    return
-        yield from ready
-        if initial:
-            yield "BOOKMARK", bookmark(resource, seen, {"k8s.io/initial-events-end": "true"})
-        marked = time.monotonic()
-        while alive():
-            ready = []
-            with self.store.lock:
-                changes = self.store.history.get(key, [])
-                fresh = bisect.bisect_right(changes, seen, key=lambda change: change.version)
-                now = time.monotonic()
-                if fresh == len(changes) and now < ends and age == self._watch_age:
-                    condition.wait(min(ends - now, 1.0))
-                    changes = self.store.history.get(key, [])
-                    fresh = bisect.bisect_right(changes, seen, key=lambda change: change.version)
-                if age != self._watch_age:
-                    raise ConnectionResetError("watches are dropped")
-                if seen < self.store.forgotten.get(key, 0):
-                    ready = [("ERROR", ApiError(410, f"too old resource version: {seen} ({self.store.oldest})").status)]
-                for change in changes[fresh:]:
-                    if event := seen_through(test, change):
-                        left = event == "DELETED" and change.kind != "DELETED"
-                        ready.append((event, at_version(change) if left else change.new))
-                seen = changes[-1].version if changes else seen
-                latest = self.store.version
-            for event in ready:
-                yield event
-                if event[0] == "ERROR":
-                    return
-            if bookmarks and time.monotonic() > marked + self.bookmark_seconds:
-                marked = time.monotonic()
-                yield "BOOKMARK", bookmark(resource, max(seen, latest), {})
-            if time.monotonic() >= ends:
-                return
-            yield None
 
     # Writing
 
@@ -420,10 +295,10 @@ class ApiServer:
             group, _, version = config.get("apiVersion", "/").rpartition("/")
             raise ApiError(400, f"invalid object type: {group}/{version}, Kind={config.get('kind', '')}")
         check_type(resource, config)
-        config = openapi.tidied(resource.schema, config) if not resource.custom else copied(config)
+        config = tidied(resource.schema, config) if not resource.custom else copied(config)
         metadata = config.setdefault("metadata", {})
         metadata.setdefault("name", request.name)
-        _, unknown = openapi.prune(resource.schema, config)
+        _, unknown = prune(resource.schema, config)
         if unknown:
             what = f"({metadata.get('namespace', '')}/{request.name}; {resource.api_version}, Kind={resource.kind})"
             text = f"failed to create typed patch object {what}: .{unknown[0]}: field not declared in schema"
@@ -440,10 +315,10 @@ class ApiServer:
             raise invalid_object(resource, request.name, [Cause("FieldValueInvalid", "metadata.uid", text)] * 2)
         self._check_preconditions(resource, metadata, old)
         wanted = without_status(resource, config)
-        values, live = openapi.owned(resource.schema, wanted), openapi.owned(resource.schema, old)
+        values, live = owned(resource.schema, wanted), owned(resource.schema, old)
         mine, kept, lost = set(), set(), []
         for entry in old["metadata"].get("managedFields", ()):
-            paths = openapi.from_fields_v1(entry["fieldsV1"])
+            paths = from_fields_v1(entry["fieldsV1"])
             if same_manager(entry, request, "Apply"):
                 mine = paths
                 continue
@@ -451,9 +326,9 @@ class ApiServer:
             kept |= paths
         if lost and request.query.get("force") not in ("true", "1"):
             raise ownership_conflict(resource, lost)
-        new = openapi.merge(resource.schema, old, wanted)
+        new = merge(resource.schema, old, wanted)
         for path in sorted(mine - values.keys() - kept, key=len):
-            new = openapi.without(resource.schema, new, path)
+            new = without(resource.schema, new, path)
         return self._write(request, resource, copied(new), old, warnings, applied=wanted)
 
     def _write(
@@ -520,30 +395,30 @@ class ApiServer:
         """`new` pruned, with its defaults; raises what a schema and a kind's rules have against it."""
         name, mode = new["metadata"]["name"], request.query.get("fieldValidation", "Warn")
         if resource.custom:
-            new["metadata"] = openapi.tidied(openapi.OBJECT_META, new["metadata"])
+            new["metadata"] = tidied(OBJECT_META, new["metadata"])
         else:
-            new = openapi.tidied(resource.schema, new)
-        new, unknown = openapi.prune(resource.schema, new)
+            new = tidied(resource.schema, new)
+        new, unknown = prune(resource.schema, new)
         if unknown and mode == "Strict":
             texts = ", ".join(f'unknown field "{place}"' for place in unknown)
             raise undecodable(resource, f"strict decoding error: {texts}")
         if mode != "Ignore":
             warnings += [f'unknown field "{place}"' for place in unknown]
         typed = {"metadata": new["metadata"]} if resource.custom else new
-        causes = openapi.validate(resource.schema if not resource.custom else METADATA_ALONE, typed)
+        causes = validate(resource.schema if not resource.custom else METADATA_ALONE, typed)
         if wrong := [cause for cause in causes if cause.reason == "FieldValueTypeInvalid"]:
             raise undecodable(resource, f"json: cannot unmarshal: {wrong[0].message}")
-        causes += openapi.metadata_errors(resource, new["metadata"])
+        causes += metadata_errors(resource, new["metadata"])
         if resource.custom:
-            openapi.set_defaults(resource.custom, new)
-            causes += openapi.validate(resource.custom, new)
+            set_defaults(resource.custom, new)
+            causes += validate(resource.custom, new)
             if any(cause.reason in BLOCKING for cause in causes):
                 causes.append(UNCHECKED)
             else:
-                causes += openapi.rule_errors(resource.custom, new, old)
+                causes += rule_errors(resource.custom, new, old)
         elif not causes:
-            openapi.fill_in(resource, new, old)
-            causes += openapi.builtin_errors(resource, new, old)
+            fill_in(resource, new, old)
+            causes += builtin_errors(resource, new, old)
         if causes:
             raise invalid_object(resource, name, causes)
         if old and is_ending(old):
@@ -562,7 +437,7 @@ class ApiServer:
         elif resource.plural == "customresourcedefinitions" and resource.group == "apiextensions.k8s.io":
             there = self.store.get(resource.key, "", name)
             if there and not there["status"]["conditions"]:
-                self.store.commit(resource.key, there, openapi.established(there))
+                self.store.commit(resource.key, there, established(there))
             self.serve(seen)
         for quota in (
             self.store.list(("", "resourcequotas"), seen["metadata"].get("namespace")) if resource.namespaced else ()
@@ -578,7 +453,7 @@ class ApiServer:
         )
         self._resources = {key: r for key, r in self._resources.items() if (r.group, r.plural) != (group, plural)}
         if not gone:
-            self._resources |= {(r.group, r.version, r.plural): r for r in openapi.custom_resources(definition)}
+            self._resources |= {(r.group, r.version, r.plural): r for r in custom_resources(definition)}
 
     # Deleting
 
@@ -637,78 +512,6 @@ class ApiServer:
             {"status": {**item.get("status", {}), "phase": "Terminating"}} if resource.plural == "namespaces" else {}
         )
         return self.store.commit(resource.key, item, {**item, **status, "metadata": metadata})
-
-    # Subresources of pods and service accounts
-
-    def do_subresource(self, request: Request) -> Object:
-        """pods/eviction, pods/binding, serviceaccounts/token."""
-        resource, body = request.resource, request.body or {}
-        assert resource
-        item = self.store.get(resource.key, request.namespace, request.name)
-        if item is None:
-            raise not_found(resource, request.name)
-        success = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
-        if request.subresource == "token":
-            token = f"sa:{request.namespace}:{request.name}"
-            return {**body, "status": {"token": token, "expirationTimestamp": stamp(3600)}}
-        if request.subresource == "binding":
-            if item["spec"].get("nodeName"):
-                raise conflict(resource, request.name, f"pod {request.name} is already assigned to node")
-            if not request.dry_run:
-                scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": stamp()}
-                status = with_condition(item.get("status", {}), scheduled)
-                self.store.commit(
-                    resource.key,
-                    item,
-                    {**item, "spec": {**item["spec"], "nodeName": body["target"]["name"]}, "status": status},
-                )
-            return success
-        options = body.get("deleteOptions") or {}
-        done = item.get("status", {}).get("phase") in ("Succeeded", "Failed")
-        wanted = options.get("preconditions", {}).get("uid", item["metadata"]["uid"])
-        if wanted == item["metadata"]["uid"] and not done and not is_ending(item) and not request.dry_run:
-            condition = {
-                "type": "DisruptionTarget",
-                "status": "True",
-                "reason": "EvictionByEvictionAPI",
-                "message": "Eviction API: evicting",
-                "lastProbeTime": None,
-                "lastTransitionTime": stamp(),
-            }
-            self.store.commit(resource.key, item, {**item, "status": with_condition(item.get("status", {}), condition)})
-        self.do_delete(replace(request, verb="delete", body=options))
-        return success
-
-    def read_log(self, request: Request, alive: Callable[[], bool]) -> Iterator[bytes] | None:
-        """A container's log in pieces, following it where asked; None where its pod has no node yet."""
-        resource, query = request.resource, request.query
-        assert resource
-        with self.store.lock:
-            pod = self.do_get(request)
-        names = [container["name"] for container in pod["spec"]["containers"]]
-        names += [container["name"] for container in pod["spec"].get("initContainers", ())]
-        name = query.get("container") or names[0]
-        if name not in names:
-            raise ApiError(400, f"container {name} is not valid for pod {request.name}")
-        status = pod.get("status", {})
-        node = pod["spec"].get("nodeName")
-        if not node:
-            return None
-        if not self.store.get(("", "nodes"), "", node):
-            raise not_found(resource, node)
-        state = next((s.get("state", {}) for s in status.get("containerStatuses", ()) if s["name"] == name), {})
-        if "waiting" in state or (status.get("phase", "Pending") == "Pending" and not state):
-            why = state.get("waiting", {}).get("reason") or "ContainerCreating"
-            raise ApiError(400, f'container "{name}" in pod "{request.name}" is waiting to start: {why}')
-        uid = pod["metadata"]["uid"]
-        path = self.logs.path(request.namespace, request.name, uid, name)
-        return self.logs.follow(path, query, lambda: self.ended_pod(request.namespace, request.name, uid), alive)
-
-    def ended_pod(self, namespace: str, name: str, uid: str) -> bool:
-        """Whether this very pod is terminal or gone."""
-        with self.store.lock:
-            pod = self.store.get(("", "pods"), namespace, name)
-            return not pod or pod["metadata"]["uid"] != uid or pod["status"].get("phase") in ("Succeeded", "Failed")
 
 
 def main() -> None:

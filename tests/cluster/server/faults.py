@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.cluster.server.openapi import Resource
+from tests.cluster.server.kinds.resources import Resource
 
 
 @dataclass(frozen=True)

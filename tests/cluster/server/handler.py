@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tests.cluster.server import openapi
 from tests.cluster.server.authorization import Attempt, User, allowed, refusal, review, user_of
 from tests.cluster.server.faults import Action, Request
-from tests.cluster.server.openapi import Resource
+from tests.cluster.server.kinds.discovery import VERSION, api_groups, api_resources, openapi_document, openapi_index
+from tests.cluster.server.kinds.resources import BUILTIN_GROUPS, Resource
+from tests.cluster.server.kinds.tables import table
 from tests.cluster.server.refusals import STALE, ApiError, PageNotFound, about
 from tests.cluster.server.store import Object
 from tests.cluster.server.writes import as_asked
@@ -209,7 +210,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             pieces = api.read_log(request, self._alive)
             return self._send_bytes(204, b"", "") if pieces is None else self._stream(pieces, "text/plain")
         if request.verb == "list":
-            items, metadata = api.do_list(request)
+            items, metadata = api.reading.list(request)
             return self._send_list(request, items, metadata)
         if request.resource.plural == "selfsubjectaccessreviews":
             with api.store.lock:
@@ -217,9 +218,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         code = 200
         with api.store.lock:
             if request.verb == "get":
-                answer = api.do_get(request)
+                answer = api.reading.get(request)
             elif request.verb == "create" and request.subresource:
-                code, answer = 201, api.do_subresource(request)
+                code, answer = 201, api.subresources.ask(request)
             elif request.verb == "create":
                 code, answer = 201, api.do_create(request, warnings)
             elif request.verb == "update":
@@ -241,7 +242,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if resource.kind and request.subresource in known:
             return
         # What speaks for groups that nobody serves is not that which speaks for the built-in ones.
-        if resource.group in openapi.BUILTIN_GROUPS:
+        if resource.group in BUILTIN_GROUPS:
             raise ApiError(404, "the server could not find the requested resource", details={})
         raise PageNotFound
 
@@ -279,22 +280,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self._send_bytes(200, b"ok", "text/plain; charset=utf-8")
         answer: Object | None = None
         if path == "/version":
-            answer = openapi.VERSION
+            answer = VERSION
         elif path == "/api":
             answer = {"kind": "APIVersions", "versions": ["v1"]}
         elif path == "/apis":
-            answer = openapi.api_groups(resources)
+            answer = api_groups(resources)
         elif path == "/openapi/v3":
-            answer = openapi.openapi_index(resources)
+            answer = openapi_index(resources)
         elif match := re.fullmatch(r"(/openapi/v3)?/(?:api/(v1)|apis/([^/]+/[^/]+))", path):
             version = match[2] or match[3]
             if any(resource.api_version == version for resource in resources):
-                answer = (openapi.openapi_document if match[1] else openapi.api_resources)(resources, version)
+                answer = (openapi_document if match[1] else api_resources)(resources, version)
         elif match := re.fullmatch(r"/apis/([^/]+)", path):
-            found = (group for group in openapi.api_groups(resources)["groups"] if group["name"] == match[1])
+            found = (group for group in api_groups(resources)["groups"] if group["name"] == match[1])
             answer = next(({"kind": "APIGroup", "apiVersion": "v1", **group} for group in found), None)
         if answer is None:
-            if path.startswith(tuple(f"/apis/{group}/" for group in openapi.BUILTIN_GROUPS)):
+            if path.startswith(tuple(f"/apis/{group}/" for group in BUILTIN_GROUPS)):
                 raise ApiError(404, "the server could not find the requested resource", details={})
             raise PageNotFound
         return self._send(200, answer)
@@ -303,7 +304,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _table(self, request: Request, items: list[Object], metadata: Object) -> Object:
         assert request.resource
-        return openapi.table(request.resource, items, metadata)
+        return table(request.resource, items, metadata)
 
     def _send_list(self, request: Request, items: list[Object], metadata: Object) -> None:
         resource = request.resource
@@ -320,7 +321,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _stream_watch(self, request: Request, weather: str) -> None:
         api, resource = self.server.api, request.resource
         assert resource
-        api.selected(request)
+        api.reading.selected(request)
         if not re.fullmatch(r"\d*", version := request.query.get("resourceVersion", "")):
             text = f'Invalid value: "{version}": strconv.ParseUint: parsing "{version}": invalid syntax'
             raise ApiError(500, f"resourceVersion: {text}", reason="")
@@ -330,7 +331,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self._alive()
 
         def lines() -> Iterator[bytes]:
-            for event in api.watch(request, alive):
+            for event in api.reading.watch(request, alive):
                 if ends and time.monotonic() > ends:
                     if weather == "drop_watch":
                         raise ConnectionResetError

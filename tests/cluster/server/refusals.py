@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.cluster.server import openapi
-from tests.cluster.server.openapi import Cause, Resource
+from tests.cluster.server.kinds.ownership import Path, path_text
+from tests.cluster.server.kinds.resources import Resource
+from tests.cluster.server.kinds.schemas import Cause
 
 Object = dict[str, Any]
 
@@ -112,7 +113,7 @@ TOO_OLD = (
 STALE = "the object has been modified; please apply your changes to the latest version and try again"
 
 
-def ownership_conflict(resource: Resource, lost: list[tuple[openapi.Path, Object]]) -> ApiError:
+def ownership_conflict(resource: Resource, lost: list[tuple[Path, Object]]) -> ApiError:
     causes, by_manager = [], {}
     for path, entry in sorted(lost, key=lambda pair: pair[0]):
         who = f'"{entry["manager"]}"'
@@ -120,7 +121,7 @@ def ownership_conflict(resource: Resource, lost: list[tuple[openapi.Path, Object
             who += f' with subresource "{entry["subresource"]}"'
         if entry["operation"] == "Update":
             who += f" using {entry['apiVersion']}"
-        field = openapi.path_text(path)
+        field = path_text(path)
         causes.append({"reason": "FieldManagerConflict", "message": f"conflict with {who}", "field": field})
         by_manager.setdefault(who, []).append(field)
     if len(causes) == 1:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from tests.cluster.server import openapi
-from tests.cluster.server.openapi import Resource
+from tests.cluster.server.kinds.resources import Resource
+from tests.cluster.server.kinds.tables import json_path
 from tests.cluster.server.refusals import ApiError
 from tests.cluster.server.store import Object
 
@@ -64,7 +64,7 @@ def field_test(resource: Resource, selector: str) -> Callable[[Object], bool]:
 
     def test(item: Object) -> bool:
         for path, operator, value in terms:
-            found = openapi.json_path(item, f".{path}")
+            found = json_path(item, f".{path}")
             text = str(found).lower() if isinstance(found, bool) else "" if found is None else str(found)
             if (text == value) != (operator != "!="):
                 return False

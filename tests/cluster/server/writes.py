@@ -2,54 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import uuid
-from collections.abc import Callable
 
-from tests.cluster.server import openapi
 from tests.cluster.server.faults import Request
-from tests.cluster.server.openapi import Resource
+from tests.cluster.server.kinds.ownership import from_fields_v1, owned, to_fields_v1
+from tests.cluster.server.kinds.resources import Resource
 from tests.cluster.server.refusals import ApiError
-from tests.cluster.server.store import Change, Object, copied, stamp
+from tests.cluster.server.store import Object, copied, stamp
 
 
 def as_asked(resource: Resource, item: Object) -> Object:
     return {**item, "apiVersion": resource.api_version, "kind": resource.kind}
-
-
-def page_token(version: int, start: str) -> str:
-    """Where the next page begins, and at which version; -1: at the newest, whatever changed since."""
-    text = json.dumps({"v": "meta.k8s.io/v1", "rv": version, "start": start})
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
-
-
-def page_key(item: Object) -> list[str]:
-    return [item["metadata"].get("namespace", ""), item["metadata"]["name"]]
-
-
-def bookmark(resource: Resource, version: int, annotations: dict[str, str]) -> Object:
-    """An object of that kind, empty but for its version."""
-    metadata: Object = {"resourceVersion": str(version), **({"annotations": annotations} if annotations else {})}
-    empty: dict[str, Object] = {
-        "jobs": {"spec": {"template": {"metadata": {}, "spec": {"containers": None}}}, "status": {}},
-        "pods": {"spec": {"containers": None}, "status": {}},
-    }
-    parts = empty.get(resource.plural, {})
-    return {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata, **parts}
-
-
-def at_version(change: Change) -> Object:
-    """An object as it was before a change, at the change's version."""
-    assert change.old is not None
-    return {**change.old, "metadata": {**change.old["metadata"], "resourceVersion": str(change.version)}}
-
-
-def seen_through(test: Callable[[Object], bool], change: Change) -> str:
-    """What a watcher with this selector sees of a change."""
-    after = change.kind != "DELETED" and test(change.new)
-    before = change.old is not None and test(change.old)
-    return {(True, True): "MODIFIED", (True, False): "ADDED", (False, True): "DELETED"}.get((after, before), "")
 
 
 def check_type(resource: Resource, body: Object) -> None:
@@ -152,25 +115,20 @@ def managers_after(
     request: Request, resource: Resource, new: Object, old: Object | None, applied: Object | None
 ) -> list[Object]:
     """managedFields after a write: an applier owns what it applied, an updater what it changed; the others lose that."""
-    after = openapi.owned(resource.schema, new)
-    before = openapi.owned(resource.schema, old) if old else {}
+    after = owned(resource.schema, new)
+    before = owned(resource.schema, old) if old else {}
     changed = {path for path, value in after.items() if before.get(path, ...) != value}
     operation = "Apply" if applied is not None else "Update"
-    mine = set(openapi.owned(resource.schema, applied)) if applied is not None else set(changed)
+    mine = set(owned(resource.schema, applied)) if applied is not None else set(changed)
     own = {"manager": request.manager, "operation": operation, "apiVersion": resource.api_version, "time": stamp()}
     out = [*(old or {"metadata": {}})["metadata"].get("managedFields", ())]
     place = next((n for n, entry in enumerate(out) if same_manager(entry, request, operation)), len(out))
     for number, entry in enumerate(out):
-        paths = openapi.from_fields_v1(entry["fieldsV1"])
+        paths = from_fields_v1(entry["fieldsV1"])
         if number == place:
             mine |= paths & after.keys() if applied is None else set()
         elif (left := paths & after.keys() - changed) != paths:
-            out[number] = {**entry, "fieldsV1": openapi.to_fields_v1(left)}
-    own |= {"fieldsType": "FieldsV1", "fieldsV1": openapi.to_fields_v1(mine)}
+            out[number] = {**entry, "fieldsV1": to_fields_v1(left)}
+    own |= {"fieldsType": "FieldsV1", "fieldsV1": to_fields_v1(mine)}
     out[place : place + 1] = [{**own, "subresource": request.subresource} if request.subresource else own]
     return [entry for entry in out if entry["fieldsV1"]]
-
-
-def with_condition(status: Object, condition: Object) -> Object:
-    others = [entry for entry in status.get("conditions", ()) if entry["type"] != condition["type"]]
-    return {**status, "conditions": [*others, condition]}
