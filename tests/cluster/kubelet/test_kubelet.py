@@ -428,7 +428,7 @@ def test_no_process_outlives_the_kubelet_not_even_in_a_group_of_its_own(tmp_path
             child = int(next(line for line in cluster.log(pod).splitlines() if line.isdigit()))
             pids = [child, kubelet.pid("default", pod["metadata"]["name"]) or 0]
             assert all(map(is_alive, pids))
-        assert not any(map(is_alive, pids))
+        until(lambda: not any(map(is_alive, pids)))  # a signal takes effect a moment after it is sent
         # A kubelet that starts anew says that they are lost.
         with JobController(kubeconfig), Kubelet(kubeconfig, tmp_path / "pods", log_folder=tmp_path / "logs"):
             until(lambda: "Failed" in cluster.conditions())
