@@ -20,7 +20,7 @@ import urllib3.exceptions
 from kubernetes import client, config, watch
 from kubernetes.client.exceptions import ApiException
 
-from tests.cluster.recording.recorder import OBJECTS
+from tests.cluster.recording.session import OBJECTS
 from tests.cluster.server.apiserver import ApiServer
 
 PLURAL = "selectionruns"
@@ -75,7 +75,7 @@ def _refused(call: Callable[[], Any], code: int, text: str = "") -> ApiException
 
 
 def made(kind: str, name: str, *, owner: str = "", **spec: Any) -> dict[str, Any]:
-    """An object of recorded/objects.yaml; `owner` is the uid of a ConfigMap, `spec` is laid over its spec."""
+    """An object of recording/objects.yaml; `owner` is the uid of a ConfigMap, `spec` is laid over its spec."""
     body = copy.deepcopy(OBJECTS[kind])
     reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner, "blockOwnerDeletion": True}
     owned = {"ownerReferences": [reference]} if owner else {}

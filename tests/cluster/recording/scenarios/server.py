@@ -1,0 +1,70 @@
+"""What the server states about itself, logs, evictions."""
+
+from __future__ import annotations
+
+from tests.cluster.recording.session import MERGE, Session, recorded
+
+
+@recorded("kube.cluster.Cluster.version", "doctor.cluster_checks._server", "kube.cluster.Cluster.serves_selection_runs")
+def discovery(session: Session) -> None:
+    """The server's version, and what it serves of ours."""
+    session.ask("GET", "/version")
+    session.ask("GET", "/readyz")
+    session.ask("GET", "/apis/prism.dev")
+    session.ask("GET", "/apis/prism.dev/v1alpha1")
+
+
+@recorded("kube.cluster.Cluster.serves_selection_runs")
+def new_definition(session: Session) -> None:
+    """A definition is answered before it is established, and served a little later; removed, it is served no more."""
+    body = session.body("definition", "others.recorded.example")
+    names = {"plural": "others", "singular": "other", "kind": "Other"}
+    body["spec"] |= {"group": "recorded.example", "names": names}
+    body["spec"]["versions"][0]["schema"] = {
+        "openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object"}}}
+    }
+    path = session.at("customresourcedefinitions", body["metadata"]["name"])
+    session.ask("GET", "/apis/recorded.example/v1alpha1")
+    session.ask("POST", session.at("customresourcedefinitions"), body)
+    session.until(lambda: session.send("GET", "/apis/recorded.example/v1alpha1").status == 200)
+    session.ask("GET", path)
+    session.ask("GET", "/apis/recorded.example/v1alpha1")
+    session.do("DELETE", path)
+    session.until(lambda: session.send("GET", path).status == 404)
+    session.until(lambda: session.send("GET", "/apis/recorded.example/v1alpha1").status == 404)
+    session.ask("GET", "/apis/recorded.example/v1alpha1")
+
+
+@recorded("follow.pod_log.PodLog.lines", "kube.cluster.Cluster.log_lines", "doctor.bucket_probe._said")
+def pod_log(session: Session) -> None:
+    """Logs of a pod that is not there, has no node, has no such container, or whose node is gone."""
+    query = "container=worker&follow=false&timestamps=true"
+    session.ask("GET", session.at("pods", "none/log", query=query))
+    session.do("POST", session.at("pods"), session.body("pod", "waiting"))
+    session.ask("GET", session.at("pods", "waiting/log", query=query))
+    session.ask("GET", session.at("pods", "waiting/log", query="container=other"))
+    lost = session.body("pod", "lost", {"nodeName": "no-such-node"})
+    session.do("POST", session.at("pods"), lost)
+    session.ask("GET", session.at("pods", "lost/log", query=query))
+
+
+@recorded("reconcile.failures.is_seen_evicted")
+def eviction(session: Session) -> None:
+    """An eviction marks its pod, by which a preemption is known, and lets it end."""
+    session.do("POST", session.at("nodes"), session.body("node", "evicting"))
+    made = session.do("POST", session.at("pods"), session.body("pod", "first", {"nodeName": "evicting"}))
+    running = {"status": {"phase": "Running"}}
+    session.do("PATCH", session.at("pods", "first/status"), running, MERGE)
+
+    def evict(name: str, uid: str) -> None:
+        options = {"preconditions": {"uid": uid}}
+        body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}, "deleteOptions": options}
+        session.ask("POST", session.at("pods", f"{name}/eviction"), body)
+
+    evict("none", made["metadata"]["uid"])
+    evict("first", "11111111-2222-3333-4444-555555555555")
+    evict("first", made["metadata"]["uid"])
+    session.ask("GET", session.at("pods", "first"))
+    session.ask("DELETE", session.at("pods", "first"), {"gracePeriodSeconds": 0})
+    session.ask("GET", session.at("pods", "first"))
+    session.do("DELETE", session.at("nodes", "evicting"))
