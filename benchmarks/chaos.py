@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.conftest import candidate, pair, write_jsonl  # noqa: E402
 from tests.models import save_tiny_model  # noqa: E402
-from tests.weather import Weather  # noqa: E402
+from tests.unreliable_proxy import UnreliableProxy  # noqa: E402
 
 ROWS_PER_UNIT = 2
 PATIENCE_SECONDS = 60
@@ -75,12 +75,14 @@ class Chaos:
         write_jsonl(folder / "pool.jsonl", [candidate(number) for number in range(chosen.units * ROWS_PER_UNIT)])
         write_jsonl(folder / "targets.jsonl", [pair(number) for number in range(3)])
         self.server = address = start_moto(folder / "moto.log", stack)
-        self.weather = stack.enter_context(Weather(address, 1.0, 0, kinds=("delay",), delay_seconds=chosen.latency))
+        self.proxy = stack.enter_context(
+            UnreliableProxy(address, 1.0, 0, kinds=("delay",), delay_seconds=chosen.latency)
+        )
         if chosen.faults:
-            self.weather = stack.enter_context(Weather(self.weather.url, chosen.faults, chosen.seed))
+            self.proxy = stack.enter_context(UnreliableProxy(self.proxy.url, chosen.faults, chosen.seed))
         self.environment = {
             **os.environ,
-            "AWS_ENDPOINT_URL": self.weather.url,
+            "AWS_ENDPOINT_URL": self.proxy.url,
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_REGION": "us-east-1",
@@ -97,7 +99,7 @@ class Chaos:
     def run(self) -> dict[str, Any]:
         started = time.monotonic()
         calm = self.spec("calm")
-        late, self.environment["AWS_ENDPOINT_URL"] = self.weather.url, self.server
+        late, self.environment["AWS_ENDPOINT_URL"] = self.proxy.url, self.server
         for stage in ("plan", "extract", "reduce"):
             self.finish(self.start(stage, calm), f"undisturbed {stage}")
         self.environment["AWS_ENDPOINT_URL"] = late
@@ -130,8 +132,8 @@ class Chaos:
             "recomputed": sum(written.values()) - len(written),
             # Beside the kills, groups that help each other at the end may meet at a unit.
             "recomputed_allowed": (num_kills + 1) * self.chosen.ranks * self.chosen.groups,
-            "requests": self.weather.counts["requests"],
-            "faults": self.weather.num_faults,
+            "requests": self.proxy.counts["requests"],
+            "faults": self.proxy.num_faults,
             "retries": sum(one.get("retries", 0) for log in [*calm_logs, *self.logs] for one in events(log)[-1:]),
             "undisturbed_seconds": round(calm_seconds, 1),  # by one process, straight to the server
             "seconds": round(time.monotonic() - started, 1),

@@ -208,5 +208,5 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def no_pauses(s3: Any, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """As many tries as ever, without the waits between them."""
     monkeypatch.setattr("prism_job.storage.retries.FIRST_WAIT_SECONDS", 0.0)
-    monkeypatch.setattr("prism_job.storage.retries.LONGEST_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("prism_job.storage.retries.MAX_WAIT_SECONDS", 0.0)
     return monkeypatch

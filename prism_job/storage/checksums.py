@@ -1,8 +1,8 @@
-"""What an S3 server states of an object's content, and whether a file has it. Not: requests.
+"""The checksum that an S3 server reports for an object, and whether a file matches it. Sends no requests.
 
-Verified: CRC32, SHA-1 and SHA-256 of the whole or of its parts (`…-N`), else an ETag that is an MD5, of the whole or of its
-parts. Not verified: CRC32C and CRC64NVME (no such sum in Python's library), and the ETags of objects that are encrypted with
-keys of KMS or of the customer, or lie in directory buckets: those are no MD5s. Then size and unchanged ETag are all there is.
+Verified: CRC32, SHA-1 and SHA-256 of the whole object or of its parts (`…-N`), else an ETag that is an MD5 of either.
+Not verified: CRC32C and CRC64NVME, which Python's library does not compute, and ETags that are no MD5: of objects
+encrypted with KMS or customer keys, and of directory buckets. Then only the size and an unchanged ETag are checked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
-class Stated:
+class Checksum:
     """A checksum of a whole object (`num_parts` 0), or the checksum of its parts' checksums."""
 
     algorithm: Algorithm
@@ -29,40 +29,41 @@ class Stated:
     num_parts: int
 
 
-def stated(head: Mapping[str, Any], bucket: str) -> Stated | None:
+def expected_checksum(head: Mapping[str, Any], bucket: str) -> Checksum | None:
     """The checksum in the answer to HeadObject (with ChecksumMode ENABLED) that we can compute ourselves."""
     etag = str(head.get("ETag", "")).strip('"')
     algorithms: tuple[Algorithm, ...] = ("CRC32", "SHA256", "SHA1")
     for algorithm in algorithms:
         text, _, parts = str(head.get(f"Checksum{algorithm}", "")).partition("-")
-        # A checksum of parts that does not say so (some servers) is told by an ETag of parts; nothing is concluded from it.
+        # Some servers do not mark a checksum of parts. An ETag of parts gives it away; such a checksum is not used.
         if text and (parts or "-" not in etag or head.get("ChecksumType") == "FULL_OBJECT"):
-            return Stated(algorithm, base64.b64decode(text), int(parts or 0))
+            return Checksum(algorithm, base64.b64decode(text), int(parts or 0))
     is_md5 = not (
         str(head.get("ServerSideEncryption", "")).startswith("aws:kms")
         or head.get("SSECustomerAlgorithm")
         or bucket.endswith("--x-s3")
     )
     md5 = re.fullmatch(r"([0-9a-f]{32})(?:-(\d+))?", etag)
-    return Stated("MD5", bytes.fromhex(md5[1]), int(md5[2] or 0)) if is_md5 and md5 else None
+    return Checksum("MD5", bytes.fromhex(md5[1]), int(md5[2] or 0)) if is_md5 and md5 else None
 
 
-def fits(path: Path, wanted: Stated, part_bytes: Callable[[int], int]) -> bool:
-    """Whether the file has that checksum. `part_bytes` tells the size of a part, by its number from 1."""
-    if not wanted.num_parts:
-        return next(_digests(path, wanted.algorithm, [path.stat().st_size])) == wanted.value
-    # Nearly all uploads have parts of one size, the last apart; only where that does not fit is each part's size asked for.
-    size_bytes, usual = path.stat().st_size, part_bytes(1)
-    alike = [min(usual, size_bytes - start) for start in range(0, size_bytes, usual)] if usual > 0 else []
-    if len(alike) == wanted.num_parts and _fits_parts(path, wanted, alike):
+def matches(path: Path, expected: Checksum, part_bytes: Callable[[int], int]) -> bool:
+    """Whether the file has that checksum. `part_bytes` returns the size of a part, by its number from 1."""
+    if not expected.num_parts:
+        return next(_digests(path, expected.algorithm, [path.stat().st_size])) == expected.value
+    # Nearly all uploads have parts of one size, except the last. Only if that does not match, each part's size is requested.
+    size_bytes, first_bytes = path.stat().st_size, part_bytes(1)
+    starts = range(0, size_bytes, first_bytes) if first_bytes > 0 else []
+    equal_sizes = [min(first_bytes, size_bytes - start) for start in starts]
+    if len(equal_sizes) == expected.num_parts and _parts_match(path, expected, equal_sizes):
         return True
-    sizes = [part_bytes(number) for number in range(1, wanted.num_parts + 1)]
-    return sizes != alike and _fits_parts(path, wanted, sizes)
+    sizes = [part_bytes(number) for number in range(1, expected.num_parts + 1)]
+    return sizes != equal_sizes and _parts_match(path, expected, sizes)
 
 
-def _fits_parts(path: Path, wanted: Stated, sizes: list[int]) -> bool:
-    joined = b"".join(_digests(path, wanted.algorithm, sizes))
-    return sum(sizes) == path.stat().st_size and _hash(wanted.algorithm, [joined]) == wanted.value
+def _parts_match(path: Path, expected: Checksum, sizes: list[int]) -> bool:
+    joined = b"".join(_digests(path, expected.algorithm, sizes))
+    return sum(sizes) == path.stat().st_size and _hash(expected.algorithm, [joined]) == expected.value
 
 
 def _digests(path: Path, algorithm: Algorithm, sizes: list[int]) -> Iterator[bytes]:

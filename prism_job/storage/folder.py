@@ -1,4 +1,4 @@
-"""Objects in a local folder. Translates the errors of the file system, here and for whoever writes files of its own."""
+"""A store in a local folder, and `local_errors`, which translates the errors of the file system."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ os.umask(_UMASK)
 
 
 class LocalFolder:
-    """A folder. Put writes beside, syncs, renames."""
+    """A put writes a file beside the target, syncs it, and renames it."""
 
     def __init__(self, uri: str) -> None:
         self.root = Path(uri)
@@ -56,17 +56,17 @@ class LocalFolder:
         target = self.root / key
         with local_errors(self.uri(key), writing=True):
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, beside = tempfile.mkstemp(dir=target.parent, prefix=".put-")
+            handle, unfinished = tempfile.mkstemp(dir=target.parent, prefix=".put-")
             try:
                 with os.fdopen(handle, "wb") as file:
                     shutil.copyfileobj(source, file, 2**20)
                     file.flush()
                     os.fsync(file.fileno())
-                Path(beside).chmod(0o666 & ~_UMASK)
-                os.replace(beside, target)
+                Path(unfinished).chmod(0o666 & ~_UMASK)
+                os.replace(unfinished, target)
             except BaseException:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(beside)
+                    os.unlink(unfinished)
                 raise
             folder = os.open(target.parent, os.O_RDONLY)
             try:
@@ -78,19 +78,19 @@ class LocalFolder:
         # Only the folder part of the prefix is walked: a listing of one extractor must not stat all the others.
         start = self.root / prefix.rpartition("/")[0]
         with local_errors(str(start)):
-            found = []
+            keys = []
             walked: set[str] = set()
-            for folder, folders, names in os.walk(start, onerror=_not_in_silence, followlinks=True):
+            for folder, folders, names in os.walk(start, onerror=_raise_unless_missing, followlinks=True):
                 folders.sort()
-                if os.path.realpath(folder) in walked:  # a link back to where we came from
+                if os.path.realpath(folder) in walked:  # a link back to a parent
                     folders.clear()
                     continue
                 walked.add(os.path.realpath(folder))
                 for name in names:
                     key = (Path(folder) / name).relative_to(self.root).as_posix()
                     if key.startswith(prefix) and not name.startswith(".put-"):
-                        found.append(key)
-        for key in sorted(found):
+                        keys.append(key)
+        for key in sorted(keys):
             with local_errors(self.uri(key)):
                 stat = (self.root / key).stat()
             yield Listed(key, stat.st_size, str(stat.st_mtime_ns), stat.st_mtime)
@@ -100,35 +100,36 @@ class LocalFolder:
             return (self.root / key).exists()
 
     def delete(self, keys: Sequence[str]) -> None:
-        # Folders stay: a put that has just made sure of its folder must find it.
+        # Folders stay: another process may have just created one for its put.
         for key in keys:
             with local_errors(self.uri(key)):
                 (self.root / key).unlink(missing_ok=True)
 
 
-def _not_in_silence(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):  # a folder that is not there yet holds nothing
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
         raise error
 
 
-_BAD_WEATHER = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EBUSY}
+_TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EBUSY}
 
 
 @contextlib.contextmanager
 def local_errors(where: str, *, writing: bool = False) -> Iterator[None]:
+    """Translates an OSError into one of the three families; names `where`."""
     try:
         yield
     except FileNotFoundError as error:
         if writing:
-            fix = "choose a folder that can be made and written"
+            fix = "choose a folder that can be created and written"
             raise RequestError("cannot be written: no such folder", where=where, fix=fix) from error
-        fix = "check the path, and whether it was deleted while the run went on; a link may lead nowhere"
+        fix = "check the path; was the file deleted during the run, or does a link point to nothing?"
         raise DataError("no such file", where=where, fix=fix) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             fix = "free some space or choose another folder, then run again: finished units are kept"
             raise TransientError("no space left on the device", where=where, fix=fix) from error
-        if error.errno in _BAD_WEATHER:
+        if error.errno in _TRANSIENT:
             fix = "look at the disk or network mount, then run again: finished units are kept"
             raise TransientError(f"cannot be read or written now: {error.strerror}", where=where, fix=fix) from error
         raise RequestError(

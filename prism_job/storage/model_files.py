@@ -1,7 +1,7 @@
-"""The files of a model: what identifies them, and a copy on this machine. Not: torch, what is in them.
+"""The files of a model: their identity, and a copy on this machine. Does not look into them.
 
-A model is a hub id, a folder, an s3:// prefix or one .gguf file. Only safetensors, GGUF and text files are ever touched:
-no pickle is read and no code of the model's is run.
+A model is a hub id, a folder, an s3:// prefix or one .gguf file. Only safetensors, GGUF and text files are read: no pickles,
+and no code.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from prism_job.errors import DataError, RequestError, TransientError
@@ -18,15 +19,15 @@ from prism_job.spec.digest import digest
 from prism_job.storage.address import open_store, split_uri
 from prism_job.storage.objects import Listed, Store
 
-WANTED = ("*.safetensors", "*.gguf", "*.json", "*.jinja", "*.model", "*.txt")
-"""Files that can change a number. Everything else (pickles, code, read-me's) is neither read nor hashed."""
+READ_PATTERNS = ("*.safetensors", "*.gguf", "*.json", "*.jinja", "*.model", "*.txt")
+"""Files that can change a number. All others (pickles, code, model cards) are neither read nor hashed."""
 
 TEMPLATES = "additional_chat_templates/"
-"""The one folder within a model that transformers looks into: templates by name, `tool_use` say."""
+"""The only subfolder of a model that transformers reads: chat templates by name, such as `tool_use`."""
 
 
 def identify(uri: str, revision: str = "main", *, is_adapter: bool = False) -> dict[str, str]:
-    """What the numbers depend on: name -> content hash for files, or the commit for a hub model.
+    """The identity of the model's content: file name -> digest, or the commit of a hub model.
 
     Raises:
         RequestError: nothing there, or no safetensors or GGUF weights.
@@ -35,20 +36,17 @@ def identify(uri: str, revision: str = "main", *, is_adapter: bool = False) -> d
     if _is_hub(uri):
         return {"hub": uri, "commit": _hub_commit(uri, revision)}
     store, files = _files(uri, is_adapter)
-    local_paths = [store.local_path(file.key) for file in files]
-    if None in local_paths:
-        return _tags(files)
-    return {file.key: _sha256(path) for file, path in zip(files, local_paths, strict=True) if path}
+    return {file.key: _sha256(path) if (path := store.local_path(file.key)) else _tag(file) for file in files}
 
 
 def fetch_model(uri: str, revision: str = "main", *, is_adapter: bool = False) -> Path:
     """A local path of the model: its folder, or its .gguf file.
 
-    Hub and s3:// models are copied to the cache once a node: its ranks wait for the first of them and share the files. A copy
-    that was cut off goes on at the pieces it lacks; a file has its name only once it is whole and checked.
+    Hub and s3:// models are copied to the cache once per node: one rank downloads, the others wait and share the files. An
+    interrupted download resumes; a file has its name only once it is whole and checked.
 
     Raises:
-        TransientError: bad weather; or what came is not what was stored.
+        TransientError: the network or the server failed, or a download fails its checksum.
         DataError: the model changed while it was read.
         RequestError: no such model, or a cache folder that cannot be written.
     """
@@ -59,7 +57,7 @@ def fetch_model(uri: str, revision: str = "main", *, is_adapter: bool = False) -
     store, files = _files(uri, is_adapter)
     if store.local_path(files[0].key):
         return Path(uri)
-    target = cache_folder() / digest(_tags(files))
+    target = cache_folder() / digest({file.key: _tag(file) for file in files})
     if not all(_is_here(target, file) for file in files):
         _download_once(store, files, target)
     return target / files[0].key if uri.endswith(".gguf") else target
@@ -70,7 +68,7 @@ def _download_once(store: Store, files: list[Listed], target: Path) -> None:
 
     try:
         target.mkdir(parents=True, exist_ok=True)
-        # flock: the kernel frees it with its holder's death, however that came.
+        # flock: the kernel releases it when its holder ends, in whatever way.
         lock = FileLock(target.with_name(f"{target.name}.lock")).acquire()
     except OSError as error:
         fix = "set PRISM_CACHE to a folder that can be written, with room for the model"
@@ -89,25 +87,25 @@ def _is_here(target: Path, file: Listed) -> bool:
     return path.is_file() and path.stat().st_size == file.size_bytes
 
 
-def _tags(files: list[Listed]) -> dict[str, str]:
-    return {file.key: f"{file.size_bytes}-{file.tag}" for file in files}
+def _tag(file: Listed) -> str:
+    return f"{file.size_bytes}-{file.tag}"
 
 
 def fetch_config_and_tokenizer(uri: str, revision: str = "main") -> Path:
-    """A local path of what is known of a model without its weights: config, tokenizer, templates. Weights may be absent.
+    """A local path of the model's config, tokenizer and templates. Weights may be absent.
 
-    A GGUF file is brought whole: its papers stand within it.
+    A GGUF file is downloaded whole, as it contains them.
 
     Raises:
         RequestError: nothing there.
         TransientError: the hub does not answer.
     """
-    papers = [pattern for pattern in WANTED if pattern not in ("*.safetensors", "*.gguf")]
+    patterns = [pattern for pattern in READ_PATTERNS if pattern not in ("*.safetensors", "*.gguf")]
     if _is_hub(uri):
         from huggingface_hub import snapshot_download
 
         with _HubErrors(uri):
-            return Path(snapshot_download(uri, revision=revision, allow_patterns=papers))
+            return Path(snapshot_download(uri, revision=revision, allow_patterns=patterns))
     if uri.endswith(".gguf"):
         return fetch_model(uri)
     if not uri.startswith("s3://"):
@@ -116,22 +114,28 @@ def fetch_config_and_tokenizer(uri: str, revision: str = "main") -> Path:
             raise RequestError("no such model", where=uri, fix=fix)
         return Path(uri)
     store = open_store(uri)
-    wanted = [
-        listed
-        for listed in store.list()
-        if "/" not in listed.key.removeprefix(TEMPLATES) and any(fnmatch.fnmatch(listed.key, one) for one in papers)
-    ]
-    target = cache_folder() / digest([uri, *(f"{listed.key} {listed.tag}" for listed in wanted)])
-    for listed in wanted:
-        (target / listed.key).parent.mkdir(parents=True, exist_ok=True)
-        beside = target / f"{listed.key}.{os.getpid()}.part"
-        store.download(listed.key, beside)
-        beside.rename(target / listed.key)
+    files = _matching(list(store.list()), patterns)
+    target = cache_folder() / digest([uri, *(f"{file.key} {file.tag}" for file in files)])
+    for file in files:
+        (target / file.key).parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target / f"{file.key}.{os.getpid()}.part"
+        store.download(file.key, unfinished)
+        unfinished.rename(target / file.key)
     return target
 
 
+def _matching(listed: list[Listed], patterns: Sequence[str]) -> list[Listed]:
+    """The model's own files of these patterns, and its templates."""
+    return [
+        file
+        for file in listed
+        if "/" not in file.key.removeprefix(TEMPLATES)
+        and any(fnmatch.fnmatch(file.key, pattern) for pattern in patterns)
+    ]
+
+
 def cache_folder() -> Path:
-    """Where models from S3 are kept: $PRISM_CACHE, or ~/.cache/prism."""
+    """Cache of models from S3: $PRISM_CACHE, or ~/.cache/prism."""
     return Path(os.environ.get("PRISM_CACHE") or Path.home() / ".cache" / "prism") / "models"
 
 
@@ -158,11 +162,7 @@ def _files(uri: str, is_adapter: bool) -> tuple[Store, list[Listed]]:
     if not everything:
         fix = "check the address: give a hub id (org/name), a folder, an s3:// prefix or a .gguf file"
         raise RequestError("nothing there: no such prefix, or an empty folder", where=uri, fix=fix)
-    files = [
-        file
-        for file in everything
-        if "/" not in file.key.removeprefix(TEMPLATES) and any(fnmatch.fnmatch(file.key, one) for one in WANTED)
-    ]
+    files = _matching(everything, READ_PATTERNS)
     keys = [file.key for file in files]
     if not is_adapter and "adapter_config.json" in keys:
         fix = "name the base model in model.uri and this folder in model.adapter"
@@ -177,16 +177,16 @@ def _files(uri: str, is_adapter: bool) -> tuple[Store, list[Listed]]:
 
 
 def _check_index(store: Store, key: str, keys: list[str]) -> None:
-    """An index may name any file. One elsewhere, or a pickle, would be loaded though no digest knows of it."""
+    """An index may name any file. One in another folder, or a pickle, would be loaded although the digest does not cover it."""
     try:
         named = {str(name) for name in json.loads(store.get(key))["weight_map"].values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         fix = "copy or convert the checkpoint again"
         raise DataError(f"not an index of weight files: {error!r}", where=store.uri(key), fix=fix) from error
-    strange = sorted(name for name in named if name not in keys or not name.endswith(".safetensors"))
-    if strange:
-        fix = "put all weights into the model's own folder, as safetensors: no other file is read"
-        raise RequestError(f"the index names {strange[0]}", where=store.uri(key), fix=fix)
+    uncovered = sorted(name for name in named if name not in keys or not name.endswith(".safetensors"))
+    if uncovered:
+        fix = "put all weights into the model's own folder, as safetensors: other files are not read"
+        raise RequestError(f"the index names {uncovered[0]}", where=store.uri(key), fix=fix)
 
 
 def _sha256(path: Path) -> str:
@@ -207,7 +207,7 @@ def _hub_snapshot(repo: str, revision: str) -> str:
     from huggingface_hub import snapshot_download
 
     with _HubErrors(repo):
-        return str(snapshot_download(repo, revision=revision, allow_patterns=list(WANTED)))
+        return str(snapshot_download(repo, revision=revision, allow_patterns=list(READ_PATTERNS)))
 
 
 class _HubErrors:
@@ -223,9 +223,9 @@ class _HubErrors:
 
         if isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)):
             fix = "check the id and revision; for a gated or private model set HF_TOKEN; a local folder must exist"
-            what = "there is no such folder here, and the hub has no such model, or hides it"
+            what = "there is no such folder, and the hub has no such model, or it is private"
             raise RequestError(what, where=self.repo, fix=fix) from error
         if isinstance(error, Exception):
             fix = "check the network, or download the model and name its folder in model.uri"
-            what = f"there is no such folder here, and the hub does not answer: {error}"
+            what = f"there is no such folder, and the hub does not answer: {error}"
             raise TransientError(what, where=self.repo, fix=fix) from error

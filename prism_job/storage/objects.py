@@ -14,10 +14,12 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Listed:
-    """One object of a listing: its key below the prefix, its size, and what changes when its content does.
+    """One object of a listing.
 
     Attributes:
-        modified: when it was put, in seconds since 1970 by the clock of whoever keeps it.
+        key: below the store's address.
+        tag: changes when the content does (ETag, or modification time).
+        modified: when it was put, in seconds since 1970 by the clock of the server or the file system.
     """
 
     key: str
@@ -56,4 +58,4 @@ class Store(Protocol):
     def exists(self, key: str) -> bool: ...
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Remove these objects; one that is gone already is no error."""
+        """Remove these objects; a missing one is no error."""

@@ -1,6 +1,6 @@
-"""Bad weather, waited out: what is asked again, how often, how long apart; and how many retries there were. Not: what is asked.
+"""Retries after transient errors: how often, how long apart, and how many there were. Does not know the requests.
 
-The only retries there are: boto3's own are switched off, so that their number and their span are the ones written here.
+There are no other retries: boto3's own are switched off, so that these limits hold.
 """
 
 from __future__ import annotations
@@ -14,45 +14,45 @@ import tenacity
 
 from prism_job.errors import TransientError
 
-TRIES = 10
-"""The first and nine more. With a fifth of all answers bad, ten bad ones in a row come once in ten million requests."""
+MAX_TRIES = 10
+"""With a fifth of all requests failing, ten failures in a row come once in ten million requests."""
 
 FIRST_WAIT_SECONDS = 0.25
-LONGEST_WAIT_SECONDS = 8.0
-"""A wait begins at the first figure and doubles up to the second; as much again is added at random, so that ranks which failed
-together do not come back together. Nine waits: 40 s at least, 80 s at most, 60 s in the mean."""
+MAX_WAIT_SECONDS = 8.0
+"""Waits double from the first to the second; up to as much again is added at random, so that ranks which failed together
+do not retry together. Nine waits take 40 to 80 s."""
 
-LONGEST_SECONDS = 120.0
-"""No try begins after this long: a peer that takes requests and stays silent (30 s each) is asked three or four times."""
+MAX_SECONDS = 120.0
+"""No try begins later than this: a server that accepts requests and never answers (30 s each) gets three or four."""
 
-Answer = TypeVar("Answer")
+Response = TypeVar("Response")
 
 
-def with_retries(ask: Callable[[], Answer], given_up: threading.Event | None = None) -> Answer:
-    """What `ask` returns, asked again after TransientError. Any other error passes at once: the same request would fail alike.
+def with_retries(request: Callable[[], Response], cancelled: threading.Event | None = None) -> Response:
+    """Call `request` until it raises no TransientError. Other errors pass at once: the same request would fail again.
 
-    `given_up`, once set, ends the waiting.
+    Setting `cancelled` ends the waiting.
 
     Raises:
-        TransientError: the last one, with the number of tries and the seconds they took in its words.
+        TransientError: the last one, with the number of tries and the seconds they took in its text.
     """
-    given_up = given_up or threading.Event()
+    cancelled = cancelled or threading.Event()
     started = time.monotonic()
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(TransientError),
-        wait=tenacity.wait_exponential(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
-        + tenacity.wait_random_exponential(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS),
+        wait=tenacity.wait_exponential(FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS)
+        + tenacity.wait_random_exponential(FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS),
         stop=tenacity.stop_any(
-            tenacity.stop_after_attempt(TRIES),
-            tenacity.stop_after_delay(LONGEST_SECONDS),
-            tenacity.stop_when_event_set(given_up),
+            tenacity.stop_after_attempt(MAX_TRIES),
+            tenacity.stop_after_delay(MAX_SECONDS),
+            tenacity.stop_when_event_set(cancelled),
         ),
-        sleep=tenacity.sleep_using_event(given_up),
+        sleep=tenacity.sleep_using_event(cancelled),
         before_sleep=lambda _: _retries.add(),
         reraise=True,
     )
     try:
-        return retrying(ask)
+        return retrying(request)
     except TransientError as error:
         tries, seconds = retrying.statistics["attempt_number"], time.monotonic() - started
         what = f"{error.what} ({tries} tries in {seconds:.0f} s)"
@@ -60,7 +60,7 @@ def with_retries(ask: Callable[[], Answer], given_up: threading.Event | None = N
 
 
 def num_retries() -> int:
-    """Requests of this process that had to be asked again, so far."""
+    """Retries of this process so far."""
     return _retries.total
 
 

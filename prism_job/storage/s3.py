@@ -1,4 +1,4 @@
-"""Objects under a prefix of an S3 bucket, by boto3. Translates its errors. Not: how long bad weather is waited out."""
+"""A store under a prefix of an S3 bucket, by boto3; translates its errors. Does not know how often a request is retried."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef, HeadObjectOutputTypeDef
 
-Answer = TypeVar("Answer")
+Response = TypeVar("Response")
 
 MAX_DELETED_AT_ONCE = 1000
-"""Keys that S3 takes in one request to delete."""
+"""S3's limit of keys in one DeleteObjects request."""
 
 
 class S3Prefix:
-    """A prefix of a bucket. One client a process; timeouts and checksums are set on purpose, each request asked patiently.
+    """A prefix of a bucket. One client per process; each request is retried after transient errors.
 
-    Verified: what is put, by the server, from a CRC32 sent along (one a part for files in parts); what is got whole, while it
-    is read, where the object has a CRC32, SHA-1 or SHA-256 of the whole; what is downloaded, as `storage/checksums.py` says.
+    The server checks every put against a CRC32 that is sent along (one per part). A get is checked while it is read, if the
+    object has a CRC32, SHA-1 or SHA-256 of the whole. A download is checked as `storage/checksums.py` describes.
     """
 
     def __init__(self, uri: str) -> None:
@@ -45,59 +45,58 @@ class S3Prefix:
     def local_path(self, key: str) -> Path | None:
         return None
 
-    def _ask(self, key: str, ask: Callable[[], Answer], given_up: threading.Event | None = None) -> Answer:
-        def once() -> Answer:
+    def _request(self, key: str, send: Callable[[], Response], cancelled: threading.Event | None = None) -> Response:
+        def send_once() -> Response:
             with _s3_errors(self.uri(key)):
-                return ask()
+                return send()
 
-        return with_retries(once, given_up)
+        return with_retries(send_once, cancelled)
 
     def get(self, key: str) -> bytes:
         def read() -> bytes:
             response = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key, ChecksumMode="ENABLED")
-            # Not `with response["Body"] as body`: that hands out the raw stream, whose reads nobody checks.
+            # Not `with response["Body"] as body`: that yields the raw stream, which checks no checksum.
             with contextlib.closing(response["Body"]) as body:
                 return body.read()
 
-        return self._ask(key, read)
+        return self._request(key, read)
 
     def download(self, key: str, path: Path, tag: str | None = None) -> None:
-        """As the protocol says; with `tag`, only the content that a listing showed under that tag."""
-        head = self._ask(key, functools.partial(self._head, key))
+        head = self._request(key, functools.partial(self._head, key))
         tag, size = tag or head["ETag"].strip('"'), head["ContentLength"]
-        wanted = checksums.stated(head, self.bucket)
+        expected = checksums.expected_checksum(head, self.bucket)
 
         def check(part: Path) -> None:
-            if wanted and not checksums.fits(part, wanted, part_bytes):
-                fix = "run again: it is brought anew; if it stays so, look at the object and at proxies on the way"
-                what = f"what came does not have the {wanted.algorithm} that S3 states"
+            if expected and not checksums.matches(part, expected, part_bytes):
+                fix = "run again: it is downloaded again; if it still fails, check the object and proxies in between"
+                what = f"downloaded object fails its {expected.algorithm}"
                 raise TransientError(what, where=self.uri(key), fix=fix)
 
         def part_bytes(number: int) -> int:
-            return int(self._ask(key, functools.partial(self._head, key, PartNumber=number))["ContentLength"])
+            return int(self._request(key, functools.partial(self._head, key, PartNumber=number))["ContentLength"])
 
         with local_errors(str(path)):
-            transfers.fetch(path, size, tag, functools.partial(self._get_piece, key, tag, size), check)
+            transfers.download(path, size, tag, functools.partial(self._get_piece, key, tag, size), check)
 
     def _head(self, key: str, **more: Any) -> HeadObjectOutputTypeDef:
         return self.client.head_object(Bucket=self.bucket, Key=self.prefix + key, ChecksumMode="ENABLED", **more)
 
-    def _get_piece(self, key: str, tag: str, size: int, start: int, length: int, given_up: threading.Event) -> bytes:
-        # Asked for without a range where it is the whole: only then does the answer carry a checksum that boto3 verifies.
-        span: dict[str, Any] = {"Range": f"bytes={start}-{start + length - 1}"} if length < size else {}
+    def _get_piece(self, key: str, tag: str, size: int, start: int, length: int, cancelled: threading.Event) -> bytes:
+        # No range for a whole object: only then does the response carry a checksum that boto3 verifies.
+        byte_range: dict[str, Any] = {"Range": f"bytes={start}-{start + length - 1}"} if length < size else {}
 
         def read() -> bytes:
             response = self.client.get_object(
-                Bucket=self.bucket, Key=self.prefix + key, IfMatch=f'"{tag}"', ChecksumMode="ENABLED", **span
+                Bucket=self.bucket, Key=self.prefix + key, IfMatch=f'"{tag}"', ChecksumMode="ENABLED", **byte_range
             )
             with contextlib.closing(response["Body"]) as body:
                 if response["ContentLength"] != length:
-                    fix = "look at proxies on the way: they must pass ranges on"
-                    what = f"S3 offered {response['ContentLength']} bytes where {length} were asked for"
+                    fix = "check proxies in between: they must forward Range headers"
+                    what = f"S3 returned {response['ContentLength']} bytes, {length} were requested"
                     raise TransientError(what, where=self.uri(key), fix=fix)
                 return body.read()
 
-        return self._ask(key, read, given_up)
+        return self._request(key, read, cancelled)
 
     @contextlib.contextmanager
     def as_file(self, key: str) -> Iterator[Path]:
@@ -111,7 +110,7 @@ class S3Prefix:
         def write() -> None:
             self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=content, ChecksumAlgorithm="CRC32")
 
-        self._ask(key, write)
+        self._request(key, write)
 
     def put_file(self, key: str, path: Path) -> None:
         with local_errors(str(path)):
@@ -121,18 +120,18 @@ class S3Prefix:
                 self._put_parts(key, path)
 
     def _put_parts(self, key: str, path: Path) -> None:
-        token = uuid.uuid4().hex  # by which an upload is known once it has become the object
-        place: dict[str, Any] = {"Bucket": self.bucket, "Key": self.prefix + key}
-        begin = functools.partial(
-            self.client.create_multipart_upload, **place, ChecksumAlgorithm="CRC32", Metadata={"prism-upload": token}
+        token = uuid.uuid4().hex  # identifies this upload once it has become the object
+        target: dict[str, Any] = {"Bucket": self.bucket, "Key": self.prefix + key}
+        create = functools.partial(
+            self.client.create_multipart_upload, **target, ChecksumAlgorithm="CRC32", Metadata={"prism-upload": token}
         )
-        place["UploadId"] = self._ask(key, begin)["UploadId"]
+        target["UploadId"] = self._request(key, create)["UploadId"]
 
-        def put_piece(number: int, content: bytes, given_up: threading.Event) -> CompletedPartTypeDef:
+        def put_piece(number: int, content: bytes, cancelled: threading.Event) -> CompletedPartTypeDef:
             put = functools.partial(
-                self.client.upload_part, **place, PartNumber=number + 1, Body=content, ChecksumAlgorithm="CRC32"
+                self.client.upload_part, **target, PartNumber=number + 1, Body=content, ChecksumAlgorithm="CRC32"
             )
-            answer = self._ask(key, put, given_up)
+            answer = self._request(key, put, cancelled)
             part: CompletedPartTypeDef = {"PartNumber": number + 1, "ETag": answer["ETag"]}
             if "ChecksumCRC32" in answer:
                 part["ChecksumCRC32"] = answer["ChecksumCRC32"]
@@ -142,30 +141,30 @@ class S3Prefix:
             from botocore.exceptions import ClientError
 
             try:
-                self.client.complete_multipart_upload(**place, MultipartUpload={"Parts": parts})
+                self.client.complete_multipart_upload(**target, MultipartUpload={"Parts": parts})
             except ClientError as error:
-                # The answer to an earlier try may have been lost after it was carried out: then the object is there.
+                # An earlier try may have succeeded although its response was lost: then the object is there.
                 gone = error.response["Error"]["Code"] in ("NoSuchUpload", "404")
                 if not gone or self._head(key)["Metadata"].get("prism-upload") != token:
                     raise
 
         try:
-            parts = transfers.send(path, put_piece)
-            self._ask(key, functools.partial(complete, parts))
+            parts = transfers.upload(path, put_piece)
+            self._request(key, functools.partial(complete, parts))
         except BaseException:
-            # Asked once: parts that stay behind are no object, and a lifecycle rule of the bucket ends such uploads.
+            # One try: parts that stay behind are no object, and a lifecycle rule of the bucket can remove them.
             with contextlib.suppress(Exception):
-                self.client.abort_multipart_upload(**place)
+                self.client.abort_multipart_upload(**target)
             raise
 
     def list(self, prefix: str = "") -> Iterator[Listed]:
         more: dict[str, Any] = {}
         while True:
-            # Page by page, so that the page that failed is asked for again, not the listing.
-            ask = functools.partial(
+            # Page by page, so that a retry repeats a page and not the whole listing.
+            get_page = functools.partial(
                 self.client.list_objects_v2, Bucket=self.bucket, Prefix=self.prefix + prefix, **more
             )
-            page = self._ask(prefix, ask)
+            page = self._request(prefix, get_page)
             for entry in page.get("Contents", []):
                 yield Listed(
                     entry["Key"][len(self.prefix) :],
@@ -178,7 +177,7 @@ class S3Prefix:
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def exists(self, key: str) -> bool:
-        def look() -> bool:
+        def head() -> bool:
             from botocore.exceptions import ClientError
 
             try:
@@ -189,15 +188,15 @@ class S3Prefix:
                 raise
             return True
 
-        return self._ask(key, look)
+        return self._request(key, head)
 
     def delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), MAX_DELETED_AT_ONCE):
             batch = keys[start : start + MAX_DELETED_AT_ONCE]
-            named: Any = {"Objects": [{"Key": self.prefix + key} for key in batch], "Quiet": True}
-            ask = functools.partial(self.client.delete_objects, Bucket=self.bucket, Delete=named)
-            response = self._ask("", ask)
-            # The request as a whole succeeds; what became of each object stands in the answer.
+            objects: Any = {"Objects": [{"Key": self.prefix + key} for key in batch], "Quiet": True}
+            delete = functools.partial(self.client.delete_objects, Bucket=self.bucket, Delete=objects)
+            response = self._request("", delete)
+            # The request succeeds even if objects were refused; the response lists those.
             for refused in response.get("Errors", []):
                 raise _translate({"Error": refused}, f"s3://{self.bucket}/{refused.get('Key', self.prefix)}")
 
@@ -208,8 +207,8 @@ def _client() -> S3Client:
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
-    # One try: all retries are weather.py's. A dead peer is given up after 10 s of connecting or 30 s of silence.
-    # Checksums both ways, also where the server would not ask for them.
+    # One try: retries.py does all retries. A dead server costs 10 s to connect or 30 s of silence.
+    # Checksums both ways, also where the server does not ask for them.
     config = Config(
         retries={"mode": "standard", "total_max_attempts": 1},
         connect_timeout=10,
@@ -221,12 +220,12 @@ def _client() -> S3Client:
     )
     try:
         return boto3.session.Session().client("s3", config=config)
-    except (ValueError, BotoCoreError) as error:  # an endpoint that is no address, a profile that is not there
-        fix = "look at AWS_ENDPOINT_URL, AWS_PROFILE and AWS_REGION"
+    except (ValueError, BotoCoreError) as error:  # an invalid endpoint, a missing profile
+        fix = "check AWS_ENDPOINT_URL, AWS_PROFILE and AWS_REGION"
         raise RequestError(f"S3 cannot be reached with these settings: {error}", where="AWS_*", fix=fix) from error
 
 
-_WEATHER = {
+_TRANSIENT = {
     *(
         "RequestTimeout",
         "SlowDown",
@@ -238,7 +237,7 @@ _WEATHER = {
     *("BadDigest", "IncompleteBody", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"),
     "NoSuchUpload",
 }
-"""Answers that S3 gives with a status of 400, 403 or 404, though the same verb may pass the next time."""
+"""Codes that come with status 400, 403 or 404, though the same request may succeed the next time."""
 
 _DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "AllAccessDisabled"}
 
@@ -260,9 +259,9 @@ def _s3_errors(where: str) -> Iterator[None]:
         fix = "check the bucket's name; set AWS_REGION"
         raise RequestError(f"S3 refused the request before it was sent: {error}", where=where, fix=fix) from error
     except (boto.IncompleteReadError, boto.ResponseStreamingError, boto.FlexibleChecksumError) as error:
-        fix = "run again: finished units are kept; if it stays so, look at the object and at proxies on the way"
+        fix = "run again: finished units are kept; if it still fails, check the object and proxies in between"
         raise TransientError(
-            f"S3's answer broke off or was changed on the way: {error}", where=where, fix=fix
+            f"S3's response was cut off or changed on the way: {error}", where=where, fix=fix
         ) from error
     except (boto.BotoCoreError, urllib3.exceptions.HTTPError, ResponseParserError) as error:
         fix = "check AWS_ENDPOINT_URL and the network, then run again: finished units are kept"
@@ -275,7 +274,7 @@ def _translate(response: Any, where: str) -> PrismError:
     if code == "NoSuchBucket":
         return RequestError("no such bucket", where=where, fix="create the bucket, or correct its name in the document")
     if code in ("NoSuchKey", "404"):
-        return DataError("no such object", where=where, fix="check the key; was it deleted while the run went on?")
+        return DataError("no such object", where=where, fix="check the key; was it deleted during the run?")
     if code in _DENIED:
         fix = "give these credentials s3:GetObject, s3:PutObject and s3:ListBucket there (s3:DeleteObject to prune)"
         return RequestError(f"S3 denies access ({code}): {message}", where=where, fix=fix)
@@ -283,7 +282,7 @@ def _translate(response: Any, where: str) -> PrismError:
         fix = "run again from the plan once nothing writes there"
         return DataError("the object changed while it was read", where=where, fix=fix)
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
-    if code not in _WEATHER and 300 <= status < 500 and status not in (408, 409, 429):
-        fix = "check bucket, region and endpoint (AWS_REGION, AWS_ENDPOINT_URL): asking again would be answered alike"
+    if code not in _TRANSIENT and 300 <= status < 500 and status not in (408, 409, 429):
+        fix = "check bucket, region and endpoint (AWS_REGION, AWS_ENDPOINT_URL); a retry would fail the same way"
         return RequestError(f"S3 refuses the request ({code}): {message}", where=where, fix=fix)
     return TransientError(f"S3 answered {code}: {message}", where=where, fix="run again later: finished units are kept")

@@ -1,6 +1,6 @@
-"""Large files to and from an object store in pieces, several at once; one that was cut off goes on where it stopped.
+"""Large files to and from an object store in pieces, several at once; an interrupted download resumes.
 
-Not: S3. How a piece is asked for, and how patiently, is the caller's.
+Does not know S3: the caller requests a piece, and retries it.
 """
 
 from __future__ import annotations
@@ -16,47 +16,49 @@ from pathlib import Path
 from typing import TypeVar
 
 PIECE_BYTES = 2**24
-"""16 MiB: long enough that a request's latency does not count, short enough to be asked for again."""
+"""16 MiB: large enough to hide a request's latency, small enough to be requested again."""
 
-MOST_PARTS = 10_000
-"""S3 takes no more parts of one object; those of a file beyond 160 GB are longer."""
+MAX_PARTS = 10_000
+"""S3's limit for one object; a file over 160 GB gets larger parts."""
 
 NUM_STREAMS = 8
-"""Pieces in flight: one stream of S3 carries some 50 to 100 MB/s. At most NUM_STREAMS pieces are held in memory."""
+"""Pieces in flight, and in memory: one stream from S3 carries some 50 to 100 MB/s."""
 
 Result = TypeVar("Result")
 GetPiece = Callable[[int, int, threading.Event], bytes]
-"""(first byte, number of bytes, given up) -> exactly these bytes."""
+"""(first byte, number of bytes, cancelled) -> exactly these bytes."""
 
 
-def fetch(path: Path, size_bytes: int, tag: str, get_piece: GetPiece, check: Callable[[Path], None]) -> None:
+def download(path: Path, size_bytes: int, tag: str, get_piece: GetPiece, check: Callable[[Path], None]) -> None:
     """Write the object to `path`, which appears whole and checked, or not at all.
 
-    Until then the bytes lie in `<path>.part`, and `<path>.part.index` says which pieces are there, each with its CRC32. A later
-    call for the same content (same tag and size) asks for the other pieces alone. One caller a path at a time.
-    `check` gets the finished file and raises if it is not what was sent; then nothing of it is kept.
+    Until then the bytes lie in `<path>.part`, and `<path>.part.index` lists the pieces that are there, each with its CRC32. A
+    later call for the same content (same tag and size) requests only the other pieces. One caller per path at a time.
+    `check` gets the finished file and raises if it is not what was sent; then both files are removed.
     """
     part, index = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.index")
     heading = json.dumps({"tag": tag, "bytes": size_bytes, "piece": PIECE_BYTES})
     pieces = _pieces(size_bytes)
-    kept = _kept(part, index, heading, pieces)
-    if not kept:
+    finished = _finished_pieces(part, index, heading, pieces)
+    if not finished:
         part.write_bytes(b"")
-    index.write_text("".join(f"{line}\n" for line in (heading, *(f"{start} {crc}" for start, crc in kept.items()))))
+    index.write_text("".join(f"{line}\n" for line in (heading, *(f"{start} {crc}" for start, crc in finished.items()))))
 
-    def bring(start: int, length: int, given_up: threading.Event) -> None:
-        content = get_piece(start, length, given_up)
-        if given_up.is_set():  # the file may be another call's by now
+    def download_piece(start: int, length: int, cancelled: threading.Event) -> None:
+        content = get_piece(start, length, cancelled)
+        if cancelled.is_set():  # another call may own the file by now
             return
         with part.open("r+b") as file:
             file.seek(start)
             file.write(content)
-        # The index after the bytes: a piece that it names is there.
-        with index.open("a") as notes:
-            notes.write(f"{start} {zlib.crc32(content)}\n")
+        # The index after the bytes: a piece in the index is in the file.
+        with index.open("a") as index_file:
+            index_file.write(f"{start} {zlib.crc32(content)}\n")
 
-    with _streams() as (pool, given_up):
-        for future in as_completed([pool.submit(bring, *piece, given_up) for piece in pieces if piece[0] not in kept]):
+    with _streams() as (pool, cancelled):
+        for future in as_completed(
+            [pool.submit(download_piece, *piece, cancelled) for piece in pieces if piece[0] not in finished]
+        ):
             future.result()
     try:
         check(part)
@@ -70,55 +72,55 @@ def fetch(path: Path, size_bytes: int, tag: str, get_piece: GetPiece, check: Cal
     index.unlink()
 
 
-def send(path: Path, put_piece: Callable[[int, bytes, threading.Event], Result]) -> list[Result]:
-    """Call `put_piece` (number from 0, bytes, given up) for each piece of the file; what it returned, in order."""
+def upload(path: Path, put_piece: Callable[[int, bytes, threading.Event], Result]) -> list[Result]:
+    """Call `put_piece` (number from 0, bytes, cancelled) for each piece of the file. Returns its results in order."""
     size_bytes = path.stat().st_size
 
-    def put(number: int, start: int, length: int, given_up: threading.Event) -> Result:
+    def put(number: int, start: int, length: int, cancelled: threading.Event) -> Result:
         with path.open("rb") as file:
             file.seek(start)
             content = file.read(length)
-        return put_piece(number, content, given_up)
+        return put_piece(number, content, cancelled)
 
-    with _streams() as (pool, given_up):
-        pieces = enumerate(_pieces(size_bytes, MOST_PARTS))
-        futures = [pool.submit(put, number, *piece, given_up) for number, piece in pieces]
-        for future in as_completed(futures):  # so that the first failure ends it, not the first piece's turn
+    with _streams() as (pool, cancelled):
+        pieces = enumerate(_pieces(size_bytes, MAX_PARTS))
+        futures = [pool.submit(put, number, *piece, cancelled) for number, piece in pieces]
+        for future in as_completed(futures):  # the first failure ends it, whichever piece it is
             future.result()
         return [future.result() for future in futures]
 
 
-def _pieces(size_bytes: int, most: int | None = None) -> list[tuple[int, int]]:
-    """(first byte, number of bytes) of each piece; longer ones where there would be more than `most`."""
-    length = max(PIECE_BYTES, -(-size_bytes // most)) if most else PIECE_BYTES
+def _pieces(size_bytes: int, max_pieces: int | None = None) -> list[tuple[int, int]]:
+    """(first byte, number of bytes) of each piece; longer ones where there would be more than `max_pieces`."""
+    length = max(PIECE_BYTES, -(-size_bytes // max_pieces)) if max_pieces else PIECE_BYTES
     return [(start, min(length, size_bytes - start)) for start in range(0, size_bytes, length)]
 
 
-def _kept(part: Path, index: Path, heading: str, pieces: list[tuple[int, int]]) -> dict[int, int]:
-    """First byte and CRC32 of the pieces that an earlier call left. Each is read again: a crash may have lost bytes."""
+def _finished_pieces(part: Path, index: Path, heading: str, pieces: list[tuple[int, int]]) -> dict[int, int]:
+    """First byte and CRC32 of the pieces of an earlier call. Each is read and checked: a crash may have lost bytes."""
     if not (part.exists() and index.exists()):
         return {}
     first, *lines = index.read_text().splitlines() or [""]
     if first != heading:
         return {}
     lengths = dict(pieces)
-    kept = {}
+    finished = {}
     with part.open("rb") as file:
         for line in lines:
             start, _, crc = line.partition(" ")
             if start.isdigit() and crc.isdigit() and int(start) in lengths:
                 file.seek(int(start))
                 if zlib.crc32(file.read(lengths[int(start)])) == int(crc):
-                    kept[int(start)] = int(crc)
-    return kept
+                    finished[int(start)] = int(crc)
+    return finished
 
 
 @contextlib.contextmanager
 def _streams() -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
-    """Threads that nobody waits for once something failed or SIGTERM came: those that wait for the weather end at once."""
-    pool, given_up = ThreadPoolExecutor(NUM_STREAMS), threading.Event()
+    """Threads that are cancelled, not waited for, once one failed or SIGTERM arrived. Waits before a retry end at once."""
+    pool, cancelled = ThreadPoolExecutor(NUM_STREAMS), threading.Event()
     try:
-        yield pool, given_up
+        yield pool, cancelled
     finally:
-        given_up.set()
+        cancelled.set()
         pool.shutdown(wait=False, cancel_futures=True)

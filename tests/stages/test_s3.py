@@ -102,8 +102,8 @@ def test_a_server_that_does_not_answer_is_weather(job: Job, no_pauses: pytest.Mo
     # Port 9 of this machine: nobody listens, every try is refused at once; only the pauses between tries are cut.
     point_at("http://127.0.0.1:9", no_pauses)
     job.spec["candidates"]["uris"] = ["s3://corpora/pool/"]
-    job.fails("plan", 75, "s3://corpora", "AWS_ENDPOINT_URL", f"{retries.TRIES} tries")
-    assert job.events[-1]["retries"] == retries.TRIES - 1
+    job.fails("plan", 75, "s3://corpora", "AWS_ENDPOINT_URL", f"{retries.MAX_TRIES} tries")
+    assert job.events[-1]["retries"] == retries.MAX_TRIES - 1
 
 
 def test_an_endpoint_that_is_no_address_is_named(job: Job, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +178,7 @@ def test_a_bad_answer_is_asked_for_again_and_counted(rough: Rough, bad: tuple[in
 
 @pytest.mark.parametrize(
     ("bad", "says"),
-    [(SLOW, "SlowDown"), (CUT_SHORT, "broke off or was changed"), (CHANGED, "broke off or was changed")],
+    [(SLOW, "SlowDown"), (CUT_SHORT, "cut off or changed on the way"), (CHANGED, "cut off or changed on the way")],
     ids=["SlowDown", "cut short", "changed on the way"],
 )
 def test_bad_weather_that_stays_ends_after_a_bounded_number_of_tries(
@@ -188,8 +188,8 @@ def test_bad_weather_that_stays_ends_after_a_bounded_number_of_tries(
     with pytest.raises(TransientError, match=says) as ended:
         open_store("s3://bucket/x").get("row")
     assert ended.value.where == "s3://bucket/x/row"
-    assert len(server.asked) == retries.TRIES
-    assert re.search(rf"\({retries.TRIES} tries in \d+ s\)$", ended.value.what)
+    assert len(server.asked) == retries.MAX_TRIES
+    assert re.search(rf"\({retries.MAX_TRIES} tries in \d+ s\)$", ended.value.what)
 
 
 def test_the_waits_span_about_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,7 @@ def test_the_waits_span_about_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
         waits.clear()
         with pytest.raises(TransientError):
             retries.with_retries(ask)
-        assert len(waits) == retries.TRIES - 1
+        assert len(waits) == retries.MAX_TRIES - 1
         assert 39 < sum(waits) < 80
 
 
@@ -236,7 +236,7 @@ def test_an_answer_of_the_server_is_of_its_family(
     with pytest.raises(family) as refusal:
         open_store("s3://bucket/x").get("row")
     # What is permanent is never asked twice.
-    assert len(server.asked) == (retries.TRIES if family is TransientError else 1)
+    assert len(server.asked) == (retries.MAX_TRIES if family is TransientError else 1)
     assert says in str(refusal.value)
     assert refusal.value.where == "s3://bucket/x/row"
 

@@ -17,7 +17,7 @@ from prism_job.storage.s3 import S3Prefix
 from prism_job.store import shards, staged_rows
 from tests.conftest import Job, point_at
 from tests.stages.test_s3 import on_s3
-from tests.weather import Weather
+from tests.unreliable_proxy import UnreliableProxy
 
 PAGE = 1000
 """Objects of one page of a listing, on S3 as on moto."""
@@ -57,7 +57,7 @@ def test_a_fifth_of_bad_answers_changes_no_byte_and_each_is_one_retry(
     no_pauses.setenv("PRISM_CACHE", str(job.folder / "another-node"))
     rough = clean.copy(store="s3://prism/other-gradients", output="s3://prism/other-selections")
     told = 0
-    with Weather(endpoint(s3), 0.2, seed, delay_seconds=0.01) as proxy:
+    with UnreliableProxy(endpoint(s3), 0.2, seed, delay_seconds=0.01) as proxy:
         point_at(proxy.url, no_pauses)
         for stage in ("plan", "extract", "reduce"):
             code, words = rough.stage(stage)
@@ -66,7 +66,7 @@ def test_a_fifth_of_bad_answers_changes_no_byte_and_each_is_one_retry(
         content = open_store(words["manifest"].removesuffix("/manifest.json")).get("selected.parquet")
     assert content == calm
     # The get above was asked after the last stage's last words.
-    assert told <= proxy.num_faults <= told + retries.TRIES
+    assert told <= proxy.num_faults <= told + retries.MAX_TRIES
     assert told > 10
     print(f"seed {seed}: {told} retries; {dict(proxy.counts)}")
 
@@ -86,7 +86,7 @@ def test_every_verb_passes_through_every_fault(
     content = random.Random(kind).randbytes(10 * small_pieces + 1)
     (tmp_path / "up").write_bytes(content)
     before = retries.num_retries()
-    with Weather(endpoint(s3), 0.4, seed=3, kinds=(kind,)) as proxy:
+    with UnreliableProxy(endpoint(s3), 0.4, seed=3, kinds=(kind,)) as proxy:
         point_at(proxy.url, no_pauses)
         store = open_store("s3://prism/x")
         store.put("small", b"some bytes")
@@ -132,7 +132,7 @@ def test_an_upload_whose_last_answer_was_lost_is_known_to_be_done(
 def test_a_listing_goes_on_from_the_page_that_failed(s3: Any, no_pauses: pytest.MonkeyPatch) -> None:
     keys = [f"many/{number:05d}" for number in range(4 * PAGE + 1)]
     fill("prism", keys)
-    with Weather(endpoint(s3), 0.4, seed=2, kinds=("slow_down", "cut", "reset_after")) as proxy:
+    with UnreliableProxy(endpoint(s3), 0.4, seed=2, kinds=("slow_down", "cut", "reset_after")) as proxy:
         point_at(proxy.url, no_pauses)
         assert [listed.key for listed in open_store("s3://prism").list("many/")] == keys
     assert proxy.num_faults > 0
@@ -148,7 +148,7 @@ def test_what_a_store_holds_costs_one_page_for_each_thousand_objects(s3: Any, mo
     elsewhere = [shards.shard_key("another", "candidates", unit) for unit in units]
     rows = [f"rows/{unit}.jsonl.zst" for unit in units]
     fill("prism", [f"store/{key}" for key in keys + elsewhere + rows])
-    with Weather(endpoint(s3), 0.0, seed=0) as proxy:
+    with UnreliableProxy(endpoint(s3), 0.0, seed=0) as proxy:
         point_at(proxy.url, monkeypatch)
         store = open_store("s3://prism/store")
         present = shards.units_present(store, "digest")
@@ -176,7 +176,7 @@ def test_a_file_in_parts_is_checked_against_what_the_server_states(
         return sent[-1]
 
     monkeypatch.setattr(S3Prefix, "_get_piece", one_bit_off)
-    with pytest.raises(TransientError, match="MD5 that S3 states"):
+    with pytest.raises(TransientError, match="fails its MD5"):
         store.download("large", tmp_path / "down")
     assert len(sent) == 4
     # Nothing of it is kept: neither the file nor the pieces.
@@ -198,10 +198,10 @@ def test_a_checksum_fits_its_content_and_no_other(
         ends = [sum(sizes[:number]) for number in range(len(sizes) + 1)]
         parts = [content[start:end] for start, end in itertools.pairwise(ends)]
         value = plain_sum(algorithm, b"".join(plain_sum(algorithm, part) for part in parts))
-    wanted = checksums.Stated(algorithm, value, len(sizes or []))
-    assert checksums.fits(path, wanted, lambda number: (sizes or [])[number - 1])
+    wanted = checksums.Checksum(algorithm, value, len(sizes or []))
+    assert checksums.matches(path, wanted, lambda number: (sizes or [])[number - 1])
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert not checksums.fits(path, wanted, lambda number: (sizes or [])[number - 1])
+    assert not checksums.matches(path, wanted, lambda number: (sizes or [])[number - 1])
 
 
 def plain_sum(algorithm: str, content: bytes) -> bytes:
@@ -229,7 +229,7 @@ def plain_sum(algorithm: str, content: bytes) -> bytes:
     ],
 )
 def test_only_what_is_a_checksum_is_taken_for_one(head: dict[str, str], found: tuple[str, int] | None) -> None:
-    told = checksums.stated(head, "bucket")
+    told = checksums.expected_checksum(head, "bucket")
     assert (told and (told.algorithm, told.num_parts)) == found
 
 
@@ -251,7 +251,7 @@ def test_pieces_that_a_cut_off_download_left_are_not_asked_for_again(tmp_path: P
     path, index = tmp_path / "file", tmp_path / "file.part.index"
     for tag in ("first", "second"):  # what was left of another content is of no use
         with pytest.raises(TransientError):
-            transfers.fetch(path, len(content), tag, cut_off, lambda _: None)
+            transfers.download(path, len(content), tag, cut_off, lambda _: None)
         assert not path.exists()
     noted = {int(line.split()[0]) for line in index.read_text().splitlines()[1:]}
     assert noted == {0, small_pieces, 2 * small_pieces}
@@ -260,7 +260,7 @@ def test_pieces_that_a_cut_off_download_left_are_not_asked_for_again(tmp_path: P
         part.seek(damaged)
         part.write(b"not what was noted")
     asked.clear()
-    transfers.fetch(path, len(content), "second", give, lambda _: None)
+    transfers.download(path, len(content), "second", give, lambda _: None)
     assert path.read_bytes() == content
     starts = set(range(0, len(content), small_pieces))
     assert set(asked) == starts - noted | {damaged}

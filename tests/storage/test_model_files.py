@@ -16,17 +16,17 @@ from prism_job.errors import DataError, RequestError, TransientError
 from prism_job.storage import model_files
 from prism_job.storage.s3 import S3Prefix
 from tests.conftest import point_at
-from tests.weather import Weather
+from tests.unreliable_proxy import UnreliableProxy
 
 PIECE_BYTES = 2**14
 NUM_PIECES = 40
 WEIGHTS = random.Random(0).randbytes((NUM_PIECES - 1) * PIECE_BYTES + 7)
 FILES = {"config.json": b"{}", "model.safetensors": WEIGHTS, "tokenizer.json": b'{"a": 1}'}
 
-BRING = f"""
-from prism_job.storage import transfers, weights
+FETCH = f"""
+from prism_job.storage import model_files, transfers
 transfers.PIECE_BYTES = {PIECE_BYTES}
-print(weights.bring("s3://corpora/model"), flush=True)
+print(model_files.fetch_model("s3://corpora/model"), flush=True)
 """
 """What each rank of a node does, as a process of its own."""
 
@@ -42,10 +42,10 @@ def model(s3: Any, tmp_path: Path, no_pauses: pytest.MonkeyPatch) -> str:
 
 
 def rank() -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", BRING], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", FETCH], stdout=subprocess.PIPE, text=True)
 
 
-def gets(proxy: Weather) -> list[str]:
+def gets(proxy: UnreliableProxy) -> list[str]:
     """Contents asked for: neither listings nor HEADs."""
     return [path for method, path in proxy.paths if method == "GET" and "list-type" not in path]
 
@@ -55,7 +55,7 @@ def whole(folder: Path) -> bool:
 
 
 def test_the_ranks_of_a_node_share_one_download(s3: Any, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Weather(s3.meta.endpoint_url, 1.0, seed=0, kinds=("delay",), delay_seconds=0.05) as proxy:
+    with UnreliableProxy(s3.meta.endpoint_url, 1.0, seed=0, kinds=("delay",), delay_seconds=0.05) as proxy:
         point_at(proxy.url, monkeypatch)
         ranks = [rank() for _ in range(3)]
         folders = {process.communicate(timeout=120)[0].strip() for process in ranks}
@@ -68,7 +68,7 @@ def test_the_ranks_of_a_node_share_one_download(s3: Any, model: str, monkeypatch
 def test_a_rank_killed_in_the_middle_blocks_nobody_and_its_pieces_are_kept(
     s3: Any, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Weather(s3.meta.endpoint_url, 1.0, seed=0, kinds=("delay",), delay_seconds=0.1) as proxy:
+    with UnreliableProxy(s3.meta.endpoint_url, 1.0, seed=0, kinds=("delay",), delay_seconds=0.1) as proxy:
         point_at(proxy.url, monkeypatch)
         first = rank()
         while len(gets(proxy)) < NUM_PIECES // 2:
@@ -108,7 +108,7 @@ def test_a_download_that_breaks_off_is_no_model_and_goes_on_later(
         with pytest.raises(TransientError, match="the line is dead"):
             model_files.fetch_model(model)
     assert not list(model_files.cache_folder().glob("*/model.safetensors"))
-    with Weather(s3.meta.endpoint_url, 0.2, seed=4, delay_seconds=0.0) as proxy:
+    with UnreliableProxy(s3.meta.endpoint_url, 0.2, seed=4, delay_seconds=0.0) as proxy:
         point_at(proxy.url, monkeypatch)
         folder = model_files.fetch_model(model)
         assert whole(folder)
@@ -145,7 +145,7 @@ def test_a_model_whose_bytes_are_not_those_stored_is_refused(
 
     with monkeypatch.context() as changed:
         changed.setattr(S3Prefix, "_get_piece", one_bit_off)
-        with pytest.raises(TransientError, match="does not have the CRC32 that S3 states"):
+        with pytest.raises(TransientError, match="fails its CRC32"):
             model_files.fetch_model(model)
     assert not list(model_files.cache_folder().glob("*/model.safetensors*"))
     assert whole(model_files.fetch_model(model))
@@ -156,7 +156,7 @@ def test_one_gguf_file_costs_one_page_and_is_brought_alone(
 ) -> None:
     s3.put_object(Bucket="corpora", Key="model/tiny.gguf", Body=WEIGHTS)
     s3.put_object(Bucket="corpora", Key="model/tiny.gguf.txt", Body=b"not asked for")
-    with Weather(s3.meta.endpoint_url, 0.0, seed=0) as proxy:
+    with UnreliableProxy(s3.meta.endpoint_url, 0.0, seed=0) as proxy:
         point_at(proxy.url, monkeypatch)
         path = model_files.fetch_model(f"{model}/tiny.gguf")
         assert len([path for _, path in proxy.paths if "list-type" in path]) == 1

@@ -1,7 +1,7 @@
-"""Bad weather before an S3 server: a proxy (real HTTP) that spoils a seeded share of the requests and counts what it did.
+"""An HTTP proxy before an S3 server that spoils a seeded share of the requests and counts them.
 
-`python -m tests.weather --upstream http://127.0.0.1:5000 --faults 0.2 --seed 1` prints its address and serves until it is
-ended; GET /weather on it answers the counts as JSON. In a test: `with Weather(upstream, 0.2, seed=1) as weather: weather.url`.
+`python -m tests.unreliable_proxy --upstream http://127.0.0.1:5000 --faults 0.2 --seed 1` prints its address and serves until
+it is ended; GET /counts returns the counts. In a test: `with UnreliableProxy(upstream, 0.2, seed=1) as proxy: proxy.url`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ import urllib.parse
 from collections import Counter
 
 FAULTS = ("slow_down", "reset_before", "reset_after", "cut", "delay")
-"""503 SlowDown; connection reset before the server was asked; reset after it did what it was asked; answer cut in the middle of
-its body; answer late. An answer without a body cannot be cut: it is reset."""
+"""503 SlowDown; connection reset before the server gets the request; reset after it carried it out; response cut in the middle
+of its body; response late. A response without a body is reset in place of a cut."""
 
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"}
-"""Headers of one connection, or that this server writes itself."""
+"""Headers that belong to one connection, or that this server writes itself."""
 
 
-class Weather:
-    """The proxy. `counts` holds `requests` and each of FAULTS; `paths` what was asked for, as (method, path with query)."""
+class UnreliableProxy:
+    """The proxy. `counts` has `requests` and each of FAULTS; `paths` has (method, path with query) of each request."""
 
     def __init__(
         self, upstream: str, faults: float, seed: int, *, delay_seconds: float = 0.2, kinds: tuple[str, ...] = FAULTS
@@ -40,14 +40,14 @@ class Weather:
         self.counts = Counter({"requests": 0, **dict.fromkeys(FAULTS, 0)})
         self.paths: list[tuple[str, str]] = []
         self._random, self._lock = random.Random(seed), threading.Lock()
-        handler = type("Handler", (_Handler,), {"weather": self})
+        handler = type("Handler", (_Handler,), {"proxy": self})
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     @property
     def num_faults(self) -> int:
-        """Requests whose answer never arrived whole: each must be asked again. Those that were only late are none."""
+        """Requests whose response never arrived whole, so that each must be retried. Late ones do not count."""
         return sum(self.counts[kind] for kind in FAULTS if kind != "delay")
 
     def draw(self, method: str, path: str) -> str:
@@ -62,7 +62,7 @@ class Weather:
         with self._lock:
             self.counts[kind] += 1
 
-    def __enter__(self) -> Weather:
+    def __enter__(self) -> UnreliableProxy:
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
@@ -73,19 +73,19 @@ class Weather:
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    weather: Weather
+    proxy: UnreliableProxy
 
     def _answer(self) -> None:
-        if self.path == "/weather":
-            self._send(200, [], json.dumps(self.weather.counts).encode())
+        if self.path == "/counts":
+            self._send(200, [], json.dumps(self.proxy.counts).encode())
             return
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
             self._send(411, [], b"")  # boto3 gives a length wherever it can
             return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        fault = self.weather.draw(self.command, self.path)
+        fault = self.proxy.draw(self.command, self.path)
         if fault == "slow_down":
-            self.weather.count(fault)
+            self.proxy.count(fault)
             self._send(503, [("Content-Type", "application/xml")], SLOW_DOWN)
         elif fault == "reset_before":
             self._reset(fault)
@@ -95,10 +95,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._reset("reset_after")
                 return
             if fault == "delay":
-                self.weather.count(fault)
-                time.sleep(self.weather.delay_seconds)
+                self.proxy.count(fault)
+                time.sleep(self.proxy.delay_seconds)
             if fault == "cut":
-                self.weather.count(fault)
+                self.proxy.count(fault)
                 self._send(status, headers, content[: len(content) // 2], promised=len(content))
                 self.close_connection = True
             else:
@@ -107,7 +107,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _answer
 
     def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        connection = http.client.HTTPConnection(self.weather.upstream, timeout=60)
+        connection = http.client.HTTPConnection(self.proxy.upstream, timeout=60)
         try:
             kept = {name: value for name, value in self.headers.items() if name.lower() not in ("connection", "expect")}
             connection.request(self.command, self.path, body, kept)
@@ -131,7 +131,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _reset(self, kind: str) -> None:
-        self.weather.count(kind)
+        self.proxy.count(kind)
         # Lingering for no time: the kernel sends RST in place of FIN. Closed by its number, as two files still hold the socket.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
@@ -156,12 +156,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--delay-seconds", type=float, default=0.2)
     chosen = parser.parse_args()
-    weather = Weather(chosen.upstream, chosen.faults, chosen.seed, delay_seconds=chosen.delay_seconds)
-    print(weather.url, flush=True)
+    proxy = UnreliableProxy(chosen.upstream, chosen.faults, chosen.seed, delay_seconds=chosen.delay_seconds)
+    print(proxy.url, flush=True)
     try:
-        weather.server.serve_forever()
+        proxy.server.serve_forever()
     except KeyboardInterrupt:
-        print(json.dumps(weather.counts), flush=True)
+        print(json.dumps(proxy.counts), flush=True)
 
 
 if __name__ == "__main__":
