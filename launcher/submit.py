@@ -1,6 +1,6 @@
-"""A run from outside: put its record into a cluster, wait for its end, cancel it, run it again. Not: what its pods do.
+"""A run from outside: put its record into a cluster, wait for its end, cancel it, run it again. Does not know its pods.
 
-Where the custom resource is not installed a ConfigMap keeps the record, and the waiting process carries the run on itself.
+Where the custom resource is not installed, a ConfigMap keeps the record and the process that waits drives the run itself.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from prism_job.spec.document import SelectionRun, read_yaml
 Object = dict[str, Any]
 
 MAX_TRIES = 10
-"""Of a change to a record that others write too."""
+"""How often a change is tried to a record that others write too."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document as it was written, what it means, and the namespace that it goes to (empty: that of the kubeconfig)."""
+    """A document as it was written, what it means, and its namespace in the cluster (empty: that of the kubeconfig)."""
 
     text: str
     run: SelectionRun
@@ -45,28 +45,28 @@ class Document:
 
 @dataclass(frozen=True)
 class Submitted:
-    """What came of a submit. `action`: created, attached to what runs already, or begun again after an end."""
+    """The result of a submit. `action`: created; attached, to a run in progress; begun again, after its end."""
 
     record: Record
     action: str
 
 
 def record_kind(cluster: Cluster) -> str:
-    """SelectionRun where the cluster knows it, else ConfigMap."""
+    """SelectionRun where that kind is installed, else ConfigMap."""
     return KIND if cluster.serves_selection_runs() else "ConfigMap"
 
 
 def find_record(cluster: Cluster, namespace: str, run: str) -> Record | None:
     """The record of a run, of either kind.
 
-    Whether the kind is there is asked by discovery: an API server judges what somebody may before whether there is such a
-    kind, so that a person without rights to SelectionRuns is answered 403 also where they are not installed.
+    Discovery shows whether the kind is installed. An API server checks the user's rights before it looks for the kind: a
+    person without rights to SelectionRuns gets 403 also where they are not installed.
     """
-    kinds = {KIND: run} if cluster.serves_selection_runs() else {}
-    for kind, name in (kinds | {"ConfigMap": record_name(run)}).items():
+    names = {KIND: run} if cluster.serves_selection_runs() else {}
+    for kind, name in (names | {"ConfigMap": record_name(run)}).items():
         found = cluster.find(kind, namespace, name)
-        if found is not None and is_record({"kind": kind, **found}):
-            return Record({"kind": kind, **found})
+        if found is not None and is_record(found):
+            return Record(found)
     return None
 
 
@@ -81,20 +81,19 @@ def get_record(cluster: Cluster, namespace: str, run: str) -> Record:
 
 def list_records(cluster: Cluster, namespace: str | None) -> list[Record]:
     """All runs, of either kind, by namespace and name."""
-    records: list[Record] = []
+    found = cluster.list("ConfigMap", namespace, labels=f"{RECORD_LABEL}=true").items
     if cluster.serves_selection_runs():
-        records += [Record(one) for one in cluster.list(KIND, namespace).items]
-    marked = cluster.list("ConfigMap", namespace, labels=f"{RECORD_LABEL}=true")
-    records += [Record(one) for one in marked.items]
-    return sorted(records, key=lambda record: (record.namespace, record.name))
+        found += cluster.list(KIND, namespace).items
+    return sorted(map(Record, found), key=lambda record: (record.namespace, record.name))
 
 
 def submit(cluster: Cluster, document: Document, namespace: str) -> Submitted:
-    """Put a run into the cluster. By name and content it is the same run: a second submit attaches, or begins it again.
+    """Put a run into the cluster. The same name and content are the same run: a second submit attaches to it, or begins it
+    again.
 
     Raises:
-        SpecError: a run of that name with another request is there; says what differs.
-        Refused: the API server does not take it.
+        SpecError: a run of that name asks for something else; the error lists what differs.
+        Refused: the API server does not accept it.
     """
     run = document.run
     for _ in range(MAX_TRIES):
@@ -103,11 +102,11 @@ def submit(cluster: Cluster, document: Document, namespace: str) -> Submitted:
             try:
                 return Submitted(_create(cluster, document, namespace), "created")
             except Conflict:
-                continue  # somebody else was first
+                continue  # another submit was first
         if there.is_deleting:
             time.sleep(0.5)
             continue
-        _refuse_other_request(run, there)
+        _check_same_request(run, there)
         if not has_ended(there):
             return Submitted(there, "attached")
         try:
@@ -125,7 +124,7 @@ def _create(cluster: Cluster, document: Document, namespace: str) -> Record:
         written = document.written
         wanted = {**written, "metadata": {**written["metadata"], "namespace": namespace}}
     try:
-        return Record({"kind": wanted["kind"], **cluster.create(wanted)})
+        return Record(cluster.create(wanted))
     except Refused as error:
         if error.code not in (400, 422):
             raise
@@ -133,7 +132,7 @@ def _create(cluster: Cluster, document: Document, namespace: str) -> Record:
         raise SpecError(f"the API server refuses the document: {error.what}", where=where, fix=error.fix) from error
 
 
-def _refuse_other_request(run: SelectionRun, there: Record) -> None:
+def _check_same_request(run: SelectionRun, there: Record) -> None:
     where = f"{there.namespace}/{there.name}"
     try:
         theirs = there.parse()
@@ -149,35 +148,28 @@ def _refuse_other_request(run: SelectionRun, there: Record) -> None:
 
 
 def run_again(cluster: Cluster, record: Record) -> Record:
-    """Begin another round: the same document, the data as they are now. Raises Conflict where the record changed meanwhile."""
-    asked = record.round + 1
-    version = {"resourceVersion": record.metadata["resourceVersion"]}
-    if not record.is_config_map:
-        change: Object = {"metadata": version, "spec": {"retry": asked}}
-        return Record({"kind": KIND, **cluster.patch(KIND, record.namespace, record.name, change)})
-    name = record.metadata["name"]
-    change = {"metadata": version, "data": {"selection.yaml": text_of_round(record, asked)}}
-    return Record({"kind": "ConfigMap", **cluster.patch("ConfigMap", record.namespace, name, change)})
+    """Begin another round: the same document, the data as they are now. Raises Conflict where the record has changed."""
+    next_round = record.round + 1
+    version: Object = {"metadata": {"resourceVersion": record.metadata["resourceVersion"]}}
+    if record.is_config_map:
+        return _patch(cluster, record, {**version, "data": {"selection.yaml": text_of_round(record, next_round)}})
+    return _patch(cluster, record, {**version, "spec": {"retry": next_round}})
 
 
 def cancel(cluster: Cluster, record: Record) -> Record:
-    """Ask for the end of the round in hand. Whoever carries the run on ends it; finished shards stay."""
-    change = {"metadata": {"annotations": {CANCEL_ANNOTATION: str(record.round)}}}
-    name = record.metadata["name"]
-    kind = record.object["kind"]
-    return Record({"kind": kind, **cluster.patch(kind, record.namespace, name, change)})
+    """Ask for the end of the current round. The process that drives the run ends it; finished shards stay."""
+    return _patch(cluster, record, {"metadata": {"annotations": {CANCEL_ANNOTATION: str(record.round)}}})
+
+
+def _patch(cluster: Cluster, record: Record, change: Object) -> Record:
+    return Record(cluster.patch(record.kind, record.namespace, record.metadata["name"], change))
 
 
 @contextlib.contextmanager
-def carried_on(cluster: Cluster, record: Record, say: Callable[..., None] | None = None) -> Iterator[Controller]:
-    """While entered, this process carries the run on, unless an operator does."""
+def driven_here(cluster: Cluster, record: Record, say: Callable[..., None] | None = None) -> Iterator[Controller]:
+    """Inside this context, the process drives the run, unless an operator does."""
     controller = Controller(
-        cluster.without_retries(),
-        record.namespace,
-        kind=record.object["kind"],
-        only=record.name,
-        host="client",
-        say=say,
+        cluster.without_retries(), record.namespace, kind=record.kind, only=record.name, host="client", say=say
     )
     thread = threading.Thread(target=controller.run, daemon=True)
     thread.start()
@@ -197,19 +189,20 @@ def wait_until(
     on_change: Callable[[Record], None] = lambda _: None,
     on_outage: Callable[[str], None] = lambda _: None,
 ) -> Record | None:
-    """Wait for a record to be as wanted. None where it, this very one, is gone, and was not as wanted when it went.
+    """Wait until `is_enough` is true of a record. None where the record was removed before that.
 
     Args:
-        on_outage: called once an outage, with a line that says what is waited for.
+        on_change: called with each version of the record, before `is_enough`.
+        on_outage: called once an outage, with a line for the person who waits.
 
     Raises:
-        TimeoutError: it was not so in time.
-        Refused: we may not look.
+        TimeoutError: `is_enough` was not true in time.
+        Refused: we have no right to read the record.
     """
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     changes = list_and_watch(
         cluster.without_retries(),
-        record.object["kind"],
+        record.kind,
         record.namespace,
         fields=f"metadata.name={record.metadata['name']}",
         deadline=deadline,
@@ -228,7 +221,7 @@ def wait_until(
 
 
 def _records(seen: Listing | Change) -> list[Record | None]:
-    """The record as it is then; None once it is gone."""
+    """The record as it is then; None once it is removed."""
     match seen:
         case Listing(items):
             return [Record(items[0])] if items else [None]
@@ -241,40 +234,39 @@ def _records(seen: Listing | Change) -> list[Record | None]:
 
 
 def has_ended(record: Record) -> bool:
-    """Whether the round that is asked for is over."""
+    """Whether the requested round is over."""
     return record.status.is_terminal and record.status.round >= record.round
 
 
 def is_over(cluster: Cluster, record: Record) -> bool:
-    """Whether a run has ended, or is gone; asked anew."""
-    kind = record.object["kind"]
-    found = cluster.find(kind, record.namespace, record.metadata["name"])
-    there = None if found is None else Record({"kind": kind, **found})
-    return there is None or there.uid != record.uid or has_ended(there)
+    """Whether a run has ended, or its record was removed, as the cluster has it now."""
+    found = cluster.find(record.kind, record.namespace, record.metadata["name"])
+    return found is None or Record(found).uid != record.uid or has_ended(Record(found))
 
 
 def read_document(text: str, where: str, namespace: str) -> Document:
-    """The checked document; it goes to the namespace given, else to its own. Raises SpecError."""
+    """The checked document, for the given namespace, else its own. Raises SpecError."""
     run = parse_for_cluster(text, where)
-    place = namespace or run.metadata.namespace or ""
-    if place and not is_dns_label(place):
+    namespace = namespace or run.metadata.namespace or ""
+    if namespace and not is_dns_label(namespace):
         fix = "a namespace has lower-case letters, digits and '-'"
-        raise SpecError(f"'{place}' is no name of a namespace", where="metadata.namespace, or -n", fix=fix)
-    return Document(text, run, place)
+        raise SpecError(f"'{namespace}' is no name of a namespace", where="metadata.namespace, or -n", fix=fix)
+    return Document(text, run, namespace)
 
 
 def outcome(record: Record) -> dict[str, Any]:
-    """What a program wants to know of a run."""
-    status = record.status
-    return {
-        "run": record.name,
-        "namespace": record.namespace,
-        "phase": status.phase,
-        "message": status.message,
-        "manifest": status.manifest,
-        "round": status.round,
-        **{
-            name: getattr(status, name)
-            for name in ("units", "missing_units", "examples", "pairs", "bad_rows", "selected", "restarts")
-        },
-    }
+    """How far a run is, or how it ended, as the JSON that `--json` prints."""
+    names = (
+        "phase",
+        "message",
+        "manifest",
+        "round",
+        "units",
+        "missing_units",
+        "examples",
+        "pairs",
+        "bad_rows",
+        "selected",
+    )
+    status = {name: getattr(record.status, name) for name in (*names, "restarts")}
+    return {"run": record.name, "namespace": record.namespace, **status}

@@ -433,7 +433,7 @@ def _wait_and_exit(cluster: Cluster, record: Record, timeout: float | None, outp
     if missing:
         _say(f"you may not {'; '.join(missing)}: waiting for an operator to carry the run on")
         _exit_as_it_ended(cluster, record, timeout, output)
-    with remote.carried_on(cluster, record, say_lines if verbose else _say_trouble()):
+    with remote.driven_here(cluster, record, say_lines if verbose else _say_trouble()):
         _exit_as_it_ended(cluster, record, timeout, output)
 
 
@@ -492,7 +492,7 @@ def _ended(cluster: Cluster, record: Record, timeout_seconds: float) -> Record |
 
     with contextlib.ExitStack() as stack:
         if record.is_config_map or record.status.driver == "client":
-            stack.enter_context(remote.carried_on(cluster, record))
+            stack.enter_context(remote.driven_here(cluster, record))
         try:
             return remote.wait_until(cluster, record, remote.has_ended, timeout_seconds=timeout_seconds, on_outage=_say)
         except TimeoutError:

@@ -38,8 +38,8 @@ def list_and_watch(
     on_failure: Callable[[ClusterError, float], None] = lambda *_: None,
     on_outage: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Listing | Change]:
-    """A listing, then the changes since; after a failure, and a pause that grows, a listing again. Ends at `deadline`, or
-    where `stopping` is set.
+    """A listing, then the changes since; after a failure, and a pause that grows, a listing again. Ends at `deadline`,
+    after one listing at least, or where `stopping` is set.
 
     Args:
         cluster: one that does not retry by itself.
@@ -55,7 +55,7 @@ def list_and_watch(
     def seconds_left() -> float:
         return float("inf") if deadline is None else deadline - time.monotonic()
 
-    while not stopping.is_set() and seconds_left() > 0:
+    while not stopping.is_set():
         watched_from = None
         try:
             listing = cluster.list(kind, namespace, labels=labels, fields=fields, keep=keep)
@@ -82,3 +82,5 @@ def list_and_watch(
             on_failure(error, pause_seconds)
             report_outage(error, failures, on_outage)
             stopping.wait(max(0.0, min(pause_seconds, seconds_left())))
+        if seconds_left() <= 0:
+            return

@@ -31,8 +31,13 @@ class Record:
         return dict(self.object["metadata"])
 
     @property
+    def kind(self) -> str:
+        """SelectionRun or ConfigMap."""
+        return str(self.object["kind"])
+
+    @property
     def is_config_map(self) -> bool:
-        return bool(self.object.get("kind") == "ConfigMap")
+        return self.kind == "ConfigMap"
 
     @property
     def name(self) -> str:

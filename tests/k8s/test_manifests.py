@@ -468,7 +468,7 @@ def test_the_drivers_role_is_enough_where_the_kind_is_not_installed(server: ApiS
     driver = as_account(server, tmp_path, "team-a:prism-driver")
     made = submit.submit(driver, example(ttlSecondsAfterFinished=1), "team-a")
     assert made.record.object["kind"] == "ConfigMap"
-    with submit.carried_on(driver, made.record):
+    with submit.driven_here(driver, made.record):
         assert carry_through(server, driver, "configmaps", "nightly-math-prism-record")
 
 
