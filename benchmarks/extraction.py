@@ -278,7 +278,7 @@ def less(model: Any) -> Callable[[Any], None]:
     """Gradients of all weights of the layers, then one projection of them all: each weight's random sign, sums to 8,192."""
     import torch
 
-    from prism_job.extract.model import captured_layers
+    from prism_job.extract.capture.layers import captured_layers
 
     weights = [module.weight for module in captured_layers(model, ("*",)).modules.values()]
     generator = torch.Generator().manual_seed(0)

@@ -30,7 +30,7 @@ from prism_job.estimate.blueprint import load_tokenizer
 from prism_job.estimate.workload import measure
 from prism_job.spec.document import RunSpec, parse_spec
 
-STARTS = {"plan": "prism_job.stages.plan", "extract": "prism_job.extract.worker", "reduce": "prism_job.stages.reduce"}
+STARTS = {"plan": "prism_job.stages.plan", "extract": "prism_job.stages.extract", "reduce": "prism_job.stages.reduce"}
 """What a stage imports before it does anything: its process start."""
 
 

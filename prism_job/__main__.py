@@ -34,7 +34,7 @@ def _plan(run: SelectionRun, _: argparse.Namespace) -> dict[str, Any]:
 
 def _extract(run: SelectionRun, arguments: argparse.Namespace) -> dict[str, Any]:
     from prism_job.extract.distributed.world import Topology
-    from prism_job.extract.worker import extract
+    from prism_job.stages.extract import extract
 
     topology = Topology(**{name: getattr(arguments, name) for name in TOPOLOGY})
     given = ["--spec", arguments.spec, *(f"--{name}={getattr(arguments, name)}" for name in TOPOLOGY)]

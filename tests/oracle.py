@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from prism_job import projection
-from prism_job.extract.capture.gradients import FactorSums
+from prism_job.extract.capture.sketches import FactorSums
 from prism_job.extract.tokenise import Encoded
 
 

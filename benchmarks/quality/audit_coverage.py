@@ -25,7 +25,8 @@ from benchmarks.quality.harness import Float64, Interval
 from prism_job.data import examples
 from prism_job.evaluate import audit
 from prism_job.extract import tokenise
-from prism_job.extract.model import captured_layers, load_model, load_tokenizer
+from prism_job.extract.capture.layers import captured_layers
+from prism_job.extract.model import load_model, load_tokenizer
 from prism_job.plan.extractor import audit_spec
 from prism_job.score.preference import preference
 from prism_job.spec.model import ModelSpec

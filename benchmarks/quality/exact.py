@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prism_job.extract import tokenise
-from prism_job.extract.model import Layers
+from prism_job.extract.capture.layers import Layers
 from prism_job.extract.tokenise import Encoded
 
 Direction = dict[str, Tensor]

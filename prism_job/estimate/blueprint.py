@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.pytorch_utils import Conv1D
 
 from prism_job.errors import RequestError
-from prism_job.extract.model import captured_layers, layer_dims
+from prism_job.extract.capture.layers import captured_layers, layer_dims
 from prism_job.spec.document import RunSpec
 from prism_job.storage import model_files
 

@@ -1,29 +1,21 @@
-"""The reference model and its tokenizer, frozen and checked; which of its layers are captured. Not: gradients, data.
+"""The reference model and its tokenizer, frozen and checked. Does not know layers, gradients or data.
 
 Loads hub models, folders, s3:// prefixes and GGUF files alike. No remote code, no pickle.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import json
-from dataclasses import dataclass
 from typing import Any, cast
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from prism_job.errors import DataError, RequestError
-from prism_job.progress import event
 from prism_job.spec.model import ModelSpec
 from prism_job.storage import model_files
-
-COVERAGE_FLOOR = 0.9
-"""Share of the asked-for matrix parameters that capture must reach; less means a layer type we cannot see into."""
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
@@ -137,79 +129,6 @@ def _with_adapter(model: PreTrainedModel, uri: str) -> Any:
     if strange:
         raise DataError(f"the adapter's weights do not fit this model, the first: {strange[0]}", where=uri, fix=fix)
     return adapted
-
-
-@dataclass(frozen=True)
-class Layers:
-    """The layers whose weight gradients are projected, in model order, and their share of what was asked for."""
-
-    modules: dict[str, nn.Module]
-    coverage: float
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.modules)
-
-
-def captured_layers(model: nn.Module, globs: tuple[str, ...]) -> Layers:
-    """The linear layers that the globs name: without embeddings and head; of an adapted model the adapter's alone.
-
-    Raises:
-        RequestError: no head, a glob fits none, or under COVERAGE_FLOOR of the matrix parameters that the globs name.
-    """
-    head = cast(Any, model).get_output_embeddings()
-    embedding = cast(Any, model).get_input_embeddings()
-    adapted = any(".lora_" in name for name, _ in model.named_parameters())
-
-    def asked_for(name: str) -> bool:
-        return (".lora_" in name or not adapted) and any(fnmatch.fnmatchcase(name, glob) for glob in globs)
-
-    if head is None or embedding is None:
-        what = f"{type(model).__name__} has no {'head' if head is None else 'input embedding'}: it is no language model"
-        raise RequestError(what, where="spec.model.uri", fix="name a causal language model")
-    apart = {id(parameter) for module in (head, embedding) for parameter in module.parameters()}
-    modules = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head and asked_for(name)
-    }
-    covered = {id(module.weight) for module in modules.values()}
-    total = missed = 0
-    unseen = []
-    for name, parameter in model.named_parameters():
-        # ZeRO-3 leaves empty tensors behind; ds_numel and ds_shape hold what the parameter really is.
-        shape = getattr(parameter, "ds_shape", parameter.shape)
-        if len(shape) < 2 or id(parameter) in apart or not asked_for(name.rpartition(".")[0]):
-            continue
-        numel = int(getattr(parameter, "ds_numel", parameter.numel()))
-        if "embed" in name or name.rpartition(".")[0].rpartition(".")[2] in ("wpe", "wte"):
-            continue
-        total += numel
-        if id(parameter) not in covered:
-            missed += numel
-            unseen.append(name)
-    idle = [glob for glob in globs if not any(fnmatch.fnmatchcase(name, glob) for name in modules)]
-    if idle:
-        some = ", ".join([name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)][:4])
-        what = f"no linear layer that can be captured fits '{idle[0]}'"
-        raise RequestError(what, where="spec.extraction.layers", fix=f"names here are like {some}")
-    coverage = 1 - missed / total
-    event("layers", captured=len(modules), coverage=round(coverage, 4), parameters=total, unseen=unseen[:8])
-    if coverage < COVERAGE_FLOOR:
-        raise RequestError(
-            f"capture covers {coverage:.1%} of the matrix parameters, under {COVERAGE_FLOOR:.0%}; unseen: {unseen[0]}",
-            where="spec.extraction.layers",
-            fix="this layer type (fused experts, say) cannot be captured; name the layers you accept in extraction.layers",
-        )
-    return Layers(modules, coverage)
-
-
-def layer_dims(module: nn.Module) -> tuple[int, int]:
-    """(inputs, outputs) of a linear layer, for Linear and for GPT-2's transposed Conv1D."""
-    if isinstance(module, Conv1D):
-        return int(module.nx), int(module.nf)
-    linear = cast(nn.Linear, module)
-    return linear.in_features, linear.out_features
 
 
 def _short(error: BaseException) -> str:

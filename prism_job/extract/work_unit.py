@@ -1,14 +1,13 @@
-"""One work unit -> the arrays of its shards, as generators of the passes they need. Not: which unit, by which rank, where to.
+"""The rows of one work unit: what is to be computed for them, and the arrays of their shards.
 
-A generator yields each pass that it wants and is sent what came of it. So whoever drives it (run.py) decides in one place
-about lockstep with other ranks, about memory and about stopping.
+Does not know which rank computes them, or where they are written.
 
-Shapes: N rows of the unit, B examples of a pass, D stored dims.
+Shapes: N rows of the unit, D stored dims.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +20,16 @@ from prism_job.data.data_files import Row
 from prism_job.data.examples import BadRow
 from prism_job.errors import DataError
 from prism_job.extract import tokenise
-from prism_job.extract.capture.gradients import FactorSums, GradientBatch, GradientCapture
+from prism_job.extract.capture.gradients import GradientBatch, GradientCapture
+from prism_job.extract.passes import Computed
+from prism_job.extract.tasks import Task
+from prism_job.extract.uploads import Arrays, NewShard
 from prism_job.plan.plan import Unit
 from prism_job.spec.document import RunSpec
 from prism_job.store import codec, shards
 
-Arrays = dict[str, NDArray[Any]]
+Preference = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
+"""(token-mean NLL of the chosen responses, of the rejected ones) -> π of each pair."""
 
 SIDES = ("chosen", "rejected")
 
@@ -36,215 +39,213 @@ class TargetTooLarge(DataError):
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One micro-batch wanted.
+class MicroBatch:
+    """Texts that go through the model together.
 
     Attributes:
-        captures: one for each form of rows that is wanted.
-        names: example ids, for messages.
-        factors: sums to add to, of one capture alone.
-        num_new: examples that this pass finishes; of a pair only the wanted response counts.
+        indices: of these texts among those of their unit.
+        names: their example ids, for messages.
+        num_new: examples that they finish; of a pair only the chosen response counts.
     """
 
-    captures: Sequence[GradientCapture]
-    batch: list[tokenise.Encoded]
+    indices: list[int]
+    examples: list[tokenise.Encoded]
     names: list[str]
-    mean: bool
-    factors: FactorSums | None
     num_new: int
 
 
-@dataclass(frozen=True)
-class Computed:
-    """What came of a pass, by capture. Examples at `too_large` fit no memory: their rows are zero, their token counts 0."""
-
-    rows: list[GradientBatch]
-    too_large: list[int]
-
-
-Passes = Generator[Pass, Computed, None]
-
-
-@dataclass
 class CandidateUnit:
-    """The rows of a unit of candidates.
+    """The rows of a unit of candidates, folded and encoded, and its factor sums where they are wanted.
 
     Attributes:
-        quarantined: place in the unit -> why the row cannot be used; it stays a zero row.
+        quarantined: index of a row -> why it cannot be used; it stays a zero row.
+        stored: encoded micro-batch by micro-batch: a unit's float32 rows would be gigabytes with codec float16.
     """
 
-    ids: list[str]
-    encoded: list[tokenise.Encoded | None]
-    quarantined: dict[int, str]
-    stored: Arrays
-    columns: Columns
-    factors: FactorSums | None
+    mean = False
 
-    @staticmethod
-    def read(
+    def __init__(
+        self,
+        task: Task,
         unit_rows: list[Row],
         tokenizer: PreTrainedTokenizerBase,
         spec: RunSpec,
         capture: GradientCapture,
-        *,
-        factors: bool,
-    ) -> CandidateUnit:
-        ids: list[str] = []
-        encoded: list[tokenise.Encoded | None] = []
-        quarantined: dict[int, str] = {}
-        for place, row in enumerate(unit_rows):
+    ) -> None:
+        self.task, self.extraction = task, spec.extraction
+        self.quarantined: dict[int, str] = {}
+        self.ids: list[str] = []
+        self.encoded: dict[int, tokenise.Encoded] = {}
+        for index, row in enumerate(unit_rows):
             content = examples.candidate_content(row)
-            ids.append(examples.example_id(content))
+            self.ids.append(examples.example_id(content))
             try:
-                encoded.append(tokenise.encode_candidate(content, tokenizer, spec.extraction.max_length))
+                self.encoded[index] = tokenise.encode_candidate(content, tokenizer, self.extraction.max_length)
             except BadRow as error:
-                encoded.append(None)
-                quarantined[place] = str(error)
-        # Encoded batch by batch: a unit's float32 rows would be gigabytes with codec float16.
-        stored = codec.zeros(spec.extraction.codec.kind, len(ids), capture.width)
-        sums = capture.new_factors() if factors else None
-        return CandidateUnit(ids, encoded, quarantined, stored, Columns(len(ids)), sums)
+                self.quarantined[index] = str(error)
+        self.stored = codec.zeros(self.extraction.codec.kind, len(self.ids), capture.projections[0].width)
+        self.columns = Columns(len(self.ids))
+        wants_factors = any(output.kind == "factors" for output in task.outputs)
+        self.factors = capture.new_factors() if wants_factors else None
 
-    def passes(self, capture: GradientCapture, spec: RunSpec) -> Passes:
-        good = [place for place, example in enumerate(self.encoded) if example is not None]
-        for places in _micro_batches(self.encoded, good, spec):
-            batch = [_given(self.encoded[place]) for place in places]
-            names = [self.ids[place] for place in places]
-            computed = yield Pass([capture], batch, names, False, self.factors, len(places))
-            (rows,) = computed.rows
-            for name, part in codec.encode(spec.extraction.codec.kind, rows.rows_BD.float().cpu().numpy()).items():
-                self.stored[name][places] = part
-            for position in computed.too_large:
-                self.quarantined[places[position]] = (
-                    f"its {len(batch[position].ids)} tokens do not fit into memory alone"
-                )
-            self.columns.fill(places, rows)
+    def micro_batches(self) -> Iterator[MicroBatch]:
+        for indices in _micro_batches(self.encoded, self.extraction.tokens_per_batch):
+            batch = [self.encoded[index] for index in indices]
+            yield MicroBatch(indices, batch, [self.ids[index] for index in indices], len(indices))
 
-    def arrays(self) -> Arrays:
-        return {"ids": shards.id_bytes(self.ids), **self.columns.arrays(), **self.stored}
+    def store(self, micro_batch: MicroBatch, computed: Computed) -> None:
+        (gradients,) = computed.gradients
+        encoded_rows = codec.encode(self.extraction.codec.kind, gradients.rows_BD.float().cpu().numpy())
+        for name, array in encoded_rows.items():
+            self.stored[name][micro_batch.indices] = array
+        self.columns.store(micro_batch.indices, gradients)
+        for position in computed.too_large:
+            num_tokens = len(micro_batch.examples[position].ids)
+            reason = f"its {num_tokens} tokens do not fit into memory alone"
+            self.quarantined[micro_batch.indices[position]] = reason
 
-    def factor_arrays(self) -> Arrays:
+    def shards(self) -> list[NewShard]:
+        """One for each output of the task."""
+        return [
+            NewShard(output, *(self._factors() if output.kind == "factors" else self._rows()))
+            for output in self.task.outputs
+        ]
+
+    def _rows(self) -> tuple[Arrays, dict[str, Any]]:
+        quarantined = {str(index): reason for index, reason in self.quarantined.items()}
+        arrays = {"ids": shards.id_bytes(self.ids), **self.columns.arrays(), **self.stored}
+        return arrays, {"quarantined": quarantined}
+
+    def _factors(self) -> tuple[Arrays, dict[str, Any]]:
         assert self.factors is not None
         # Symmetric: the upper half holds everything.
         upper = np.triu_indices(self.factors.inputs_LPP.shape[1])
-        return {
+        arrays = {
             "inputs": self.factors.inputs_LPP.float().cpu().numpy()[:, *upper],
             "outputs": self.factors.outputs_LPP.float().cpu().numpy()[:, *upper],
         }
+        return arrays, {"num_tokens": self.factors.num_tokens}
 
 
-@dataclass
 class TargetUnit:
-    """The rows of a unit of pairs: ḡ(y⁺) − ḡ(y⁻), unfolded float32, with the NLL of both sides.
+    """The rows of a unit of pairs, ḡ(y⁺) − ḡ(y⁻), unfolded float32, in each row format of its task; the NLL of both sides.
 
-    Attributes:
-        rows_of_captures: [N, D] each.
-        columns: what stands beside them, the same for each capture.
+    The texts of N pairs are the N chosen responses, then the N rejected ones. All are cut into micro-batches together: the
+    more texts to choose from, the more alike the lengths of a micro-batch.
     """
 
-    unit: Unit
-    source: str
-    contents: list[examples.Content]
-    rows_of_captures: list[NDArray[np.float32]]
-    columns: Arrays
+    mean = True
+    factors = None
 
-    @staticmethod
-    def read(
-        unit: Unit, source: str, unit_rows: list[Row], spec: RunSpec, captures: Sequence[GradientCapture]
-    ) -> TargetUnit:
+    def __init__(
+        self,
+        task: Task,
+        unit_rows: list[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        spec: RunSpec,
+        capture: GradientCapture,
+        preference: Preference,
+    ) -> None:
+        self.task, self.extraction, self.preference = task, spec.extraction, preference
+        self.quarantined: dict[int, str] = {}  # never any: a target that cannot be used is an error
+        self.layer_names = capture.layers.names
         needs_rejected = spec.scoring.weighting == "preference"
         contents = [examples.target_content(row, needs_rejected=needs_rejected) for row in unit_rows]
-        ids = [examples.example_id(content) for content in contents]
-        rows = [np.zeros((len(contents), capture.width), np.float32) for capture in captures]
-        return TargetUnit(unit, source, contents, rows, {"ids": shards.id_bytes(ids)})
-
-    def passes(self, captures: Sequence[GradientCapture], tokenizer: PreTrainedTokenizerBase, spec: RunSpec) -> Passes:
-        """Both responses of all pairs: the more texts to choose from, the more alike the lengths of a micro-batch."""
-        num, ids = len(self.contents), shards.hex_ids(self.columns["ids"])
-        encoded = [self._encode(place, side, tokenizer, spec) for side in SIDES for place in range(num)]
-        columns = Columns(2 * num)
-        for texts in _micro_batches(
-            encoded, [text for text, example in enumerate(encoded) if example is not None], spec
-        ):
-            batch = [_given(encoded[text]) for text in texts]
-            names = [f"{ids[text % num]} ({SIDES[text // num]})" for text in texts]
-            computed = yield Pass(captures, batch, names, True, None, sum(text < num for text in texts))
-            for position in computed.too_large:
-                side, num_tokens = SIDES[texts[position] // num], len(batch[position].ids)
-                what = f"its {side} response of {num_tokens} tokens does not fit into memory alone"
-                raise self._unusable(texts[position] % num, what, TargetTooLarge)
-            for rows_ND, found in zip(self.rows_of_captures, computed.rows, strict=True):
-                for text, row_D in zip(texts, found.rows_BD.float().cpu().numpy(), strict=True):
-                    rows_ND[text % num] += row_D if text < num else -row_D
-            columns.fill(texts, computed.rows[0])
-        for side, part in zip(SIDES, (slice(0, num), slice(num, None)), strict=True):
-            self.columns |= {f"{side}_nll": columns.nll_N[part], f"{side}_tokens": columns.tokens_N[part]}
-
-    def arrays(self, capture: int) -> Arrays:
-        return {"rows": self.rows_of_captures[capture], **self.columns}
-
-    def sums(self, capture: int) -> Arrays:
-        """What the audit keeps in place of the rows: Σ w_q row_q of the unit for each weighting of scoring, float32 [D] each.
-
-        w is π_q (equation 2, from these NLLs; 0 where there is no rejected response) or 1.
-        """
-        beside, rows_ND = self.columns, self.rows_of_captures[capture]
-        chosen, rejected = (beside[f"{side}_nll"] / np.maximum(beside[f"{side}_tokens"], 1) for side in SIDES)
-        preference_N = np.exp(-np.logaddexp(0, chosen - rejected))
-        weights = {
-            "preference": np.where(beside["rejected_tokens"] > 0, preference_N, 0.0),
-            "uniform": np.ones(len(chosen)),
+        self.ids = [examples.example_id(content) for content in contents]
+        texts = [(index, side) for side in SIDES for index in range(len(contents))]
+        self.encoded = {
+            text: self._encode(index, side, contents[index], tokenizer)
+            for text, (index, side) in enumerate(texts)
+            if side in contents[index]
         }
-        arrays = dict(beside)
-        for name, weight_N in weights.items():
+        self.rows = [np.zeros((len(contents), each.width), np.float32) for each in capture.projections]
+        self.columns = Columns(len(texts))
+
+    def micro_batches(self) -> Iterator[MicroBatch]:
+        num_pairs = len(self.ids)
+        for texts in _micro_batches(self.encoded, self.extraction.tokens_per_batch):
+            names = [f"{self.ids[text % num_pairs]} ({SIDES[text // num_pairs]})" for text in texts]
+            num_chosen = sum(text < num_pairs for text in texts)
+            yield MicroBatch(texts, [self.encoded[text] for text in texts], names, num_chosen)
+
+    def store(self, micro_batch: MicroBatch, computed: Computed) -> None:
+        """Raises TargetTooLarge for the first response that does not fit into memory alone."""
+        num_pairs, texts = len(self.ids), micro_batch.indices
+        for position in computed.too_large:
+            index, side = texts[position] % num_pairs, SIDES[texts[position] // num_pairs]
+            num_tokens = len(micro_batch.examples[position].ids)
+            reason = f"its {side} response of {num_tokens} tokens does not fit into memory alone"
+            raise self._unusable(index, reason, TargetTooLarge)
+        for rows_ND, gradients in zip(self.rows, computed.gradients, strict=True):
+            for text, row_D in zip(texts, gradients.rows_BD.float().cpu().numpy(), strict=True):
+                rows_ND[text % num_pairs] += row_D if text < num_pairs else -row_D
+        self.columns.store(texts, computed.gradients[0])
+
+    def shards(self) -> list[NewShard]:
+        """One for each output of the task."""
+        num_pairs = len(self.ids)
+        beside: Arrays = {"ids": shards.id_bytes(self.ids)}
+        for side, part in zip(SIDES, (slice(0, num_pairs), slice(num_pairs, None)), strict=True):
+            beside |= {f"{side}_nll": self.columns.nll_N[part], f"{side}_tokens": self.columns.tokens_N[part]}
+        new_shards = []
+        for output in self.task.outputs:
+            rows_ND = self.rows[self.task.row_formats.index(output.row_format)]
+            rows = {"rows": rows_ND} if output.kind == "targets" else self._weighted_sums(rows_ND, beside)
+            notes = {"layers": self.layer_names, "dim": output.row_format.dim}
+            new_shards.append(NewShard(output, beside | rows, notes))
+        return new_shards
+
+    def _weighted_sums(self, rows_ND: NDArray[np.float32], beside: Arrays) -> Arrays:
+        """What the audit keeps in place of the rows: Σ w_q row_q for each `scoring.weighting`, float32 [D] each.
+
+        w is π_q (equation 2; 0 where there is no rejected response) or 1.
+        """
+        chosen, rejected = (beside[f"{side}_nll"] / np.maximum(beside[f"{side}_tokens"], 1) for side in SIDES)
+        preference_N = np.where(beside["rejected_tokens"] > 0, self.preference(chosen, rejected), 0.0)
+        sums: Arrays = {}
+        for weighting, weight_N in (("preference", preference_N), ("uniform", np.ones(len(chosen)))):
             total_D = np.zeros(rows_ND.shape[1])
             for weight, row_D in zip(weight_N.tolist(), rows_ND, strict=True):
                 total_D += weight * row_D
-            arrays[name] = total_D.astype(np.float32)
-        return arrays
+            sums[weighting] = total_D.astype(np.float32)
+        return sums
 
     def _encode(
-        self, place: int, side: str, tokenizer: PreTrainedTokenizerBase, spec: RunSpec
-    ) -> tokenise.Encoded | None:
-        content = self.contents[place]
-        if side not in content:
-            return None
+        self, index: int, side: str, content: examples.Content, tokenizer: PreTrainedTokenizerBase
+    ) -> tokenise.Encoded:
+        prompt, response, tools = content["prompt"], content[side], content.get("tools")
         try:
-            return tokenise.encode_response(
-                content["prompt"], content[side], content.get("tools"), tokenizer, spec.extraction.max_length
-            )
+            return tokenise.encode_response(prompt, response, tools, tokenizer, self.extraction.max_length)
         except BadRow as error:
-            raise self._unusable(place, f"its {side} response: {error}") from error
+            raise self._unusable(index, f"its {side} response: {error}") from error
 
-    def _unusable(self, place: int, what: str, kind: type[DataError] = DataError) -> DataError:
-        line = list(self.unit.line_numbers())[place]
-        fix = "mend or remove that row, or raise extraction.maxLength"
-        return kind(f"unusable target, {what}", where=f"{self.source} line {line}", fix=fix)
+    def _unusable(self, index: int, reason: str, error_class: type[DataError] = DataError) -> DataError:
+        assert isinstance(self.task.unit, Unit)
+        line = list(self.task.unit.line_numbers())[index]
+        fix = "correct or remove that row, or raise extraction.maxLength"
+        return error_class(f"unusable target, {reason}", where=f"{self.task.origin} line {line}", fix=fix)
 
 
 class Columns:
-    """The numbers beside the rows of a unit, one a row; zeros where a row is quarantined."""
+    """The numbers beside the rows of a unit, one a text; zeros where a row is quarantined."""
 
-    def __init__(self, num_rows: int) -> None:
-        self.nll_N = np.zeros(num_rows, np.float64)
-        self.tokens_N = np.zeros(num_rows, np.int32)
-        self.norm_N = np.zeros(num_rows, np.float32)
+    def __init__(self, num_texts: int) -> None:
+        self.nll_N = np.zeros(num_texts, np.float64)
+        self.tokens_N = np.zeros(num_texts, np.int32)
+        self.norm_N = np.zeros(num_texts, np.float32)
 
-    def fill(self, places: list[int], result: GradientBatch) -> None:
-        self.nll_N[places] = result.nll_B.double().cpu().numpy()
-        self.tokens_N[places] = result.tokens_B.cpu().numpy()
-        self.norm_N[places] = result.norm_B.float().cpu().numpy()
+    def store(self, indices: list[int], gradients: GradientBatch) -> None:
+        self.nll_N[indices] = gradients.nll_B.double().cpu().numpy()
+        self.tokens_N[indices] = gradients.tokens_B.cpu().numpy()
+        self.norm_N[indices] = gradients.norm_B.float().cpu().numpy()
 
     def arrays(self) -> Arrays:
         return {"nll": self.nll_N, "tokens": self.tokens_N, "norm": self.norm_N}
 
 
-def _micro_batches(encoded: list[tokenise.Encoded | None], places: list[int], spec: RunSpec) -> list[list[int]]:
-    lengths = [len(_given(encoded[place]).ids) for place in places]
-    batches = tokenise.micro_batches(lengths, spec.extraction.tokens_per_batch)
-    return [[places[position] for position in batch] for batch in batches]
-
-
-def _given(encoded: tokenise.Encoded | None) -> tokenise.Encoded:
-    assert encoded is not None
-    return encoded
+def _micro_batches(encoded: dict[int, tokenise.Encoded], tokens_per_batch: int) -> Iterator[list[int]]:
+    """The indices of the texts of each micro-batch: a function of the unit alone."""
+    indices = list(encoded)
+    lengths = [len(example.ids) for example in encoded.values()]
+    for positions in tokenise.micro_batches(lengths, tokens_per_batch):
+        yield [indices[position] for position in positions]

@@ -18,7 +18,7 @@ from benchmarks.quality import ablations, exact, facts, harness, tuning
 from benchmarks.quality.harness import Extracted
 from prism_job.__main__ import main
 from prism_job.extract import tokenise
-from prism_job.extract.model import captured_layers
+from prism_job.extract.capture.layers import captured_layers
 from prism_job.score import curvature
 from prism_job.storage.address import open_store
 from tests.conftest import candidate, pair

@@ -17,9 +17,10 @@ from launcher.follow import tables
 from prism_job.estimate import costs
 from prism_job.estimate.blueprint import Blueprint, draw
 from prism_job.estimate.workload import Load, Workload
-from prism_job.extract import worker
-from prism_job.extract.capture.gradients import GradientCapture, rows_of
-from prism_job.extract.model import captured_layers, load_model
+from prism_job.extract.capture.gradients import GradientCapture
+from prism_job.extract.capture.layers import captured_layers
+from prism_job.extract.capture.row_format import RowFormat
+from prism_job.extract.model import load_model
 from prism_job.extract.tokenise import Encoded, collate
 from prism_job.spec.document import RunSpec, parse_spec
 from prism_job.spec.model import ModelSpec
@@ -66,14 +67,14 @@ def spec_of(job: Job) -> RunSpec:
 def test_tokens_are_foretold_exactly_and_bytes_within_two_per_cent(
     job: Job, curvature: str, codec: dict[str, Any], weighting: str, audited: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows_of, padded = worker.rows_of, 0
+    gradients_of, padded = GradientCapture.gradients_of, 0
 
-    def counted(captures: Any, batch: Any, **named: Any) -> Any:
+    def counted(capture: GradientCapture, batch: Any, **named: Any) -> Any:
         nonlocal padded
         padded += batch.ids_BT.numel()
-        return rows_of(captures, batch, **named)
+        return gradients_of(capture, batch, **named)
 
-    monkeypatch.setattr(worker, "rows_of", counted)
+    monkeypatch.setattr(GradientCapture, "gradients_of", counted)
     rows = [candidate(number) for number in range(30)]
     write_jsonl(job.folder / "pool" / "a.jsonl", rows)
     write_jsonl(job.folder / "pool" / "same.jsonl", rows[:8])
@@ -202,11 +203,11 @@ def test_flops_are_those_that_torch_counts(job: Job, kind: str, with_factors: bo
     job.spec["model"] |= {"uri": str(save_tiny_model(job.folder / "model", kind)), "attention": "eager"}
     spec = spec_of(job)
     model = load_model(spec.model, torch.device("cpu"))
-    capture = GradientCapture(model, captured_layers(model, ("*",)), 8, 0, None)
+    capture = GradientCapture(model, captured_layers(model, ("*",)), [RowFormat(8, 0, None)])
     texts = [Encoded(list(range(3, 43)), [False] * 30 + [True] * 10) for _ in range(5)]
-    with capture, _Counting() as counter:
+    with _Counting() as counter:
         factors = capture.new_factors() if with_factors else None
-        rows_of([capture], collate(texts, capture.device), mean=False, factors=factors)
+        capture.gradients_of(collate(texts, capture.device), mean=False, factors=factors)
     load = Load(texts=5, tokens=200, padded=200, squares=5 * 40**2, supervised=50)
     drawn = draw(spec)
     told = costs.forward_flops(drawn, load) + costs.backward_flops(drawn, load)

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BertConfig
 
 from prism_job.errors import DataError, RequestError
-from prism_job.extract.capture.gradients import FactorSums, GradientBatch, GradientCapture, refuse_non_finite, rows_of
-from prism_job.extract.model import captured_layers
+from prism_job.extract.capture.gradients import GradientBatch, GradientCapture, refuse_non_finite
+from prism_job.extract.capture.layers import captured_layers
+from prism_job.extract.capture.row_format import RowFormat
+from prism_job.extract.capture.sketches import FactorSums, RowSums
 from prism_job.extract.tokenise import Batch, Encoded, collate, micro_batches
 from tests.models import HIDDEN, KINDS, VOCAB, build_model, weights_into
 from tests.oracle import factor_sums, linear_layers, sketch_matrix, sketches, weight_gradients
@@ -67,7 +69,7 @@ def model_of(kind: str, dtype: torch.dtype, attention: str = "sdpa") -> Any:
 
 
 def capture_of(model: Any, fold_dims: int | None) -> GradientCapture:
-    return GradientCapture(model, captured_layers(model, ("*",)), DIM, SEED, fold_dims)
+    return GradientCapture(model, captured_layers(model, ("*",)), [RowFormat(DIM, SEED, fold_dims)])
 
 
 def extract(
@@ -79,13 +81,12 @@ def extract(
 ) -> GradientBatch:
     """The rows of EXAMPLES, in their order, from these micro-batches."""
     found: dict[int, tuple[Tensor, ...]] = {}
-    with capture:
-        for places in batches:
-            batch = collate([EXAMPLES[place] for place in places], CPU)
-            (result,) = rows_of([capture], batch, mean=mean, factors=factors)
-            columns = (result.rows_BD, result.nll_B, result.tokens_B, result.norm_B)
-            for row, place in enumerate(places):
-                found[place] = tuple(column[row] for column in columns)
+    for places in batches:
+        batch = collate([EXAMPLES[place] for place in places], CPU)
+        (result,) = capture.gradients_of(batch, mean=mean, factors=factors)
+        columns = (result.rows_BD, result.nll_B, result.tokens_B, result.norm_B)
+        for row, place in enumerate(places):
+            found[place] = tuple(column[row] for column in columns)
     assert sorted(found) == list(range(len(found)))
     return GradientBatch(
         *(torch.stack(column) for column in zip(*(found[place] for place in sorted(found)), strict=True))
@@ -161,17 +162,17 @@ def test_a_bfloat16_model_gives_float32_rows_near_the_oracle() -> None:
 def test_a_bfloat16_model_is_multiplied_in_bfloat16_and_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     capture = capture_of(model_of("llama", torch.bfloat16), None)
     projected: dict[int, list[Tensor]] = {}
-    add = capture._add_sketch
+    add = RowSums.add
 
-    def seen(state: Any, position: int, name: str, a_BTP: Tensor, b_BTP: Tensor) -> None:
+    def seen(sums: RowSums, name: str, a_BTP: Tensor, b_BTP: Tensor, *, is_last: bool) -> None:
         assert (a_BTP.dtype, b_BTP.dtype) == (torch.bfloat16, torch.bfloat16)
-        projected[position] = [side_BTP.double() * DIM**-0.5 for side_BTP in (a_BTP, b_BTP)]
-        add(state, position, name, a_BTP, b_BTP)
+        sides = [side_BTP.double() * DIM**-0.5 for side_BTP in (a_BTP, b_BTP)]
+        projected[sums.projections.positions[name]] = sides
+        add(sums, name, a_BTP, b_BTP, is_last=is_last)
 
-    monkeypatch.setattr(capture, "_add_sketch", seen)
+    monkeypatch.setattr(RowSums, "add", seen)
     batch, factors = collate(EXAMPLES, CPU), capture.new_factors()
-    with capture:
-        (found,) = rows_of([capture], batch, mean=False, factors=factors)
+    (found,) = capture.gradients_of(batch, mean=False, factors=factors)
     sketches = [torch.einsum("btp,btq->bpq", b, a).flatten(1) for _, (a, b) in sorted(projected.items())]
     wanted_BD = torch.cat(sketches, 1)
     assert bool((deviation_B(found.rows_BD, wanted_BD) < TOLERANCE[FLOAT32]).all())
@@ -183,11 +184,11 @@ def test_a_bfloat16_model_is_multiplied_in_bfloat16_and_summed_in_float32(monkey
 
 @pytest.mark.parametrize("fold_dims", [None, FOLD_DIMS], ids=["unfolded", "folded"])
 def test_products_in_bfloat16_move_a_row_by_the_rounding_of_two_projected_numbers(fold_dims: int | None) -> None:
-    model = model_of("llama", torch.bfloat16)
-    own, exact = capture_of(model, fold_dims), capture_of(model, fold_dims)
+    model, row_format = model_of("llama", torch.bfloat16), RowFormat(DIM, SEED, fold_dims)
+    capture = GradientCapture(model, captured_layers(model, ("*",)), [row_format, row_format])
+    exact = capture.projections[1]
     exact.sides = {name: (side_a.float(), side_b.float()) for name, (side_a, side_b) in exact.sides.items()}
-    with own, exact:
-        rows, wanted = rows_of([own, exact], collate(EXAMPLES, CPU), mean=False)
+    rows, wanted = capture.gradients_of(collate(EXAMPLES, CPU), mean=False)
     deviation = deviation_B(rows.rows_BD, wanted.rows_BD)
     # Each of the two is off by 2^-9 at most; 0.0030 seen.
     assert bool((deviation < 2**-8).all())
@@ -201,9 +202,9 @@ def test_projected_numbers_past_float16s_range_make_finite_rows() -> None:
     attention.o_proj.weight.data.mul_(1e-6)
     inputs: list[Tensor] = []
     attention.o_proj.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach().float()))
-    with capture_of(model, None) as capture:
-        (rows,) = rows_of([capture], collate(EXAMPLES, CPU), mean=False)
-    signs = capture.sides["model.layers.0.self_attn.o_proj"][0]
+    capture = capture_of(model, None)
+    (rows,) = capture.gradients_of(collate(EXAMPLES, CPU), mean=False)
+    signs = capture.projections[0].sides["model.layers.0.self_attn.o_proj"][0]
     assert float((inputs[0] @ signs).abs().max()) > torch.finfo(torch.float16).max
     assert bool(rows.rows_BD.isfinite().all())
 
@@ -219,24 +220,22 @@ def test_batch_mates_change_a_low_precision_row_by_its_own_rounding_alone(dtype:
 
 
 @pytest.mark.parametrize("mean", [False, True])
-def test_two_captures_of_one_pass_give_what_each_gives_alone(mean: bool) -> None:
+def test_two_row_formats_of_one_pass_give_what_each_gives_alone(mean: bool) -> None:
     model = model_of("llama", FLOAT32)
     layers = captured_layers(model, ("*",))
-    captures = [GradientCapture(model, layers, DIM, SEED, FOLD_DIMS), GradientCapture(model, layers, 2 * DIM, 5, None)]
-    batch, passes = collate(EXAMPLES, CPU), 0
+    row_formats = [RowFormat(DIM, SEED, FOLD_DIMS), RowFormat(2 * DIM, 5, None)]
+    batch, num_passes = collate(EXAMPLES, CPU), 0
 
     def count(*_: object) -> None:
-        nonlocal passes
-        passes += 1
+        nonlocal num_passes
+        num_passes += 1
 
     hook = model.register_forward_hook(count)
-    with captures[0], captures[1]:
-        found = rows_of(captures, batch, mean=mean)
+    found = GradientCapture(model, layers, row_formats).gradients_of(batch, mean=mean)
     hook.remove()
-    assert passes == 1
-    for capture, rows in zip(captures, found, strict=True):
-        with capture:
-            (wanted,) = rows_of([capture], batch, mean=mean)
+    assert num_passes == 1
+    for row_format, rows in zip(row_formats, found, strict=True):
+        (wanted,) = GradientCapture(model, layers, [row_format]).gradients_of(batch, mean=mean)
         for name in ("rows_BD", "nll_B", "tokens_B", "norm_B"):
             assert torch.equal(getattr(rows, name), getattr(wanted, name)), name
 
@@ -246,8 +245,8 @@ def test_the_mean_over_a_long_response_does_not_underflow_in_float16() -> None:
     long = Encoded(random.integers(3, VOCAB, 2000).tolist(), [False] + [True] * 1999)
     rows = {}
     for mean in (False, True):
-        with capture_of(model_of("llama", torch.float16), None) as capture:
-            (rows[mean],) = rows_of([capture], collate([long], CPU), mean=mean)
+        capture = capture_of(model_of("llama", torch.float16), None)
+        (rows[mean],) = capture.gradients_of(collate([long], CPU), mean=mean)
     assert bool((deviation_B(rows[True].rows_BD * 1999, rows[False].rows_BD) < 1e-6).all())
     np.testing.assert_allclose(rows[True].norm_B * 1999, rows[False].norm_B, rtol=1e-6)
 
@@ -255,7 +254,7 @@ def test_the_mean_over_a_long_response_does_not_underflow_in_float16() -> None:
 def test_layers_stand_in_model_order_in_an_unfolded_row() -> None:
     capture = capture_of(model_of("llama", FLOAT64), None)
     assert capture.layers.names == list(linear_layers(model_of("llama", FLOAT64)))
-    assert capture.width == len(capture.layers.names) * DIM * DIM
+    assert capture.projections[0].width == len(capture.layers.names) * DIM * DIM
 
 
 def with_mlps_that_see(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
@@ -290,6 +289,17 @@ def test_a_layer_that_no_gradient_reaches_is_refused_by_name() -> None:
     with pytest.raises(RequestError, match="no gradient reached 1 captured layers") as refusal:
         extract(capture_of(model, None), in_batches_of(7))
     assert refusal.value.where == "unused"
+
+
+def test_a_layer_whose_input_does_not_depend_on_the_embeddings_is_refused_by_name() -> None:
+    model = build_model("llama", FLOAT64)
+    model.beside = nn.Linear(4, HIDDEN, dtype=FLOAT64).requires_grad_(False)
+    mlp = model.model.layers[0].mlp
+    plain = mlp.forward
+    mlp.forward = lambda given: plain(given) + model.beside(torch.ones(*given.shape[:2], 4, dtype=FLOAT64))
+    with pytest.raises(RequestError, match="no gradient can reach layer beside") as refusal:
+        extract(capture_of(model, None), in_batches_of(7))
+    assert refusal.value.where == "beside"
 
 
 def test_a_layer_that_the_model_calls_twice_gets_the_sum_over_its_calls() -> None:
@@ -411,12 +421,9 @@ def test_factor_sums_of_any_split_add_up_to_the_whole(dtype: torch.dtype) -> Non
         merged = capture.new_factors()
         for part in range(num_parts):
             factors = capture.new_factors()
-            with capture:
-                batch = collate([EXAMPLES[place] for place in np.flatnonzero(part_of == part)], CPU)
-                rows_of([capture], batch, mean=False, factors=factors)
-            merged.inputs_LPP += factors.inputs_LPP
-            merged.outputs_LPP += factors.outputs_LPP
-            merged.num_tokens += factors.num_tokens
+            batch = collate([EXAMPLES[place] for place in np.flatnonzero(part_of == part)], CPU)
+            capture.gradients_of(batch, mean=False, factors=factors)
+            merged.add(factors)
         assert_same_factors(merged, whole, TOLERANCE[dtype])
 
 
@@ -471,8 +478,8 @@ def test_hooks_come_off_when_a_pass_fails() -> None:
     batch = collate(EXAMPLES[:3], CPU)
     beyond = Batch(batch.ids_BT + VOCAB, batch.real_BT, batch.supervised_BT)
     capture = capture_of(model, None)
-    with pytest.raises(IndexError), capture:
-        rows_of([capture], beyond, mean=False)
+    with pytest.raises(IndexError):
+        capture.gradients_of(beyond, mean=False)
     assert all_hooks(model) == hooks
     assert_same_rows(extract(capture, in_batches_of(7)), oracle("llama", FLOAT32, False, False), TOLERANCE[FLOAT32])
 
@@ -578,7 +585,7 @@ def test_globs_choose_layers_by_name() -> None:
 
 def test_rows_of_chosen_layers_are_those_parts_of_the_whole_row() -> None:
     model = model_of("llama", FLOAT64)
-    chosen = GradientCapture(model, captured_layers(model, ("*.mlp.*",)), DIM, SEED, None)
+    chosen = GradientCapture(model, captured_layers(model, ("*.mlp.*",)), [RowFormat(DIM, SEED, None)])
     found = extract(chosen, in_batches_of(7)).rows_BD
     whole = oracle("llama", FLOAT64, False, False).rows_BD.reshape(len(EXAMPLES), len(LLAMA_LAYERS), -1)
     places = [place for place, name in enumerate(LLAMA_LAYERS) if ".mlp." in name]
@@ -588,7 +595,7 @@ def test_rows_of_chosen_layers_are_those_parts_of_the_whole_row() -> None:
 @pytest.mark.parametrize("beside", [(), ("*.q_proj",)], ids=["alone", "beside a good one"])
 @pytest.mark.parametrize("glob", ["lm_head", "model.embed_tokens", "*.no_such_layer"])
 def test_globs_that_name_no_linear_layer_are_refused(glob: str, beside: tuple[str, ...]) -> None:
-    with pytest.raises(RequestError, match=f"no linear layer that can be captured fits '{re.escape(glob)}'") as refusal:
+    with pytest.raises(RequestError, match=f"'{re.escape(glob)}' matches no linear layer that") as refusal:
         captured_layers(model_of("llama", FLOAT32), (*beside, glob))
     assert refusal.value.where == "spec.extraction.layers"
     assert "model.layers.0.self_attn.q_proj" in refusal.value.fix

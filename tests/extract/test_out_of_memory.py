@@ -1,74 +1,130 @@
-"""Out of memory: a pass is halved and the run goes on with the same rows; one example too large for any budget is named.
+"""Out of memory: a pass is halved and the run continues with the same rows; one example too large for any budget is named.
 
-The memory that ends is played: passes over so many tokens raise what torch raises.
+Memory is not really exhausted: passes over more tokens than a limit raise what torch raises.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from prism_job.extract import worker
 from prism_job.extract.capture.gradients import GradientCapture
+from prism_job.extract.capture.layers import captured_layers
+from prism_job.extract.capture.row_format import Projections, RowFormat
+from prism_job.extract.capture.sketches import PassSketches, RowSums
+from prism_job.extract.passes import Passes
+from prism_job.extract.tokenise import Encoded
 from tests.conftest import Job, candidate, turn, write_jsonl
 from tests.extract.test_worlds import assert_same_shards, single, stored
+from tests.models import build_model
 
 LONG = {"messages": [turn("user", "Say it all"), turn("assistant", "seven and eight make fifteen, " * 4)]}
+CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+
+Watcher = Callable[[tuple[int, ...], Any], None]
 
 
 @pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets the tokens that fit; returns the sizes of the passes that were tried, in (examples, tokens)."""
-    rows_of, add_sketch = worker.rows_of, GradientCapture._add_sketch
+def before_each_pass(monkeypatch: pytest.MonkeyPatch) -> Callable[[Watcher], None]:
+    """Calls a function with the dims of the row formats and the batch of every pass; it may raise."""
+    plain = GradientCapture.gradients_of
 
-    def limit(tokens_that_fit: int, error: type[Exception] = torch.OutOfMemoryError) -> list[tuple[int, int]]:
-        tried: list[tuple[int, int]] = []
+    def install(watch: Watcher) -> None:
+        def watched(capture: GradientCapture, batch: Any, **named: Any) -> Any:
+            watch(tuple(row_format.dim for row_format in capture.row_formats), batch)
+            return plain(capture, batch, **named)
 
-        def counted(captures: Any, batch: Any, **named: Any) -> Any:
-            tried.append((batch.size, batch.ids_BT.numel()))
-            return rows_of(captures, batch, **named)
+        monkeypatch.setattr(GradientCapture, "gradients_of", watched)
 
-        def failing(capture: GradientCapture, state: Any, *layer: Any) -> None:
-            add_sketch(capture, state, *layer)
-            if (
-                state.batch.ids_BT.numel() > tokens_that_fit and len(state.done) > 3
-            ):  # in the middle of the backward pass
-                raise error("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+    return install
 
-        monkeypatch.setattr(worker, "rows_of", counted)
-        monkeypatch.setattr(GradientCapture, "_add_sketch", failing)
+
+@pytest.fixture
+def limit(before_each_pass: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets the tokens that fit; returns the sizes of the passes that were tried, in tokens."""
+    plain = PassSketches.add
+
+    def install(max_tokens: int, error: Exception | type[Exception] = torch.OutOfMemoryError) -> list[int]:
+        tried: list[int] = []
+
+        def add(sketches: PassSketches, *layer: Any) -> None:
+            plain(sketches, *layer)
+            if sketches.batch.ids_BT.numel() > max_tokens and len(sketches.finished) > 3:  # within the backward pass
+                raise error
+
+        before_each_pass(lambda _, batch: tried.append(batch.ids_BT.numel()))
+        monkeypatch.setattr(PassSketches, "add", add)
         return tried
 
-    return limit
+    return install
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
-def test_a_pass_that_does_not_fit_is_halved_and_every_row_is_the_same(job: Job, passes: Any, error: Any) -> None:
+def run_to_the_end(job: Job) -> dict[str, Any]:
+    for stage in ("extract", "reduce"):
+        code, words = job.stage(stage)
+        assert code == 0, words
+    return words
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError,
+        MemoryError,
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError(CUBLAS),
+    ],
+    ids=["cuda", "python", "cpu allocator", "cublas workspace"],
+)
+def test_a_pass_that_does_not_fit_is_halved_and_every_row_is_the_same(job: Job, limit: Any, error: Any) -> None:
     write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(number) for number in range(30)])
     job.spec["extraction"] |= {"codec": {"kind": "float16"}, "examplesPerShard": 1024}
     wanted = single(job)
     job.plan()
-    tried = passes(300, error)
+    tried = limit(300, error)
     code, words = job.stage("extract")
     assert code == 0, words
     assert_same_shards(stored(job), wanted)
-    said = [event for event in job.events if event["event"] == "memory"]
-    assert len(said) == 1, "said once"
-    too_large = [tokens for _, tokens in tried if tokens > 300]
-    assert 0 < len(too_large) <= 3, "what did not fit once is not tried again"
+    assert len([event for event in job.events if event["event"] == "memory"]) == 1, "reported once"
+    assert 0 < len([tokens for tokens in tried if tokens > 300]) <= 3, "what did not fit once is not tried again"
 
 
-def test_an_example_that_fits_no_memory_is_quarantined_with_its_length(job: Job, passes: Any) -> None:
+def test_a_failed_pass_is_freed_before_the_cache_is_emptied(limit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model("llama", torch.float32)
+    capture = GradientCapture(model, captured_layers(model, ("*",)), [RowFormat(6, 0, 256)])
+    tensors: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    plain = PassSketches.expect_gradient
+
+    def expect_gradient(sketches: PassSketches, name: str) -> None:
+        plain(sketches, name)
+        tensors.extend(weakref.ref(each) for each in (sketches, sketches.batch.ids_BT, sketches.sums[0].rows_BD))
+
+    limit(12)
+    monkeypatch.setattr(PassSketches, "expect_gradient", expect_gradient)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(sum(each() is not None for each in tensors)))
+    gc.disable()  # a pass is freed by its last reference, not by chance
+    try:
+        Passes(capture, can_halve=True).compute([Encoded([3, 4, 5, 6], [False, True, True, True])] * 8, mean=False)
+    finally:
+        gc.enable()
+    assert tensors
+    assert alive == [0, 0], "of 8 examples, then of 4"
+
+
+def test_an_example_that_does_not_fit_is_quarantined_with_its_length(job: Job, limit: Any) -> None:
     write_jsonl(job.folder / "pool" / "a.jsonl", [*(candidate(number) for number in range(9)), LONG])
     job.spec["candidates"]["maxBadFraction"] = 0.1
     job.plan()
-    passes(80)
-    manifest = Path(_run_on(job)["manifest"])
+    limit(80)
+    manifest = Path(run_to_the_end(job)["manifest"])
     (quarantined,) = [json.loads(line) for line in (manifest.parent / "quarantine.jsonl").read_text().splitlines()]
     assert quarantined["line"] == 10
     assert "tokens do not fit into memory alone" in quarantined["reason"]
@@ -78,134 +134,110 @@ def test_an_example_that_fits_no_memory_is_quarantined_with_its_length(job: Job,
     job.fails("extract", 65, "do not fit into memory", "a.jsonl line 10")
 
 
-def test_a_target_that_fits_no_memory_ends_the_run_by_name(job: Job, passes: Any) -> None:
+@pytest.mark.parametrize("audited", [0, 10])
+def test_a_target_that_does_not_fit_ends_the_run_by_name_with_an_audit_and_without(
+    job: Job, limit: Any, audited: int
+) -> None:
+    job.spec["audit"] = {"examples": audited}
     job.plan()
-    passes(8)
+    limit(8)
     job.fails("extract", 65, "does not fit into memory alone", "targets.jsonl line 1")
 
 
-@pytest.mark.parametrize("place", ["_projections", "new_factors", "_add_sketch"])
+@pytest.mark.parametrize(
+    ("owner", "method"), [(Projections, "_signs_of"), (GradientCapture, "new_factors"), (RowSums, "add")]
+)
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
-def test_an_audit_that_fits_no_memory_is_named_and_can_be_switched_off(
-    job: Job, place: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+def test_an_audit_that_does_not_fit_is_named_and_can_be_switched_off(
+    job: Job, owner: type, method: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While its matrices are built, its sums of factors, or in each pass, those over targets beside their own rows first."""
-    plain = getattr(GradientCapture, place)
+    """While its matrices are built, its sums of factors, or in a pass; the first are those over targets."""
+    plain = getattr(owner, method)
 
-    def failing(capture: GradientCapture, *arguments: Any) -> Any:
-        if capture.dim == 16:
+    def failing(self: Any, *arguments: Any, **named: Any) -> Any:
+        row_formats = {
+            Projections: lambda: [self.row_format],
+            GradientCapture: lambda: self.row_formats,
+            RowSums: lambda: [self.projections.row_format],
+        }[owner]()
+        if any(row_format.dim == 16 for row_format in row_formats):
             raise error
-        return plain(capture, *arguments)
+        return plain(self, *arguments, **named)
 
-    monkeypatch.setattr(GradientCapture, place, failing)
+    monkeypatch.setattr(owner, method, failing)
     job.spec["audit"] = {"examples": 10}
     job.fails("extract", 64, "the audit does not fit", "16 projected dims", "spec.audit", "set audit: {examples: 0}")
     job.spec["audit"] = {"examples": 0}
     job.plan()
-    _run_on(job)
+    run_to_the_end(job)
 
 
-def test_a_target_too_large_beside_the_audit_is_not_laid_to_it(job: Job, passes: Any) -> None:
-    job.spec["audit"] = {"examples": 10}
-    job.plan()
-    passes(8)
-    job.fails("extract", 65, "does not fit into memory alone", "targets.jsonl line 1")
-
-
-def test_a_target_that_fits_with_its_own_rows_alone_is_laid_to_the_audit(
-    job: Job, monkeypatch: pytest.MonkeyPatch
+def test_halves_of_passes_with_the_audit_give_the_same_rows_and_leave_the_candidates_whole(
+    job: Job, before_each_pass: Any
 ) -> None:
-    rows_of = worker.rows_of
+    tried: list[tuple[tuple[int, ...], int]] = []
+    is_limited = False
 
-    def failing(captures: Any, *arguments: Any, **named: Any) -> Any:
-        if len(captures) > 1:
+    def watch(dims: tuple[int, ...], batch: Any) -> None:
+        tried.append((dims, batch.ids_BT.numel()))
+        if is_limited and len(dims) > 1 and batch.size > 1:
             raise torch.OutOfMemoryError
-        return rows_of(captures, *arguments, **named)
 
-    monkeypatch.setattr(worker, "rows_of", failing)
-    job.spec["audit"] = {"examples": 10}
-    job.plan()
-    job.fails("extract", 64, "the audit does not fit", "spec.audit")
-
-
-def test_halves_made_beside_the_audit_give_the_same_rows_and_leave_the_candidates_whole(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows_of = worker.rows_of
-    tried: list[tuple[int, int]] = []
-
-    def failing(captures: Any, batch: Any, **named: Any) -> Any:
-        tried.append((len(captures), batch.ids_BT.numel()))
-        if limited and len(captures) > 1 and batch.size > 1:
-            raise torch.OutOfMemoryError
-        return rows_of(captures, batch, **named)
-
-    monkeypatch.setattr(worker, "rows_of", failing)
+    before_each_pass(watch)
     job.spec["audit"] = {"examples": 10}
     job.spec["extraction"] |= {"codec": {"kind": "float16"}}
-    limited = False
     wanted = single(job)
-    whole, limited = [tokens for captures, tokens in tried if captures == 1], True
+    whole, is_limited = [tokens for dims, tokens in tried if len(dims) == 1], True
     tried.clear()
     job.plan()
     code, words = job.stage("extract")
     assert code == 0, words
-    assert [tokens for captures, tokens in tried if captures == 1] == whole
-    assert len([1 for captures, _ in tried if captures == 2]) > 3, "three pairs, some text by text"
+    assert [tokens for dims, tokens in tried if len(dims) == 1] == whole
+    assert len([1 for dims, _ in tried if len(dims) == 2]) > 3, "three pairs, some text by text"
     assert_same_shards(stored(job), wanted)
 
 
-def test_the_audits_matrices_are_let_go_while_candidates_pass(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Sides(dict[str, Any]):
-        """A dict that can be watched."""
+def test_only_the_matrices_of_the_current_rows_are_held(
+    job: Job, before_each_pass: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Projections.__init__
+    built: list[tuple[int, weakref.ref[Projections]]] = []
+    held: dict[tuple[int, ...], set[int]] = {}
 
-    start, rows_of = GradientCapture.__init__, worker.rows_of
-    built: list[tuple[int, weakref.ref[Any]]] = []
-    alive: list[tuple[list[int], set[int]]] = []
+    def started(projections: Projections, row_format: RowFormat, *more: Any) -> None:
+        start(projections, row_format, *more)
+        built.append((row_format.dim, weakref.ref(projections)))
 
-    def started(capture: GradientCapture, model: Any, layers: Any, dim: int, *more: Any) -> None:
-        start(capture, model, layers, dim, *more)
-        capture.sides = Sides(capture.sides)
-        built.append((dim, weakref.ref(capture.sides)))
+    def watch(dims: tuple[int, ...], _: Any) -> None:
+        held[dims] = {dim for dim, projections in built if projections() is not None}
 
-    def watched(captures: Any, *arguments: Any, **named: Any) -> Any:
-        alive.append(([one.dim for one in captures], {dim for dim, sides in built if sides() is not None}))
-        return rows_of(captures, *arguments, **named)
-
-    monkeypatch.setattr(GradientCapture, "__init__", started)
-    monkeypatch.setattr(worker, "rows_of", watched)
+    monkeypatch.setattr(Projections, "__init__", started)
+    before_each_pass(watch)
     job.spec["audit"] = {"examples": 10}
     job.plan()
     code, words = job.stage("extract")
     assert code == 0, words
-    assert {tuple(dims): held for dims, held in alive} == {(8, 16): {8, 16}, (8,): {8}, (16,): {8, 16}}
+    assert held == {(8, 16): {8, 16}, (8,): {8}, (16,): {16}}
 
 
-def test_matrices_of_the_run_itself_that_fit_no_memory_are_not_laid_to_the_audit(
+def test_matrices_of_the_run_itself_that_do_not_fit_are_not_the_audits_fault(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(GradientCapture, "_projections", failing)
+    monkeypatch.setattr(Projections, "_signs_of", failing)
     job.spec["audit"] = {"examples": 10}
     job.plan()
     code, words = job.stage("extract")
     assert (code, words["error"], "audit" in words["fix"]) == (75, "out of memory", False)
 
 
-def test_any_other_error_of_torch_is_no_lack_of_memory(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    def rows_of(*_: object, **__: object) -> None:
+def test_any_other_error_of_torch_is_not_taken_for_a_lack_of_memory(job: Job, before_each_pass: Any) -> None:
+    def watch(*_: object) -> None:
         raise RuntimeError("shapes do not match")
 
     job.plan()
-    monkeypatch.setattr(worker, "rows_of", rows_of)
+    before_each_pass(watch)
     with pytest.raises(RuntimeError, match="shapes"):
         job.stage("extract")
-
-
-def _run_on(job: Job) -> dict[str, Any]:
-    for stage in ("extract", "reduce"):
-        code, words = job.stage(stage)
-        assert code == 0, words
-    return words

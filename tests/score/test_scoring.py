@@ -24,8 +24,9 @@ from torch import Tensor
 
 from prism_job import projection
 from prism_job.errors import RequestError
-from prism_job.extract.capture.gradients import GradientCapture, rows_of
-from prism_job.extract.model import captured_layers
+from prism_job.extract.capture.gradients import GradientCapture
+from prism_job.extract.capture.layers import captured_layers
+from prism_job.extract.capture.row_format import RowFormat
 from prism_job.extract.tokenise import Encoded, collate, encode_response
 from prism_job.score import sign_kernel
 from prism_job.score.column import Column
@@ -98,11 +99,10 @@ def test_equal_responses_are_preferred_alike() -> None:
 
 def test_only_response_tokens_count_in_a_preference() -> None:
     model, tokenizer = build_model("llama", torch.float64, seed=2), build_tokenizer()
-    capture = GradientCapture(model, captured_layers(model, ("*",)), 4, 0, None)
+    capture = GradientCapture(model, captured_layers(model, ("*",)), [RowFormat(4, 0, None)])
     prompt, chosen, rejected = "What is the capital of Norway? ", "Oslo, of course.", "Rome"
     sides = [encode_response(prompt, response, None, tokenizer, 200) for response in (chosen, rejected)]
-    with capture:
-        (rows,) = rows_of([capture], collate(sides, torch.device("cpu")), mean=True)
+    (rows,) = capture.gradients_of(collate(sides, torch.device("cpu")), mean=True)
     mean_nll = (rows.nll_B / rows.tokens_B).numpy()
     found = preference(mean_nll[:1], mean_nll[1:])[0]
 
@@ -625,22 +625,19 @@ def extracted_scores(dim: int, fold_dims: int | None, *, exact: bool = False) ->
     """
     model = tiny_model()
     layers = captured_layers(model, ("*",))
-    unfolded = GradientCapture(model, layers, dim, 0, None)
-    folded = GradientCapture(model, layers, dim, 0, fold_dims)
+    unfolded = GradientCapture(model, layers, [RowFormat(dim, 0, None)])
+    folded = GradientCapture(model, layers, [RowFormat(dim, 0, fold_dims)])
     if exact:
-        eye = {
-            name: [torch.eye(side.shape[0], dim, dtype=side.dtype) for side in sides]
-            for name, sides in folded.sides.items()
-        }
-        unfolded.sides = folded.sides = eye  # type: ignore[assignment]
-        unfolded.scale = folded.scale = 1.0
+        for projections in (*unfolded.projections, *folded.projections):
+            projections.scale = 1.0
+            for name, sides in projections.sides.items():
+                eyes = [torch.eye(side.shape[0], dim, dtype=side.dtype) for side in sides]
+                projections.sides[name] = (eyes[0], eyes[1])
     cpu = torch.device("cpu")
-    with unfolded:
-        chosen, rejected = (
-            rows_of([unfolded], collate([pair[side] for pair in made_up_pairs()], cpu), mean=True)[0] for side in (0, 1)
-        )
-    with folded:
-        (rows,) = rows_of([folded], collate(made_up_candidates(), cpu), mean=False)
+    chosen, rejected = (
+        unfolded.gradients_of(collate([pair[side] for pair in made_up_pairs()], cpu), mean=True)[0] for side in (0, 1)
+    )
+    (rows,) = folded.gradients_of(collate(made_up_candidates(), cpu), mean=False)
     weight_Q = preference(*((side.nll_B / side.tokens_B).numpy() for side in (chosen, rejected)))
     direction = weight_Q @ (chosen.rows_BD - rejected.rows_BD).numpy() / len(weight_Q)
     if exact:

@@ -538,14 +538,14 @@ def test_a_model_changed_between_plan_and_extraction_is_refused(job: Job) -> Non
 def test_a_gradient_that_is_not_finite_is_refused_and_not_stored(
     job: Job, field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = GradientCapture.end
+    plain = GradientCapture.gradients_of
 
     def spoiled(capture: GradientCapture, *arguments: Any, **named: Any) -> Any:
-        result = plain(capture, *arguments, **named)
-        return dataclasses.replace(result, **{field: getattr(result, field) * torch.nan})
+        (result,) = plain(capture, *arguments, **named)
+        return [dataclasses.replace(result, **{field: getattr(result, field) * torch.nan})]
 
     job.plan()
-    monkeypatch.setattr(GradientCapture, "end", spoiled)
+    monkeypatch.setattr(GradientCapture, "gradients_of", spoiled)
     code, words = job.stage("extract")
     assert code == DAMAGED_DATA, words
     assert "not finite" in words["error"]

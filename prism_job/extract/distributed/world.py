@@ -1,8 +1,8 @@
-"""One rank's place among all ranks, its device, and the lockstep of a world that shares its weights. Not: units, rows.
+"""One rank among all ranks, its device, and the lockstep of a world that shares its weights. Does not know units or rows.
 
 A world is nodes × ranks of one group. Under ZeRO-3 every forward and backward pass is collective, so all ranks of a world
-make the same number of passes: before each they agree whether any of them has work, and whether any was asked to stop.
-Without sharding ranks need not wait for each other, and agree with themselves alone.
+make the same number of passes: before each pass they exchange whether any of them has work, and whether any was asked to
+stop. Without sharding ranks do not wait for each other.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Topology:
-    """What the extract stage is told of its surroundings; every default is a single process.
+    """Where the extract stage runs; the defaults are a single process.
 
     Attributes:
         ranks: processes of this node; 0: one a GPU, or one.
         nodes, node: nodes of this group's world, and which of them this is.
-        master: host:port of the first node, where the ranks of a world of several nodes meet.
+        master: host:port of the first node, where the ranks of several nodes connect.
         groups, group: worlds that share the store and nothing else, and which of them this is.
     """
 
@@ -58,10 +58,10 @@ class World:
     device: torch.device
 
     @staticmethod
-    def join(topology: Topology, deepspeed: DeepSpeedSpec, timeout_seconds: float) -> World:
-        """Take this process's place, as RANK, WORLD_SIZE and LOCAL_RANK say; alone without them.
+    def init(topology: Topology, deepspeed: DeepSpeedSpec, timeout_seconds: float) -> World:
+        """This process's rank, from RANK, WORLD_SIZE and LOCAL_RANK; a world of one without them.
 
-        Under stage 3 the ranks meet here: by NCCL where there are GPUs, else by gloo.
+        Under stage 3 the ranks are connected here: by NCCL where there are GPUs, else by gloo.
         """
         rank, size, local_rank = (
             int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
@@ -71,36 +71,35 @@ class World:
         if on_gpu:
             torch.cuda.set_device(device)
         if deepspeed.stage == 3:
-            _meet("nccl" if on_gpu else "gloo", timeout_seconds)
+            _connect("nccl" if on_gpu else "gloo", timeout_seconds)
         return World(rank, size, local_rank, topology.groups, topology.group, deepspeed.stage == 3, device)
 
-    def share(self, items: Sequence[T]) -> list[T]:
-        """What this rank works through: its part of its group's share, in order, then its part of what is the others'.
+    def assign(self, items: Sequence[T]) -> list[T]:
+        """The items of this rank: its part of its group's, in order, then its part of the other groups', from the end.
 
         Ranks of a group never do each other's work: if one dies, its world dies with it and is started again. Groups do,
-        from the end: any of them may be gone for good.
+        because another group may be gone for good.
         """
         own = items[self.group :: self.groups][self.rank :: self.size]
-        others = [item for place, item in enumerate(items) if place % self.groups != self.group]
+        others = [item for index, item in enumerate(items) if index % self.groups != self.group]
         return [*own, *others[::-1][self.rank :: self.size]]
 
-    def agree(self, *, has_work: bool, stopping: bool) -> tuple[bool, bool]:
-        """(any rank has work, any rank is stopping). Collective where the world is sharded."""
+    def any_rank(self, *flags: bool) -> list[bool]:
+        """For each flag, whether any rank has set it. Collective where the world is sharded; else this rank's own flags."""
         if not self.sharded:
-            return has_work, stopping
-        votes = torch.tensor([has_work, stopping], dtype=torch.int32, device=self.device)
-        torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX)
-        found = votes.tolist()
-        return bool(found[0]), bool(found[1])
+            return list(flags)
+        set_anywhere = torch.tensor(flags, dtype=torch.int32, device=self.device)
+        torch.distributed.all_reduce(set_anywhere, op=torch.distributed.ReduceOp.MAX)
+        return [bool(flag) for flag in set_anywhere.tolist()]
 
-    def leave(self) -> None:
-        """Part from the other ranks, once all have come so far: gloo aborts a rank (exit code 134) that finds another gone."""
+    def shutdown(self) -> None:
+        """Disconnect, after all ranks have come here: gloo aborts a rank (exit code 134) whose peer has left before it."""
         if self.sharded:
             torch.distributed.barrier()
             torch.distributed.destroy_process_group()
 
 
-def _meet(backend: str, timeout_seconds: float) -> None:
+def _connect(backend: str, timeout_seconds: float) -> None:
     if backend == "gloo":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):

@@ -1,0 +1,71 @@
+"""One forward and one backward pass of a frozen model: gradients reach every layer's output, and no weight.
+
+Shapes: B examples, T tokens, E hidden dims, K supervised tokens of the batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prism_job.errors import RequestError
+from prism_job.extract.tokenise import Batch
+
+
+def forward_and_backward(model: PreTrainedModel, batch: Batch, dtype: torch.dtype) -> Tensor:
+    """Backpropagate the summed loss of all examples, taken in `dtype`. Returns the loss of each, nats [B]."""
+    # Position t predicts token t + 1. The head sees [1, K, E] in place of [B, T, E]; whatever the model does to its
+    # logits afterwards (soft caps, scales) is elementwise and still happens.
+    predicting_BT = torch.roll(batch.supervised_BT, -1, dims=1)
+    embedded: list[Tensor] = []
+
+    def on_embedding(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        # All weights are frozen, so the graph begins here; asking for this tensor's gradient runs the whole backward pass.
+        embedded[:] = [output.detach().requires_grad_()]
+        return embedded[0]
+
+    def on_head(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0][predicting_BT][None], *inputs[1:])
+
+    handles = [
+        cast(nn.Module, model.get_input_embeddings()).register_forward_hook(on_embedding),
+        cast(nn.Module, model.get_output_embeddings()).register_forward_pre_hook(on_head),
+    ]
+    try:
+        # No attention mask: padding stands on the right, where no real token of a causal model looks. Without one,
+        # attention knows that it is plainly causal, which halves the work of some kernels.
+        logits_KV = model(input_ids=batch.ids_BT, use_cache=False).logits[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+    nll_K, gradient_KV = _cross_entropy(logits_KV.detach().to(dtype), batch.ids_BT[batch.supervised_BT])
+    (gradient_BTE,) = torch.autograd.grad(logits_KV, embedded[0], gradient_KV.to(logits_KV.dtype))
+    _refuse_looking_ahead(model, batch, gradient_BTE)
+    owner_K = batch.supervised_BT.nonzero()[:, 0]
+    return torch.zeros(batch.size, device=nll_K.device, dtype=dtype).index_add_(0, owner_K, nll_K)
+
+
+def _refuse_looking_ahead(model: PreTrainedModel, batch: Batch, gradient_BTE: Tensor) -> None:
+    """Of a causal model no gradient reaches what follows an example's last predicting token, such as padding."""
+    predicts_BT = batch.supervised_BT.flip(1).cumsum(1).flip(1) > batch.supervised_BT.long()
+    late_E = gradient_BTE[~predicts_BT]
+    if bool(
+        (late_E.isfinite() & (late_E != 0)).any()
+    ):  # a gradient that is not finite is refused by its example's name
+        what = "tokens of this model attend to later tokens, padding included: its attention is not causal"
+        raise RequestError(what, where=type(model).__name__, fix="use a causal language model")
+
+
+def _cross_entropy(logits_KV: Tensor, labels_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of each label, and the gradient of their sum with respect to the logits, softmax less one-hot.
+
+    Written out because autograd makes two more buffers of this size, the largest of a pass, and fills one with zeros.
+    """
+    log_KV = torch.log_softmax(logits_KV, 1)
+    nll_K = -log_KV.gather(1, labels_K[:, None])[:, 0]
+    gradient_KV = log_KV.exp_()
+    gradient_KV[torch.arange(len(labels_K), device=labels_K.device), labels_K] -= 1
+    return nll_K, gradient_KV

@@ -1,0 +1,75 @@
+"""How a gradient becomes a row: which random projection, and whether its numbers are folded. Holds the matrices.
+
+Shapes: P projected dims a side, D stored dims, M = P·P numbers of one layer's sketch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from prism_job import projection
+from prism_job.extract.capture.layers import Layers, layer_dims
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """What rows of one kind have in common.
+
+    Attributes:
+        dim: P.
+        seed: of projections and fold.
+        fold_dims: D of the signed count-sketch, or None for unfolded rows.
+    """
+
+    dim: int
+    seed: int
+    fold_dims: int | None
+
+    def width(self, num_layers: int) -> int:
+        """D."""
+        return self.fold_dims or num_layers * self.dim**2
+
+
+class Projections:
+    """The matrices of one row format for the layers of one model; gigabytes for a large one.
+
+    Attributes:
+        width: D.
+        positions: of each layer among the layers of the model.
+        sides: for each layer the ±1 matrices of its inputs and of the gradients of its outputs.
+        folds: for each layer the bucket and the sign of its M numbers; None for unfolded rows.
+    """
+
+    def __init__(self, row_format: RowFormat, layers: Layers, dtype: torch.dtype, device: torch.device) -> None:
+        self.row_format, self.layers, self.dtype, self.device = row_format, layers, dtype, device
+        self.width = row_format.width(len(layers.modules))
+        self.positions = {name: position for position, name in enumerate(layers.names)}
+        self.scale = float(projection.scale(row_format.dim))
+        self.sides = {name: self._signs_of(name) for name in layers.modules}
+        self.folds = {name: self._fold_of(name) for name in layers.modules} if row_format.fold_dims else None
+
+    def zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, device=self.device, dtype=self.dtype)
+
+    def _signs_of(self, name: str) -> tuple[Tensor, Tensor]:
+        seed, dim = self.row_format.seed, self.row_format.dim
+        module = self.layers.modules[name]
+        inputs, outputs = layer_dims(module)
+        # bfloat16 holds the signs exactly and is multiplied at its own rate; float16 has too small a range for such sums.
+        weight_dtype = cast(Tensor, module.weight).dtype
+        dtype = weight_dtype if weight_dtype == torch.bfloat16 else self.dtype
+        side_a = projection.signs(seed, name, "a", inputs, dim)
+        side_b = projection.signs(seed, name, "b", outputs, dim)
+        return self._tensor(side_a, dtype), self._tensor(side_b, dtype)
+
+    def _fold_of(self, name: str) -> tuple[Tensor, Tensor]:
+        assert self.row_format.fold_dims is not None
+        table = projection.fold_table(self.row_format.seed, name, self.row_format.dim, self.row_format.fold_dims)
+        return torch.from_numpy(table.bucket_M).to(self.device), self._tensor(table.sign_M, self.dtype)
+
+    def _tensor(self, array: Any, dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(array).to(device=self.device, dtype=dtype)

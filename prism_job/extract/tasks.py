@@ -1,0 +1,112 @@
+"""What is to be extracted: the units that the store lacked at the time of the plan, and the shards to write of each.
+
+Does not know ranks, models or passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from prism_job.errors import RequestError
+from prism_job.extract.capture.row_format import RowFormat
+from prism_job.plan.extractor import audit_spec
+from prism_job.plan.plan import Block, Plan, Unit
+from prism_job.spec.document import RunSpec
+from prism_job.store import shards
+
+
+@dataclass(frozen=True)
+class Output:
+    """A kind of shard, under the extractor that names its folder in the store.
+
+    Attributes:
+        for_audit: the audit needs it, the run itself does not.
+    """
+
+    kind: shards.Kind
+    extractor: str
+    row_format: RowFormat
+    for_audit: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit and the shards to write of it, all from the same passes.
+
+    Attributes:
+        origin: where its rows come from, for messages.
+    """
+
+    unit: Block
+    origin: str
+    outputs: tuple[Output, ...]
+
+    @property
+    def row_formats(self) -> tuple[RowFormat, ...]:
+        return tuple(dict.fromkeys(output.row_format for output in self.outputs))
+
+    @property
+    def is_targets(self) -> bool:
+        return self.outputs[0].kind in ("targets", "sums")
+
+    @property
+    def is_for_audit(self) -> bool:
+        """The run itself needs none of it."""
+        return all(output.for_audit for output in self.outputs)
+
+    @property
+    def where(self) -> str:
+        return f"{self.origin}, unit {self.unit.id}"
+
+
+def missing_tasks(spec: RunSpec, plan: Plan) -> list[Task]:
+    """In the order of the work: target pairs, candidates, and the audit's sample of the candidates last.
+
+    The audit has a row format of its own. What it needs of a target pair comes out of the same passes as the run's rows.
+    """
+    folded, unfolded = _row_formats(spec)
+    of_targets = {Output("targets", plan.extractor, unfolded): set(plan.missing_targets)}
+    # Factors first: whoever sees a unit's rows may trust that the factors the plan wanted are there too.
+    of_candidates = {
+        Output("factors", plan.extractor, folded): set(plan.missing_factors),
+        Output("candidates", plan.extractor, folded): set(plan.missing_candidates),
+    }
+    sample: list[Task] = []
+    if plan.audit is not None:
+        extractor, (folded, unfolded) = plan.audit.extractor, _row_formats(audit_spec(spec))
+        of_targets[Output("sums", extractor, unfolded, for_audit=True)] = set(plan.audit.missing_sums)
+        of_sample = {
+            Output("factors", extractor, folded, for_audit=True): set(plan.audit.missing_factors),
+            Output("candidates", extractor, folded, for_audit=True): set(plan.audit.missing_candidates),
+        }
+        sample = list(_tasks(plan.audit.units, of_sample, []))
+    return [
+        *_tasks(plan.targets, of_targets, plan.target_sources),
+        *_tasks(plan.candidates, of_candidates, plan.sources),
+        *sample,
+    ]
+
+
+def _tasks(units: Sequence[Block], missing: Mapping[Output, Collection[str]], sources: Sequence[str]) -> Iterator[Task]:
+    once = {unit.id: unit for unit in units}  # what stands in several target sets is one unit
+    for unit in once.values():
+        outputs = tuple(output for output, unit_ids in missing.items() if unit.id in unit_ids)
+        if outputs:
+            yield Task(unit, sources[unit.source] if isinstance(unit, Unit) else "the audit's sample", outputs)
+
+
+def _row_formats(spec: RunSpec) -> tuple[RowFormat, RowFormat]:
+    """Of candidates, and of targets, whose rows stay unfolded: curvature is applied to their sum."""
+    projection, codec = spec.extraction.projection, spec.extraction.codec
+    fold_dims = codec.dims if codec.kind == "sign" else None
+    return RowFormat(projection.dim, projection.seed, fold_dims), RowFormat(projection.dim, projection.seed, None)
+
+
+def audit_does_not_fit(spec: RunSpec) -> RequestError:
+    dim = audit_spec(spec).extraction.projection.dim
+    return RequestError(
+        f"the audit does not fit into memory: its rows have {dim} projected dims a side, twice those of the run",
+        where="spec.audit",
+        fix="set audit: {examples: 0}, or lower extraction.projection.dim",
+    )

@@ -1,0 +1,114 @@
+"""The extract stage: for every unit that the store lacks, its rows through the model, and one atomic put a shard."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+
+from prism_job.errors import DataError, RequestError
+from prism_job.extract.capture.layers import captured_layers
+from prism_job.extract.distributed.spawner import spawn_ranks
+from prism_job.extract.distributed.watchdog import Watchdog
+from prism_job.extract.distributed.world import Topology, World, shard_weights, zero3_settings
+from prism_job.extract.model import load_model, load_tokenizer
+from prism_job.extract.tasks import missing_tasks
+from prism_job.extract.uploads import Uploads
+from prism_job.extract.worker import Worker
+from prism_job.plan.extractor import extractor_parts
+from prism_job.plan.plan import Plan, read_plan
+from prism_job.progress import Meter, event
+from prism_job.score.preference import preference
+from prism_job.spec.digest import digest
+from prism_job.spec.document import RunSpec, SelectionRun
+from prism_job.storage.address import open_store
+
+
+def extract(run: SelectionRun, topology: Topology, arguments: list[str]) -> dict[str, Any]:
+    """Write the shards that the plan's store lacks: in this process, or in one process a rank. Returns the termination message.
+
+    Args:
+        arguments: those of this stage, handed to each rank as they are.
+
+    Raises:
+        RequestError: no plan, a model that cannot be captured, or an audit that does not fit into memory.
+        DataError: the model changed since the plan; non-finite weights or gradients; too many bad rows.
+        RankFailed: a rank failed.
+        Stopped: SIGTERM came; the current micro-batch is finished, the current unit is lost.
+    """
+    plan = read_plan(run)
+    if not plan.num_missing:
+        return {"units": 0, "examples": 0, "tokens": 0, "seconds": 0.0, "auditSeconds": 0.0}
+    if "RANK" not in os.environ:
+        _refuse_changed_model(run.spec, plan)
+        topology = replace(topology, ranks=topology.ranks or max(1, torch.cuda.device_count()))
+        if topology.ranks * topology.nodes > 1:
+            return spawn_ranks(arguments, topology)
+    with Watchdog(run.spec.extraction.step_timeout_seconds) as watchdog:
+        return _extract_as_rank(run.spec, plan, topology, watchdog)
+
+
+def _extract_as_rank(spec: RunSpec, plan: Plan, topology: Topology, watchdog: Watchdog) -> dict[str, Any]:
+    deepspeed = spec.extraction.deepspeed
+    world = World.init(topology, deepspeed, spec.extraction.step_timeout_seconds)
+    event("loading", model=spec.model.uri, device=str(world.device))
+    tokenizer = load_tokenizer(spec.model)
+    settings = zero3_settings(deepspeed, spec.model.dtype) if world.sharded else None
+    model = load_model(spec.model, world.device, settings)
+    layers = captured_layers(model, spec.extraction.layers)
+    _refuse_too_long(spec, model.config)
+    _refuse_too_many_dims(spec, len(layers.modules))
+    engine = shard_weights(model, settings) if settings else None  # kept: its hooks gather the weights
+    model = model if engine is None else engine.module
+
+    tasks = missing_tasks(spec, plan)
+    meter = Meter("extract", sum(task.unit.num_rows for task in tasks))
+    store = open_store(spec.store)
+    uploads = Uploads(store)
+    worker = Worker(
+        spec, plan, world, store, tokenizer, model, layers, preference, meter=meter, watchdog=watchdog, uploads=uploads
+    )
+    worker.run(world.assign(tasks))
+    world.shutdown()
+    meter.report()
+    return {
+        "units": uploads.num_written,
+        "examples": meter.done,
+        "tokens": meter.tokens,
+        "seconds": round(worker.seconds, 3),
+        "auditSeconds": round(worker.audit_seconds, 3),
+    }
+
+
+def _refuse_changed_model(spec: RunSpec, plan: Plan) -> None:
+    if digest(extractor_parts(spec)) != plan.extractor:
+        raise DataError(
+            "the model or the extraction settings are not those of the plan",
+            where=spec.model.uri,
+            fix="run the plan stage again: it finds what the new extractor lacks",
+        )
+
+
+def _refuse_too_long(spec: RunSpec, config: PretrainedConfig) -> None:
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and spec.extraction.max_length > positions:
+        raise RequestError(
+            f"maxLength {spec.extraction.max_length} is more than the model's {positions} positions",
+            where="spec.extraction.maxLength",
+            fix=f"set it to {positions} or less",
+        )
+
+
+def _refuse_too_many_dims(spec: RunSpec, num_layers: int) -> None:
+    dim, codec = spec.extraction.projection.dim, spec.extraction.codec
+    unfolded_dims = num_layers * dim**2
+    if codec.kind == "sign" and codec.dims > unfolded_dims:
+        raise RequestError(
+            f"codec.dims {codec.dims} is more than the {unfolded_dims} dims there are to fold "
+            f"({num_layers} layers × {dim}²)",
+            where="spec.extraction.codec.dims",
+            fix=f"set it to {2 ** (unfolded_dims.bit_length() - 1)} or less, or raise projection.dim",
+        )
