@@ -59,14 +59,6 @@ def _export(arguments: argparse.Namespace) -> dict[str, Any]:
     return export(arguments.manifest, arguments.destination)
 
 
-def _report(arguments: argparse.Namespace) -> dict[str, Any]:
-    from prism_job.publish.manifest import load
-
-    published = load(arguments.manifest)
-    published.read("report.html")
-    return {"report": published.folder.uri("report.html")}
-
-
 def _estimate(arguments: argparse.Namespace) -> dict[str, Any]:
     from prism_job.estimate.estimate import estimate
 
@@ -106,11 +98,10 @@ TOPOLOGY = {
 VERBS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "evaluate": _evaluate,
     "export": _export,
-    "report": _report,
     "estimate": _estimate,
     "store": _store,
 }
-OF_A_MANIFEST = ("evaluate", "export", "report")
+OF_A_MANIFEST = ("evaluate", "export")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from launcher.doctor.bucket_probe import try_buckets
-from launcher.doctor.findings import Finding, error, findings_table, looked, ok, warning
+from launcher.doctor.findings import Finding, error, looked, ok, warning
+from launcher.doctor.rights import check_rights
 from launcher.doctor.run_checks import examine_run
-from launcher.follow.tables import age_words
+from launcher.follow.run_tables import age_text
 from launcher.kube.cluster import Cluster
 from launcher.kube.errors import ClusterError, Refused, Unavailable
 from launcher.operator.leader_election import DURATION_SECONDS
@@ -24,32 +25,8 @@ from launcher.resource.names import API_GROUP, LEASE, OPERATOR_NAMESPACE, PLURAL
 from launcher.resource.timestamps import parse_time
 from prism_job.spec.document import SelectionRun
 
-__all__ = ["Finding", "examine", "findings_table"]
-
 OLDEST, NEWEST = 29, 37
 """Minor versions of Kubernetes 1 that our objects are checked against."""
-
-
-RIGHTS: tuple[tuple[str, str, str, str], ...] = (
-    ("batch", "jobs", "", "get list watch create patch delete"),
-    ("", "pods", "", "get list watch"),
-    ("", "pods", "log", "get"),
-    ("", "configmaps", "", "get create patch"),
-    ("", "services", "", "get create patch"),
-    ("networking.k8s.io", "networkpolicies", "", "get create patch"),
-    ("", "events", "", "list create"),
-)
-"""(group, resource, subresource, verbs) of whoever carries a run on: the role prism-driver of k8s/rbac.yaml."""
-
-RIGHTS_OF_THE_KIND = (
-    (API_GROUP, PLURAL, "", "get list watch create patch delete"),
-    (API_GROUP, PLURAL, "status", "patch"),
-)
-RIGHTS_WITHOUT_THE_KIND = (("", "configmaps", "", "list watch delete"),)
-"""A ConfigMap is the record then."""
-
-SPARE = ("events", "pods/log")
-"""A run gets through without: events tell why a Job has no pods, logs show bars."""
 
 
 def examine(cluster: Cluster, namespace: str, run: SelectionRun | None, *, probe: bool) -> list[Finding]:
@@ -79,7 +56,7 @@ def examine(cluster: Cluster, namespace: str, run: SelectionRun | None, *, probe
         findings += _operator(leases, hidden)
         # What may not be looked at may be there: only where it is seen that nobody leads, rights that are missing are errors.
         may_have_operator = bool(hidden) or any(_is_alive(lease) for lease in leases)
-    findings += looked("rights", lambda: _rights(cluster, namespace, has_kind, may_have_operator))
+    findings += looked("rights", lambda: check_rights(cluster, namespace, has_kind, may_have_operator))
     if run is not None:
         findings += examine_run(cluster, namespace, run)
         if probe:
@@ -159,7 +136,7 @@ def _operator(leases: list[dict[str, Any]], hidden: dict[str, str]) -> Iterator[
         if not spec.get("holderIdentity") or not renewed:
             yield warning("operator", f"{where}: nobody leads", fix)
             continue
-        age = age_words(parse_time(renewed), datetime.datetime.now(datetime.UTC))
+        age = age_text(parse_time(renewed), datetime.datetime.now(datetime.UTC))
         if _is_alive(lease):
             yield ok("operator", f"{where}: {spec['holderIdentity']} leads, renewed {age} ago")
         else:
@@ -189,29 +166,3 @@ def _leases(cluster: Cluster, namespace: str) -> tuple[list[dict[str, Any]], dic
         else:
             found += [lease] if lease else []
     return found, hidden
-
-
-def missing_rights(cluster: Cluster, namespace: str, has_kind: bool) -> list[tuple[str, list[str]]]:
-    """(resource, verbs) that whoever carries a run on would need and we have not."""
-    found = []
-    for group, resource, subresource, verbs in RIGHTS + (RIGHTS_OF_THE_KIND if has_kind else RIGHTS_WITHOUT_THE_KIND):
-        missing = [verb for verb in verbs.split() if not cluster.may(verb, group, resource, namespace, subresource)]
-        if missing:
-            found.append((f"{resource}/{subresource}".rstrip("/"), missing))
-    return found
-
-
-def _rights(cluster: Cluster, namespace: str, has_kind: bool, may_have_operator: bool) -> Iterator[Finding]:
-    """One finding a resource with verbs that are missing; one alone where none are."""
-    refused = missing_rights(cluster, namespace, has_kind)
-    if not refused:
-        yield ok("rights", f"all of a driver, in {namespace}")
-    fix = "bind the role prism-driver (k8s/rbac.yaml, k8s/examples/accounts.yaml)"
-    for name, missing in refused:
-        what = f"you may not {', '.join(missing)} {name} in {namespace}"
-        if name in SPARE:
-            yield warning("rights", what, fix)
-        elif may_have_operator and name != PLURAL:
-            yield warning("rights", f"{what}; an operator does it for your runs", f"none needed with one; else {fix}")
-        else:
-            yield error("rights", what, fix)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from launcher.follow.display import printable
+from launcher.follow.terminal_text import one_line
 from launcher.kube.errors import ClusterError, Refused
 
 Level = Literal["ok", "warning", "error"]
@@ -59,13 +59,9 @@ def findings_table(findings: Iterable[Finding]) -> str:
     width = max((len(one.check) for one in found), default=0)
     lines = []
     for one in found:
-        lines.append(f"{one.level:<7}  {one.check:<{width}}  {_one_line(one.detail)}")
+        lines.append(f"{one.level:<7}  {one.check:<{width}}  {one_line(one.detail)}")
         if one.fix:
-            lines.append(f"{'':<7}  {'':<{width}}  hint: {_one_line(one.fix)}")
+            lines.append(f"{'':<7}  {'':<{width}}  hint: {one_line(one.fix)}")
     counts = {level: sum(one.level == level for one in found) for level in ("error", "warning")}
     words = [f"{count} {level}{'s' * (count > 1)}" for level, count in counts.items() if count]
     return "\n".join([*lines, "", ", ".join(words) or "all is well"])
-
-
-def _one_line(text: str) -> str:
-    return printable(" ".join(text.split()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.follow.display import printable
+from launcher.follow.terminal_text import printable
 
 RANKINGS = {"PRISM's score": "", "own loss, token mean": "loss_", "own loss, sum": "loss_sum_"}
 """What `evaluate` compares, and how its figures' names begin."""

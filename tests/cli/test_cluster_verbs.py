@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.follow.display import printable
+from launcher.follow.terminal_text import printable
 from launcher.resource.crd import crd
 from launcher.resource.document import parse_for_cluster
 from launcher.resource.record import config_map_record
@@ -294,7 +294,7 @@ def test_a_dry_run_of_the_server_sends_every_object_and_makes_none(server: ApiSe
     assert code == 0, stderr
     kinds = [one["kind"] for one in json.loads(stdout)["items"]]
     assert kinds == ["ConfigMap", "NetworkPolicy", "Job", "Job", "Job", "Job"]
-    assert f"{len(kinds)} objects: the API server takes them" in stderr
+    assert f"the API server accepts all {len(kinds)} objects" in stderr
     assert not server.objects("jobs")
 
 

@@ -18,14 +18,15 @@ from typing import Any
 
 import pytest
 
-from launcher.follow import display
-from launcher.local import stages
+from launcher.follow import bars, event_text
+from launcher.local import signals, stages
+from launcher.local.process import environment, sum_of_ranks
 from launcher.resource import field_reference
 from prism_job.spec.document import parse_spec
 
 ROOT = Path(__file__).parents[2]
 
-VERBS = ("run", "evaluate", "report", "export", "estimate", "store")
+VERBS = ("run", "evaluate", "export", "estimate", "store")
 
 METRICS = {"label": "label", "num_examples": 40, "num_positive": 20, "action": "drop lowest", "taken_by_budget": 10}
 for number, ranking in enumerate(("", "loss_", "loss_sum_")):
@@ -114,7 +115,6 @@ words = {
     "extract": {"units": 2, "examples": 48, "tokens": 100, "seconds": 4.0, "auditSeconds": 1.0},
     "reduce": {"manifest": "/out/manifest.json", "selected": 20, "candidates": 40, "badRows": 2, "audit": "It agrees."},
     "evaluate": METRICS,
-    "report": {"report": "/out/report.html"},
     "export": {"written": "/out/subset.jsonl", "rows": 20},
     "estimate": ESTIMATE,
     "store": STORE,
@@ -413,7 +413,7 @@ def test_a_stage_that_dies_without_words_shows_its_own(rig: Rig) -> None:
     assert code == 100
     assert "a library warns on stderr" in stderr
     assert "ZeroDivisionError: a flaw" in stderr
-    assert "the extract stage ended with exit code 1 without saying why" in stderr
+    assert "the extract stage ended with exit code 1 without an error message" in stderr
 
 
 def test_a_stage_that_ends_well_but_says_nothing_has_failed(rig: Rig) -> None:
@@ -443,7 +443,7 @@ def test_a_stop_lets_the_stage_finish_its_batch(rig: Rig, number: signal.Signals
     stdout, stderr = process.communicate(timeout=15)
     assert (process.returncode, stdout) == (expected, "")
     assert (rig.notes / "finished").read_text() == "after SIGTERM"
-    assert stderr.endswith("stopped; finished units are kept; run the same command again to go on\n")
+    assert stderr.endswith("stopped; finished units are kept; run the same command again to continue\n")
     assert rig.started() == {"plan", "extract"}
 
 
@@ -463,7 +463,7 @@ def test_a_second_ctrl_c_kills_a_stage_that_does_not_listen(rig: Rig) -> None:
     process = rig.start("run", str(rig.document), at="extract", sleep=30, deaf=True)
     rig.wait_for("asleep")
     process.send_signal(signal.SIGINT)
-    time.sleep(2 * stages.SAME_PRESS_SECONDS)
+    time.sleep(2 * signals.SAME_PRESS_SECONDS)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=5)
@@ -499,7 +499,7 @@ def test_a_launcher_killed_hard_leaves_no_stage(rig: Rig) -> None:
 
 def test_evaluate_prints_a_ranking_a_row_with_its_intervals(rig: Rig) -> None:
     code, stdout, stderr = rig.call("evaluate", "/out/manifest.json", "--label", "good", "--positive", "yes")
-    assert (code, stderr) == (0, "")
+    assert (code, stderr) == (0, "report: /out/report.html\n")
     opening, rankings, *_ = stdout.split("\n\n")
     header, *rows = rankings.splitlines()
     assert "bad of the dropped" in header
@@ -569,8 +569,7 @@ def test_evaluate_prints_yaml(rig: Rig) -> None:
     assert "auroc_low: 0.8\n" in rig.call("evaluate", "/out/manifest.json", "-o", "yaml")[1]
 
 
-def test_report_and_export_print_an_address(rig: Rig) -> None:
-    assert rig.call("report", "/out/manifest.json") == (0, "/out/report.html\n", "")
+def test_export_prints_where_the_file_is(rig: Rig) -> None:
     assert rig.call("export", "/out/manifest.json", "subset.jsonl") == (0, "/out/subset.jsonl\n", "")
     assert rig.note("export")["arguments"] == ["/out/manifest.json", "subset.jsonl"]
 
@@ -618,7 +617,7 @@ def test_a_folder_of_the_user_shadows_no_library(tmp_path: Path) -> None:
     process = subprocess.run(
         [*stages.JOB, "plan", "--help"],
         cwd=tmp_path,
-        env=stages.environment(os.environ),
+        env=environment(os.environ),
         capture_output=True,
         text=True,
         check=False,
@@ -642,7 +641,7 @@ def test_a_folder_of_the_user_shadows_no_library(tmp_path: Path) -> None:
     ],
 )
 def test_progress_in_words(event: dict[str, Any], expected: str) -> None:
-    assert display.progress_words(event) == expected
+    assert event_text.progress_text(event) == expected
 
 
 def test_the_progress_of_ranks_is_added_up() -> None:
@@ -650,12 +649,12 @@ def test_the_progress_of_ranks_is_added_up() -> None:
         {"stage": "extract", "rank": rank, "done": 3 + rank, "total": 9, "tokens": 10, "seconds": 2.0}
         for rank in (0, 1)
     ]
-    together = stages._together(ranks[1], ranks)
+    together = sum_of_ranks(ranks[1], ranks)
     assert (together["done"], together["total"], together["tokens"]) == (7, 9, 20)
 
 
 def test_plain_progress_lines_are_seconds_apart(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = display.Lines()
+    lines = bars.Lines()
     lines.start("extract")
     for done in range(100):
         lines.show({"event": "progress", "stage": "extract", "done": done, "total": 100, "tokens": 9, "seconds": 1.0})

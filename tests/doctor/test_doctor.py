@@ -14,7 +14,8 @@ import yaml
 
 from launcher.doctor import bucket_probe
 from launcher.doctor.bucket_probe import addresses_of, probe_job
-from launcher.doctor.cluster_checks import Finding, examine, findings_table
+from launcher.doctor.cluster_checks import examine
+from launcher.doctor.findings import Finding, findings_table
 from launcher.doctor.run_checks import quantity
 from launcher.kube.cluster import Cluster
 from launcher.resource.crd import crd
@@ -383,7 +384,7 @@ def test_a_table_shows_what_to_do_and_no_control_characters() -> None:
     text = findings_table([Finding("error", "queue", "bad \x1b[2J\nname", "fix it"), Finding("ok", "image", "fine")])
     assert text.splitlines() == [
         "error    queue  bad \\x1b[2J name",
-        "                hint: mend it",
+        "                hint: fix it",
         "ok       image  fine",
         "",
         "1 error",

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from launcher.follow import tables
+from launcher.follow import estimate_table as tables
 from prism_job.estimate import costs
 from prism_job.estimate.blueprint import Blueprint, draw
 from prism_job.estimate.workload import Load, Workload

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from launcher.follow.display import outcome_words
+from launcher.follow.event_text import outcome_text
 from prism_job.data import examples
 from prism_job.evaluate import audit
 from prism_job.plan.plan import Plan, read_plan
@@ -459,8 +459,8 @@ def test_the_last_words_tell_the_audits_share_of_the_time(job: Job) -> None:
     assert code == 0
     assert 0 < words["auditSeconds"] < words["seconds"]
     share = round(words["auditSeconds"] / words["seconds"], 4)
-    assert f"{share:.0%} of the time for the audit's sample" in outcome_words(words)
-    assert "audit" not in outcome_words({**words, "auditSeconds": 0.0})
+    assert f"{share:.0%} of the time for the audit's sample" in outcome_text(words)
+    assert "audit" not in outcome_text({**words, "auditSeconds": 0.0})
 
 
 @pytest.mark.parametrize("kind", ["candidates", "factors", "sums"])

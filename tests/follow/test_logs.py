@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from launcher.follow import logs
-from launcher.follow.logs import log_lines, prefix_of
+from launcher.follow import merged_logs
+from launcher.follow.merged_logs import log_lines, prefix_of
 from launcher.follow.pod_log import MAX_TRIES
 from launcher.kube.cluster import Cluster
 from launcher.kube.errors import Refused
@@ -80,8 +80,8 @@ class Server(ApiServer):
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr("launcher.follow.pod_log.PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(logs, "POLL_INTERVAL_SECONDS", 0.1)
-    monkeypatch.setattr(logs, "WATCH_SECONDS", 1)
+    monkeypatch.setattr(merged_logs, "POLL_INTERVAL_SECONDS", 0.1)
+    monkeypatch.setattr(merged_logs, "WATCH_SECONDS", 1)
     with Server() as server:
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
         yield server
@@ -379,7 +379,7 @@ def test_a_flaw_of_ours_ends_it_with_a_word_and_not_with_silence(
     def flawed(_: Pod) -> str:
         raise KeyError("a flaw of ours")
 
-    monkeypatch.setattr(logs, "prefix_of", flawed)
+    monkeypatch.setattr(merged_logs, "prefix_of", flawed)
     put(server, pod_of("plan"), "running", "p")
     follower = Follower()
     follower.thread.join(10)
@@ -387,7 +387,7 @@ def test_a_flaw_of_ours_ends_it_with_a_word_and_not_with_silence(
 
 
 def test_few_logs_are_read_at_a_time_and_all_in_the_end(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "MAX_STREAMS", 3)
+    monkeypatch.setattr(merged_logs, "MAX_STREAMS", 3)
     names = [put(server, pod_of("extract", group=group), "running", str(group)) for group in range(9)]
     follower = Follower()
     follower.until(3)
@@ -453,7 +453,7 @@ def test_closing_ends_all_threads_though_streams_are_silent(server: Server) -> N
 def test_a_reader_that_is_slow_slows_the_streams_and_loses_nothing(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "MAX_QUEUED", 4)
+    monkeypatch.setattr(merged_logs, "MAX_QUEUED", 4)
     put(server, pod_of("plan"), "terminated", *map(str, range(200)))
     over = threading.Event()
     found = []

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher.follow import logs, run_view, watch
+from launcher.follow import merged_logs, run_view, watch_screen
 from launcher.follow.run_view import Row, RunView, changes, line_of
-from launcher.follow.watch import LiveTable, PlainLines, table_of, watch_run
+from launcher.follow.watch import watch_run
+from launcher.follow.watch_screen import LiveTable, PlainLines, table_of
 from launcher.kube.cluster import Cluster
 from launcher.operator.controller import write_status
 from launcher.resource.document import parse_for_cluster
@@ -59,7 +60,7 @@ def shard(unit: str, rows: int) -> str:
 
 
 def row(view: RunView, place: str) -> Row:
-    return next(one for one in view.rows() if one.place.strip() == place)
+    return next(one for one in view.rows() if one.label.strip() == place)
 
 
 def test_counts_of_ranks_and_nodes_add_up_to_one_whole() -> None:
@@ -70,16 +71,16 @@ def test_counts_of_ranks_and_nodes_add_up_to_one_whole() -> None:
     view.take_line("extract-0/1", progress(9, 40, 2, tokens=90))
     found = row(view, "extract")
     assert (found.done, found.total) == (20, 40)
-    assert found.words == "20/40 examples, 10/s, 100 tokens/s, 0:02 left"
+    assert found.text == "20/40 examples, 10/s, 100 tokens/s, 0:02 left"
 
 
 def test_groups_share_one_whole_and_stand_beneath_their_sum() -> None:
     view = view_of(stage("plan", state="Succeeded"), stage("extract"), stage("extract", 1))
     view.take_line("extract-0", progress(10, 40))
     view.take_line("extract-1", progress(20, 40))
-    assert [one.place for one in view.rows()] == ["plan", "extract", "  group 0", "  group 1", "reduce"]
+    assert [one.label for one in view.rows()] == ["plan", "extract", "  group 0", "  group 1", "reduce"]
     assert (row(view, "extract").done, row(view, "extract").total) == (30, 40)
-    assert row(view, "group 1").words.startswith("20 examples, 10/s")
+    assert row(view, "group 1").text.startswith("20 examples, 10/s")
 
 
 def test_what_an_earlier_attempt_wrote_is_taken_off_the_whole() -> None:
@@ -106,7 +107,7 @@ def test_a_new_round_counts_from_nothing() -> None:
     view = view_of(stage("extract"))
     view.take_line("extract-0", progress(17, 40))
     view.take_status(Status(phase="Extracting", round=1, stages=(stage("extract"),)))
-    assert (row(view, "extract").done, row(view, "extract").words) == (0, "starting")
+    assert (row(view, "extract").done, row(view, "extract").text) == (0, "starting")
 
 
 def test_rows_say_why_something_waits_or_how_it_ended() -> None:
@@ -118,21 +119,21 @@ def test_rows_say_why_something_waits_or_how_it_ended() -> None:
         examples=100,
         pairs=7,
     )
-    assert row(view, "plan").words == "100 examples, 7 pairs; 4 of 9 units to extract"
-    assert row(view, "extract").words == "Unschedulable: 0/3 nodes have 8 nvidia.com/gpu"
+    assert row(view, "plan").text == "100 examples, 7 pairs; 4 of 9 units to extract"
+    assert row(view, "extract").text == "Unschedulable: 0/3 nodes have 8 nvidia.com/gpu"
     assert row(view, "reduce").state == "Waiting"
     view.take_status(
         Status(phase="Reducing", missing_units=0, stages=(stage("reduce", state="Succeeded"),), selected=4)
     )
-    assert row(view, "extract").words == "the store holds every unit"
-    assert row(view, "reduce").words == "4 examples selected"
+    assert row(view, "extract").text == "the store holds every unit"
+    assert row(view, "reduce").text == "4 examples selected"
 
 
 def test_before_the_first_batch_a_row_says_what_is_loaded() -> None:
     view = view_of(stage("extract"))
-    assert row(view, "extract").words == "starting"
+    assert row(view, "extract").text == "starting"
     view.take_line("extract-0", json.dumps({"event": "loading", "model": "m", "device": "cuda:0"}))
-    assert row(view, "extract").words == "loading m on cuda:0"
+    assert row(view, "extract").text == "loading m on cuda:0"
 
 
 def test_an_ignored_file_is_noted_once() -> None:
@@ -144,7 +145,7 @@ def test_an_ignored_file_is_noted_once() -> None:
 
 
 def test_whatever_pods_write_the_view_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MAX_UNITS", "MAX_RANKS", "MAX_PLACES"):
+    for name in ("MAX_UNITS", "MAX_RANKS", "MAX_ENTRIES"):
         monkeypatch.setattr(run_view, name, 5)
     view = view_of(stage("extract"))
     for number in range(20):
@@ -156,11 +157,11 @@ def test_whatever_pods_write_the_view_stays_small(monkeypatch: pytest.MonkeyPatc
                 {"event": "ignored", "uri": f"s3://b/{number}", "reason": "no"},
             ):
                 view.take_line(prefix, json.dumps(event))
-    told = view._told
-    for table in (told.counts, told.written, told.loading, told.notes):
+    told = view._reports
+    for table in (told.progress, told.written, told.loading, told.notes):
         assert len(table) <= 5
-    assert max(map(len, (*told.counts.values(), *told.written.values()))) == 5
-    assert row(view, "extract").words
+    assert max(map(len, (*told.progress.values(), *told.written.values()))) == 5
+    assert row(view, "extract").text
 
 
 def test_no_word_of_a_status_moves_a_cursor() -> None:
@@ -210,7 +211,7 @@ def test_plain_lines_say_progress_now_and_then(monkeypatch: pytest.MonkeyPatch) 
     screen.draw("ns/demo", view)
     screen.draw("ns/demo", view)
     assert [line.partition(";")[0] for line in said] == ["extract: Running", "ns/demo: Extracting"]
-    monkeypatch.setattr(watch, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(watch_screen, "LINE_INTERVAL_SECONDS", 0.0)
     screen.draw("ns/demo", view)
     assert said[-1].startswith("extract: Running; 1/4 examples")
 
@@ -246,8 +247,8 @@ def test_a_live_table_is_drawn_over_itself_and_stays_at_its_end() -> None:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(logs, "POLL_INTERVAL_SECONDS", 0.1)
-    monkeypatch.setattr(logs, "WATCH_SECONDS", 1)
+    monkeypatch.setattr(merged_logs, "POLL_INTERVAL_SECONDS", 0.1)
+    monkeypatch.setattr(merged_logs, "WATCH_SECONDS", 1)
     with Server() as server:
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
         yield server
@@ -280,7 +281,7 @@ class Watched:
 def test_a_watch_follows_status_and_logs_to_the_end(
     server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(watch_screen, "LINE_INTERVAL_SECONDS", 0.0)
     watched = Watched()
     watched.become("Extracting", stage("plan", state="Succeeded"), stage("extract"), units=4, missing_units=2)
     name = put(server, pod_of("extract"), "running", progress(12, 48))

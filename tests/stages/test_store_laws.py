@@ -366,8 +366,8 @@ def test_labels_of_rows_that_are_not_ranked_are_not_asked_for(job: Job) -> None:
 def test_a_damaged_selection_is_refused_by_name(job: Job, name: str, content: str) -> None:
     manifest = job.run()
     (manifest.parent / name).write_text(content)
-    readers = {"evaluate": {"scores.parquet", "plan.json"}, "report": {"report.html"}}
-    for verb in ("evaluate", "export", "report"):
+    readers = {"evaluate": {"scores.parquet", "plan.json"}}
+    for verb in ("evaluate", "export"):
         rest = [str(job.folder / "subset.jsonl")] if verb == "export" else []
         code, words = job.call(verb, str(manifest), *rest)
         if name == "manifest.json" or name in readers.get(verb, {name}):

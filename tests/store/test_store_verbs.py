@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launcher.follow import tables
+from launcher.follow import store_tables as tables
 from prism_job.errors import RequestError
 from prism_job.publish.needed_keys import find_needed
 from prism_job.storage.address import open_store
@@ -230,7 +230,7 @@ def test_du_counts_every_byte_once(stored: Job) -> None:
     sizes = {listed.key: listed.size_bytes for listed in open_store(stored.spec["store"]).list()}
     assert used["bytes"] == sum(sizes.values())
     assert (used["other_objects"], used["other_bytes"]) == (1, 5)
-    assert f"{used['bytes']:,} bytes in all" in tables.bytes_table(used)
+    assert f"{used['bytes']:,} bytes in total" in tables.bytes_table(used)
     assert used["needed_bytes"] == used["bytes"] - 5
     assert sum(it["bytes"] for it in used["extractors"]) == used["bytes"] - 5
     for it in used["extractors"]:

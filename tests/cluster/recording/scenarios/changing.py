@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.cluster.recording.session import APPLY, FORCE, KINDS, MERGE, NO_FORCE, Session, recorded
 
 
-@recorded("kube.cluster.Cluster.apply", "operator.controller.Controller._apply", "cli.cluster_verbs.schedule")
+@recorded("kube.cluster.Cluster.apply", "operator.controller.Controller._apply", "cli.setup_verbs.schedule")
 def apply(session: Session) -> None:
     """Server-side apply makes, keeps the version where nothing changes, and takes away what is not applied any more."""
     for plural, kind in {**KINDS, "cronjobs": "cron_job"}.items():

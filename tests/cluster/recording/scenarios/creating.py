@@ -139,7 +139,7 @@ def too_large(session: Session) -> None:
         session.ask("POST", session.at("configmaps", query=STRICT), body)
 
 
-@recorded("doctor.run_checks._policies", "cli.cluster_verbs.schedule")
+@recorded("doctor.run_checks._policies", "cli.setup_verbs.schedule")
 def dry_run(session: Session) -> None:
     """A dry run is judged and answered like the write, and nothing is there afterwards."""
     session.ask("POST", session.at("pods", query=f"{STRICT}&dryRun=All"), session.body("pod", "first"))

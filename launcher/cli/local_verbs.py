@@ -1,0 +1,181 @@
+"""The verbs that run the job on this machine: the stages, and one call each of `python -m prism_job <verb>`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from launcher.cli.exit_codes import exit_on_error
+from launcher.cli.options import (
+    FileArgument,
+    KeepOption,
+    ManifestArgument,
+    Output,
+    OutputOption,
+    StoreArgument,
+    VerboseOption,
+    read_text,
+)
+from launcher.cli.printing import print_facts, print_note
+from launcher.follow.estimate_table import estimate_table
+from launcher.follow.metrics_table import metrics_table
+from launcher.follow.store_tables import bytes_table, prune_table, store_table
+
+Facts = dict[str, Any]
+
+
+def run(
+    context: typer.Context,
+    file: FileArgument,
+    open_report: Annotated[
+        bool, typer.Option("--open", help="Open report.html in the browser, if it is on this disk.")
+    ] = False,
+    output: OutputOption = Output.table,
+    verbose: VerboseOption = False,
+) -> None:
+    """Run a selection on this machine: plan, extract, reduce. Prints the location of manifest.json."""
+    with exit_on_error(output):
+        from launcher.follow.bars import open_display
+        from launcher.local import stages
+
+        text = read_text(file)
+        with open_display(plain=verbose) as display:
+            facts = stages.run_stages(text, file.name, display, job=context.obj or stages.JOB, verbose=verbose)
+    print_facts(facts, output, table=facts["manifest"])
+    report = _report_of(facts["manifest"])
+    print_note(f"report: {report}")
+    if open_report:
+        _open_in_browser(report)
+
+
+def evaluate(
+    context: typer.Context,
+    manifest: ManifestArgument,
+    label: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Candidates' column of labels. Default: spec.evaluation.label or 'label'."),
+    ] = None,
+    positive: Annotated[
+        str | None, typer.Option(metavar="VALUE", help="The label's value that means good. Default: 1, true or yes.")
+    ] = None,
+    target_label: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Targets' column that labels pairs as correct.")
+    ] = None,
+    output: OutputOption = Output.table,
+    verbose: VerboseOption = False,
+) -> None:
+    """Compare a selection's ranking with labels and with the plain loss, with 95 % confidence intervals."""
+    options = {"--label": label, "--positive": positive, "--target-label": target_label}
+    given = [word for name, value in options.items() if value is not None for word in (name, value)]
+    _run_verb(context, "evaluate", [manifest, *given], output, verbose, metrics_table)
+    print_note(f"report: {_report_of(manifest)}")
+
+
+def export(
+    context: typer.Context,
+    manifest: ManifestArgument,
+    destination: Annotated[
+        str,
+        typer.Argument(metavar="DEST", help="Path or s3:// URI ending in .jsonl, .jsonl.gz, .jsonl.zst or .parquet."),
+    ],
+    output: OutputOption = Output.table,
+    verbose: VerboseOption = False,
+) -> None:
+    """Write the selected examples to a file, with all their columns. Prints its location."""
+    _run_verb(context, "export", [manifest, destination], output, verbose, lambda facts: str(facts["written"]))
+
+
+def estimate(
+    context: typer.Context,
+    file: FileArgument,
+    gpu: Annotated[str, typer.Option(metavar="TYPE", help="A100-80GB, H100, H200, L4 or L40S.")] = "H100",
+    utilisation: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of the GPU's published peak that is reached.")
+    ] = 0.35,
+    sample: Annotated[int, typer.Option(metavar="N", help="Tokenise one row in N and scale up; 1: all rows.")] = 1,
+    output: OutputOption = Output.table,
+    verbose: VerboseOption = False,
+) -> None:
+    """Estimate tokens, GPU memory and GPU hours of a run. Reads the document, the model's config and the data."""
+    with exit_on_error(output):
+        from launcher.local import stages
+
+        with stages.checked_copy(read_text(file), file.name) as document:
+            options = ["--gpu", gpu, "--utilisation", str(utilisation), "--sample", str(sample)]
+            _run_verb(context, "estimate", ["--spec", document, *options], output, verbose, estimate_table)
+
+
+def store_list(
+    context: typer.Context,
+    store: StoreArgument,
+    keep: KeepOption = None,
+    output: OutputOption = Output.table,
+    verbose: VerboseOption = False,
+) -> None:
+    """List units and rows by extractor digest, and how many kept selections need them."""
+    _run_verb(context, "store", ["list", store, *_keep_options(keep)], output, verbose, store_table)
+
+
+def store_du(
+    context: typer.Context,
+    store: StoreArgument,
+    keep: KeepOption = None,
+    output: OutputOption = Output.table,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show disk use by extractor digest and part."""
+    _run_verb(context, "store", ["du", store, *_keep_options(keep)], output, verbose, bytes_table)
+
+
+def store_prune(
+    context: typer.Context,
+    store: StoreArgument,
+    keep: KeepOption = None,
+    older_than: Annotated[
+        float, typer.Option(metavar="HOURS", help="Never remove younger objects: a run may still be writing.")
+    ] = 24.0,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove. Without it, only list what would be removed.")] = False,
+    output: OutputOption = Output.table,
+    verbose: VerboseOption = False,
+) -> None:
+    """Remove what no kept selection needs. A dry run unless --yes is given."""
+    options = ["--older-than", str(older_than), *(["--yes"] if yes else [])]
+    _run_verb(context, "store", ["prune", store, *_keep_options(keep), *options], output, verbose, prune_table)
+
+
+def _run_verb(
+    context: typer.Context,
+    verb: str,
+    arguments: list[str],
+    output: Output,
+    verbose: bool,
+    table_of: Callable[[Facts], str],
+) -> None:
+    """Run one verb of the job and print its facts."""
+    with exit_on_error(output):
+        from launcher.local import stages
+
+        facts = stages.run_verb(verb, arguments, job=context.obj or stages.JOB, verbose=verbose)
+    print_facts(facts, output, table=table_of(facts))
+
+
+def _keep_options(keep: list[str] | None) -> list[str]:
+    return [word for uri in keep or () for word in ("--keep", uri)]
+
+
+def _report_of(manifest: str) -> str:
+    """The report that was published beside a manifest."""
+    folder, separator, _ = manifest.rpartition("/")
+    return f"{folder}{separator}report.html"
+
+
+def _open_in_browser(address: str) -> None:
+    if "://" in address:
+        print_note("not opened: the report is not on this disk")
+        return
+    import webbrowser
+    from pathlib import Path
+
+    webbrowser.open(Path(address).resolve().as_uri())

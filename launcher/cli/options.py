@@ -1,0 +1,81 @@
+"""Arguments and options that several verbs share, each declared once."""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+import typer
+
+
+class Output(enum.StrEnum):
+    """How data are written on stdout."""
+
+    table = "table"
+    json = "json"
+    yaml = "yaml"
+
+
+class Stage(enum.StrEnum):
+    """Values of --stage."""
+
+    plan = "plan"
+    extract = "extract"
+    reduce = "reduce"
+
+
+class DryRun(enum.StrEnum):
+    """Values of --dry-run: who checks the rendered objects."""
+
+    client = "client"
+    server = "server"
+
+
+def _check_name(name: str) -> str:
+    from launcher.resource.names import is_dns_label
+
+    if not is_dns_label(name):
+        raise typer.BadParameter(f"'{name}' is not a valid name: use lower-case letters, digits and '-'")
+    return name
+
+
+FileArgument = Annotated[
+    typer.FileText, typer.Argument(metavar="FILE", encoding="utf-8", help="selection.yaml; - reads stdin.")
+]
+ManifestArgument = Annotated[str, typer.Argument(metavar="MANIFEST", help="Path or s3:// URI of manifest.json.")]
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Path or s3:// URI of the store: spec.store.")]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of the run: metadata.name.", callback=_check_name)
+]
+
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Output format.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show the stages' own stderr.")]
+KeepOption = Annotated[
+    list[str] | None,
+    typer.Option("--keep", metavar="OUTPUT", help="Keep what the manifests under this output need. Repeatable."),
+]
+
+NamespaceOption = Annotated[
+    str,
+    typer.Option("--namespace", "-n", metavar="NAME", help="Namespace. Default: the document's or the kubeconfig's."),
+]
+ContextOption = Annotated[
+    str | None, typer.Option("--context", metavar="NAME", help="Kubeconfig context. Default: the current context.")
+]
+WaitOption = Annotated[
+    bool, typer.Option("--wait", help="Wait until the run ends. Without an operator, drive the run meanwhile.")
+]
+TimeoutOption = Annotated[
+    float | None, typer.Option(metavar="SECONDS", help="Stop waiting after this time; exit code 101.", min=0)
+]
+LogActionsOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log cluster actions as JSON lines on stderr.")]
+
+
+def read_text(file: typer.FileText) -> str:
+    """Raises SpecError if the document is not UTF-8."""
+    from prism_job.errors import SpecError
+
+    try:
+        return file.read()
+    except UnicodeDecodeError as error:
+        raise SpecError(f"the document is not UTF-8 text: {error}", where=file.name, fix="save it as UTF-8") from error

@@ -1,0 +1,45 @@
+"""What `prism` prints: data on stdout in the format asked for, everything else on stderr. Knows no verb."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from launcher.cli.options import Output
+from launcher.follow.terminal_text import printable
+
+
+def print_note(line: str) -> None:
+    """A line for a person, on stderr."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def print_facts(facts: dict[str, Any], output: Output, *, table: str) -> None:
+    """The answer of a verb, on stdout. `table`: the same for a person."""
+    if output is Output.json:
+        try:
+            print(json.dumps(facts, ensure_ascii=False))
+        except UnicodeEncodeError:  # half of a surrogate pair, for instance in a column's name: escaped
+            print(json.dumps(facts))
+    elif output is Output.yaml:
+        import yaml
+
+        print(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True), end="")
+    else:
+        print(printable(table))
+
+
+def yaml_documents(objects: Iterable[dict[str, Any]]) -> str:
+    """Objects as `kubectl apply -f -` reads them; a text of several lines is written as a block."""
+    import yaml
+
+    class BlockDumper(yaml.SafeDumper):
+        pass
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    BlockDumper.add_representer(str, text)
+    return yaml.dump_all(objects, Dumper=BlockDumper, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,163 @@
+"""Waiting for a run to end: what a person sees meanwhile, how Ctrl-C leaves, and the exit code at the end.
+
+Does not decide anything about the run: submit.py drives and watches its record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from launcher.cli.exit_codes import LAUNCHER_ERROR, NOT_FINISHED, NOT_FOUND, OF_PHASE, RUN_FAILED, fail
+from launcher.cli.options import Output
+from launcher.cli.printing import print_facts, print_note
+
+if TYPE_CHECKING:
+    from launcher.kube.cluster import Cluster
+    from launcher.resource.record import Record
+
+T = TypeVar("T")
+
+NUM_TRIES, NUM_TRIES_WHILE_WAITING = 6, 20
+"""Attempts per request on transient errors: about seven seconds, and a minute for a verb that waits anyway."""
+
+REPEATS_BEFORE_REPORT = 3
+"""A driver's error is reported when it occurs this often: one or two conflicts are normal."""
+
+
+def connect(context: str | None, *, waits: bool = False, timeout: float | None = None) -> Cluster:
+    """A client of the API server.
+
+    Args:
+        waits: the verb waits for something anyway, so the client rides out a longer outage.
+        timeout: seconds after which the verb stops waiting.
+    """
+    from launcher.kube.cluster import Cluster
+
+    if waits and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        # In a pod we are process 1, which SIGTERM does not end by default.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    tries = NUM_TRIES_WHILE_WAITING if waits else NUM_TRIES
+    return Cluster(context, tries=tries, on_outage=print_note, timeout_seconds=timeout if waits else None)
+
+
+def drive_and_exit(cluster: Cluster, record: Record, timeout: float | None, output: Output, verbose: bool) -> NoReturn:
+    """Drive the run, unless an operator does or we lack the rights; exit with its outcome."""
+    from launcher import submit as remote
+    from launcher.doctor.rights import OPTIONAL, missing_rights
+    from launcher.operator.controller import say_lines
+
+    missing = [
+        f"{', '.join(verbs)} {resource}"
+        for resource, verbs in missing_rights(cluster, record.namespace, not record.is_config_map)
+        if resource not in OPTIONAL
+    ]
+    if missing and record.is_config_map:
+        fix = "bind the role prism-driver (k8s/rbac.yaml); `prism doctor` lists all missing rights"
+        fail(LAUNCHER_ERROR, output, f"you may not {'; '.join(missing)}", f"namespace {record.namespace}", fix)
+    if missing:
+        print_note(f"you may not {'; '.join(missing)}: waiting for an operator to drive the run")
+        exit_at_end(cluster, record, timeout, output)
+    with remote.driven_here(cluster, record, say_lines if verbose else _report_repeated_errors()):
+        exit_at_end(cluster, record, timeout, output)
+
+
+def exit_at_end(cluster: Cluster, record: Record, timeout: float | None, output: Output) -> NoReturn:
+    """Print each change of the run's state until it ends; exit with its outcome."""
+    from launcher import submit as remote
+
+    last_line = ""
+
+    def show(current: Record) -> None:
+        nonlocal last_line
+        status = current.status
+        line = " ".join(f"{status.phase}{f': {status.message}' if status.message else ''}".split())
+        is_this_round = status.round >= current.round
+        if is_this_round and line != last_line:
+            last_line = line
+            print_note(line)
+
+    def wait() -> Record | None:
+        return remote.wait_until(
+            cluster, record, remote.has_ended, timeout_seconds=timeout, on_change=show, on_outage=print_note
+        )
+
+    try:
+        ended = until_interrupted(wait, record)
+    except TimeoutError:
+        fail(NOT_FINISHED, output, f"not finished within {timeout:g} s", record.name, f"prism wait {record.name}")
+    ended = or_not_found(ended, record, output)
+    facts = remote.outcome(ended)
+    print_facts(facts, output, table=facts["manifest"] or f"{record.name}: {facts['phase']}")
+    sys.exit(OF_PHASE.get(ended.status.phase, RUN_FAILED))
+
+
+def or_not_found(ended: Record | None, record: Record, output: Output = Output.table) -> Record:
+    """The record of the ended run; exits where the run was deleted instead."""
+    if ended is None:
+        fail(NOT_FOUND, output, "the run was deleted", f"{record.namespace}/{record.name}", "see: prism list")
+    return ended
+
+
+def end_of_cancelled(cluster: Cluster, record: Record, timeout_seconds: float) -> Record | None:
+    """The record once the run has ended, or after the timeout. Drives a run that has no operator to its end."""
+    from launcher import submit as remote
+
+    with contextlib.ExitStack() as stack:
+        if record.is_config_map or record.status.driver == "client":
+            stack.enter_context(remote.driven_here(cluster, record))
+        try:
+            return remote.wait_until(
+                cluster, record, remote.has_ended, timeout_seconds=timeout_seconds, on_outage=print_note
+            )
+        except TimeoutError:
+            return record
+
+
+def until_interrupted(act: Callable[[], T], record: Record) -> T:
+    """What `act` returns. Ctrl-C and SIGTERM exit at once, with a hint how to return to the run."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise _Interrupted(number)
+
+    # In a pod we are process 1, which SIGTERM does not end by default.
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        return act()
+    except (KeyboardInterrupt, _Interrupted) as error:
+        if record.is_config_map:
+            print_note("stopped waiting; nothing drives the run now. Continue: submit the document again with --wait")
+        else:
+            print_note(f"stopped waiting; the run continues. Return: prism wait {record.name} -n {record.namespace}")
+        sys.exit(128 + error.signal_number if isinstance(error, _Interrupted) else 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Interrupted(BaseException):
+    """SIGTERM arrived."""
+
+    def __init__(self, signal_number: int) -> None:
+        self.signal_number = signal_number
+        super().__init__(signal_number)
+
+
+def _report_repeated_errors() -> Callable[..., None]:
+    """A listener for the driver's log events that prints a persistent error once.
+
+    A server that does not answer is not reported here: waiting for the record reports it.
+    """
+    num_seen: Counter[str] = Counter()
+
+    def report(*, event: str = "", error: str = "", transient: bool = False, **_: object) -> None:
+        if event in ("watch", "retry") and error.strip() and not transient:
+            line = f"{event}: {error.strip().splitlines()[-1]}"
+            num_seen[line] += 1
+            if num_seen[line] == REPEATS_BEFORE_REPORT:
+                print_note(line)
+
+    return report

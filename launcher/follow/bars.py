@@ -1,0 +1,139 @@
+"""Progress of `prism run` on stderr: bars on a terminal, plain lines in CI. `prism watch` draws in watch_screen.py."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from launcher.follow.event_text import note_text, outcome_text, progress_text
+from launcher.follow.terminal_text import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+LINE_INTERVAL_SECONDS = 5.0
+"""Between two plain progress lines: the CI log of an hour stays under a thousand lines."""
+
+MAX_TEXT_COLUMNS = 66
+"""Columns for the stage's name and the text beside a bar; the bar takes what is left."""
+
+
+class Display(Protocol):
+    """Shows stages one after the other. Entered once around all of them."""
+
+    def __enter__(self) -> Display: ...
+    def __exit__(self, *_: object) -> None: ...
+    def start(self, stage: str) -> None: ...
+    def show(self, event: dict[str, Any]) -> None: ...
+    def finish(self, stage: str, outcome: dict[str, Any]) -> None: ...
+    def say(self, line: str) -> None: ...
+
+
+def can_draw_bars() -> bool:
+    """Whether stderr is a terminal that can draw over itself."""
+    return sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
+
+
+def open_display(*, plain: bool = False) -> Display:
+    """Bars if the terminal can draw them, else lines."""
+    return Bars() if can_draw_bars() and not plain else Lines()
+
+
+class Lines:
+    """Plain lines: a stage's start, its end, and one every LINE_INTERVAL_SECONDS in between."""
+
+    def __init__(self) -> None:
+        self.started = self.last_line = 0.0
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def start(self, stage: str) -> None:
+        self.started = self.last_line = time.monotonic()
+        self.say(f"{stage}: started")
+
+    def show(self, event: dict[str, Any]) -> None:
+        if event["event"] == "progress" and time.monotonic() - self.last_line >= LINE_INTERVAL_SECONDS:
+            self.last_line = time.monotonic()
+            self.say(f"{event['stage']}: {progress_text(event)}")
+        elif note := note_text(event):
+            self.say(note)
+
+    def finish(self, stage: str, outcome: dict[str, Any]) -> None:
+        self.say(f"{stage}: done in {time.monotonic() - self.started:.1f} s; {outcome_text(outcome)}")
+
+    def say(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # The terminal may be gone; the stage is what matters.
+            print(printable(line), file=sys.stderr, flush=True)
+
+
+class Silent(Lines):
+    """For verbs of a second or two: shows nothing but notes from the launcher."""
+
+    def start(self, stage: str) -> None:
+        pass
+
+    def show(self, event: dict[str, Any]) -> None:
+        pass
+
+    def finish(self, stage: str, outcome: dict[str, Any]) -> None:
+        pass
+
+
+class Bars:
+    """One bar per stage, drawn by rich, which is imported only here and in watch_screen.py."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        console = Console(stderr=True)
+        bar = BarColumn(bar_width=max(8, min(40, console.width - MAX_TEXT_COLUMNS)))
+        self.progress: Progress = Progress(
+            TextColumn("{task.description:<7}", markup=False),
+            bar,
+            TextColumn("{task.fields[text]}", markup=False),
+            console=console,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self.task: TaskID | None = None
+        self.started = 0.0
+
+    def __enter__(self) -> Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def start(self, stage: str) -> None:
+        self.started = time.monotonic()
+        self.task = self.progress.add_task(stage, total=None, text="starting")
+
+    def show(self, event: dict[str, Any]) -> None:
+        if event["event"] == "progress":
+            self._update(completed=event["done"], total=event["total"], text=progress_text(event))
+        elif event["event"] == "loading":
+            self._update(text=f"loading on {event['device']}")
+        elif note := note_text(event):
+            self.say(note)
+
+    def finish(self, stage: str, outcome: dict[str, Any]) -> None:
+        seconds = time.monotonic() - self.started
+        # A stage that had nothing to count (an unchanged selection) still ends with a full bar.
+        self._update(completed=1, total=1, text=f"{outcome_text(outcome)}; {seconds:.1f} s")
+
+    def say(self, line: str) -> None:
+        with contextlib.suppress(OSError):
+            self.progress.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+    def _update(self, **fields: Any) -> None:
+        if self.task is not None:
+            self.progress.update(self.task, **fields)

@@ -1,0 +1,70 @@
+"""What `prism estimate` prints for a person. Does not know how the figures are computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launcher.follow.terminal_text import aligned, printable
+
+TERMS = ("weights", "gathered", "activations", "logits", "captured", "projections", "rows", "workspace", "buffers")
+
+
+def estimate_table(facts: dict[str, Any]) -> str:
+    """Model, data, cost and store, one line each; then memory per rank, term by term; then the topology."""
+    scaled = "" if facts["tokens_are_exact"] else f" (scaled: one row in {facts['sample']} was tokenised)"
+    flops = facts["flops"]
+    lines = [
+        f"model     {printable(facts['model'])}, {facts['dtype']}: {facts['parameters']:,} parameters, "
+        f"{facts['parameters_covered']:,} of them in {facts['layers_captured']} captured layers",
+        f"data      {facts['num_examples']:,} examples and {facts['num_pairs']:,} pairs in {facts['units']:,} units, "
+        f"{facts['bad_rows']:,} unusable rows",
+        f"tokens    {facts['tokens']:,}{scaled}; {facts['tokens_padded']:,} with padding; "
+        f"{facts['tokens_of_audit']:,} of them for the audit",
+        f"work      {flops['total']:.3g} FLOPs: forward {flops['forward']:.3g}, backward {flops['backward']:.3g}, "
+        f"projection {flops['projection']:.3g}, sketches {flops['sketches']:.3g}",
+        f"store     {facts['store_bytes']:,} bytes, from an empty store: "
+        + ", ".join(f"{name.replace('_', ' ')} {size_text(size)}" for name, size in facts["store"].items()),
+        f"time      {facts['gpu_hours']:.3g} hours on one {facts['gpu']} at {facts['utilisation']:.0%} of its published peak",
+        "",
+        *aligned(_memory_rows(facts["memory"]), right=True),
+        "",
+        _topology_text(facts),
+    ]
+    return "\n".join(lines)
+
+
+def _memory_rows(memory: list[dict[str, Any]]) -> list[list[str]]:
+    """One column per setting and one row per term; memory outside the GPU comes last."""
+    heads = [f"stage {it['stage']}{'' if it['offload'] == 'none' else ', ' + it['offload']}" for it in memory]
+    rows = [["memory per rank", *heads], ["ranks", *(str(it["ranks"]) for it in memory)]]
+    for term in (*TERMS, "device", "host", "nvme"):
+        name = "GPU total" if term == "device" else term
+        rows.append([name, *(size_text(it[f"{term}_bytes"]) for it in memory)])
+    return [*rows, ["fits", *("yes" if it["fits"] else "no" for it in memory)]]
+
+
+def _topology_text(facts: dict[str, Any]) -> str:
+    chosen = facts["topology"]
+    if chosen is None:
+        return (
+            f"topology  none fits: the longest text alone needs more memory than one {facts['gpu']} has; "
+            "lower extraction.maxLength, or choose a larger GPU"
+        )
+    world = f"{chosen['nodes']} node(s) × {chosen['gpus_per_node']} GPU(s), ZeRO stage {chosen['stage']}"
+    offload = (
+        "" if chosen["offload"] == "none" else f", weights in {chosen['offload']} memory (slower than estimated here)"
+    )
+    return (
+        f"topology  {world}{offload}, tokensPerBatch {chosen['tokens_per_batch']:,}: "
+        f"{size_text(chosen['device_bytes'])} of {size_text(facts['gpu_memory_bytes'])} per rank, "
+        f"{chosen['groups']} group(s), {chosen['hours']:.3g} hours"
+    )
+
+
+def size_text(size_bytes: float) -> str:
+    """'3.4 MB': decimal units, as GPUs and buckets are sold."""
+    size, units = float(size_bytes), ["B", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:.3g} {units[0]}" if size < 1000 else f"{size:,.0f} {units[0]}"

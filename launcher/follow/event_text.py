@@ -1,0 +1,65 @@
+"""Events of the stages as short English text. Does not know where the text is shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def progress_text(event: dict[str, Any]) -> str:
+    """'24/48 examples, 3.1/s, 812 tokens/s, 0:07 left' from a progress event; rates once there are any."""
+    noun = "files" if event["stage"] == "plan" else "examples"
+    done, total, seconds = event["done"], event["total"], event["seconds"]
+    parts = [f"{done:,}/{total:,} {noun}"]
+    if seconds > 0 and done:
+        parts.append(f"{_rate(done / seconds)}/s")
+        if event.get("tokens"):
+            parts.append(f"{_rate(event['tokens'] / seconds)} tokens/s")
+        if done < total:
+            parts.append(f"{_clock(seconds * (total - done) / done)} left")
+    return ", ".join(parts)
+
+
+def outcome_text(outcome: dict[str, Any]) -> str:
+    """The outcome of a stage (its termination message) in a few words."""
+    match outcome.get("verb"):
+        case "plan":
+            bad = f"; {outcome['badRows']:,} unusable rows" if outcome["badRows"] else ""
+            return (
+                f"{outcome['examples']:,} examples, {outcome['pairs']:,} pairs; "
+                f"{outcome['missing']:,} of {outcome['units']:,} units to extract{bad}"
+            )
+        case "extract":
+            share = audit_share(outcome)
+            audit = f"; {share:.0%} of the time for the audit's sample" if share else ""
+            return f"{outcome['units']:,} units, {outcome['examples']:,} examples, {outcome['tokens']:,} tokens{audit}"
+        case "reduce" if outcome.get("unchanged"):
+            return "this selection was published before"
+        case "reduce":
+            return f"{outcome['selected']:,} of {outcome['candidates']:,} examples selected"
+    return "done"
+
+
+def audit_share(outcome: dict[str, Any]) -> float:
+    """The audit's share of the time of extraction's passes, 0 to 1."""
+    seconds = outcome.get("seconds", 0.0)
+    return round(outcome.get("auditSeconds", 0.0) / seconds, 4) if seconds else 0.0
+
+
+def note_text(event: dict[str, Any]) -> str | None:
+    """A line for an event that deserves one of its own, else None."""
+    match event["event"]:
+        case "ignored":
+            return f"ignored {event['uri']}: {event['reason']}"
+        case "loading":
+            return f"loading {event['model']} on {event['device']}"
+    return None
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
