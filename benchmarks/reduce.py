@@ -46,7 +46,8 @@ import os, sys, time
 import numpy as np
 from prism_job.plan.plan import read_plan
 from prism_job.score import malloc
-from prism_job.score.scoring import score_candidates, scorer
+from prism_job.score.candidates import score_candidates
+from prism_job.score.scorers import scorer
 from prism_job.spec.document import parse_spec
 from prism_job.store import shards
 from prism_job.storage.address import open_store

@@ -48,7 +48,7 @@ def _reduce(run: SelectionRun, _: argparse.Namespace) -> dict[str, Any]:
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    from prism_job.evaluate.evaluate import evaluate
+    from prism_job.publish.evaluate import evaluate
 
     return evaluate(arguments.manifest, arguments.label, arguments.positive, arguments.target_label)
 

@@ -28,9 +28,11 @@ from prism_job.extract import tokenise
 from prism_job.extract.capture.layers import captured_layers
 from prism_job.extract.model import load_model, load_tokenizer
 from prism_job.plan.extractor import audit_spec
-from prism_job.score.preference import preference
+from prism_job.preference import preference
+from prism_job.score.candidates import score_sample
+from prism_job.score.direction import fold_directions
+from prism_job.score.targets import sum_targets
 from prism_job.spec.model import ModelSpec
-from prism_job.stages.reduce import fold_directions
 from prism_job.storage import model_files
 from prism_job.storage.address import open_store
 
@@ -130,10 +132,10 @@ def audit_scores(run: harness.Extracted, lam: float | None) -> Float64:
     """The audit's scores of its rows, as the reduce stage takes them of a sample (with the job's λ)."""
     plan, store, form = run.plan, open_store(run.run.spec.store), audit_spec(run.run.spec)
     assert plan.audit is not None
-    summed = audit.summed_targets(form, plan, plan.audit, store)
+    summed = sum_targets(form, plan, plan.audit, store)
     audited = plan.model_copy(update={"extractor": plan.audit.extractor, "factors": plan.audit.factors})
     directions_KD, _ = fold_directions(form, audited, store, summed.layers, summed.directions_KLPP, lam)
-    return audit.score_sample(form, plan.audit, store, directions_KD)[0]
+    return score_sample(form, plan.audit, store, directions_KD)[0]
 
 
 def exact_scores(

@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from prism_job.evaluate import metrics
 from prism_job.plan.plan import Plan, read_plan
 from prism_job.publish.manifest import MANIFEST_FORMAT
-from prism_job.score.preference import Targets, weigh_targets
-from prism_job.score.scoring import score_candidates
+from prism_job.score.candidates import score_candidates
+from prism_job.score.direction import fold_directions
+from prism_job.score.targets import Targets, weigh_targets
 from prism_job.spec.digest import digest
 from prism_job.spec.document import SelectionRun, check_document
 from prism_job.spec.scoring import CurvatureSpec
-from prism_job.stages.reduce import fold_directions
 from prism_job.storage.address import open_store
 from prism_job.store import shards
 

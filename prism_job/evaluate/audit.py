@@ -25,18 +25,11 @@ Shapes: N rows of the sample, M = P² numbers of one layer's sketch.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from prism_job.plan.plan import Audit, Plan
-from prism_job.score.scoring import finish, scorer
-from prism_job.spec.document import RunSpec
-from prism_job.storage.objects import Store
-from prism_job.store import shards
 
 Float64 = NDArray[np.float64]
 Figures = dict[str, Any]
@@ -224,88 +217,3 @@ def _wilson(hits: int, trials: int) -> tuple[float, float]:
 
 def _with_interval(name: str, value: float, low: float, high: float) -> Figures:
     return {name: value, f"{name}_low": low, f"{name}_high": high}
-
-
-@dataclass(frozen=True)
-class SummedTargets:
-    """The plain direction of each target set in the audit's form, its layers, and the tokens of all responses."""
-
-    layers: list[str]
-    directions_KLPP: Float64
-    num_tokens: int
-
-
-def summed_targets(spec: RunSpec, plan: Plan, audit: Audit, store: Store) -> SummedTargets:
-    """Equation 3, set by set, from the sums of each target unit. `spec` in the audit's form."""
-    dim = spec.extraction.projection.dim
-    names = [one.name for one in spec.targets.as_sets()]
-    num_pairs_K = np.zeros(len(names))
-    layers: list[str] = []
-    totals_KM: Float64 | None = None
-    num_tokens = 0
-    for unit in plan.targets:
-        shard = shards.read_shard(store, audit.extractor, "sums", unit.id)
-        layers = shard.notes["layers"]
-        part_M = shard.arrays[spec.scoring.weighting].astype(np.float64)
-        if totals_KM is None:
-            totals_KM = np.zeros((len(names), len(part_M)))
-        place = names.index(plan.target_sets[unit.source])
-        totals_KM[place] += part_M
-        num_pairs_K[place] += unit.num_rows
-        num_tokens += sum(int(shard.arrays[f"{side}_tokens"].sum()) for side in ("chosen", "rejected"))
-    assert totals_KM is not None
-    directions_KM = totals_KM / num_pairs_K[:, None]
-    return SummedTargets(layers, directions_KM.reshape(len(names), len(layers), dim, dim), num_tokens)
-
-
-def score_sample(
-    spec: RunSpec, audit: Audit, store: Store, directions_KD: Float64
-) -> tuple[Float64, NDArray[np.int32]]:
-    """Equation 4 for the sample's rows along the audit's directions, combined over the target sets; and their response tokens,
-    0 where a row is unusable."""
-    signed_weights = [one.signed_weight for one in spec.targets.as_sets()]
-    scorers = [scorer(spec.extraction.codec.kind, direction_D) for direction_D in directions_KD]
-    scores, tokens = [], []
-    for unit in audit.units:
-        arrays = shards.read_shard(store, audit.extractor, "candidates", unit.id).arrays
-        tokens_N, norm_N = arrays["tokens"], arrays["norm"]
-        of_sets = [
-            weight * finish(score_rows(arrays), tokens_N, norm_N, spec.scoring.score, spec.scoring.loss)
-            for weight, score_rows in zip(signed_weights, scorers, strict=True)
-        ]
-        scores.append(np.sum(of_sets, axis=0))
-        tokens.append(tokens_N.copy())
-    return np.concatenate(scores), np.concatenate(tokens)
-
-
-def sentence(figures: Figures) -> str:
-    """The figures of a manifest in a line or two."""
-    if is_noise(figures):
-        between = _shown(figures, "spearman_between", ".3f")
-        said = "How well the ranking agrees with exact scores cannot be told from noise: "
-        said += f"it agrees with the audit's at {between}."
-    elif figures["spearman"] is None:
-        return f"How well the ranking agrees with exact scores is not known: {figures['reason']}."
-    else:
-        said = f"The ranking agrees with exact scores at Spearman {_shown(figures, 'spearman', '.3f')}"
-        if figures["overlap"] is None:
-            said += f". How much of what the budget takes exact scores would take as well is not known: {figures['reason']}."
-        else:
-            shown = _shown(figures, "overlap", ".0%")
-            said += f"; of what the budget takes, exact scores would take {shown} as well."
-    return f"{said} Raise extraction.projection.dim or extraction.codec.dims." if is_low(figures) else said
-
-
-def is_noise(figures: Figures) -> bool:
-    """Whether two rankings of noise alone may agree as these do: their interval holds 0."""
-    return figures["spearman_between_low"] is not None and bool(figures["spearman_between_low"] <= 0)
-
-
-def is_low(figures: Figures) -> bool:
-    """Whether the agreement with exact scores may lie under LOW_AGREEMENT, or is not known."""
-    return figures["spearman"] is None or bool(figures["spearman_low"] < LOW_AGREEMENT)
-
-
-def _shown(figures: Figures, name: str, form: str) -> str:
-    value, low, high = (format(figures[f"{name}{end}"], form) for end in ("", "_low", "_high"))
-    return f"{value} ({low} to {high})"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from prism_job.data.data_files import Row
 from prism_job.errors import RequestError
 from prism_job.plan.plan import Plan
-from prism_job.publish import manifest
+from prism_job.publish.published import load
 from prism_job.storage.address import open_store, split_uri
 from prism_job.storage.folder import local_errors
 from prism_job.storage.objects import Store
@@ -37,7 +37,7 @@ def export(manifest_uri: str, destination: str) -> dict[str, Any]:
     target = open_store(parent)
     if target.exists(name):
         raise RequestError("there is something already", where=destination, fix="remove it, or choose another name")
-    selection = manifest.load(manifest_uri).check()
+    selection = load(manifest_uri).check()
     selected_N = selection.table("scores.parquet")["selected"].to_numpy()
     with tempfile.TemporaryDirectory(prefix="prism-") as folder:
         path = Path(folder) / name

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from prism_job.errors import DataError, RequestError
 from prism_job.plan.plan import Plan
-from prism_job.publish import manifest
+from prism_job.publish.published import load
 from prism_job.storage.address import open_store
 from prism_job.storage.objects import Store
 from prism_job.store import shards, staged_rows
@@ -32,7 +32,7 @@ def find_needed(keep: Sequence[str]) -> Needed:
         published: set[str] = set()
         for key in keys:
             if key.rpartition("/")[2] == "manifest.json":
-                selection = manifest.load(output.uri(key))
+                selection = load(output.uri(key))
                 _add(needed, selection.plan())
                 needed.selections.append(output.uri(key))
                 published.add(selection.manifest.work)

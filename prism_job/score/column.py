@@ -1,4 +1,4 @@
-"""One value of every candidate in a scratch file: appended in plan order, then read in parts. Not: what the value means.
+"""One value of every candidate in a scratch file: appended in plan order, then read in parts.
 
 What selection needs whole is held in memory; all else of a candidate lies in columns, so that memory does not grow with it.
 
@@ -20,6 +20,8 @@ from prism_job.errors import TransientError
 PART_ROWS = 2**14
 """Rows handled at a time wherever all candidates are gone through; a row group of the published tables. With four times as
 many, pyarrow holds 40 MB more while it writes."""
+
+SCRATCH_FIX = "free about 100 bytes a candidate there (16 more for each target set), or point TMPDIR to a larger disk"
 
 
 def parts(num_rows: int) -> Iterator[slice]:
@@ -46,13 +48,8 @@ class Column:
             self._file.write(np.ascontiguousarray(values_N, self.dtype).tobytes())
             self._file.flush()
         except OSError as error:
-            fix = (
-                "free about 100 bytes a candidate there (16 more for each target set), or point TMPDIR to a larger disk"
-            )
-            raise TransientError(
-                f"cannot be written: {error.strerror}", where=tempfile.gettempdir(), fix=fix
-            ) from error
-
+            what = f"cannot be written: {error.strerror}"
+            raise TransientError(what, where=tempfile.gettempdir(), fix=SCRATCH_FIX) from error
         self._num_rows += len(values_N)
 
     def part(self, rows: slice) -> NDArray[Any]:
@@ -60,11 +57,11 @@ class Column:
         size = self.dtype.itemsize
         return self._values(os.pread(self._file.fileno(), (rows.stop - rows.start) * size, rows.start * size))
 
-    def at(self, places: NDArray[np.integer]) -> NDArray[Any]:
-        """The values at these places, in their order."""
+    def at(self, rows: NDArray[np.integer]) -> NDArray[Any]:
+        """The values of these rows, in their order."""
         # Read one by one: a memory map would count whole pages, in the end the whole file, as this process's memory.
         descriptor, size = self._file.fileno(), self.dtype.itemsize
-        return self._values(b"".join(os.pread(descriptor, size, place * size) for place in places.tolist()))
+        return self._values(b"".join(os.pread(descriptor, size, row * size) for row in rows.tolist()))
 
     def _values(self, content: bytes) -> NDArray[Any]:
         return np.frombuffer(content, self.dtype)

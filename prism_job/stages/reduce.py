@@ -12,90 +12,69 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from prism_job import projection
 from prism_job.errors import RequestError
 from prism_job.evaluate import audit
-from prism_job.evaluate.evaluate import evaluate_unpublished
+from prism_job.evaluate.comparison import compare
 from prism_job.plan.checks import check_bad_fraction
 from prism_job.plan.extractor import audit_spec
 from prism_job.plan.plan import Plan, read_plan
-from prism_job.publish import manifest
-from prism_job.publish.publish import Reduced, publish
-from prism_job.score import curvature, malloc
+from prism_job.publish.manifest import folder_key, selection_id
+from prism_job.publish.publish import publish
+from prism_job.publish.published import find_published
+from prism_job.publish.reduced import Reduced
+from prism_job.score import malloc
+from prism_job.score.candidates import Scored, combine, score_candidates, score_sample
 from prism_job.score.column import Column, parts
-from prism_job.score.preference import weigh_targets
-from prism_job.score.scoring import Scored, combine, score_candidates
+from prism_job.score.direction import fold_directions
 from prism_job.score.selection import Selected, select
+from prism_job.score.targets import sum_targets, weigh_targets
 from prism_job.spec.document import RunSpec, SelectionRun
+from prism_job.spec.evaluation import EvaluationSpec
 from prism_job.storage.address import open_store
 from prism_job.storage.objects import Store
 
 
 def reduce(run: SelectionRun) -> dict[str, Any]:
-    """Publish the selection that spec and store give. Returns the last words.
+    """Publish the selection that follows from the spec and the store. Returns the outcome.
 
     Raises:
         RequestError: no plan, or nothing would be selected.
-        DataError: a shard is missing or damaged, too many bad rows, or a damaged selection is in the way.
+        DataError: a shard is missing or damaged, too many bad rows, or the selection is published already and damaged.
     """
     malloc.share_one_heap()
     plan = read_plan(run)
     output, store = open_store(run.spec.output), open_store(run.spec.store)
-    folder = manifest.folder_key(run, manifest.selection_id(run, plan))
-    published = manifest.find_published(output, folder)
+    folder = folder_key(run, selection_id(run, plan))
+    published = find_published(output, folder)
     if published is not None:
         return {**published.manifest.outcome(published.uri), "unchanged": True}
 
     targets = weigh_targets(run.spec, plan, store)
     directions_KD, curvature_facts = fold_directions(run.spec, plan, store, targets.layers, targets.directions_KLPP)
     scored = score_candidates(run.spec, plan, store, directions_KD)
-    scores = combine(scored.scores, [one.signed_weight for one in run.spec.targets.as_sets()])
-    malloc.give_back_what_is_freed()
+    scores = combine(scored.scores, [target_set.signed_weight for target_set in run.spec.targets.as_sets()])
+    malloc.return_freed_memory()
     check_bad_fraction([*plan.quarantine, *scored.quarantined], int(scored.usable_N.sum()), run.spec)
     chosen = select(scores.part(slice(0, len(scores))), scored.ids, scored.tokens, scored.usable_N, run.spec.selection)
     if not len(chosen.order):
-        what = (
-            f"nothing would be selected: the budget takes {chosen.num_taken} of {int(scored.usable_N.sum())} examples"
-        )
+        num_usable = int(scored.usable_N.sum())
+        what = f"nothing would be selected: the budget takes {chosen.num_taken} of {num_usable} examples"
         raise RequestError(what, where="spec.selection", fix="widen the budget, or drop less")
     audited = audit_ranking(run.spec, plan, store, scored, scores, chosen, curvature_facts.get("lambda"))
-    found = Reduced(run, plan, store, targets, scored, scores, chosen, curvature_facts, audited)
-    if asked := run.spec.evaluation:
-        found = replace(found, evaluation=evaluate_unpublished(found, asked))
-    return publish(found, output, folder)
+    reduced = Reduced(run, plan, store, targets, scored, scores, chosen, curvature_facts, audited)
+    if run.spec.evaluation:
+        reduced = replace(reduced, evaluation=_evaluate(reduced, run.spec.evaluation))
+    return publish(reduced, output, folder)
 
 
-def fold_directions(
-    spec: RunSpec,
-    plan: Plan,
-    store: Store,
-    layers: list[str],
-    directions_KLPP: NDArray[np.float64],
-    lam: float | None = None,
-) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    """(H + λI)⁻¹ g of each in the unfolded space, then in the form the rows are stored in.
-
-    Float64 [K, D], and facts to publish.
-
-    Args:
-        lam: λ where it is given, in place of `damping` times the mean eigenvalue.
-    """
-    facts: dict[str, Any] = {"kind": spec.scoring.curvature.kind}
-    if spec.scoring.curvature.kind == "kfac":
-        factors = curvature.merge_factors(plan, store, spec.extraction.projection.dim)
-        damping = spec.scoring.curvature.damping
-        if lam is not None:
-            damping = lam / curvature.damping_value(factors, 1.0)
-        lam = curvature.damping_value(factors, damping)
-        facts |= {"damping": damping, "lambda": lam, "tokens": factors.num_tokens, "units": len(plan.factors)}
-        directions_KLPP = curvature.solve(directions_KLPP, factors, damping)
-    if spec.extraction.codec.kind == "float16":
-        return directions_KLPP.reshape(len(directions_KLPP), -1), facts
-    flat_KLM = directions_KLPP.reshape(*directions_KLPP.shape[:2], -1)
-    seed, dims = spec.extraction.projection.seed, spec.extraction.codec.dims
-    return np.stack([projection.fold(flat_LM, layers, seed, dims) for flat_LM in flat_KLM]), facts
+def _evaluate(reduced: Reduced, evaluation: EvaluationSpec) -> dict[str, Any]:
+    """The selection compared with its labels. A label never ends a selection: where the ranked rows allow no figures, which no
+    plan can foresee, only `reason` is there and names the cause."""
+    try:
+        return compare(reduced.outcome(), reduced.plan, reduced.store, reduced.run.spec.selection, evaluation)
+    except RequestError as error:
+        return {"reason": error.what}
 
 
 def audit_ranking(
@@ -111,22 +90,21 @@ def audit_ranking(
     """
     if plan.audit is None:
         return None
-    form = audit_spec(spec)
-    projected = form.extraction.projection
-    places = np.array(plan.audit.places, np.int64)
-    usable_N = scored.usable_N[places]
+    as_audit = audit_spec(spec)
+    rows = np.array(plan.audit.places, np.int64)
+    usable_N = scored.usable_N[rows]
     figures = audit.too_few(int(usable_N.sum()))
-    targets = audit.summed_targets(form, plan, plan.audit, store)
-    tokens_N = scored.tokens.at(places)
+    targets = sum_targets(as_audit, plan, plan.audit, store)
+    tokens_N = scored.tokens.at(rows)
     if usable_N.sum() >= audit.MIN_ROWS:
         audited_plan = plan.model_copy(update={"extractor": plan.audit.extractor, "factors": plan.audit.factors})
-        directions_KD, _ = fold_directions(form, audited_plan, store, targets.layers, targets.directions_KLPP, lam)
-        audit_scores_N, tokens_N = audit.score_sample(form, plan.audit, store, directions_KD)
+        directions_KD, _ = fold_directions(as_audit, audited_plan, store, targets.layers, targets.directions_KLPP, lam)
+        audit_scores_N, tokens_N = score_sample(as_audit, plan.audit, store, directions_KD)
         # A row may fit into memory at one size of its sketches and not at the other.
         usable_N = usable_N & (tokens_N > 0)
         ranked = int(scored.usable_N.sum()) - int(chosen.duplicate_N.sum())
         figures = audit.agreement(
-            scores.at(places)[usable_N],
+            scores.at(rows)[usable_N],
             audit_scores_N[usable_N],
             chosen.num_taken / ranked,
             str(spec.selection.keep or spec.selection.drop),
@@ -137,10 +115,10 @@ def audit_ranking(
         int(scored.tokens.part(part).sum(dtype=np.int64)) for part in parts(len(scored.usable_N))
     )
     return {
-        "examples": len(places),
+        "examples": len(rows),
         "usable": int(usable_N.sum()),
-        "dim": projected.dim,
-        "seed": projected.seed,
+        "dim": as_audit.extraction.projection.dim,
+        "seed": as_audit.extraction.projection.seed,
         "token_share": audit_tokens / (audit_tokens + own_tokens),
         **figures,
     }

@@ -21,9 +21,10 @@ from prism_job.data import examples
 from prism_job.evaluate import audit
 from prism_job.plan.plan import Plan, read_plan
 from prism_job.plan.sample import Sample
-from prism_job.publish import manifest
-from prism_job.publish.report import render
-from prism_job.score.preference import preference
+from prism_job.preference import preference
+from prism_job.publish.audit_sentence import audit_sentence, is_low, is_noise
+from prism_job.publish.published import load
+from prism_job.publish.report.page import render
 from prism_job.spec.document import parse_spec
 from prism_job.storage.address import open_store
 from prism_job.store import shards, staged_rows
@@ -154,7 +155,7 @@ def test_what_cannot_be_told_is_none_with_a_reason(job: Float64, other: Float64,
     assert found["overlap"] is None
     assert reason in found["reason"]
     said = "cannot be told from noise" if reason == "nothing in common" else found["reason"]
-    assert said in audit.sentence(found)
+    assert said in audit_sentence(found)
     json.dumps(found, allow_nan=False)
 
 
@@ -164,7 +165,7 @@ def test_rankings_that_hardly_agree_give_an_interval_from_nothing() -> None:
     other += 0.3 * job - 0.1
     found = audit.agreement(job, other, 0.05, "highest")
     assert 0 <= found["spearman_low"] < found["spearman"] < found["spearman_high"] < 1
-    assert "Raise extraction.projection.dim" in audit.sentence(found)
+    assert "Raise extraction.projection.dim" in audit_sentence(found)
     json.dumps(found, allow_nan=False)
 
 
@@ -181,7 +182,7 @@ def test_an_agreement_that_noise_alone_may_have_is_said_to_be_none(monkeypatch: 
             no_finding = (
                 f"cannot be told from noise: it agrees with the audit's at {value:.3f} ({low:.3f} to {high:.3f})."
             )
-            said = audit.sentence(found)
+            said = audit_sentence(found)
             assert (low <= 0) == (no_finding in said) == ("agrees with exact scores at" not in said)
             times += no_finding in said
         # One side of a 95 % interval lies above 0 in 2.5 of 100 rankings of noise.
@@ -192,8 +193,8 @@ def test_an_agreement_that_noise_alone_may_have_is_said_to_be_none(monkeypatch: 
 def test_more_dims_are_advised_where_the_lower_bound_is_low(noise: float) -> None:
     _, job, other = drawn("normal", 128, noise, RANDOM(9))
     found = audit.agreement(job, other, 0.1, "highest")
-    assert ("Raise extraction.projection.dim" in audit.sentence(found)) == (found["spearman_low"] < audit.LOW_AGREEMENT)
-    assert audit.is_low(found) == (noise >= 0.2)
+    assert ("Raise extraction.projection.dim" in audit_sentence(found)) == (found["spearman_low"] < audit.LOW_AGREEMENT)
+    assert is_low(found) == (noise >= 0.2)
     assert (found["spearman"] > audit.LOW_AGREEMENT) == (noise <= 0.2), "at .2 the bound alone is low"
 
 
@@ -202,7 +203,7 @@ def test_more_dims_are_advised_where_the_lower_bound_is_low(noise: float) -> Non
 def test_an_overlap_is_told_from_five_rows_on(num_rows: int, fraction: float) -> None:
     _, job, other = drawn("normal", num_rows, 0.09, RANDOM(10))
     found = audit.agreement(job, other, fraction, "highest")
-    said = audit.sentence(found)
+    said = audit_sentence(found)
     assert found["spearman"] is not None
     assert found["noise"] == audit.noise_ratio(found["spearman_between"], 0.5)
     if round(fraction * num_rows) >= 5:
@@ -516,7 +517,7 @@ def test_the_report_and_the_last_words_say_it_in_words(job: Job, budget: int) ->
     published = audited(job, 20, "float16").run()
     found = figures(published)
     assert (found["taken"], found["overlap"] is None) == {4: (3, True), 8: (5, False)}[budget]
-    said = audit.sentence(found)
+    said = audit_sentence(found)
     assert f"Spearman {found['spearman']:.3f} ({found['spearman_low']:.3f} to {found['spearman_high']:.3f})" in said
     if budget == 8:
         assert (
@@ -528,16 +529,16 @@ def test_the_report_and_the_last_words_say_it_in_words(job: Job, budget: int) ->
     assert "How far the ranking can be trusted" in page
     assert said in page
     assert job.stage("reduce")[1]["audit"] == said
-    assert manifest.load(str(published)).check().manifest.audit == found
+    assert load(str(published)).check().manifest.audit == found
 
 
 def test_a_page_whose_ranking_may_be_noise_says_so_and_no_more() -> None:
     random = RANDOM(11)
     found = audit.agreement(random.standard_normal(20), random.standard_normal(20), 0.5, "highest")
-    assert audit.is_noise(found)
+    assert is_noise(found)
     about = {"examples": 20, "usable": 20, "dim": 16, "seed": 1, "token_share": 0.1}
     page = Page(render(report_of([1.0, 2.0], audit=about | found))).words()
-    assert audit.sentence(found) in page
+    assert audit_sentence(found) in page
     assert "nearer to the exact ranking" not in page
 
 

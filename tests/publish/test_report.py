@@ -9,19 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prism_job.publish.chart import PLOT_PX
 from prism_job.publish.manifest import summary
-from prism_job.publish.report import (
-    DOMINANT_SHARE,
-    MAX_PAIR_TEXT,
-    MAX_ROWS,
-    MAX_TEXT,
-    Report,
-    ShownExample,
-    ShownPair,
-    ShownSet,
-    render,
-)
+from prism_job.publish.report.chart import PLOT_PX
+from prism_job.publish.report.contents import Report, ShownExample, ShownPair, ShownSet
+from prism_job.publish.report.examples import MAX_TEXT
+from prism_job.publish.report.markup import MAX_ROWS
+from prism_job.publish.report.page import render
+from prism_job.publish.report.targets import DOMINANT_SHARE, MAX_PAIR_TEXT
 from prism_job.score.column import Column
 
 HOSTILE = "<script src=\"http://evil/x.js\">alert('1')</script><img src=x onerror=alert(1)> & \ud800 \x00 \u202e </pre></style>"

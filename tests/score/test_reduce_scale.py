@@ -17,10 +17,10 @@ from prism_job.errors import DataError
 from prism_job.plan.plan import Plan, read_plan
 from prism_job.score import column
 from prism_job.score.column import Column
-from prism_job.score.preference import weigh_targets
-from prism_job.score.scoring import finish, scorer
+from prism_job.score.direction import fold_directions
+from prism_job.score.scorers import finish, scorer
+from prism_job.score.targets import weigh_targets
 from prism_job.spec.document import SelectionRun, parse_spec
-from prism_job.stages.reduce import fold_directions
 from prism_job.storage.address import open_store
 from prism_job.storage.folder import LocalFolder
 from prism_job.storage.objects import Store

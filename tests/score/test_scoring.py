@@ -8,11 +8,14 @@ Shapes: N rows, Q target pairs, D dims, L layers, P projected dims a side.
 from __future__ import annotations
 
 import math
-import platform
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal, localcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,13 +31,14 @@ from prism_job.extract.capture.gradients import GradientCapture
 from prism_job.extract.capture.layers import captured_layers
 from prism_job.extract.capture.row_format import RowFormat
 from prism_job.extract.tokenise import Encoded, collate, encode_response
+from prism_job.preference import preference, target_weights
 from prism_job.score import sign_kernel
 from prism_job.score.column import Column
 from prism_job.score.curvature import Factors, damping_value, solve, unpack
-from prism_job.score.preference import contributions, preference, target_weights
-from prism_job.score.scoring import Float16Scorer, SignScorer, finish, scorer
+from prism_job.score.scorers import Float16Scorer, SignScorer, finish, scorer
 from prism_job.score.selection import Selected, select
 from prism_job.score.sign_kernel import LIMIT, sign_sums
+from prism_job.score.targets import contributions
 from prism_job.spec.selection import BudgetSpec, SelectionSpec
 from prism_job.store import codec
 from tests.models import VOCAB, build_model, build_tokenizer
@@ -305,21 +309,44 @@ def test_sums_at_the_edge_of_int32_are_exact() -> None:
     # All of a block's dims at the limit, with and against the signs: ± 256 (2^23 - 1), which int32 just holds.
     quantised_D = np.full(512, LIMIT, np.int32)
     signs_NW = np.repeat(np.array([[255, 0], [0, 255], [255, 255], [0, 0]], np.uint8), 32, axis=1)
-    found = sign_sums()(signs_NW, np.ones((4, 2), np.float16), quantised_D, np.array([1.0, 0.5]))
+    found = sign_sums(signs_NW, np.ones((4, 2), np.float16), quantised_D, np.array([1.0, 0.5]))
     assert (found / (256 * LIMIT)).tolist() == [0.5, -0.5, 1.5, -1.5]
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the processors compared are x86")
-def test_a_score_is_the_same_bits_on_a_processor_without_wide_registers(monkeypatch: pytest.MonkeyPatch) -> None:
-    arrays, score_rows = codec.encode_sign(made_up_rows()), SignScorer(made_up_direction_D())
-    wanted = score_rows(arrays)
-    features = sign_kernel.binding.get_host_cpu_features()
-    for without in ("avx512", "avx2", "fma"):
-        features.update({name: False for name in features if name.startswith(without)})
-        monkeypatch.setattr(sign_kernel.binding, "get_host_cpu_name", lambda: "x86-64")
-        monkeypatch.setattr(sign_kernel.binding, "get_host_cpu_features", lambda: features)
-        score_rows.sums = sign_kernel.SignSums()
-        assert score_rows(arrays).tobytes() == wanted.tobytes()
+ON_A_PLAIN_PROCESSOR = """
+import sys
+import numpy as np
+from numba.core.caching import _CacheImpl
+if sys.argv[2] == "no folder":
+    _CacheImpl._locator_classes = []
+from prism_job.score.sign_kernel import sign_sums
+given = np.load(sys.argv[1])
+sys.stdout.buffer.write(sign_sums(*[given[name] for name in ("signs", "scales", "quantised", "steps")]).tobytes())
+"""
+
+
+@pytest.mark.parametrize("cache", ["a folder", "no folder"])
+def test_sums_are_those_of_plain_loops_on_any_processor_with_and_without_a_cache(cache: str, tmp_path: Path) -> None:
+    random, (num_rows, num_blocks) = np.random.default_rng(9), (5, 3)
+    signs_NW = random.integers(0, 256, (num_rows, num_blocks * 32), np.uint8)
+    scales_NS, steps_S = random.random((num_rows, num_blocks)).astype(np.float16), random.random(num_blocks)
+    quantised_D = random.integers(-LIMIT, LIMIT + 1, num_blocks * 256).astype(np.int32)
+    wanted = []
+    for row in range(num_rows):
+        bits, score = np.unpackbits(signs_NW[row], bitorder="little").tolist(), 0.0
+        for block in range(num_blocks):
+            dims = range(256 * block, 256 * block + 256)
+            signed = sum(int(quantised_D[dim]) * (1 if bits[dim] else -1) for dim in dims)
+            score += signed * float(steps_S[block]) * float(scales_NS[row, block])
+        wanted.append(score)
+    assert sign_sums(signs_NW, scales_NS, quantised_D, steps_S).tolist() == wanted
+    given = tmp_path / "given.npz"
+    np.savez(given, signs=signs_NW, scales=scales_NS, quantised=quantised_D, steps=steps_S)
+    settings = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", ON_A_PLAIN_PROCESSOR, str(given), cache]
+    found = subprocess.run(command, env=os.environ | settings, check=True, capture_output=True).stdout
+    assert np.frombuffer(found).tolist() == wanted
+    assert any(tmp_path.rglob("*.nbi")) == (cache == "a folder")
 
 
 def test_a_system_that_forbids_machine_code_and_a_big_endian_one_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,12 +354,13 @@ def test_a_system_that_forbids_machine_code_and_a_big_endian_one_are_refused(mon
         raise OSError("no memory may be executed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sign_kernel.binding, "check_jit_execution", forbidden)
+        patch.delitem(sys.modules, "numba")  # the next import asks the system again
+        patch.setattr("llvmlite.binding.check_jit_execution", forbidden)
         with pytest.raises(RequestError, match="no memory may be executed"):
-            sign_kernel.SignSums()
+            sign_kernel.compiled_loop.__wrapped__()
     monkeypatch.setattr(sign_kernel.sys, "byteorder", "big")
     with pytest.raises(RequestError, match="little-endian"):
-        sign_kernel.SignSums()
+        sign_kernel.compiled_loop.__wrapped__()
 
 
 @pytest.mark.parametrize("name", ["signs", "scales", "unit"])

@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from launcher.resource.document import parse_for_cluster
+from launcher.resource.record import parse_for_cluster
 from prism_job.errors import SpecError
 from prism_job.plan.plan import read_plan
 from prism_job.score import column
-from prism_job.score.preference import weigh_targets
-from prism_job.score.scoring import score_candidates
+from prism_job.score.candidates import score_candidates
+from prism_job.score.direction import fold_directions
+from prism_job.score.targets import weigh_targets
 from prism_job.spec.document import known_fields, parse_spec
-from prism_job.stages.reduce import fold_directions
 from prism_job.storage.address import open_store
 from prism_job.store import shards
 from tests.conftest import Job, candidate, pair, write_jsonl

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from prism_job.publish.chart import Group, Share, shares
-from prism_job.publish.markup import MAX_ROWS, more, path, percent, safe, section
+from prism_job.publish.report.chart import Group, Share, shares
+from prism_job.publish.report.markup import MAX_ROWS, more, path, percent, safe, section
 
 Figures = dict[str, Any]
 

@@ -1,0 +1,133 @@
+"""A ranking of candidates compared with their labels, beside two baselines: the candidates' own loss, as mean and as sum.
+
+Shapes: A rows of the plan, N ranked ones (usable, duplicates left out), Q target pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prism_job.data.examples import refuse_one_sided
+from prism_job.evaluate.labels import read_labels
+from prism_job.evaluate.metrics import Measure, auroc, preference_figures, ranking_figures, with_intervals
+from prism_job.plan.plan import Plan
+from prism_job.spec.evaluation import EvaluationSpec
+from prism_job.spec.selection import SelectionSpec
+from prism_job.storage.objects import Store
+
+Float64 = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+PERCENTS = (1, 2, 5, 10, 20, 50)
+"""Budgets at which precision and recall are reported, beside the run's own, in percent of the ranked candidates."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A selection's result for each row, in plan order.
+
+    Attributes:
+        ranked_A: which of the plan's rows were ranked. The other fields cover these rows alone.
+        nll_N: own losses, token sums. tokens_N: response tokens. selected_N: rows of the subset.
+        preference_Q: π, nan where a pair has none.
+        num_taken: rows the budget took, kept or dropped.
+    """
+
+    ranked_A: Bools
+    score_N: Float64
+    nll_N: Float64
+    tokens_N: NDArray[np.int32]
+    selected_N: Bools
+    preference_Q: Float64
+    num_taken: int
+
+
+def compare(
+    outcome: Outcome, plan: Plan, store: Store, selection: SelectionSpec, evaluation: EvaluationSpec
+) -> dict[str, Any]:
+    """Figures of the ranking beside those of the candidates' own loss, of π, and of each source; plain values.
+
+    The score is oriented by the selection: under `keep: highest` and `drop: lowest` a good candidate should score high.
+    The baselines call a candidate bad by its own loss: `loss_` is the token mean, `loss_sum_` the sum. `precision_at_5` is
+    the share of good ones among those that a budget of 5 % keeps, or of bad ones among those that it drops; `recall_at_5`
+    how many of all good ones are kept, of all bad ones dropped; `taken_at_5` its rows. A budget of no row is left out.
+    Every figure of a ranking has a 95 % bootstrap interval, `_low` to `_high`. So has `auroc_over_loss`, the difference of
+    `auroc` and `loss_auroc` in the same resamples: where it holds 0, neither ranking can be called the better one. For the
+    figures of π see `preference_figures`.
+
+    Raises:
+        RequestError: a ranked row without a readable label (names source and line), or all labels equal.
+        DataError: staged rows are missing or damaged.
+    """
+    good_N = read_labels(plan.candidates, plan.sources, store, outcome.ranked_A, evaluation.label, evaluation.positive)
+    num_ranked, num_good = len(good_N), int(good_N.sum())
+    refuse_one_sided(num_good, num_ranked, evaluation.label, ", ".join(plan.sources[:3]))
+    keeps = selection.keep is not None
+    sign = 1.0 if (selection.keep == "highest" or selection.drop == "lowest") else -1.0
+    score_N = sign * outcome.score_N
+    rankings = {"": score_N, "loss_": -outcome.nll_N / outcome.tokens_N, "loss_sum_": -outcome.nll_N}
+    taken = {"budget": outcome.num_taken} | {str(percent): round(percent / 100 * num_ranked) for percent in PERCENTS}
+    taken = {name: num_taken for name, num_taken in taken.items() if num_taken}
+    measures: dict[Sequence[str], Measure] = {
+        _names(prefix, list(taken)): ranking_figures(ranking_N, good_N, keeps, list(taken.values()))
+        for prefix, ranking_N in rankings.items()
+    }
+    # A run's own budget that takes nothing has figures of None.
+    nothing = {f"{name}{end}": None for prefix in rankings for name in _names(prefix, ["budget"]) for end in _ENDS}
+    known_Q = ~np.isnan(outcome.preference_Q)
+    column, right_Q = evaluation.target_label, None
+    if column is not None:
+        right_Q = read_labels(plan.targets, plan.target_sources, store, known_Q, column, None)
+    return {
+        "label": evaluation.label,
+        "num_examples": num_ranked,
+        "num_positive": num_good,
+        "action": f"keep {selection.keep}" if selection.keep else f"drop {selection.drop}",
+        "taken_by_budget": outcome.num_taken,
+        **{f"taken_at_{name}": num_taken for name, num_taken in taken.items() if name != "budget"},
+        **nothing,
+        **with_intervals(measures, num_ranked, {"auroc_over_loss": ("auroc", "loss_auroc")}),
+        "by_source": _by_source(outcome, plan, score_N, good_N, keeps),
+        "target_label": column,
+        **preference_figures(outcome.preference_Q[known_Q], right_Q),
+    }
+
+
+_ENDS = ("", "_low", "_high")
+
+
+def _names(prefix: str, budgets: list[str]) -> tuple[str, ...]:
+    """Names of the figures of a ranking, in the order of `ranking_figures`."""
+    return (
+        f"{prefix}auroc",
+        *(f"{prefix}precision_at_{name}" for name in budgets),
+        *(f"{prefix}recall_at_{name}" for name in budgets),
+    )
+
+
+def _by_source(outcome: Outcome, plan: Plan, score_N: Float64, good_N: Bools, keeps: bool) -> list[dict[str, Any]]:
+    """A row for each source with a ranked candidate. Precision is that of its rows that the budget took; None without any."""
+    source_A = np.repeat([unit.source for unit in plan.candidates], [unit.num_rows for unit in plan.candidates])
+    # Rows are in plan order, so each source is one run of them.
+    present, starts = np.unique(source_A[outcome.ranked_A], return_index=True)
+    taken_N, right_N = outcome.selected_N == keeps, good_N == keeps
+    rows = []
+    for source, start, stop in zip(present.tolist(), starts, [*starts[1:], len(good_N)], strict=True):
+        part = slice(start, stop)
+        num_taken = int(taken_N[part].sum())
+        rows.append(
+            {
+                "source": plan.sources[source],
+                "candidates": int(stop - start),
+                "good": int(good_N[part].sum()),
+                "selected": int(outcome.selected_N[part].sum()),
+                "precision": int((taken_N & right_N)[part].sum()) / num_taken if num_taken else None,
+                "auroc": auroc(score_N[part], good_N[part]),
+            }
+        )
+    return rows

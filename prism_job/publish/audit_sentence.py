@@ -1,0 +1,41 @@
+"""The audit's figures as one or two English sentences, for the end of a run and the report."""
+
+from __future__ import annotations
+
+from prism_job.evaluate.audit import LOW_AGREEMENT, Figures
+
+
+def audit_sentence(figures: Figures) -> str:
+    """The figures of a manifest as a sentence or two."""
+    if is_noise(figures):
+        between = _shown(figures, "spearman_between", ".3f")
+        stated = (
+            "The agreement of the ranking with exact scores is not known: the agreement of its two extractions, Spearman "
+            f"{between}, cannot be told from noise."
+        )
+    elif figures["spearman"] is None:
+        return f"The agreement of the ranking with exact scores is not known: {figures['reason']}."
+    else:
+        stated = f"The ranking agrees with exact scores at Spearman {_shown(figures, 'spearman', '.3f')}"
+        if figures["overlap"] is None:
+            stated += (
+                f". Which share of the budget's rows exact scores would take too is not known: {figures['reason']}."
+            )
+        else:
+            stated += f"; exact scores would take {_shown(figures, 'overlap', '.0%')} of the same rows."
+    return f"{stated} Raise extraction.projection.dim or extraction.codec.dims." if is_low(figures) else stated
+
+
+def is_noise(figures: Figures) -> bool:
+    """Whether two rankings of noise alone may agree as these do: their interval holds 0."""
+    return figures["spearman_between_low"] is not None and bool(figures["spearman_between_low"] <= 0)
+
+
+def is_low(figures: Figures) -> bool:
+    """Whether the agreement with exact scores may lie under LOW_AGREEMENT, or is not known."""
+    return figures["spearman"] is None or bool(figures["spearman_low"] < LOW_AGREEMENT)
+
+
+def _shown(figures: Figures, name: str, form: str) -> str:
+    value, low, high = (format(figures[f"{name}{end}"], form) for end in ("", "_low", "_high"))
+    return f"{value} ({low} to {high})"

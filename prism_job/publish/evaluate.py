@@ -1,0 +1,46 @@
+"""The verb `evaluate`: a published selection compared with labels that its rows carry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prism_job.evaluate.comparison import Outcome, compare
+from prism_job.publish.published import load
+from prism_job.spec.evaluation import EvaluationSpec
+from prism_job.storage.address import open_store
+
+
+def evaluate(
+    manifest_uri: str, label: str | None = None, positive: str | None = None, target_label: str | None = None
+) -> dict[str, Any]:
+    """The figures of `compare` for a published selection.
+
+    Args:
+        label: column of the candidates; without it that of the run's own document, else `label`.
+        positive, target_label: as in `spec.evaluation`; without them those of the run's own document, except that `positive`
+            holds for the document's own label column only.
+
+    Raises:
+        RequestError: no such column, values that are not two-sided, or all labels equal.
+        DataError: the selection is damaged.
+    """
+    published = load(manifest_uri)
+    spec = published.manifest.spec.spec
+    scores = published.table("scores.parquet")
+    ranked_A = scores["score"].is_valid().to_numpy() & ~scores["duplicate"].to_numpy()
+    outcome = Outcome(
+        ranked_A=ranked_A,
+        score_N=scores["score"].to_numpy()[ranked_A],
+        nll_N=scores["nll"].to_numpy()[ranked_A],
+        tokens_N=scores["num_tokens"].to_numpy()[ranked_A],
+        selected_N=scores["selected"].to_numpy()[ranked_A],
+        preference_Q=published.table("targets.parquet")["preference"].to_numpy(),
+        num_taken=published.manifest.counts.taken_by_budget,
+    )
+    evaluation = spec.evaluation or EvaluationSpec(label="label")
+    if label not in (None, evaluation.label):
+        evaluation = evaluation.model_copy(update={"label": label, "positive": None})
+    options = {"positive": positive, "target_label": target_label}
+    evaluation = evaluation.model_copy(update={name: value for name, value in options.items() if value is not None})
+    figures = compare(outcome, published.plan(), open_store(spec.store), spec.selection, evaluation)
+    return figures | {"selection_id": published.manifest.selection_id}

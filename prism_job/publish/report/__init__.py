@@ -1,0 +1,1 @@
+"""report.html: its contents, the page, a file a section."""

@@ -1,0 +1,31 @@
+"""The section of the audit: how far the ranking can be trusted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prism_job.publish.audit_sentence import audit_sentence, is_low, is_noise
+from prism_job.publish.report.markup import percent, safe
+
+
+def audit_section(figures: dict[str, Any]) -> str:
+    said = audit_sentence(figures)
+    told = [
+        f"{figures['usable']:,} candidates, drawn by their ids, were extracted again with other random projections of "
+        f"{figures['dim']} dims a side, {percent(figures['token_share'], 1)} of the response tokens of this run; the "
+        "targets' rows of that form came out of their own passes."
+    ]
+    if figures["spearman_between"] is not None:
+        rho, share = f"{figures['spearman_between']:.3f}", percent(figures["overlap_between"], 1)
+        told.append(
+            f"The two rankings agree at Spearman {rho}, and share {share} of the {figures['taken']:,} that the budget would "
+            "take of these. Brackets hold 95 % intervals."
+        )
+        if not is_noise(figures):
+            told.append("Both are noisy, so each is nearer to the exact ranking than to the other.")
+    told.append(
+        "Noise of projection, folding and signs is what this measures: not whether the targets show what is wanted, or the "
+        "model is fit to judge."
+    )
+    look = "warn" if is_low(figures) else "lead"
+    return f'<p class="{look}">{safe(said)}</p><p class="note">{safe(" ".join(told))}</p>'

@@ -1,0 +1,55 @@
+"""The sections of data: candidates by source, quarantined rows, ignored files."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from prism_job.publish.report.contents import Report
+from prism_job.publish.report.markup import MAX_ROWS, meter, more, path, percent, safe
+
+MAX_REASONS = 12
+"""Distinct quarantine reasons counted one by one; some carry details of their row, so there may be as many as rows."""
+
+
+def sources_section(report: Report) -> str:
+    usable_S, chosen_S = report.usable_by_source, report.selected_by_source
+    num_selected = int(report.selected.sum())
+    overall = num_selected / max(report.num_usable, 1)
+    order = np.lexsort((-usable_S, -chosen_S))
+    rows = "".join(
+        f"<tr><td>{path(report.sources[place])}</td><td>{usable_S[place]:,}</td><td>{chosen_S[place]:,}</td>"
+        f'<td><div class="wide">{meter(chosen_S[place] / max(usable_S[place], 1), "sel", overall)}'
+        f"<b>{percent(int(chosen_S[place]), int(usable_S[place]))}</b></div></td></tr>"
+        for place in order[:MAX_ROWS].tolist()
+    )
+    return (
+        '<table class="sources"><thead><tr><th>Source</th><th>Candidates</th><th>Selected</th><th>Share selected</th>'
+        f"</tr></thead><tbody>{rows}</tbody></table>{more(len(order), 'sources')}"
+        f'<p class="note">Candidates that were scored. The tick marks the share over all sources, '
+        f"{percent(num_selected, report.num_usable)}.</p>"
+    )
+
+
+def quarantine_section(rows: list[tuple[str, int, str]]) -> str:
+    if not rows:
+        return '<p class="none">Every row could be read and scored.</p>'
+    reasons = Counter(reason for _, _, reason in rows).most_common()
+    others = sum(count for _, count in reasons[MAX_REASONS:])
+    counted = "".join(f"<tr><td>{safe(reason)}</td><td>{count:,}</td></tr>" for reason, count in reasons[:MAX_REASONS])
+    counted += f"<tr><td>{len(reasons) - MAX_REASONS:,} other reasons</td><td>{others:,}</td></tr>" if others else ""
+    listed = "".join(
+        f"<tr><td>{path(source)}</td><td>{line}</td><td>{safe(reason)}</td></tr>"
+        for source, line, reason in rows[:MAX_ROWS]
+    )
+    return (
+        f"<table><thead><tr><th>Reason</th><th>Rows</th></tr></thead><tbody>{counted}</tbody></table>"
+        f'<table class="rows"><thead><tr><th>Source</th><th>Line</th><th>Reason</th></tr></thead><tbody>{listed}</tbody>'
+        f"</table>{more(len(rows), 'rows')}"
+    )
+
+
+def ignored_section(names: list[str]) -> str:
+    listed = "".join(f"<li><code>{safe(name)}</code></li>" for name in names[:MAX_ROWS])
+    return f'<p class="note">Found beside the data and not read.</p><ul>{listed}</ul>{more(len(names), "files")}'

@@ -1,0 +1,97 @@
+"""The sections of targets: named sets, preference π, and the contribution of each pair."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prism_job.publish.report.chart import Bar, chart, number
+from prism_job.publish.report.contents import Report, ShownPair, ShownSet
+from prism_job.publish.report.markup import meter, percent, safe, shortened
+
+MAX_PAIR_TEXT = 300
+"""Characters of a target pair that are shown: a reminder of which pair it is."""
+DOMINANT_SHARE = 0.2
+"""A pair above this share of the direction is pointed out: the selection then rests on one example."""
+DOMINANT_SET_SHARE = 0.8
+"""A set above this share of the direction is pointed out where others were wanted: they then hardly count."""
+
+
+def sets_section(sets: list[ShownSet]) -> str:
+    rows = "".join(
+        f"<tr><td>{safe(one.name)}</td><td>{one.num_pairs:,}</td><td>{number(one.weight)}</td>"
+        f"<td>{'–' if one.mean_preference is None else f'{one.mean_preference:.2f}'}</td><td>{number(one.norm)}</td>"
+        f'<td><div class="wide">{meter(one.share, "pi")}<b>{percent(one.share, 1)}</b></div></td></tr>'
+        for one in sets
+    )
+    largest = max(sets, key=lambda one: one.share)
+    warning = (
+        f'<p class="warn">The set {safe(largest.name)} holds {percent(largest.share, 1)} of the direction: the others hardly '
+        "count. Give it a smaller weight, or them a larger one.</p>"
+        if len(sets) > 1 and largest.share > DOMINANT_SET_SHARE
+        else ""
+    )
+    return (
+        '<p class="note">Each set is scored by itself (score_… in scores.parquet); the ranking is by the sum of weight × '
+        f"score.</p>{warning}"
+        '<table class="sets"><thead><tr><th>Set</th><th>Pairs</th><th>Weight</th><th>Mean π</th><th>Norm</th>'
+        f"<th>Share of the direction</th></tr></thead><tbody>{rows}</tbody></table>"
+        '<p class="note">Norm: of the mean gradient of the set, before its weight. Share: of the combined direction, before '
+        "curvature; a set with a negative one is outweighed by sets that pull the other way.</p>"
+    )
+
+
+def preference_section(report: Report) -> str:
+    pi = report.preference
+    missing = report.counts["target_pairs"] - len(pi)
+    if not len(pi):
+        return '<p class="none">No target pair has a rejected response, so none has a preference π.</p>'
+    counts_B, edges = np.histogram(pi, 20, (0.0, 1.0))
+    bars = [
+        Bar(5.0 * n, 5.0, (("pi", int(count)),), f"π {edges[n]:.2f} to {edges[n + 1]:.2f}: {count:,} pairs")
+        for n, count in enumerate(counts_B)
+    ]
+    weighting = report.settings.get("weighting")
+    used = {
+        "preference": "This run weighs pairs by π, so those near 0 get little weight.",
+        "uniform": "This run weighs all pairs alike: π is shown, not used. Preference weighting would give those "
+        "near 0 little weight.",
+    }.get(weighting or "", "Under preference weighting those near 0 get little weight.")
+    gap = f" {missing:,} pairs have no rejected response and no π." if missing else ""
+    ticks = [(25.0 * n, f"{n / 4:g}") for n in range(5)]
+    mean = float(pi.mean())
+    return (
+        '<p class="note">π near 1: the model already prefers the wanted response. π near 0: it prefers the other. '
+        f"{used}</p>{chart('pi', bars, ticks, [(100 * mean, f'mean {mean:.2f}')], [])}"
+        f'<p class="note">{int((pi < 0.5).sum()):,} of {len(pi):,} lie under 0.5.{gap}</p>'
+    )
+
+
+def contribution_section(share_Q: NDArray[np.float64], pairs: list[ShownPair]) -> str:
+    if not share_Q.any():
+        return '<p class="none">No pair contributes: together they give no direction.</p>'
+    largest = pairs[0]
+    rows = "".join(
+        f"<li><span>pair {pair.number:,}</span>{meter(pair.share / largest.share, 'pi')}"
+        f"<b>{percent(pair.share, 1)}</b><pre>\n{safe(shortened(pair.text, MAX_PAIR_TEXT))}</pre></li>"
+        for pair in pairs
+    )
+    half = int(np.argmax(np.cumsum(np.sort(share_Q)[::-1]) >= 0.5)) + 1
+    said = [
+        f"An even share would be {percent(1, len(share_Q))}; half is held by the largest {half:,} of {len(share_Q):,} pairs."
+    ]
+    if len(share_Q) > len(pairs):
+        shown = sum(pair.share for pair in pairs)
+        said.append(f"The other {len(share_Q) - len(pairs):,} add {percent(1 - shown, 1)}.")
+    if (share_Q < 0).any():
+        against = share_Q[share_Q < 0]
+        said.append(f"{len(against):,} pull against the direction ({percent(float(against.sum()), 1)} together).")
+    warning = (
+        f'<p class="warn">Pair {largest.number:,} alone holds {percent(largest.share, 1)} of the direction.</p>'
+        if largest.share > DOMINANT_SHARE
+        else ""
+    )
+    return (
+        f'<p class="note">Share of the direction that scores are measured along. Pairs are numbered as the rows of '
+        f'targets.parquet, from 1.</p>{warning}<ol class="pairs">{rows}</ol><p class="note">{" ".join(said)}</p>'
+    )

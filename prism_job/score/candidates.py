@@ -1,0 +1,135 @@
+"""Scores of the stored candidates, shard by shard, and of the audit's sample.
+
+Shapes: K directions, one a target set; N rows; D dims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prism_job.errors import DataError
+from prism_job.plan.plan import Audit, Block, Plan, Quarantined
+from prism_job.progress import Meter
+from prism_job.score.column import Column, parts
+from prism_job.score.scorers import finish, scorer
+from prism_job.spec.document import RunSpec
+from prism_job.storage.objects import Store
+from prism_job.store import shards
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ScoredUnit:
+    """What is kept of one shard. `scores`: of its rows, along each direction."""
+
+    scores: list[Float64]
+    ids: NDArray[Any]
+    tokens: NDArray[np.int32]
+    nll: Float64
+    norm: NDArray[np.float32]
+    quarantined: dict[str, str]
+
+
+@dataclass
+class Scored:
+    """What is kept of the candidates: in columns, all but one byte a row.
+
+    `scores`: a column a direction. `usable_N`: False for rows without a response token; extraction quarantined them.
+    """
+
+    scores: list[Column]
+    usable_N: NDArray[np.bool_]
+    ids: Column = field(default_factory=lambda: Column("V16"))
+    tokens: Column = field(default_factory=lambda: Column("i4"))
+    nll: Column = field(default_factory=lambda: Column("f8"))
+    norm: Column = field(default_factory=lambda: Column("f4"))
+    quarantined: list[Quarantined] = field(default_factory=list)
+
+
+def score_candidates(spec: RunSpec, plan: Plan, store: Store, directions_KD: Float64) -> Scored:
+    """Equation 4 for every row of the plan and each direction. Each shard is read once."""
+    scored = Scored([Column("f8") for _ in directions_KD], np.zeros(plan.num_examples, np.bool_))
+    meter = Meter("reduce", plan.num_examples)
+    start = 0
+    scored_units = score_units(spec, store, plan.extractor, plan.candidates, directions_KD)
+    for unit, of_unit in zip(plan.candidates, scored_units, strict=True):
+        for column, scores_N in zip(scored.scores, of_unit.scores, strict=True):
+            column.append(scores_N)
+        scored.usable_N[start : start + unit.num_rows] = of_unit.tokens > 0
+        for name in ("ids", "tokens", "nll", "norm"):
+            getattr(scored, name).append(getattr(of_unit, name))
+        lines = list(unit.line_numbers()) if of_unit.quarantined else []
+        scored.quarantined += [
+            Quarantined(source=plan.sources[unit.source], line=lines[int(row)], reason=reason)
+            for row, reason in of_unit.quarantined.items()
+        ]
+        start += unit.num_rows
+        meter.add(unit.num_rows)
+    return scored
+
+
+def score_sample(
+    spec: RunSpec, audit: Audit, store: Store, directions_KD: Float64
+) -> tuple[Float64, NDArray[np.int32]]:
+    """Scores of the audit's sample, combined over the target sets, and its response tokens, 0 where a row is unusable.
+
+    Args:
+        spec: in the form of `audit_spec`, as the directions are.
+    """
+    signed_weights = [target_set.signed_weight for target_set in spec.targets.as_sets()]
+    units = list(score_units(spec, store, audit.extractor, audit.units, directions_KD))
+    scores_N = np.concatenate([_weighted_sum(unit.scores, signed_weights) for unit in units])
+    return scores_N, np.concatenate([unit.tokens for unit in units])
+
+
+def score_units(
+    spec: RunSpec, store: Store, extractor: str, units: Sequence[Block], directions_KD: Float64
+) -> Iterator[ScoredUnit]:
+    """Equation 4 for the rows of these units, in their order; shards are read ahead.
+
+    Raises:
+        DataError: a shard is missing or damaged, or its arrays do not fit together.
+    """
+    codec = spec.extraction.codec.kind
+    scorers = [scorer(codec, direction_D) for direction_D in directions_KD]
+
+    def score(shard: shards.Shard) -> ScoredUnit:
+        arrays = shard.arrays
+        score, loss = spec.scoring.score, spec.scoring.loss
+        try:
+            scores = [finish(each(arrays), arrays["tokens"], arrays["norm"], score, loss) for each in scorers]
+        except (KeyError, ValueError) as error:
+            where = store.uri(shards.shard_key(extractor, "candidates", shard.unit_id))
+            what = f"damaged shard: its arrays do not fit together: {error}"
+            raise DataError(what, where=where, fix=shards.REDO) from error
+        # Copies, so that the shard's memory is freed.
+        ids = arrays["ids"].reshape(-1).view("V16").copy()
+        tokens, nll, norm = (arrays[name].copy() for name in ("tokens", "nll", "norm"))
+        return ScoredUnit(scores, ids, tokens, nll, norm, shard.notes["quarantined"])
+
+    num_dims = directions_KD.shape[1]
+    row_bytes = num_dims // 8 if codec == "sign" else 2 * num_dims
+    depth = shards.read_depth(max(unit.num_rows for unit in units) * row_bytes)
+    return shards.read_ahead(store, extractor, [unit.id for unit in units], score, depth)
+
+
+def combine(scores: list[Column], signed_weights: Sequence[float]) -> Column:
+    """Σ_k sign_k weight_k s_k of every row: its score along Σ_k sign_k weight_k g_k. One set of weight 1 stays as it is."""
+    if len(scores) == 1 and signed_weights[0] == 1:
+        return scores[0]
+    combined = Column("f8")
+    for part in parts(len(scores[0])):
+        combined.append(_weighted_sum([column.part(part) for column in scores], signed_weights))
+    return combined
+
+
+def _weighted_sum(scores: Sequence[Float64], signed_weights: Sequence[float]) -> Float64:
+    # One after the other: np.sum's order depends on the number of rows.
+    return reduce(np.add, (weight * scores_N for weight, scores_N in zip(signed_weights, scores, strict=True)))

@@ -1,0 +1,143 @@
+"""The weights of the target pairs, and the plain direction of each target set (docs/architecture.md, Method).
+
+Shapes: K target sets, Q target pairs, L layers, P projected dims a side, M = L·P² numbers of a pair's row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prism_job.plan.plan import Audit, Plan, Unit
+from prism_job.preference import mean_nll, preference, target_weights
+from prism_job.spec.document import RunSpec
+from prism_job.storage.objects import Store
+from prism_job.store import shards
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass
+class Targets:
+    """The plain direction g_k of each target set [K, L, P, P], and a few numbers for each pair.
+
+    Attributes:
+        set_Q: index of each pair's set in `spec.targets.as_sets()`.
+        contribution_Q: share in the combined direction g = Σ_k sign_k weight_k g_k.
+    """
+
+    ids: list[str]
+    layers: list[str]
+    directions_KLPP: Float64
+    set_Q: NDArray[np.int64]
+    preference_Q: Float64
+    weight_Q: Float64
+    contribution_Q: Float64
+    chosen_nll_Q: Float64
+    rejected_nll_Q: Float64
+
+
+def weigh_targets(spec: RunSpec, plan: Plan, store: Store) -> Targets:
+    """Equations 1 to 3, set by set: π_q of every pair, and g_k = 1/|Q_k| Σ_q w_q (ḡ(q,y⁺) − ḡ(q,y⁻)) over those of set k.
+
+    Two passes over the stored pairs: one to sum the directions, one for each pair's part in the combined one.
+    """
+    ids: list[str] = []
+    layers: list[str] = []
+    columns: dict[str, list[Float64]] = {"chosen_nll": [], "rejected_nll": [], "preference": [], "weight": []}
+    by_set = _SetSums(spec, plan)
+    for unit in plan.targets:
+        shard = shards.read_shard(store, plan.extractor, "targets", unit.id)
+        layers, arrays = shard.notes["layers"], shard.arrays
+        chosen, rejected = (
+            mean_nll(arrays[f"{side}_nll"], arrays[f"{side}_tokens"]) for side in ("chosen", "rejected")
+        )
+        # A pair without a rejected response (weighting: uniform) has no preference.
+        preferred = np.where(np.isnan(rejected), np.nan, preference(chosen, np.nan_to_num(rejected)))
+        weight = target_weights(spec.scoring.weighting, preferred)
+        by_set.add(unit, weight @ arrays["rows"].astype(np.float64))
+        ids += shards.hex_ids(arrays["ids"])
+        for name, values in zip(columns, (chosen, rejected, preferred, weight), strict=True):
+            columns[name].append(values)
+    set_Q = np.repeat([by_set.set_of(unit) for unit in plan.targets], [unit.num_rows for unit in plan.targets])
+    # A pair's factor in the combined direction, times |Q|: 1 for all where there is one set.
+    signed_weight_K = np.array([target_set.signed_weight for target_set in spec.targets.as_sets()])
+    factor_K = signed_weight_K * (len(ids) / by_set.num_pairs_K)
+    combined_M = factor_K @ by_set.totals_KM
+    joined = {name: np.concatenate(values) for name, values in columns.items()}
+    dots = [
+        shards.read_shard(store, plan.extractor, "targets", unit.id).arrays["rows"].astype(np.float64) @ combined_M
+        for unit in plan.targets
+    ]
+    return Targets(
+        ids=ids,
+        layers=layers,
+        directions_KLPP=by_set.mean_directions(layers),
+        set_Q=set_Q,
+        preference_Q=joined["preference"],
+        weight_Q=joined["weight"],
+        contribution_Q=contributions(factor_K[set_Q] * joined["weight"] * np.concatenate(dots)),
+        chosen_nll_Q=joined["chosen_nll"],
+        rejected_nll_Q=joined["rejected_nll"],
+    )
+
+
+@dataclass(frozen=True)
+class SummedTargets:
+    """The plain direction of each target set in the audit's form, its layers, and the tokens of all responses."""
+
+    layers: list[str]
+    directions_KLPP: Float64
+    num_tokens: int
+
+
+def sum_targets(spec: RunSpec, plan: Plan, audit: Audit, store: Store) -> SummedTargets:
+    """Equation 3, set by set, from the weighted sums that extraction stored of each target unit.
+
+    Args:
+        spec: in the form of `audit_spec`.
+    """
+    layers: list[str] = []
+    by_set, num_tokens = _SetSums(spec, plan), 0
+    for unit in plan.targets:
+        shard = shards.read_shard(store, audit.extractor, "sums", unit.id)
+        layers = shard.notes["layers"]
+        by_set.add(unit, shard.arrays[spec.scoring.weighting].astype(np.float64))
+        num_tokens += sum(int(shard.arrays[f"{side}_tokens"].sum()) for side in ("chosen", "rejected"))
+    return SummedTargets(layers, by_set.mean_directions(layers), num_tokens)
+
+
+class _SetSums:
+    """The weighted rows of the pairs summed by target set: [K, M], and the number of pairs [K]."""
+
+    def __init__(self, spec: RunSpec, plan: Plan) -> None:
+        self._names, self._set_of_source = [each.name for each in spec.targets.as_sets()], plan.target_sets
+        self._dim = spec.extraction.projection.dim
+        self.num_pairs_K = np.zeros(len(self._names), np.int64)
+        self.totals_KM: Float64 = np.zeros((len(self._names), 0))
+
+    def set_of(self, unit: Unit) -> int:
+        return self._names.index(self._set_of_source[unit.source])
+
+    def add(self, unit: Unit, sum_M: Float64) -> None:
+        if not self.totals_KM.size:
+            self.totals_KM = np.zeros((len(self._names), len(sum_M)))
+        self.totals_KM[self.set_of(unit)] += sum_M
+        self.num_pairs_K[self.set_of(unit)] += unit.num_rows
+
+    def mean_directions(self, layers: list[str]) -> Float64:
+        shape = (len(self._names), len(layers), self._dim, self._dim)
+        return (self.totals_KM / self.num_pairs_K[:, None]).reshape(shape)
+
+
+def contributions(weighted_dots_Q: Float64) -> Float64:
+    """Share of each pair in the direction: its weighted inner product with it, over the sum; they add up to 1.
+
+    Args:
+        weighted_dots_Q: c_q π_q ⟨ḡ(q,y⁺) − ḡ(q,y⁻), g⟩ with g = Σ_q c_q π_q (ḡ(q,y⁺) − ḡ(q,y⁻)) up to a factor; their
+            sum is ‖g‖² times that factor.
+    """
+    total = float(weighted_dots_Q.sum())
+    return weighted_dots_Q / total if total > 0 else np.zeros_like(weighted_dots_Q)
