@@ -9,20 +9,18 @@ def audit_sentence(figures: Figures) -> str:
     """The figures of a manifest as a sentence or two."""
     if is_noise(figures):
         between = _shown(figures, "spearman_between", ".3f")
-        stated = (
-            "The agreement of the ranking with exact scores is not known: the agreement of its two extractions, Spearman "
-            f"{between}, cannot be told from noise."
-        )
+        stated = "How well the ranking agrees with exact scores is not known: "
+        stated += f"its Spearman with the audit's ranking, {between}, cannot be told from noise."
     elif figures["spearman"] is None:
-        return f"The agreement of the ranking with exact scores is not known: {figures['reason']}."
+        return f"How well the ranking agrees with exact scores is not known: {figures['reason']}."
     else:
         stated = f"The ranking agrees with exact scores at Spearman {_shown(figures, 'spearman', '.3f')}"
         if figures["overlap"] is None:
             stated += (
-                f". Which share of the budget's rows exact scores would take too is not known: {figures['reason']}."
+                f". How many of the budget's rows exact scores would take as well is not known: {figures['reason']}."
             )
         else:
-            stated += f"; exact scores would take {_shown(figures, 'overlap', '.0%')} of the same rows."
+            stated += f"; exact scores would take {_shown(figures, 'overlap', '.0%')} of the budget's rows as well."
     return f"{stated} Raise extraction.projection.dim or extraction.codec.dims." if is_low(figures) else stated
 
 

@@ -179,9 +179,7 @@ def test_an_agreement_that_noise_alone_may_have_is_said_to_be_none(monkeypatch: 
             job = random.standard_normal(60)
             found = audit.agreement(job, slope * job + random.standard_normal(60), 0.1, "highest")
             value, low, high = (found[f"spearman_between{end}"] for end in ("", "_low", "_high"))
-            no_finding = (
-                f"cannot be told from noise: it agrees with the audit's at {value:.3f} ({low:.3f} to {high:.3f})."
-            )
+            no_finding = f"{value:.3f} ({low:.3f} to {high:.3f}), cannot be told from noise."
             said = audit_sentence(found)
             assert (low <= 0) == (no_finding in said) == ("agrees with exact scores at" not in said)
             times += no_finding in said
@@ -521,7 +519,7 @@ def test_the_report_and_the_last_words_say_it_in_words(job: Job, budget: int) ->
     assert f"Spearman {found['spearman']:.3f} ({found['spearman_low']:.3f} to {found['spearman_high']:.3f})" in said
     if budget == 8:
         assert (
-            f"would take {found['overlap']:.0%} ({found['overlap_low']:.0%} to {found['overlap_high']:.0%}) as" in said
+            f"would take {found['overlap']:.0%} ({found['overlap_low']:.0%} to {found['overlap_high']:.0%}) of" in said
         )
     else:
         assert "raise audit.examples to at least 38," in said

@@ -316,9 +316,9 @@ def test_sums_at_the_edge_of_int32_are_exact() -> None:
 ON_A_PLAIN_PROCESSOR = """
 import sys
 import numpy as np
-from numba.core.caching import _CacheImpl
+from numba.core.caching import CacheImpl
 if sys.argv[2] == "no folder":
-    _CacheImpl._locator_classes = []
+    CacheImpl._locator_classes = []
 from prism_job.score.sign_kernel import sign_sums
 given = np.load(sys.argv[1])
 sys.stdout.buffer.write(sign_sums(*[given[name] for name in ("signs", "scales", "quantised", "steps")]).tobytes())

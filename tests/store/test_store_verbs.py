@@ -184,7 +184,7 @@ def keep_with_a_damaged_manifest(job: Job) -> list[str]:
         (without_keep, "all of the store would be removed"),
         (keep_of_nothing, "no manifest is found there"),
         (keep_of_another_store, "need nothing of this store"),
-        (keep_with_a_damaged_plan, "not what the manifest beside it vouches for"),
+        (keep_with_a_damaged_plan, "checksum mismatch: plan.json"),
         (keep_with_a_damaged_unfinished_plan, "damaged plan"),
         (keep_with_a_damaged_manifest, "damaged manifest"),
     ],
