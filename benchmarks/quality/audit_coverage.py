@@ -28,9 +28,9 @@ from prism_job.extract import tokenise
 from prism_job.extract.capture.layers import captured_layers
 from prism_job.extract.model import load_model, load_tokenizer
 from prism_job.plan.extractor import audit_spec
-from prism_job.preference import preference
 from prism_job.score.candidates import score_sample
 from prism_job.score.direction import fold_directions
+from prism_job.score.preference import preference
 from prism_job.score.targets import sum_targets
 from prism_job.spec.model import ModelSpec
 from prism_job.storage import model_files

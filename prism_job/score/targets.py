@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism_job.plan.plan import Audit, Plan, Unit
-from prism_job.preference import mean_nll, preference, target_weights
+from prism_job.score.preference import mean_nll, preference, target_weights
 from prism_job.spec.document import RunSpec
 from prism_job.storage.objects import Store
 from prism_job.store import shards

@@ -21,10 +21,10 @@ from prism_job.data import examples
 from prism_job.evaluate import audit
 from prism_job.plan.plan import Plan, read_plan
 from prism_job.plan.sample import Sample
-from prism_job.preference import preference
 from prism_job.publish.audit_sentence import audit_sentence, is_low, is_noise
 from prism_job.publish.published import load
 from prism_job.publish.report.page import render
+from prism_job.score.preference import preference
 from prism_job.spec.document import parse_spec
 from prism_job.storage.address import open_store
 from prism_job.store import shards, staged_rows

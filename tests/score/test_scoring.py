@@ -31,10 +31,10 @@ from prism_job.extract.capture.gradients import GradientCapture
 from prism_job.extract.capture.layers import captured_layers
 from prism_job.extract.capture.row_format import RowFormat
 from prism_job.extract.tokenise import Encoded, collate, encode_response
-from prism_job.preference import preference, target_weights
 from prism_job.score import sign_kernel
 from prism_job.score.column import Column
 from prism_job.score.curvature import Factors, damping_value, solve, unpack
+from prism_job.score.preference import preference, target_weights
 from prism_job.score.scorers import Float16Scorer, SignScorer, finish, scorer
 from prism_job.score.selection import Selected, select
 from prism_job.score.sign_kernel import LIMIT, sign_sums
