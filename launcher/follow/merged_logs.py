@@ -20,6 +20,7 @@ from launcher.kube.cluster import Cluster, Listing
 from launcher.kube.errors import ClusterError
 from launcher.kube.list_and_watch import list_and_watch
 from launcher.resource.names import ATTEMPT_LABEL, GROUP_LABEL, ROUND_LABEL, RUN_LABEL, STAGE_LABEL
+from launcher.resource.status import STAGES
 
 Object = dict[str, Any]
 Line = tuple[str, str]
@@ -37,8 +38,6 @@ DRAIN_SECONDS = 60.0
 MAX_QUEUED = 1000
 MAX_STREAMS = 64
 """Logs that are read at a time: each holds a connection here and at the API server. Others wait until one has ended."""
-
-STAGES = ("plan", "extract", "reduce")
 
 
 def log_lines(

@@ -22,6 +22,7 @@ from launcher.kube.cluster import Cluster
 from launcher.operator.controller import Controller, say_lines
 from launcher.operator.leader_election import Lease
 from launcher.resource.names import LEASE
+from launcher.resource.status import PHASES
 
 HUNG_SECONDS = 300.0
 """A pass that takes longer hangs: /healthz says so, and the kubelet starts another operator."""
@@ -202,7 +203,7 @@ class _Figures(Collector):
         records = controller.cache.records(controller.kind)
         statuses = [record.status for record in records]
         runs = GaugeMetricFamily("prism_runs", "Runs by phase.", labels=["phase"])
-        for phase in ("Pending", "Planning", "Extracting", "Reducing", "Suspended", "Complete", "Failed", "Cancelled"):
+        for phase in PHASES:
             runs.add_metric([phase], sum(status.phase == phase for status in statuses))
         restarts = GaugeMetricFamily("prism_restarts", "Attempts after the first, of the runs that exist.")
         restarts.add_metric([], sum(status.restarts for status in statuses))

@@ -1,16 +1,13 @@
-"""The kind SelectionRun as a cluster learns it: `python -m launcher.resource.crd > k8s/crd.yaml`. Asks no cluster.
+"""The CustomResourceDefinition of SelectionRun: `python -m launcher.resource.crd > k8s/crd.yaml`. Makes no requests.
 
-What one field may hold is read off the pydantic models; what ties fields together cannot be, and stands below as rules in
-CEL, the language that an API server checks objects with. A document that is refused here is refused by `parse_for_cluster`
-too. The other way round some pass: a part of a path that is too long, a secret within podOverlay. The operator tells those
-in the condition Accepted.
+What one field may hold comes from the pydantic models, what ties fields together from `validation_rules`. Whatever the API
+server refuses by them, `parse_for_cluster` refuses too. Some documents pass the API server and not `parse_for_cluster` (a part
+of a path that is too long, a secret within podOverlay): the operator reports those in the condition Accepted.
 
-**No defaults.** An API server writes the defaults of a definition into each object that it stores. The object would then say
-forty things that nobody wrote, and keep them when the definition is upgraded, while a local run of the same text goes by the
-defaults of the version that runs it: two places that decide what a document means. So the stored object is the person's own
-text, as `kubectl get -o yaml` shows it; `parse_spec` is the one place that fills it in; and what replays a run is neither,
-but the `spec.yaml` beside its manifest, in which every default is written out. Descriptions name the defaults instead, for
-`kubectl explain`.
+**No defaults.** An API server writes the defaults of a definition into each object that it stores, and the object keeps them
+when the definition is upgraded. A local run of the same text takes the defaults of the version that runs it. So that only one
+place decides what a document means, the stored object is the person's own text, `parse_spec` fills in the defaults, and
+descriptions name them for `kubectl explain`. The `spec.yaml` beside a manifest, which replays a run, has every default in it.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ NAME = f"{PLURAL}.{API_GROUP}"
 
 ABOUT = "A request to select fine-tuning data by preference-aware influence functions, and how far it has come."
 
-# One row a column of `kubectl get`; those of priority 1 stand in `-o wide` alone.
+# One row for each column of `kubectl get`; those of priority 1 are shown by `-o wide` only.
 COLUMNS = (
     ("Phase", "string", ".status.phase", 0),
     ("Groups", "string", ".status.groups", 0),
@@ -55,7 +52,7 @@ def crd() -> dict[str, Any]:
                 "plural": PLURAL,
                 "singular": KIND.lower(),
                 "shortNames": ["sel"],
-                # A category of our own. `kubectl get all` is left to what a cluster runs by itself.
+                # A category of our own: `kubectl get all` does not list runs.
                 "categories": ["prism"],
             },
             "scope": "Namespaced",
@@ -74,13 +71,13 @@ def crd() -> dict[str, Any]:
 
 
 def to_yaml() -> str:
-    """What k8s/crd.yaml holds."""
+    """The content of k8s/crd.yaml."""
     head = "# Written by `python -m launcher.resource.crd > k8s/crd.yaml`. Change prism_job/spec or launcher/resource/crd.py.\n"
     return head + yaml.dump(crd(), Dumper=_NoAliases, sort_keys=False, allow_unicode=True, width=120)
 
 
 class _NoAliases(yaml.SafeDumper):
-    """kubectl reads anchors, people do not like to."""
+    """Anchors are hard to read for people."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -93,10 +90,10 @@ def _column(name: str, kind: str, path: str, priority: int) -> dict[str, Any]:
 def _root() -> Schema:
     schema = structural_schema(SelectionRun)
     name = schema["properties"]["metadata"]["properties"]["name"]
-    # The server brings the rest of ObjectMeta, and lets a definition restrict the name alone.
+    # The server adds the rest of ObjectMeta; a definition may restrict only the name.
     schema["properties"]["metadata"] = {"type": "object", "properties": {"name": name | {"maxLength": LONGEST_NAME}}}
     spec = schema["properties"]["spec"]
-    # A cluster runs nothing without an image.
+    # Without an image a cluster can run nothing.
     spec["properties"]["cluster"].pop("nullable")
     spec["required"] = [field for field in spec["properties"] if field in {*spec["required"], "cluster"}]
     schema["properties"]["status"] = structural_schema(Status, written_by_us=True)

@@ -17,11 +17,12 @@ MAY_CHANGE = ("suspend", "retry", "ttlSecondsAfterFinished")
 
 
 def parse_for_cluster(text: str, where: str) -> SelectionRun:
-    """A document that pods can run: parse_spec's checks, and those that hold on a cluster alone. Raises SpecError."""
+    """The checked document of a run on a cluster: `parse_spec`, then `check_for_cluster`. Raises SpecError."""
     return check_for_cluster(parse_spec(text, where), where)
 
 
 def check_for_cluster(run: SelectionRun, where: str) -> SelectionRun:
+    """The run, if pods can run it. Raises SpecError, which lists everything that they cannot."""
     wrong = []
     if len(run.metadata.name) > LONGEST_NAME:
         wrong.append(f"metadata.name has {len(run.metadata.name)} characters; at most {LONGEST_NAME} on a cluster")
@@ -29,7 +30,7 @@ def check_for_cluster(run: SelectionRun, where: str) -> SelectionRun:
         wrong.append("spec.cluster is missing; it names at least the image: cluster: {image: registry/prism@sha256:…}")
     else:
         overlay = run.spec.cluster.pod_overlay
-        refused = [f"{one.where}: {one.what}; {one.fix}" for one in refusals(overlay)]
+        refused = [f"{refusal.where}: {refusal.what}; {refusal.fix}" for refusal in refusals(overlay)]
         wrong += refused
         if not refused and not _keeps_the_worker(overlay):
             wrong.append(
@@ -47,17 +48,18 @@ def check_for_cluster(run: SelectionRun, where: str) -> SelectionRun:
 def _keeps_the_worker(overlay: Mapping[str, Any]) -> bool:
     merged = merge({"metadata": {}, "spec": {"containers": [{"name": WORKER_CONTAINER}]}}, overlay)
     containers = (merged.get("spec") or {}).get("containers") or ()
-    return any(one.get("name") == WORKER_CONTAINER for one in containers)
+    return any(container.get("name") == WORKER_CONTAINER for container in containers)
 
 
 def _addresses(run: SelectionRun) -> Iterator[tuple[str, str]]:
+    """(field, address) of all that pods must be able to reach."""
     spec = run.spec
-    yield from ((f"spec.candidates.uris[{place}]", uri) for place, uri in enumerate(spec.candidates.uris))
-    for number, one in enumerate(spec.targets.as_sets()):
-        field = f"spec.targets.sets[{number}].uris" if one.name else "spec.targets.uris"
-        yield from ((f"{field}[{place}]", uri) for place, uri in enumerate(one.uris))
+    yield from ((f"spec.candidates.uris[{index}]", uri) for index, uri in enumerate(spec.candidates.uris))
+    for number, target_set in enumerate(spec.targets.as_sets()):
+        field = f"spec.targets.sets[{number}].uris" if target_set.name else "spec.targets.uris"
+        yield from ((f"{field}[{index}]", uri) for index, uri in enumerate(target_set.uris))
     yield from (("spec.store", spec.store), ("spec.output", spec.output))
-    # A hub id (org/name) looks like a path, and cannot be told from one here.
+    # A hub id (org/name) looks like a path, and cannot be distinguished from one here.
     if spec.model.uri.startswith(".") or spec.model.uri.endswith(".gguf"):
         yield "spec.model.uri", spec.model.uri
     if spec.model.adapter is not None:
@@ -72,12 +74,12 @@ def pods_document(run: SelectionRun) -> dict[str, Any]:
 
 
 def request_digest(run: SelectionRun) -> str:
-    """Two documents with the same are the same request, whatever defaults they write out."""
+    """Documents with the same digest are the same request, whatever defaults they write out."""
     return digest(pods_document(run))
 
 
 def differences(mine: SelectionRun, theirs: SelectionRun) -> list[str]:
-    """'spec.selection.budget.fraction: 0.1 here, 0.05 there', a line each."""
+    """One line for each field that differs: 'spec.selection.budget.fraction: 0.1 here, 0.05 there'."""
     here, there = (dict(_leaves(pods_document(run))) for run in (mine, theirs))
     return [
         f"{path}: {here.get(path, 'nothing')} here, {there.get(path, 'nothing')} there"

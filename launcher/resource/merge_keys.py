@@ -1,6 +1,6 @@
-"""How the lists of a pod template are merged (strategic merge patch), and the directives that an overlay may give.
+"""How each list of a pod template is merged by a strategic merge patch, and the directives of such a patch.
 
-For each list the API's schema names a merge key (x-kubernetes-patch-merge-key); a cluster has no endpoint for it.
+The tables are those of the API's schema; a test compares them.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ MERGE_KEYS: Mapping[str, str] = {
     "spec.volumes": "name",
     f"{CLAIM_TEMPLATE}.ownerReferences": "uid",
 }
-"""Path of a list -> the field that tells its items apart (x-kubernetes-patch-merge-key in the API's schema)."""
+"""Path of a list -> the field that distinguishes its items (x-kubernetes-patch-merge-key in the API's schema)."""
 
 MERGED_STRINGS = ("metadata.finalizers", f"{CLAIM_TEMPLATE}.finalizers")
 """Lists of strings that are merged. Every list that is neither here nor in MERGE_KEYS is replaced as a whole."""
 
 RETAIN_KEYS = ("spec.resourceClaims", "spec.volumes")
-"""Lists of the strategy retainKeys: their items have one field of several, a volume its source."""
+"""Lists of the strategy retainKeys: an item has one of several fields, as a volume has one source."""
 
 PATCH, RETAIN = "$patch", "$retainKeys"
 ORDER, REMOVE = "$setElementOrder/", "$deleteFromPrimitiveList/"
 
 
 def identity(item: Any, key: str | None) -> Any:
+    """What distinguishes an item of a list: its merge key, or the item itself in a list of strings."""
     return item.get(key) if key else item
 
 
@@ -48,7 +49,7 @@ def is_directive(key: Any) -> bool:
 
 
 def given_fields(overlay: Mapping[str, Any]) -> list[str]:
-    """Those that it gives; a null removes one, and a directive is none."""
+    """Names of the fields that it sets: neither nulls, which remove a field, nor directives."""
     return [name for name, value in overlay.items() if value is not None and not is_directive(name)]
 
 

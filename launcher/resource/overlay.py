@@ -1,16 +1,16 @@
-"""A pod template with an overlay merged onto it: a strategic merge patch, as `kubectl patch` has it. Pure: dicts in, dict out.
+"""A pod template with an overlay merged onto it, as `kubectl patch` merges a strategic merge patch. Pure: dicts in, dict out.
 
-This file owns the merge key of each list of a pod template, and what each directive does. It does not know what our template
-holds. It differs from `kubectl patch` on purpose where that breaks the pod, or leaves something to chance:
+Does not know what our template holds. Differs from `kubectl patch` on purpose where that breaks the pod, or where its result
+is not determined:
 
 - An item of a list in RETAIN_KEYS (a volume, a resource claim) keeps only the fields that the overlay's item gives, as if it
-  listed them under `$retainKeys`. `kubectl apply` sends that directive by itself. Without it a claim in place of an emptyDir
+  listed them under `$retainKeys`. `kubectl apply` adds that directive by itself. Without it a claim in place of an emptyDir
   gives a volume with two sources, which an API server refuses.
-- A directive within something new does what it says and is then gone: `$patch: replace` on a map that is not there gives that
-  map. kubectl drops the map, or leaves the directive in the pod.
-- Where a list loses an item, gains another and has a `$setElementOrder`, the new one stands where two patches would put it,
-  the deletion first. kubectl puts it at a place that depends on how Go lays out the list in memory.
-- What does nothing useful is refused; see `refusals`.
+- A directive within something new is obeyed and removed: `$patch: replace` on a map that does not exist yet gives that map.
+  kubectl drops the map, or leaves the directive in the pod.
+- Where a list loses an item, gains another and has a `$setElementOrder`, the new item stands where two patches would put it,
+  the deletion first. In kubectl its place depends on how Go lays out the list in memory.
+- A directive that has no useful effect is refused; see `refusals`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Object = dict[str, Any]
 
 
 def merge(template: Mapping[str, Any], overlay: Mapping[str, Any]) -> Object:
-    """The template with the overlay on it; neither is changed, and nothing mutable of the overlay is shared.
+    """The template with the overlay merged onto it; neither is changed, and nothing mutable of the overlay is shared.
 
     Raises:
         SpecError: the first of the overlay's `refusals`.
@@ -85,8 +85,8 @@ def _merge_value(base: Any, overlay: Any, path: str) -> Any:
 
 
 def _merge_items(base: list[Any], overlay: list[Any], path: str, key: str) -> list[Any]:
-    """Items are matched by their merge key. Onto nothing the overlay's items are taken as written: a port that is open for
-    TCP and UDP stands there twice."""
+    """Items are matched by their merge key. Onto an empty list the overlay's items are taken as written: a port that is open
+    for TCP and UDP is there twice."""
     if any(item.get(PATCH) == "replace" for item in overlay):
         base = []
     deleted = [item[key] for item in overlay if item.get(PATCH) == "delete"]
@@ -105,15 +105,15 @@ def _merge_items(base: list[Any], overlay: list[Any], path: str, key: str) -> li
 
 
 def _with_retain_keys(item: Object, path: str) -> Object:
-    """The item as `kubectl apply` sends it. One that only names itself, or only removes fields, retains the others."""
+    """The item as `kubectl apply` sends it. An item that gives only its merge key, or only nulls, retains the other fields."""
     fields = given_fields(item)
     return {**item, RETAIN: fields} if path in RETAIN_KEYS and RETAIN not in item and len(fields) > 1 else item
 
 
 def _in_order(items: list[Any], order: list[Any], before: list[Any], key: str | None) -> list[Any]:
-    """The items that `order` names, as it has them; each other item stays ahead of those that it preceded in `before`.
+    """The items that `order` names, in that order; every other item stays ahead of those that it preceded in `before`.
 
-    So what is new comes first, unless a `$setElementOrder` says where it belongs.
+    So a new item comes first, unless a `$setElementOrder` gives its place.
     """
     wanted, known = ([identity(item, key) for item in listed] for listed in (order, before))
     ordered = [item for item in items if identity(item, key) in wanted]
@@ -132,7 +132,7 @@ def _precedes(first: Any, second: Any, known: list[Any]) -> bool:
 
 
 def _of_lists(overlay: Mapping[str, Any], directive: str) -> Iterator[tuple[str, list[Any]]]:
-    """(name of the list, what the directive says of it)."""
+    """(name of the list, value of the directive)."""
     for key, value in overlay.items():
         if is_directive(key) and key.startswith(directive):
             yield key.removeprefix(directive), value

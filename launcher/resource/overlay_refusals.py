@@ -1,4 +1,4 @@
-"""What an overlay of a pod template may not hold. Pure."""
+"""What is refused in an overlay of a pod template. Does not merge."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FIELD = "spec.cluster.podOverlay"
 
 
 def refusals(overlay: Mapping[str, Any]) -> Iterator[SpecError]:
-    """Everything in an overlay that can be merged onto no pod template, or that kubectl takes and that does nothing useful."""
+    """Everything in an overlay that cannot be merged onto a pod template, or that kubectl accepts without a useful effect."""
     for key in overlay:
         if key not in ("metadata", "spec") and not is_directive(key):
             yield _refusal(f".{key}", "a pod template has only metadata and spec", "put it under one of them")
@@ -53,7 +53,7 @@ def _refused_in_value(value: Any, path: str, where: str) -> Iterator[SpecError]:
     elif isinstance(value, list):
         for directive in _directives_within(value, where):
             fix = "remove the directive, and write the list as it should be"
-            yield _refusal(directive, "no directive can stand within a list that is replaced as a whole", fix)
+            yield _refusal(directive, "a list that is replaced as a whole cannot contain a directive", fix)
 
 
 def _refused_in_list(items: Any, path: str, where: str) -> Iterator[SpecError]:
@@ -108,7 +108,7 @@ def _wrong_with_order(order: Any, given: list[Any], of_list: str, key: str | Non
         return f"must list what tells the items of {of_list} apart", fix
     left = iter([identity(item, key) for item in order])
     items = [item for item in given if _has_identity(item, key) and not (key and PATCH in item)]
-    if all(identity(item, key) in left for item in items):  # each is looked for behind the one before it
+    if all(identity(item, key) in left for item in items):  # each is searched behind the one before it
         return None
     what = f"does not name all items that the overlay gives for {of_list}, in their order"
     return what, "name them all, and order both lists alike"
@@ -123,7 +123,7 @@ def _wrong_with_removal(removed: Any, of_list: str, key: str | None) -> Wrong | 
 
 
 def _directives_within(value: Any, where: str) -> Iterator[str]:
-    """Where they stand, at any depth."""
+    """Paths of the directives in a value, at any depth."""
     if isinstance(value, list):
         for index, item in enumerate(value):
             yield from _directives_within(item, f"{where}[{index}]")
@@ -140,7 +140,7 @@ def _has_identity(item: Any, key: str | None) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """A string or a whole number: what can tell an item from others."""
+    """A string or a whole number, by which an item can be distinguished from others."""
     return isinstance(value, str | int) and not isinstance(value, bool)
 
 

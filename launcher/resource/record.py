@@ -22,7 +22,7 @@ from prism_job.spec.document import API_VERSION, SelectionRun, check_document, r
 
 @dataclass(frozen=True)
 class Record:
-    """A run's record, as the API server shows it: a SelectionRun, or a ConfigMap that stands for one."""
+    """A run's record, as the API server returns it."""
 
     object: dict[str, Any]
 
@@ -54,7 +54,7 @@ class Record:
 
     @property
     def generation(self) -> int:
-        """Of the spec. A ConfigMap has none: there it counts rounds."""
+        """Of the spec. A ConfigMap has no generation: there it counts rounds."""
         return int(self.metadata.get("generation") or self.round + 1)
 
     @property
@@ -72,7 +72,7 @@ class Record:
 
     @functools.cached_property
     def document(self) -> dict[str, Any]:
-        """apiVersion, kind, metadata (name and labels) and spec; whatever a hand wrote there."""
+        """apiVersion, kind, metadata (name and labels) and spec, not checked yet."""
         if self.is_config_map:
             try:
                 written = read_yaml(self._text, self.name)
@@ -80,11 +80,11 @@ class Record:
                 written = None
             return written if isinstance(written, dict) else {}
         labels = self.metadata.get("labels")
-        carried = {key: value for key, value in (labels or {}).items() if isinstance(value, str)}
+        texts = {key: value for key, value in (labels or {}).items() if isinstance(value, str)}
         return {
             "apiVersion": API_VERSION,
             "kind": KIND,
-            "metadata": {"name": self.name, "labels": carried},
+            "metadata": {"name": self.name, "labels": texts},
             "spec": self.object.get("spec"),
         }
 
@@ -95,12 +95,12 @@ class Record:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether the round in hand is to end."""
+        """Whether the current round is to end."""
         return bool((self.metadata.get("annotations") or {}).get(CANCEL_ANNOTATION) == str(self.round))
 
     @property
     def round(self) -> int:
-        """The round that is asked for: spec.retry."""
+        """The requested round: spec.retry."""
         try:
             return int(self.spec.get("retry", 0))
         except (TypeError, ValueError, OverflowError):
@@ -108,10 +108,10 @@ class Record:
 
     @functools.cached_property
     def status(self) -> Status:
-        """What was last written; a fresh one where that is nothing.
+        """The last one written; a fresh one where there is none.
 
-        One that cannot be read is of the phase Unknown, in the round in hand, and says why: it can be shown, and nobody goes
-        on from it. To begin anew would run again what has ended.
+        A status that cannot be read has the phase Unknown and a message with the reason: it can be shown, and the run does
+        not continue from it. A fresh one in its place would run again what has ended.
         """
         try:
             if self.is_config_map:
@@ -120,12 +120,12 @@ class Record:
             return Status.model_validate({} if found is None else found)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in ("status", *first["loc"]))
-            return Status(round=self.round, phase="Unknown", message=f"{place} cannot be read: {first['msg']}")
+            field = ".".join(str(part) for part in ("status", *first["loc"]))
+            return Status(round=self.round, phase="Unknown", message=f"{field} cannot be read: {first['msg']}")
 
     @property
     def owner_reference(self) -> dict[str, Any]:
-        """What makes the cluster remove a child with this record."""
+        """In a child, so that the cluster removes it together with this record."""
         return {
             "apiVersion": "v1" if self.is_config_map else API_VERSION,
             "kind": "ConfigMap" if self.is_config_map else KIND,
@@ -136,7 +136,7 @@ class Record:
         }
 
     def parse(self) -> SelectionRun:
-        """The checked document. Raises SpecError, naming this record."""
+        """The checked document. Raises SpecError, which names this record."""
         where = f"{self.namespace}/{self.name}"
         fix = "correct the document, or remove this record"
         try:
@@ -154,15 +154,15 @@ class Record:
 
 
 def is_record(found: dict[str, Any]) -> bool:
-    """A SelectionRun, or a ConfigMap that stands for one."""
+    """Whether an object is the record of a run: a SelectionRun, or a ConfigMap with the label of a record."""
     return found["kind"] == KIND or RECORD_LABEL in (found["metadata"].get("labels") or {})
 
 
 def config_map_record(run: SelectionRun, text: str, namespace: str) -> dict[str, Any]:
-    """The ConfigMap that keeps a run where the custom resource is not installed.
+    """The record of a run where the custom resource is not installed.
 
     Args:
-        text: the document as it was written; defaults are those of the version that runs it.
+        text: the document as it was written; the version that runs it fills in the defaults.
     """
     return {
         "apiVersion": "v1",
@@ -178,6 +178,6 @@ def config_map_record(run: SelectionRun, text: str, namespace: str) -> dict[str,
 
 
 def text_of_round(record: Record, round_number: int) -> str:
-    """The document of a ConfigMap, asking for this round; all else as it was written."""
+    """The document of a ConfigMap with another round; all else as it was written."""
     document = {**record.document, "spec": {**record.spec, "retry": round_number}}
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)

@@ -10,13 +10,19 @@ from launcher.resource.timestamps import Time
 from prism_job.spec.section import Section
 
 StageName = Literal["plan", "extract", "reduce"]
-Phase = Literal["Pending", "Planning", "Extracting", "Reducing", "Suspended", "Complete", "Failed", "Cancelled"]
-TERMINAL = ("Complete", "Failed", "Cancelled")
 StageState = Literal["Waiting", "Queued", "Pending", "Running", "Succeeded", "Failed", "Stopped"]
+Phase = Literal["Pending", "Planning", "Extracting", "Reducing", "Suspended", "Complete", "Failed", "Cancelled"]
+
+STAGES: tuple[str, ...] = get_args(StageName)
+"""In the order in which they run."""
+
+STATES: tuple[str, ...] = get_args(StageState)
+PHASES: tuple[str, ...] = get_args(Phase)
+TERMINAL = ("Complete", "Failed", "Cancelled")
 
 
 class Shown(Section):
-    """Base of what a status holds, read leniently: fields of a later version are passed over, its words are kept as text."""
+    """Base of what a status holds. Read leniently: fields and words of a later version are accepted."""
 
     model_config = ConfigDict(extra="ignore", validate_by_name=True)
 
@@ -25,58 +31,61 @@ class Condition(Shown):
     """As metav1.Condition."""
 
     type: str = Field(description="Accepted, Planned, Extracted, Reduced, Complete, Failed or Suspended.")
-    status: str = Field(description="Whether it holds: True, False or Unknown.")
+    status: str = Field(description="Whether the condition holds: True, False or Unknown.")
     reason: str = Field(description="One word for programs.")
     message: str = Field("", description="A sentence for people.")
-    last_transition_time: Time = Field(description="When its status last changed.")
-    observed_generation: int = Field(0, description="Generation of the spec that this was said of.")
+    last_transition_time: Time = Field(description="When the status of this condition last changed.")
+    observed_generation: int = Field(0, description="Generation of the spec that this condition is about.")
 
 
 class StageStatus(Shown):
-    """One stage, or one group of the extract stage, in the present round."""
+    """One stage, or one group of the extract stage, in the current round."""
 
     stage: str = Field(description="plan, extract or reduce.")
     group: int = Field(0, description="Group of the extract stage.")
-    attempt: int = Field(0, description="Attempt in hand, from 0.")
+    attempt: int = Field(0, description="Number of the current attempt, from 0.")
     state: str = Field(
         "Waiting",
-        description="Waiting, Queued, Pending, Running, Succeeded, Failed or Stopped; by a later version: others.",
+        description="Waiting, Queued, Pending, Running, Succeeded, Failed or Stopped. A later version may write others.",
     )
-    message: str = Field("", description="Why it waits, or how its last attempt ended.")
-    reason: str = Field("", description="One word for how it failed for good.")
-    restarts: int = Field(0, description="Attempts that crashed.")
-    preemptions: int = Field(0, description="Attempts ended by an eviction, or a node that was lost.")
-    disrupted: bool = Field(False, description="A pod of the attempt in hand was seen being evicted.")
-    started: bool = Field(False, description="The Job of the attempt in hand was made.")
-    not_before: Time | None = Field(None, description="The attempt in hand starts no sooner.")
-    missing_since: Time | None = Field(None, description="Since when its Job counts pods that nobody sees.")
-    units: int | None = Field(None, description="Units that it extracted.")
+    message: str = Field("", description="Why the stage waits, or how its last attempt ended.")
+    reason: str = Field("", description="Why the stage failed and is not retried, in one word.")
+    restarts: int = Field(0, description="Number of attempts that crashed.")
+    preemptions: int = Field(0, description="Number of attempts that an eviction or the loss of a node ended.")
+    disrupted: bool = Field(False, description="Whether a pod of the current attempt is known to be evicted.")
+    started: bool = Field(False, description="Whether the Job of the current attempt was created.")
+    not_before: Time | None = Field(None, description="Time before which the current attempt does not start.")
+    missing_since: Time | None = Field(
+        None, description="Time since which the Job counts active pods that do not exist."
+    )
+    units: int | None = Field(None, description="Number of work units that it extracted.")
 
 
 class Status(Shown):
-    """What the cluster shows of a run; written by one reconcile pass at its end."""
+    """How far the run has come. The operator writes it, or a `prism submit --wait`."""
 
-    observed_generation: int = Field(0, description="Generation of the spec that this was decided on.")
-    round: int = Field(0, description="spec.retry of the round in hand.")
+    observed_generation: int = Field(0, description="Generation of the spec that this status is about.")
+    round: int = Field(0, description="spec.retry of the current round.")
     phase: str = Field(
         "Pending",
         description="Pending, Planning, Extracting, Reducing or Suspended; Complete, Failed and Cancelled are final.",
     )
-    message: str = Field("", description="Why it waits, or how it ended.")
+    message: str = Field("", description="Why the run waits, or how it ended.")
     driver: str | None = Field(
-        None, description="Who wrote this: the operator, or a `prism submit --wait`, which yields to an operator."
+        None,
+        description="Who wrote this status: the operator, or a `prism submit --wait`, which gives way to an operator.",
     )
-    groups: str = Field("", description="Groups done, of all.")
-    shards: str = Field("", description="Units extracted, of those the store lacked.")
-    restarts: int = Field(0, description="Of all stages in this round, preemptions counted too.")
-    units: int | None = Field(None, description="Work units of the plan.")
-    missing_units: int | None = Field(None, description="Units that the store lacked.")
-    examples: int | None = Field(None, description="Candidates.")
-    pairs: int | None = Field(None, description="Target pairs.")
-    bad_rows: int | None = Field(None, description="Rows in quarantine.")
-    selected: int | None = Field(None, description="Examples selected.")
+    groups: str = Field("", description="Number of groups that are done, and of all groups.")
+    shards: str = Field("", description="Number of work units extracted, and of those that the store lacked.")
+    restarts: int = Field(0, description="Number of restarts of all stages in this round, preemptions included.")
+    units: int | None = Field(None, description="Number of work units in the plan.")
+    missing_units: int | None = Field(None, description="Number of work units that the store lacked.")
+    examples: int | None = Field(None, description="Number of candidate examples.")
+    pairs: int | None = Field(None, description="Number of target pairs.")
+    bad_rows: int | None = Field(None, description="Number of rows in quarantine.")
+    selected: int | None = Field(None, description="Number of selected examples.")
     manifest: str | None = Field(None, description="Address of the manifest.")
-    request: str | None = Field(None, description="Digest of the document, without what may change.")
+    request: str | None = Field(None, description="Digest of the document without the fields that may change.")
     start_time: Time | None = Field(None, description="When this round began.")
     completion_time: Time | None = Field(None, description="When this round ended.")
     stages: tuple[StageStatus, ...] = Field((), description="Each stage, and each group of the extract stage.")
@@ -88,25 +97,24 @@ class Status(Shown):
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """Words of a later version on which it depends what follows; none matters once the run has ended."""
-        phases, states, stages = get_args(Phase), get_args(StageState), get_args(StageName)
+        """Words of a later version that this one cannot continue from; none matters once the run has ended."""
         if self.is_terminal:
             return ()
-        words = [] if self.phase in phases else [self.phase]
-        words += [one.state for one in self.stages if one.state not in states]
-        return (*words, *(one.stage for one in self.stages if one.stage not in stages))
+        states = (entry.state for entry in self.stages if entry.state not in STATES)
+        stages = (entry.stage for entry in self.stages if entry.stage not in STAGES)
+        return (*(() if self.phase in PHASES else (self.phase,)), *states, *stages)
 
     def condition(self, name: str) -> Condition | None:
-        return next((one for one in self.conditions if one.type == name), None)
+        return next((condition for condition in self.conditions if condition.type == name), None)
 
     def holds(self, name: str) -> bool:
         found = self.condition(name)
         return found is not None and found.status == "True"
 
     def stage(self, stage: str, group: int = 0) -> StageStatus:
-        """How a stage stands; untouched where it has not begun."""
-        found = (one for one in self.stages if (one.stage, one.group) == (stage, group))
-        return next(found, StageStatus(stage=stage, group=group))
+        """The entry of a stage; a fresh one where the stage has not begun."""
+        entries = (entry for entry in self.stages if (entry.stage, entry.group) == (stage, group))
+        return next(entries, StageStatus(stage=stage, group=group))
 
     def to_document(self) -> dict[str, Any]:
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)

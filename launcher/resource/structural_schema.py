@@ -1,4 +1,4 @@
-"""From pydantic's JSON Schema to the structural schema of a custom resource. Knows no field of ours."""
+"""A pydantic model's JSON Schema as the structural schema of a custom resource. Knows no model."""
 
 from __future__ import annotations
 
@@ -10,28 +10,33 @@ from pydantic import BaseModel
 Schema = dict[str, Any]
 
 LONGEST_TEXT = 32_768
-"""Characters of a text of the status that its model does not bound: what metav1.Condition allows a message."""
+"""Characters of a text that its model does not bound: what metav1.Condition allows a message."""
 
 LONGEST_LIST = 1024
-"""Entries of a list of the status that its model does not bound: a run has at most 256 groups and three stages."""
+"""Entries of a list that its model does not bound: a run has at most 256 groups and three stages."""
 
 EXACT = 2**53
-"""A bound is kept as a float64 by an API server. An integer past this one is not exact there, and format int64 must do."""
+"""An API server keeps a bound as a float64. Above this an integer is not exact: its bound is left to the format int64."""
 
 
 def structural_schema(model: type[BaseModel], *, written_by_us: bool = False) -> Schema:
+    """The schema of a model.
+
+    Args:
+        written_by_us: a status, not a person's document: defaults are not described, and every text and list is bounded.
+    """
     schema = model.model_json_schema(by_alias=True)
     return _node(schema, schema.get("$defs", {}), written_by_us)
 
 
 def _node(node: Schema, known: dict[str, Schema], written_by_us: bool) -> Schema:
-    """One node of a structural schema. A keyword that is not named here is an error, not passed on or dropped."""
+    """One node of a structural schema. A keyword that is not handled here is an error."""
     if "anyOf" in node:
         (inner,) = (option for option in node["anyOf"] if option != {"type": "null"})
         about = {key: value for key, value in node.items() if key not in ("anyOf", "default")}
         return _node(inner | about, known, written_by_us) | {"nullable": True}
     if "$ref" in node:
-        # The section's own words say more than those of the field that holds it.
+        # The description of the section explains more than that of the field that holds it.
         return _node(known[node["$ref"].rpartition("/")[2]], known, written_by_us)
     made: Schema = {"type": node["type"]}
     if "description" in node:
@@ -55,7 +60,7 @@ def _node(node: Schema, known: dict[str, Schema], written_by_us: bool) -> Schema
             case "type" | "description" | "title" | "default" | "$defs" | "additionalProperties":
                 pass
             case _:
-                raise AssertionError(f"{key}: say what a structural schema makes of it")
+                raise AssertionError(f"{key}: not handled in a structural schema yet")
     if made["type"] == "integer" and "enum" not in made:
         made["format"] = "int64"
     if written_by_us:
@@ -64,7 +69,7 @@ def _node(node: Schema, known: dict[str, Schema], written_by_us: bool) -> Schema
 
 
 def _bound(key: str, value: float, kind: str) -> Schema:
-    """OpenAPI 3.0 writes an exclusive bound as a flag; of integers it is the next one."""
+    """OpenAPI 3.0 marks an exclusive bound by a flag; for integers the next one is the bound."""
     end = key.removeprefix("exclusive").lower()
     if kind != "integer":
         return {end: value, **({key: True} if key != end else {})}

@@ -1,4 +1,7 @@
-"""What ties fields of the document together, as rules in CEL, the language in which an API server checks objects."""
+"""What ties fields of the document together, as rules in CEL, the language in which an API server checks objects.
+
+A test holds them to what `parse_for_cluster` accepts.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,18 @@ ADDRESS = "must be s3://bucket/prefix, or an absolute path that podOverlay mount
 
 
 def validation_rules() -> dict[str, list[dict[str, str]]]:
-    """CEL rules by the path of their section within spec; `[]` is an item of a list.
+    """Path of a section within spec -> its rules; `[]` is an item of a list.
 
-    An API server refuses a definition one of whose rules could cost more than 10 million steps, or all together more than
-    100 million, by its own estimate: a `matches` takes a tenth of the text's bytes (four a character) times a quarter of
-    the expression's length, times the items of every list above it. The dearest here, the names of variables, comes to
-    about 0.2 million; addresses are compared by their first letters.
+    An API server estimates what a rule can cost, and refuses a definition with a rule above 10 million steps, or with more
+    than 100 million in all. A `matches` counts a tenth of the text's bytes (four a character) times a quarter of the
+    expression's length, times the items of every list above it. The most expensive rule here, on the names of variables,
+    counts about 0.2 million; addresses are compared by their first letters.
     """
     powers = [2**bits for bits in range(8, 25)]
     pods = f"{_or_default('cluster', 'groups')} * {_or_default('cluster', 'nodesPerGroup')}"
     return {
         "": [
-            *(_stays(name) for name in _field_names(RunSpec) if name not in MAY_CHANGE),
+            *(_is_immutable(name) for name in _field_names(RunSpec) if name not in MAY_CHANGE),
             _rule(
                 "(has(self.retry) ? self.retry : 0) >= (has(oldSelf.retry) ? oldSelf.retry : 0)",
                 "may only be raised: a number already used stands for a round that was run",
@@ -84,12 +87,12 @@ def validation_rules() -> dict[str, list[dict[str, str]]]:
 
 
 def _rule(rule: str, message: str, field: str = "", reason: str = "") -> dict[str, str]:
-    """Without a reason it is FieldValueInvalid, without a field the section itself is named."""
+    """Without a reason the server reports FieldValueInvalid, without a field it names the section itself."""
     made = {"rule": rule, "message": message, "fieldPath": field, "reason": reason}
     return {key: value for key, value in made.items() if value}
 
 
-def _stays(name: str) -> dict[str, str]:
+def _is_immutable(name: str) -> dict[str, str]:
     required = {field.alias for field in RunSpec.model_fields.values() if field.is_required()} | {"cluster"}
     same = f"self.{name} == oldSelf.{name}"
     if name not in required:
@@ -99,8 +102,8 @@ def _stays(name: str) -> dict[str, str]:
     return _rule(same, message, f".{name}", "FieldValueForbidden")
 
 
-def _is_address(it: str) -> str:
-    return f"({it}.startsWith('/') || ({it}.startsWith('s3://') && {it}.size() > 5))"
+def _is_address(field: str) -> str:
+    return f"({field}.startsWith('/') || ({field}.startsWith('s3://') && {field}.size() > 5))"
 
 
 def _or_default(section: str, name: str) -> str:
