@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import datetime
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from prism_job.spec.document import SelectionRun
 from tests.cluster.rig import Rig, rig
 from tests.cluster.server.apiserver import ApiServer
 from tests.cluster.server.podsecurity import violations
+from tests.k8s.validation import validate
 
 ROOT = Path(__file__).parents[2]
 DIGEST = "registry/prism@sha256:" + "0" * 64
@@ -407,10 +406,7 @@ def test_a_probe_is_a_small_restricted_pod_and_no_part_of_the_run() -> None:
 
 @pytest.mark.parametrize("version", ["1.29", "1.31", "1.33", "1.35"])
 def test_each_version_of_kubernetes_has_the_probes_fields(version: str) -> None:
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        kubernetes_validate.validate(copy.deepcopy(probe_job(run_of(), "default")), version, strict=True)
+    validate(probe_job(run_of(), "default"), version)
 
 
 def test_each_address_is_tried_once() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 from hypothesis import example, given, settings
@@ -35,10 +33,10 @@ from launcher.resource.record import Record, config_map_record
 from prism_job.errors import SpecError
 from prism_job.spec.document import SelectionRun, check_document, parse_spec
 from tests.cluster.server import podsecurity
+from tests.k8s.validation import VERSIONS, validate
 
 Object = dict[str, Any]
 
-VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
 OWNER = {"apiVersion": "prism.dev/v1alpha1", "kind": "SelectionRun", "name": "demo", "uid": "u-1", "controller": True}
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
@@ -141,7 +139,7 @@ every_document = pytest.mark.parametrize("document", DOCUMENTS)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_object_is_valid_on_every_version(document: str, version: str) -> None:
     for found in objects_of(document):
-        kubernetes_validate.validate(copy.deepcopy(found), version, strict=True)
+        validate(found, version)
 
 
 @every_document
