@@ -32,6 +32,7 @@ from prism_job.extract.model import load_model, load_tokenizer
 from prism_job.score.preference import preference
 from prism_job.spec.model import ModelSpec
 from prism_job.store import codec
+from tests.oracle import rademacher
 
 SIGN_DIMS = (32_768, 65_536, 131_072)
 LESS_DIMS = 8_192
@@ -178,8 +179,8 @@ class _Oracle:
         self.sides = {
             dim: {
                 name: (
-                    torch.from_numpy(projection.rademacher(0, name, "a", module.in_features, dim)),
-                    torch.from_numpy(projection.rademacher(0, name, "b", module.out_features, dim)),
+                    torch.from_numpy(rademacher(0, name, "a", module.in_features, dim)),
+                    torch.from_numpy(rademacher(0, name, "b", module.out_features, dim)),
                 )
                 for name, module in modules.items()
             }

@@ -260,7 +260,7 @@ def publish_plan(
     run: SelectionRun, extractor: str, candidates: list[Unit], targets: list[Unit], factors: list[str]
 ) -> None:
     plan = Plan(
-        request=digest(run.spec.model_dump(mode="json")),
+        spec_digest=digest(run.spec.model_dump(mode="json")),
         extractor=extractor,
         extractor_parts={"model": {}},
         sources=["pool/synthetic.jsonl"],

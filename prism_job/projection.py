@@ -1,7 +1,7 @@
 """The random numbers of the method: Rademacher projections and count-sketch tables, the same on every machine.
 
 Bits come from SHAKE-128 (FIPS 202) over a text that names seed, layer, side, dims and version; no library's generator, no
-device and no order of calls can change them. numpy only: extraction and reduction use the same tables.
+device and no order of calls can change them. Only numpy: extraction and reduction use the same tables.
 
 Shapes: P projected dims a side, D folded dims, M = P·P numbers of one layer's sketch.
 """
@@ -17,13 +17,8 @@ from numpy.typing import NDArray
 VERSION = "prism-projection/1"
 
 
-def rademacher(seed: int, layer: str, side: str, dim_in: int, dim_out: int) -> NDArray[np.float32]:
-    """Dense ±1/√dim_out matrix [dim_in, dim_out]; E[P Pᵀ] = I, so inner products are unbiased (Achlioptas 2003)."""
-    return signs(seed, layer, side, dim_in, dim_out) * scale(dim_out)
-
-
 def signs(seed: int, layer: str, side: str, dim_in: int, dim_out: int) -> NDArray[np.float32]:
-    """±1 [dim_in, dim_out]: `rademacher` without its scale.
+    """±1 [dim_in, dim_out]. Times `scale` it is P with E[P Pᵀ] = I, so inner products are unbiased (Achlioptas 2003).
 
     Args:
         side: "a" for a layer's input, "b" for the gradient of its output.
@@ -41,7 +36,7 @@ def scale(dim_out: int) -> np.float32:
 
 @dataclass(frozen=True)
 class FoldTable:
-    """Where each of a layer's M numbers goes in the folded row, and with which sign (Charikar et al. 2002)."""
+    """Bucket and sign of each of a layer's M numbers in the folded row (Charikar et al. 2002)."""
 
     bucket_M: NDArray[np.int64]
     sign_M: NDArray[np.float32]

@@ -21,6 +21,11 @@ from prism_job.extract.capture.sketches import FactorSums
 from prism_job.extract.tokenise import Encoded
 
 
+def rademacher(seed: int, layer: str, side: str, dim_in: int, dim_out: int) -> np.ndarray:
+    """The dense projection [dim_in, dim_out]: float32 ±1/√dim_out."""
+    return projection.signs(seed, layer, side, dim_in, dim_out) * projection.scale(dim_out)
+
+
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Linear layers but the head; of an adapted model, the adapter's. Said in another way than the code says it."""
     named = {name: module for name, module in model.named_modules() if type(module) in (nn.Linear, Conv1D)}
@@ -65,8 +70,8 @@ def weight_gradients(model: Any, example: Encoded, *, mean: bool) -> tuple[dict[
 @cache
 def kronecker(seed: int, dim: int, name: str, inputs: int, outputs: int) -> Tensor:
     """[outputs·inputs, M] with vec(P_bᵀ G P_a) = vec(G) @ it, in row-major order."""
-    side_a = projection.rademacher(seed, name, "a", inputs, dim).astype(np.float64)
-    side_b = projection.rademacher(seed, name, "b", outputs, dim).astype(np.float64)
+    side_a = rademacher(seed, name, "a", inputs, dim).astype(np.float64)
+    side_b = rademacher(seed, name, "b", outputs, dim).astype(np.float64)
     return torch.from_numpy(np.kron(side_b, side_a))
 
 
@@ -108,8 +113,8 @@ def factor_sums(model: Any, examples: list[Encoded], seed: int, dim: int) -> Fac
         for handle in handles:
             handle.remove()
         for layer, (name, gradient) in enumerate(zip(layers, gradients, strict=True)):
-            side_a = torch.from_numpy(projection.rademacher(seed, name, "a", inputs[name].shape[-1], dim)).double()
-            side_b = torch.from_numpy(projection.rademacher(seed, name, "b", gradient.shape[-1], dim)).double()
+            side_a = torch.from_numpy(rademacher(seed, name, "a", inputs[name].shape[-1], dim)).double()
+            side_b = torch.from_numpy(rademacher(seed, name, "b", gradient.shape[-1], dim)).double()
             for a, b in zip(inputs[name], gradient[0], strict=True):
                 sums.inputs_LPP[layer] += torch.outer(side_a.T @ a, side_a.T @ a)
                 sums.outputs_LPP[layer] += torch.outer(side_b.T @ b, side_b.T @ b)

@@ -117,7 +117,7 @@ class Rankings:
     def of(self, kind: str) -> dict[str, list[float]]:
         run = self.run if kind == "kfac" else self.run.with_damping(None)
         assert run.plan.audit is not None
-        targets, store, places = run.targets, open_store(run.run.spec.store), run.plan.audit.places
+        targets, store, places = run.targets, open_store(run.run.spec.store), run.plan.audit.positions
         _, facts = fold_directions(run.run.spec, run.plan, store, targets.layers, targets.directions_KLPP)
         lam = facts.get("lambda")
         found = {

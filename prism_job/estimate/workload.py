@@ -7,7 +7,7 @@ run to come. Nothing is written to store or output.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from prism_job.data.examples import BadRow, Content
 from prism_job.errors import DataError
 from prism_job.extract import tokenise
 from prism_job.plan.checks import check_bad_fraction, check_targets
-from prism_job.plan.plan import Block, Unit
+from prism_job.plan.plan import Block, Quarantined, Unit
 from prism_job.plan.sample import Sample
-from prism_job.plan.units import PAIRS_PER_UNIT, cut_units, factor_units, list_targets
+from prism_job.plan.units import PAIRS_PER_UNIT, Example, cut_units, factor_units, list_targets, read_examples
 from prism_job.spec.document import RunSpec
 from prism_job.storage.folder import LocalFolder
 
@@ -119,7 +119,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     sides = {"chosen": _Texts(sample), "rejected": _Texts(sample)}
     pool = _Texts(sample)
     staging = _Scales()
-    known: set[str] = set()
+    staged: set[str] = set()
 
     def target(row: Row) -> Content:
         content = examples.target_content(row, needs_rejected)
@@ -135,7 +135,8 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
         return content
 
     target_sources, target_sets = list_targets(spec)
-    targets, bad_targets = cut_units(target_sources, target, PAIRS_PER_UNIT, staging, known)
+    bad_targets: list[Quarantined] = []
+    targets = cut_units(read_examples(target_sources, target, bad_targets), PAIRS_PER_UNIT, staging, staged)
     check_targets(targets, bad_targets, target_sets, spec)
     if reason := next((texts.first_reason for texts in sides.values() if texts.first_reason), None):
         fix = "mend or remove that row, or raise extraction.maxLength"
@@ -143,10 +144,15 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     sources, _ = data_files.list_sources(spec.candidates.uris)
     unit_size = spec.extraction.examples_per_shard
     drawn = Sample(spec.audit.examples)
-    candidates, quarantine = cut_units(
-        sources, candidate, unit_size, staging, known, lambda row, example_id, _: drawn.add(example_id, row)
-    )
-    sampled, places = drawn.stage(unit_size, staging, known)
+    quarantine: list[Quarantined] = []
+
+    def read_candidates() -> Iterator[Example]:
+        for example in read_examples(sources, candidate, quarantine):
+            drawn.add(example.example_id, example.row)
+            yield example
+
+    candidates = cut_units(read_candidates(), unit_size, staging, staged)
+    sampled, positions = drawn.stage(unit_size, staging, staged), drawn.positions
     check_bad_fraction(quarantine, sum(unit.num_rows for unit in candidates), spec)
 
     factors = factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []
@@ -155,10 +161,10 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     pool_load = batches.load(candidates, pool)
     pair_load = batches.load(targets, *sides.values())
     sample_load = Load()
-    for start in range(0, len(places), unit_size):
-        sample_load = sample_load.plus(batches.load_of(places[start : start + unit_size], pool))
-    if sample > 1 and places:  # it holds too few of the rows that were tokenised
-        sample_load = pool_load.times(len(places) / len(pool.tokens))
+    for start in range(0, len(positions), unit_size):
+        sample_load = sample_load.plus(batches.load_of(positions[start : start + unit_size], pool))
+    if sample > 1 and positions:  # it holds too few of the rows that were tokenised
+        sample_load = pool_load.times(len(positions) / len(pool.tokens))
     return Workload(
         candidates=list({unit.id: unit for unit in candidates}.values()),
         targets=list({unit.id: unit for unit in targets}.values()),

@@ -6,19 +6,19 @@ from collections import Counter
 from pathlib import Path
 
 from prism_job.data import examples
-from prism_job.data.data_files import Row
 from prism_job.errors import DataError, RequestError
 from prism_job.plan.plan import Quarantined, Unit
+from prism_job.plan.units import Example
 from prism_job.spec.document import RunSpec
 from prism_job.spec.evaluation import EvaluationSpec
 
 
 def check_bad_fraction(bad: list[Quarantined], num_good: int, spec: RunSpec) -> None:
-    """Fail where too few rows are good.
+    """Refuse a pool with too few good rows.
 
     Raises:
         RequestError: there was no row at all.
-        DataError: more than `maxBadFraction` of the rows are bad; counts the reasons and names the first.
+        DataError: more than `maxBadFraction` of the rows are bad; counts the reasons and names the first rows.
     """
     if not bad and not num_good:
         where = ", ".join(spec.candidates.uris)
@@ -26,57 +26,62 @@ def check_bad_fraction(bad: list[Quarantined], num_good: int, spec: RunSpec) -> 
     allowed = spec.candidates.max_bad_fraction
     if num_good and len(bad) <= allowed * (len(bad) + num_good):
         return
-    reasons = Counter(entry.reason for entry in bad).most_common(3)
+    reasons = Counter(row.reason for row in bad).most_common(3)
     raise DataError(
         f"{len(bad)} of {len(bad) + num_good} candidate rows are unusable, more than maxBadFraction {allowed:g}: "
         + "; ".join(f"{count} × {reason}" for reason, count in reasons),
-        where=", ".join(f"{entry.source} line {entry.line}" for entry in bad[:3]),
-        fix="mend those rows, or raise candidates.maxBadFraction if they may be left out",
+        where=", ".join(f"{row.source} line {row.line}" for row in bad[:3]),
+        fix="correct those rows, or raise candidates.maxBadFraction if they may be left out",
     )
 
 
 def refuse_output_inside_data(spec: RunSpec) -> None:
-    """The store holds rows and the output json: inside a data folder the next plan would read them as examples."""
-    for name, own in (("spec.store", spec.store), ("spec.output", spec.output)):
+    """The next plan would read the store's rows and the output's JSON as examples. Raises RequestError."""
+    for name, written in (("spec.store", spec.store), ("spec.output", spec.output)):
         for uri in (*spec.candidates.uris, *spec.targets.all_uris()):
-            place, folder = (value if "://" in value else str(Path(value).resolve()) for value in (own, uri))
-            if f"{place.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/"):
+            inner, outer = (value if "://" in value else str(Path(value).resolve()) for value in (written, uri))
+            if f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/"):
                 fix = "give it a folder or prefix of its own, beside the data"
-                raise RequestError(f"{name} {own} lies inside the data at {uri}", where=name, fix=fix)
+                raise RequestError(f"{name} {written} lies inside the data at {uri}", where=name, fix=fix)
 
 
 def check_targets(units: list[Unit], bad: list[Quarantined], target_sets: list[str], spec: RunSpec) -> None:
-    """Raises DataError where a target is bad, RequestError where a set has none."""
+    """Raises DataError for a bad target, RequestError for a set without targets."""
     if bad:
         raise DataError(
             f"{len(bad)} unusable target(s), the first: {bad[0].reason}",
             where=f"{bad[0].source} line {bad[0].line}",
-            fix="mend or remove that row: every target must be good, they are few and weigh much",
+            fix="correct or remove that row: every target must be good, because each one has a large weight",
         )
     filled = {target_sets[unit.source] for unit in units}
-    for one in spec.targets.as_sets():
-        if one.name not in filled:
-            named, place = (f" in the set {one.name}", "targets.sets") if one.name else ("", "targets.uris")
-            what = f"there are no targets{named}: no rows in any file"
-            raise RequestError(what, where=", ".join(one.uris), fix=f"check {place}")
+    for target_set in spec.targets.as_sets():
+        name = target_set.name
+        if name not in filled:
+            what = f"there are no targets{f' in the set {name}' if name else ''}: no rows in any file"
+            fix = "check targets.sets" if name else "check targets.uris"
+            raise RequestError(what, where=", ".join(target_set.uris), fix=fix)
 
 
 class Labels:
-    """What `spec.evaluation` asks of the rows, looked at while they are read: known before anything is extracted."""
+    """Checks the labels that `spec.evaluation` names while rows are read, so that errors come before the extraction."""
 
-    def __init__(self, asked: EvaluationSpec | None) -> None:
-        self.asked = asked
+    def __init__(self, evaluation: EvaluationSpec | None) -> None:
+        self.evaluation = evaluation
         self.num_rows = self.num_good = 0
 
-    def check_candidate(self, row: Row, where: str) -> None:
-        if self.asked:
+    def check_candidate(self, example: Example) -> None:
+        if self.evaluation:
             self.num_rows += 1
-            self.num_good += examples.label_of(row, self.asked.label, self.asked.positive, where)
+            self.num_good += examples.label_of(
+                example.row, self.evaluation.label, self.evaluation.positive, example.where
+            )
 
-    def check_target(self, row: Row, where: str) -> None:
-        if self.asked and self.asked.target_label:
-            examples.label_of(row, self.asked.target_label, None, where)
+    def check_target(self, example: Example) -> None:
+        if self.evaluation and self.evaluation.target_label:
+            examples.label_of(example.row, self.evaluation.target_label, None, example.where)
 
     def check_both_kinds(self) -> None:
-        if self.asked:
-            examples.refuse_one_sided(self.num_good, self.num_rows, self.asked.label, "spec.evaluation.label")
+        if self.evaluation:
+            examples.refuse_one_sided(
+                self.num_good, self.num_rows, self.evaluation.label, where="spec.evaluation.label"
+            )

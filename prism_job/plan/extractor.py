@@ -1,4 +1,4 @@
-"""The extractor digest: everything that changes a number in a row. Batch sizes, unit sizes, paths and world sizes do not."""
+"""The extractor digest covers everything that changes a number in a row: not batch sizes, unit sizes, paths or world sizes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from prism_job.storage import model_files
 from prism_job.store import shards
 
 TEMPLATE_DATE = "2025-01-01"
-"""What chat templates that print today's date are told: a row must not depend on the day of its extraction."""
+"""The date that chat templates get as today's: a row must not depend on the day of its extraction."""
 
 
 def extractor_parts(spec: RunSpec) -> dict[str, Any]:
-    """Everything that changes a number in a row. Not: batch sizes, unit sizes, paths, world sizes."""
+    """What the digest covers, as the plan and the manifest list it."""
     extraction = spec.extraction
     return {
         "format": shards.FORMAT,
@@ -22,7 +22,7 @@ def extractor_parts(spec: RunSpec) -> dict[str, Any]:
         "model": model_files.identify(spec.model.uri, spec.model.revision),
         "adapter": model_files.identify(spec.model.adapter, is_adapter=True) if spec.model.adapter else None,
         "dtype": spec.model.dtype,
-        # Told of bfloat16 alone: float32 rows kept their numbers, and stores of them their digest.
+        # Only for bfloat16: float32 rows kept their numbers when this was added, and stores of them their digest.
         **({"products": spec.model.product_dtype} if spec.model.product_dtype != "float32" else {}),
         "attention": spec.model.attention,
         "loss_on": "assistant",
@@ -34,6 +34,7 @@ def extractor_parts(spec: RunSpec) -> dict[str, Any]:
 
 
 def projection_and_codec(spec: RunSpec) -> dict[str, Any]:
+    """The parts that differ between a run and its audit."""
     projected, codec = spec.extraction.projection, spec.extraction.codec
     return {
         "projection": projected.model_dump(),
@@ -42,8 +43,10 @@ def projection_and_codec(spec: RunSpec) -> dict[str, Any]:
 
 
 def audit_spec(spec: RunSpec) -> RunSpec:
-    """The request in the audit's form: another seed, twice the dims. So each source of noise in a row (projection, folding,
-    signs) is drawn anew, with half its variance."""
+    """The spec of the audit's rows: another seed, twice the dims.
+
+    So each source of noise in a row (projection, folding, signs) is drawn again, with half its variance.
+    """
     projected, codec = spec.extraction.projection, spec.extraction.codec
     extraction = spec.extraction.model_copy(
         update={

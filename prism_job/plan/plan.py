@@ -8,25 +8,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from prism_job.errors import DataError, RequestError
 from prism_job.spec.digest import digest
 from prism_job.spec.document import SelectionRun
 from prism_job.storage.address import open_store
 
-PLAN_FORMAT = "prism-plan/2"
-
 
 class _Plain(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
+    )
 
 
 class Block(_Plain):
-    """Rows that are extracted, stored and lost together.
+    """Rows that are extracted and stored together.
 
     Attributes:
-        id: over the rows' content ids in order; names the shard.
+        id: digest of the rows' content ids in order; names the shard.
         rows: digest of the staged rows, carried columns included; names the staged object.
     """
 
@@ -39,8 +39,8 @@ class Unit(Block):
     """Rows of one source.
 
     Attributes:
-        source: position in `Plan.sources`.
-        lines: runs of places in the source, (first, how many).
+        source: index in `Plan.sources`.
+        lines: runs of line numbers in the source: (first, how many).
     """
 
     source: int
@@ -52,7 +52,7 @@ class Unit(Block):
 
 
 class Quarantined(_Plain):
-    """A row that cannot be used."""
+    """A row that cannot be used, and why."""
 
     source: str
     line: int
@@ -60,19 +60,19 @@ class Quarantined(_Plain):
 
 
 class Audit(_Plain):
-    """What is stored again, in the form of `audit_spec`, and what the store lacked of it.
+    """What the audit extracts under `audit_spec`, and what the store lacked of it.
 
     Attributes:
-        extractor: digest of that form.
+        extractor: digest of `audit_spec`.
         units: the sample's rows, smallest example id first.
-        places: for each of these rows its place in plan order, the first where it stands there more than once.
+        positions: of each of these rows in plan order; of equal rows the first.
         factors: units of the sample that carry factor sums.
         missing_sums: target units whose weighted sums the store lacked.
     """
 
     extractor: str
     units: list[Block]
-    places: list[int]
+    positions: list[int] = Field(alias="places")
     factors: list[str]
     missing_candidates: list[str]
     missing_sums: list[str]
@@ -80,14 +80,16 @@ class Audit(_Plain):
 
 
 class Plan(_Plain):
-    """The whole work of a run, and what the store lacked of it when the plan was made.
+    """All work of a run, and what the store lacked of it when the plan was made.
 
     Attributes:
-        target_sets: name of the set of each target source, "" where sets are not named. A file in two sets is two sources.
+        spec_digest: of the whole spec; tells two documents under one name apart.
+        target_sets: name of the set of each target source, "" for plain uris. A file in two sets is two sources.
+        factors: ids of the units that carry factor sums.
     """
 
     format: Literal["prism-plan/2"] = "prism-plan/2"
-    request: str
+    spec_digest: str = Field(alias="request")
     extractor: str
     extractor_parts: dict[str, Any]
     sources: list[str]
@@ -113,7 +115,7 @@ class Plan(_Plain):
 
     @property
     def num_missing(self) -> int:
-        """Units that need the model: candidates without rows or without the factors asked for, and targets; the audit's too."""
+        """Units that need the model, those of the audit included. A unit that lacks its rows and its factors is one."""
         own = len(set(self.missing_candidates) | set(self.missing_factors)) + len(set(self.missing_targets))
         if self.audit is None:
             return own
@@ -122,13 +124,13 @@ class Plan(_Plain):
 
     @property
     def num_units(self) -> int:
-        """Units of candidates and targets, and those of the audit: sample and targets in its form. Equal ones are one."""
+        """Distinct units of candidates and targets, and those of the audit: its sample, and the targets once more."""
         candidates, targets = ({unit.id for unit in units} for units in (self.candidates, self.targets))
         audited = 0 if self.audit is None else len(self.audit.units) + len(targets)
         return len(candidates) + len(targets) + audited
 
     def settled(self) -> Plan:
-        """Without what the store lacked when it was made, which is no part of the outcome."""
+        """Without what the store lacked when it was made, which does not change the outcome."""
         audit = self.audit and self.audit.model_copy(
             update={"missing_candidates": [], "missing_sums": [], "missing_factors": []}
         )
@@ -137,15 +139,15 @@ class Plan(_Plain):
         )
 
     def work_digest(self) -> str:
-        """Of everything but what the store happened to hold: two plans of the same data have the same."""
-        return digest(self.settled().model_dump(mode="json", exclude={"request"}))
+        """Of everything except what the store lacked: two plans of the same data have the same digest."""
+        return digest(self.settled().model_dump(mode="json", exclude={"spec_digest"}))
 
 
 def read_plan(run: SelectionRun) -> Plan:
-    """The plan that `make_plan` left for this run.
+    """The plan that `make_plan` wrote for this run.
 
     Raises:
-        RequestError: there is none.
+        RequestError: there is none, or it is of another document.
         DataError: it is damaged.
     """
     output = open_store(run.spec.output)
@@ -156,9 +158,9 @@ def read_plan(run: SelectionRun) -> Plan:
         plan = Plan.model_validate_json(output.get(plan_key(run)))
     except ValueError as error:
         raise DataError(f"damaged plan: {error}", where=where, fix="run the plan stage again") from error
-    if plan.request != digest(run.spec.model_dump(mode="json")):
+    if plan.spec_digest != digest(run.spec.model_dump(mode="json")):
         fix = "run the plan stage again; two runs at the same time need two names"
-        raise RequestError("the plan there is of another document under the same name", where=where, fix=fix)
+        raise RequestError("this plan was made for another document of the same name", where=where, fix=fix)
     return plan
 
 

@@ -1,8 +1,10 @@
-"""Data files -> work units: reads the rows, sets bad ones apart, cuts the rest into units and stages them in the store."""
+"""Data files -> work units: read the rows, set bad ones apart, cut the others into units, stage each unit in the store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, islice
 
 from prism_job.data import data_files, examples
 from prism_job.data.data_files import Row, Source, Unreadable
@@ -20,75 +22,97 @@ FACTOR_UNIT_SHARE = 8
 """One unit in this many, by a hash of its id, carries factor sums; with 1,024 rows a unit they stay under 6 % of a store."""
 
 MIN_FACTOR_ROWS = 1024
-"""Curvature never rests on fewer examples than this, where the pool has them: a last unit may hold a single row."""
+"""Curvature rests on at least this many examples, if the pool has them: a last unit may hold a single row."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A good row.
+
+    Attributes:
+        source: index of its data file.
+        line: its number in that file, from 1.
+        where: both, for messages.
+    """
+
+    source: int
+    line: int
+    where: str
+    row: Row
+    example_id: str
 
 
 def list_targets(spec: RunSpec) -> tuple[list[Source], list[str]]:
     """The data files of all target sets, set by set, and the name of the set of each."""
-    listed = [(source, one.name) for one in spec.targets.as_sets() for source in data_files.list_sources(one.uris)[0]]
+    listed = [
+        (source, target_set.name)
+        for target_set in spec.targets.as_sets()
+        for source in data_files.list_sources(target_set.uris)[0]
+    ]
     return [source for source, _ in listed], [name for _, name in listed]
 
 
-def cut_units(
-    sources: list[Source],
-    parse: Callable[[Row], Content],
-    size: int,
-    store: Store,
-    known: set[str],
-    show: Callable[[Row, str, str], None] = lambda row, example_id, where: None,
-) -> tuple[list[Unit], list[Quarantined]]:
-    """Read the sources, cut their good rows into units of `size`, stage those that are not `known`; and the bad rows.
+def read_examples(
+    sources: list[Source], content_of: Callable[[Row], Content], quarantine: list[Quarantined]
+) -> Iterator[Example]:
+    """The good rows of the sources in order; bad ones are added to `quarantine`.
 
     Args:
-        show: is shown each good row with its id and place, in plan order; what it raises ends the reading.
+        content_of: the training content of a row; raises BadRow.
     """
-    units: list[Unit] = []
-    bad: list[Quarantined] = []
     meter = Meter("plan", len(sources))
-    for position, source in enumerate(sources):
-        waiting: list[tuple[int, Row, str]] = []
+    for index, source in enumerate(sources):
         for line, row in data_files.read_rows(source):
             try:
                 if isinstance(row, Unreadable):
                     raise BadRow(row.reason)
-                example_id = examples.example_id(parse(row))
+                example_id = examples.example_id(content_of(row))
             except (BadRow, ValueError, TypeError, RecursionError) as error:
                 # Lone surrogates, dates within messages, endless nesting: nothing in a row may end the run.
                 reason = str(error)[:500].encode("utf-8", "backslashreplace").decode()
-                bad.append(Quarantined(source=source.uri, line=line, reason=reason))
+                quarantine.append(Quarantined(source=source.uri, line=line, reason=reason))
                 continue
-            show(row, example_id, f"{source.uri} line {line}")
-            waiting.append((line, row, example_id))
-            if len(waiting) == size:
-                units.append(_stage(position, waiting, store, known))
-                waiting = []
-        if waiting:
-            units.append(_stage(position, waiting, store, known))
+            yield Example(index, line, f"{source.uri} line {line}", row, example_id)
         meter.add(1)
-    return units, bad
 
 
-def _stage(source: int, waiting: list[tuple[int, Row, str]], store: Store, known: set[str]) -> Unit:
-    name = staged_rows.stage_rows(store, [row for _, row, _ in waiting], known)
-    lines: list[tuple[int, int]] = []
-    for line, _, _ in waiting:
-        if lines and line == sum(lines[-1]):
-            lines[-1] = (lines[-1][0], lines[-1][1] + 1)
+def cut_units(rows: Iterable[Example], size: int, store: Store, staged: set[str]) -> list[Unit]:
+    """Units of `size` examples of one source each, the last of a source smaller. Stages those that are not in `staged`."""
+    units: list[Unit] = []
+    for source, of_source in groupby(rows, key=lambda example: example.source):
+        while unit := list(islice(of_source, size)):
+            units.append(
+                Unit(
+                    id=shards.unit_id_of([example.example_id for example in unit]),
+                    rows=staged_rows.stage_rows(store, [example.row for example in unit], staged),
+                    num_rows=len(unit),
+                    source=source,
+                    lines=_runs([example.line for example in unit]),
+                )
+            )
+    return units
+
+
+def _runs(lines: list[int]) -> list[tuple[int, int]]:
+    """Rising numbers as runs of consecutive ones: (first, how many)."""
+    runs: list[tuple[int, int]] = []
+    for line in lines:
+        if runs and line == sum(runs[-1]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
         else:
-            lines.append((line, 1))
-    unit_id = shards.unit_id_of([example_id for _, _, example_id in waiting])
-    return Unit(id=unit_id, rows=name, num_rows=len(waiting), source=source, lines=lines)
+            runs.append((line, 1))
+    return runs
 
 
 def factor_units(candidates: list[Unit]) -> list[str]:
     """Units that carry factor sums: one in FACTOR_UNIT_SHARE by a hash of the id, and enough to hold MIN_FACTOR_ROWS."""
     sizes = {unit.id: unit.num_rows for unit in candidates}
-    by_chance = sorted(sizes, key=lambda unit_id: (int(unit_id[:8], 16) % FACTOR_UNIT_SHARE != 0, unit_id))
+    by_hash = sorted(sizes, key=lambda unit_id: (int(unit_id[:8], 16) % FACTOR_UNIT_SHARE != 0, unit_id))
     chosen: list[str] = []
-    rows_chosen = 0
-    for unit_id in by_chance:
-        if int(unit_id[:8], 16) % FACTOR_UNIT_SHARE != 0 and rows_chosen >= MIN_FACTOR_ROWS:
+    num_rows = 0
+    for unit_id in by_hash:
+        if int(unit_id[:8], 16) % FACTOR_UNIT_SHARE != 0 and num_rows >= MIN_FACTOR_ROWS:
             break
         chosen.append(unit_id)
-        rows_chosen += sizes[unit_id]
+        num_rows += sizes[unit_id]
     return chosen

@@ -1,18 +1,21 @@
-"""The plan stage: read the data, name the units, stage their rows, list what the store lacks. Writes the plan last.
+"""The plan stage: read the data, cut it into units, stage their rows, list what the store lacks. Writes the plan last.
 
-Reads each candidate file once. Later stages need neither the sources nor their formats.
+Reads each candidate file once. Later stages need neither the data files nor their formats.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from prism_job.data import data_files, examples
 from prism_job.data.data_files import Row
+from prism_job.data.examples import Content
 from prism_job.plan import checks, units
 from prism_job.plan.extractor import audit_spec, extractor_parts, projection_and_codec
-from prism_job.plan.plan import Audit, Plan, Unit, plan_key
+from prism_job.plan.plan import Audit, Plan, Quarantined, Unit, plan_key
 from prism_job.plan.sample import Sample
+from prism_job.plan.units import Example
 from prism_job.progress import event
 from prism_job.spec.digest import digest
 from prism_job.spec.document import RunSpec, SelectionRun
@@ -22,7 +25,7 @@ from prism_job.store import shards, staged_rows
 
 
 def make_plan(run: SelectionRun) -> Plan:
-    """Read the data, name the units, stage their rows, and list what is missing. Writes the plan last.
+    """Make and write the plan of a run.
 
     Raises:
         RequestError: nothing to read, empty pool, empty targets, a row without the label that `evaluation` names.
@@ -30,45 +33,45 @@ def make_plan(run: SelectionRun) -> Plan:
     """
     spec = run.spec
     checks.refuse_output_inside_data(spec)
-    # Asked before anything is read: a bucket that is not there is better known now than after hours.
-    next(open_store(spec.output).list(f"{run.metadata.name}/"), None)
-    store = open_store(spec.store)
+    output, store = open_store(spec.output), open_store(spec.store)
+    next(output.list(f"{run.metadata.name}/"), None)  # fails at once, not after hours, if the bucket does not exist
     parts = extractor_parts(spec)
-    extractor = digest(parts)
-    known = staged_rows.staged_names(store)
-
+    staged = staged_rows.staged_names(store)
     labels = checks.Labels(spec.evaluation)
+    sample = Sample(spec.audit.examples)
+    bad_targets: list[Quarantined] = []
+    quarantine: list[Quarantined] = []
+
+    def target_content(row: Row) -> Content:
+        return examples.target_content(row, needs_rejected=spec.scoring.weighting == "preference")
+
+    def read_targets() -> Iterator[Example]:
+        for example in units.read_examples(target_sources, target_content, bad_targets):
+            labels.check_target(example)
+            yield example
+
+    def read_candidates() -> Iterator[Example]:
+        for example in units.read_examples(sources, examples.candidate_content, quarantine):
+            labels.check_candidate(example)
+            sample.add(example.example_id, example.row)
+            yield example
+
     target_sources, target_sets = units.list_targets(spec)
-    needs_rejected = spec.scoring.weighting == "preference"
-    targets, bad_targets = units.cut_units(
-        target_sources,
-        lambda row: examples.target_content(row, needs_rejected),
-        units.PAIRS_PER_UNIT,
-        store,
-        known,
-        lambda row, _, where: labels.check_target(row, where),
-    )
+    targets = units.cut_units(read_targets(), units.PAIRS_PER_UNIT, store, staged)
     checks.check_targets(targets, bad_targets, target_sets, spec)
 
     sources, ignored = data_files.list_sources(spec.candidates.uris)
     for uri in ignored:
         event("ignored", uri=uri, reason="not a kind of data file that PRISM reads")
-    sample = Sample(spec.audit.examples)
-
-    def shown(row: Row, example_id: str, where: str) -> None:
-        labels.check_candidate(row, where)
-        sample.add(example_id, row)
-
-    candidates, quarantine = units.cut_units(
-        sources, examples.candidate_content, spec.extraction.examples_per_shard, store, known, shown
-    )
+    candidates = units.cut_units(read_candidates(), spec.extraction.examples_per_shard, store, staged)
     checks.check_bad_fraction(quarantine, sum(unit.num_rows for unit in candidates), spec)
     labels.check_both_kinds()
 
+    extractor = digest(parts)
     factors = units.factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []
     present = shards.units_present(store, extractor)
     plan = Plan(
-        request=digest(spec.model_dump(mode="json")),
+        spec_digest=digest(spec.model_dump(mode="json")),
         extractor=extractor,
         extractor_parts=parts,
         sources=[source.uri for source in sources],
@@ -79,33 +82,33 @@ def make_plan(run: SelectionRun) -> Plan:
         targets=targets,
         factors=factors,
         quarantine=quarantine,
-        missing_candidates=_lacking([unit.id for unit in candidates], present["candidates"]),
-        missing_targets=_lacking([unit.id for unit in targets], present["targets"]),
-        missing_factors=_lacking(factors, present["factors"]),
-        audit=_plan_audit(spec, parts, store, known, sample, targets) if spec.audit.examples else None,
+        missing_candidates=_missing([unit.id for unit in candidates], present["candidates"]),
+        missing_targets=_missing([unit.id for unit in targets], present["targets"]),
+        missing_factors=_missing(factors, present["factors"]),
+        audit=_plan_audit(spec, parts, store, staged, sample, targets) if spec.audit.examples else None,
     )
-    open_store(spec.output).put(plan_key(run), plan.model_dump_json(indent=1).encode())
+    output.put(plan_key(run), plan.model_dump_json(indent=1).encode())
     return plan
 
 
 def _plan_audit(
-    spec: RunSpec, parts: dict[str, Any], store: Store, known: set[str], sample: Sample, targets: list[Unit]
+    spec: RunSpec, parts: dict[str, Any], store: Store, staged: set[str], sample: Sample, targets: list[Unit]
 ) -> Audit:
     extractor = digest({**parts, **projection_and_codec(audit_spec(spec))})
-    sample_units, places = sample.stage(spec.extraction.examples_per_shard, store, known)
-    names = [unit.id for unit in sample_units]
-    factors = names if spec.scoring.curvature.kind == "kfac" else []
+    sample_units = sample.stage(spec.extraction.examples_per_shard, store, staged)
+    unit_ids = [unit.id for unit in sample_units]
+    factors = unit_ids if spec.scoring.curvature.kind == "kfac" else []
     present = shards.units_present(store, extractor)
     return Audit(
         extractor=extractor,
         units=sample_units,
-        places=places,
+        positions=sample.positions,
         factors=factors,
-        missing_candidates=_lacking(names, present["candidates"]),
-        missing_sums=_lacking([unit.id for unit in targets], present["sums"]),
-        missing_factors=_lacking(factors, present["factors"]),
+        missing_candidates=_missing(unit_ids, present["candidates"]),
+        missing_sums=_missing([unit.id for unit in targets], present["sums"]),
+        missing_factors=_missing(factors, present["factors"]),
     )
 
 
-def _lacking(wanted: list[str], present: set[str]) -> list[str]:
-    return [unit_id for unit_id in dict.fromkeys(wanted) if unit_id not in present]
+def _missing(unit_ids: list[str], present: set[str]) -> list[str]:
+    return [unit_id for unit_id in dict.fromkeys(unit_ids) if unit_id not in present]

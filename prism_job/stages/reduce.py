@@ -91,7 +91,7 @@ def audit_ranking(
     if plan.audit is None:
         return None
     as_audit = audit_spec(spec)
-    rows = np.array(plan.audit.places, np.int64)
+    rows = np.array(plan.audit.positions, np.int64)
     usable_N = scored.usable_N[rows]
     figures = audit.too_few(int(usable_N.sum()))
     targets = sum_targets(as_audit, plan, plan.audit, store)

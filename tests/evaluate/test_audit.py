@@ -273,9 +273,9 @@ def test_the_sample_is_the_rows_of_smallest_ids_each_once() -> None:
     for example_id, row in zip(ids, rows, strict=True):
         sample.add(example_id, row)
     wanted = sorted(set(ids))[:12]
-    assert sample.places == [ids.index(example_id) for example_id in wanted]
+    assert sample.positions == [ids.index(example_id) for example_id in wanted]
     assert [row for _, _, row in sorted(sample.kept.values(), key=lambda kept: kept[1])] == [
-        rows[place] for place in sample.places
+        rows[place] for place in sample.positions
     ]
 
 
@@ -285,9 +285,9 @@ def test_the_plan_points_at_the_samples_rows_in_plan_order(job: Job) -> None:
     plan, store = plan_of(job), open_store(job.spec["store"])
     assert plan.audit is not None
     pool = [row for unit in plan.candidates for row in staged_rows.read_rows(store, unit.rows)]
-    assert [pool[place] for place in plan.audit.places] == sampled_rows(job)
+    assert [pool[place] for place in plan.audit.positions] == sampled_rows(job)
     ids = [examples.example_id(examples.candidate_content(row)) for row in pool]
-    assert [ids[place] for place in plan.audit.places] == sorted(set(ids))[:7]
+    assert [ids[place] for place in plan.audit.positions] == sorted(set(ids))[:7]
     assert [unit.num_rows for unit in plan.audit.units] == [4, 3]
 
 
@@ -365,7 +365,7 @@ def compare_with_two_plain_runs(job: Job, codec: str, scoring: dict[str, Any]) -
     first = pq.read_table(published.parent / "scores.parquet")
     plan = plan_of(job)
     assert plan.audit is not None
-    scores = first["score"].to_numpy()[plan.audit.places]
+    scores = first["score"].to_numpy()[plan.audit.positions]
     wanted_figures = audit.agreement(scores, second["score"].to_numpy(), 6 / 30, "lowest", scoring["curvature"]["kind"])
     found_figures = figures(published)
     for name, value in wanted_figures.items():

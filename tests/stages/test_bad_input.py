@@ -113,7 +113,7 @@ def test_a_file_name_that_is_not_utf8_is_refused(job: Job) -> None:
 
 def test_a_link_that_leads_nowhere_is_named(job: Job) -> None:
     (job.folder / "pool" / "b.jsonl").symlink_to("nowhere")
-    job.fails("plan", DAMAGED_DATA, "b.jsonl", "a link may lead nowhere")
+    job.fails("plan", DAMAGED_DATA, "b.jsonl", "does a link point to nothing")
 
 
 def test_a_folder_that_cannot_be_listed_is_not_skipped(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prism_job.projection import FoldTable, fold, fold_table, rademacher
+from prism_job.projection import FoldTable, fold, fold_table
 from prism_job.store import codec
+from tests.oracle import rademacher
 
 QUERY = "model.layers.0.self_attn.q_proj"
 GPT2 = "transformer.h.1.mlp.c_fc"
