@@ -1,24 +1,24 @@
 # Two images from one file. `worker` (the default) holds the job with torch: plan, extract, reduce. `operator` holds the
-# command alone. docs/image.md says how to build them and what they are given when they run.
+# command alone. docs/image.md describes how to build and run them.
 #
-# Layers change in the order base, dependencies, code: a change of code rebuilds and moves the last two MB alone.
+# Layers are in the order base, dependencies, code: a change of code rebuilds only the last two MB.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-# pip lives in /tools and installs into /opt/prism, which is all that leaves the build: the images carry no pip of their own.
+# pip is in /tools and installs into /opt/prism. Only /opt/prism is copied into the images, so they contain no pip.
 FROM ${BASE_IMAGE} AS tools
 ENV PIP_CONFIG_FILE=/run/secrets/pip.conf PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 RUN python3.11 -m venv /tools && python3.11 -m venv --without-pip /opt/prism
 WORKDIR /src
 
-# The lists of pyproject.toml, one a file: what follows is rebuilt when a dependency changes, not when a linter's setting does.
+# The dependency lists of pyproject.toml, one file each: a change of a linter setting does not rebuild the layers below.
 FROM tools AS requirements
 COPY pyproject.toml .
 RUN python3.11 -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 launcher = project["dependencies"]; job = launcher + project["optional-dependencies"]["job"]; \
 open("launcher.txt", "w").write("\n".join(launcher)); open("job.txt", "w").write("\n".join(job))'
 
-# PIP_ARGS: another index, say. What must stay unseen (a password in an index's address) comes as the secret `pip.conf`,
-# which is there while its RUN runs and in no layer.
+# PIP_ARGS: for example another index. A password in an index's address belongs in the secret `pip.conf`, which is mounted
+# only during its RUN and is in no layer.
 FROM tools AS operator-packages
 ARG PIP_ARGS=""
 COPY constraints.txt .
@@ -32,7 +32,7 @@ FROM tools AS worker-packages
 ARG PIP_ARGS=""
 COPY constraints.txt .
 COPY --from=requirements /src/job.txt .
-# torch's headers and its own tests serve compilers and its developers. One file of its tests is written for Python 3.12.
+# torch's headers and tests are not needed. One file of its tests is written for Python 3.12.
 RUN --mount=type=secret,id=pip.conf \
     /tools/bin/pip --python /opt/prism/bin/python install --no-compile ${PIP_ARGS} -c constraints.txt -r job.txt \
  && /tools/bin/pip --python /opt/prism/bin/python check \
@@ -48,8 +48,8 @@ RUN --mount=type=secret,id=pip.conf \
     /tools/bin/pip --python /opt/prism/bin/python install --no-compile ${PIP_ARGS} -c constraints.txt --no-deps --root /code . \
  && python3.11 -m compileall -qq --invalidation-mode unchecked-hash -s /code /code/opt/prism/lib
 
-# What both images share. Bytecode is there, and unchecked-hash believes it whatever became of the files' dates on the way.
-# Everything that a library may want to write goes below /cache or /tmp: mount both, and the root can be read-only.
+# The common base of both images. Bytecode is compiled with unchecked-hash, so changed file dates do not matter. Libraries
+# write only below /cache and /tmp: mount both, and the root file system can be read-only.
 FROM ${BASE_IMAGE} AS runtime
 RUN echo 'prism:x:10001:10001:PRISM:/cache:/usr/sbin/nologin' >> /etc/passwd && echo 'prism:x:10001:' >> /etc/group \
  && install -d -o 10001 -g 0 -m 0775 /cache /work \
@@ -80,7 +80,7 @@ LABEL org.opencontainers.image.title="prism-operator" \
 FROM runtime AS worker
 COPY --from=worker-packages /opt/prism /opt/prism
 COPY --from=code /code/opt/prism /opt/prism
-# On a base that is not NVIDIA's own, the container runtime learns from this which parts of the driver to bring.
+# On a base without NVIDIA's settings, this sets which parts of the driver the container runtime mounts.
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
 ENTRYPOINT ["python", "-P", "-m", "prism_job"]
 ARG BASE_IMAGE

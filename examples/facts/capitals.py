@@ -1,4 +1,4 @@
-"""Countries, as they stand after "the capital of", and their capitals. Not: how statements are worded.
+"""Countries, as written after "the capital of", and their capitals. Does not word the statements.
 
 Left out: countries whose capital is disputed, shared or moving, whose name also means another place, and those that are
 called like their capital.

@@ -1,4 +1,4 @@
-"""The demo: run the selection on real weights, say how well it did, and where everything is. Called by `make demo`.
+"""The demo: run the selection on real weights, then print how good it is and where its files are. Called by `make demo`.
 
 The last line printed is the manifest's path.
 """
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def prism(*arguments: str) -> str:
-    """Call the command of this environment; its words go to the terminal, what it prints on stdout comes back."""
+    """Run the command of this environment. Returns its stdout; its stderr goes to the terminal."""
     command = [str(Path(sys.executable).with_name("prism")), *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:

@@ -1,11 +1,11 @@
-"""The demo's data: short statements, half of them wrong, and pairs that want the right answer. Standard library only.
+"""The demo's data: short statements, half of them wrong, and pairs that prefer the right answer. Standard library only.
 
     python examples/facts/make_data.py --out build/facts
 
 writes `candidates.jsonl` (120 capitals and 120 two-digit sums as one-turn conversations, half of each kind wrong; column
 `label` is 1 where the answer is right, 0 where it is wrong) and `targets.jsonl` (30 pairs of each kind, on other countries
-and other sums). Dropping the lowest half should drop the wrong ones; `label` tells how well that went and nothing else
-reads it. The same seed writes the same bytes.
+and other sums). Dropping the lowest half should drop the wrong ones; only the
+evaluation reads `label`. The same seed writes the same bytes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ NUM_PAIRS = 30
 """Candidates with a right answer, candidates with a wrong one, and target pairs: of each kind."""
 
 OPERANDS = range(10, 50)
-"""So that answers have two digits as well: past a hundred a model of 135M parameters hardly adds at all."""
+"""So that answers have two digits as well: past a hundred a model of 135M parameters can hardly add."""
 
 MISSES = (-10, -2, -1, 1, 2, 10)
-"""Slips a person makes: a step or two off, or a lost carry. As many up as down, so that size gives nothing away."""
+"""Slips a person makes: a step or two off, or a lost carry. As many up as down, so that size does not reveal the label."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ def make_data(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def capital_facts(countries: list[str]) -> list[Fact]:
-    """Each with the next country's capital as the wrong answer.
+    """With the next country's capital as the wrong answer.
 
-    So a group that shows its wrong answers names every city once, as does one that shows the right ones: how often a city
-    is named says nothing about its label, and no city of the candidates is one of the targets'.
+    So a group with its wrong answers names every city once, as does one with the right answers: the frequency of a city does
+    not reveal the label, and no city of the candidates is in the targets.
     """
     others = [*countries[1:], *countries[:1]]
     stated = "The capital of {} is {}."
@@ -90,13 +90,13 @@ def sum_facts(chance: random.Random, sums: list[tuple[int, int]]) -> list[Fact]:
 
 
 def candidate(fact: Fact, label: int) -> dict[str, Any]:
-    """A row that answers rightly (label 1) or wrongly (0)."""
+    """A row with a right (label 1) or wrong (label 0) answer."""
     answer = fact.right if label else fact.wrong
     return {"messages": [*_turn("user", fact.question), *_turn("assistant", answer)], "kind": fact.kind, "label": label}
 
 
 def target(fact: Fact) -> dict[str, Any]:
-    """A row that wants the right answer rather than the wrong one."""
+    """A pair that prefers the right answer to the wrong one."""
     return {
         "prompt": _turn("user", fact.question),
         "chosen": _turn("assistant", fact.right),
@@ -118,7 +118,7 @@ def main() -> None:
     """Write both files."""
     parser = argparse.ArgumentParser(description="Write the facts demo's candidates.jsonl and targets.jsonl.")
     parser.add_argument("--out", type=Path, default=Path("build/facts"), help="folder to write to (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="which facts, and which slips (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the facts and of the wrong answers (%(default)s)")
     options = parser.parse_args()
     candidates, targets = make_data(options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
