@@ -1,144 +1,136 @@
-"""What the watches have told so far: records, Jobs and pods of all runs. Thread-safe. Not: how it is told, what follows.
-
-What we write ourselves is put in at once, and nothing older takes its place: a Job that was made a moment ago must not look
-like one that somebody removed.
-"""
+"""Keeps the cache up to date: lists each kind, then watches it from there. Does not decide what follows from a change."""
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, defaultdict
-from collections.abc import Mapping
-from typing import Any
+import traceback
+from collections.abc import Callable
 
-from launcher.reconcile.actions import CreateError, Observed
-from launcher.resource.names import KIND, RUN_LABEL
-from launcher.resource.record import Record, is_record
+from launcher.kube.cluster import Cluster, Listing
+from launcher.kube.errors import NotFound, Unavailable
+from launcher.kube.list_and_watch import Change, list_and_watch
+from launcher.kube.retry import growing_pause
+from launcher.operator.cache import Cache, RunKey, trim
+from launcher.resource.names import KIND, MANAGER, RECORD_LABEL, RUN_LABEL
+from launcher.resource.record import Record
 
-Object = dict[str, Any]
-Key = tuple[str, str]
-"""(namespace, name of the run)."""
+LONGEST_PAUSE_SECONDS = 30.0
+"""After many failures in a row a kind is listed this often."""
 
-Place = tuple[str, str, str]
-"""(kind, namespace, name of the object)."""
-
-
-NUM_GONE = 10_000
-"""Removed objects that are remembered: an answer that is late by more than so many removals does not come."""
+CHILD_KINDS = {"Job": f"app.kubernetes.io/managed-by={MANAGER}", "Pod": f"app.kubernetes.io/managed-by={MANAGER}"}
+"""Kinds of children -> the labels by which they are watched."""
 
 
-class Cache:
-    """Objects by place, and by the run that they belong to."""
+class Informer:
+    """Follows the records, Jobs and pods of one namespace, of all, or of one run.
 
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._objects: dict[Place, Object] = {}
-        self._of_run: dict[Key, set[Place]] = defaultdict(set)
-        self._gone: OrderedDict[Place, int] = OrderedDict()
+    Args:
+        namespace: None for all.
+        record_kind: SelectionRun or ConfigMap.
+        only: the name of the one run to follow; None for all.
+        on_change: called with each run of which something changed.
+        log: called with the fields of a log line.
+    """
 
-    def put(self, found: Object) -> Key | None:
-        """Take in an object unless a newer one is here, or was removed. Returns the run that it belongs to, or did."""
-        place, key = place_of(found), key_of(found)
-        with self._lock:
-            here = self._objects.get(place)
-            before = key_of(here) if here is not None else None
-            if (here is None or _version(here) <= _version(found)) and _version(found) > self._gone.get(place, -1):
-                if before is not None and before != key:  # somebody changed its label
-                    self._remove(place, before)
-                if key is not None:
-                    self._objects[place] = kept(found)
-                    self._of_run[key].add(place)
-        return key or before
+    def __init__(
+        self,
+        cluster: Cluster,
+        cache: Cache,
+        namespace: str | None,
+        record_kind: str,
+        only: str | None,
+        *,
+        on_change: Callable[[RunKey], None],
+        log: Callable[..., None],
+    ) -> None:
+        self.cluster, self.cache, self.namespace = cluster, cache, namespace
+        self.record_kind, self.only, self.on_change, self.log = record_kind, only, on_change, log
+        self.kinds = (record_kind, *CHILD_KINDS)
+        self.listed: set[str] = set()
+        self.ready = threading.Event()
+        """Set once every kind was listed, before which nothing may be decided; or by `stop`."""
+        self._stopping = threading.Event()
 
-    def drop(self, gone: Object) -> Key | None:
-        """An object was removed; one of the same name that was made since stays."""
-        place, key = place_of(gone), key_of(gone)
-        with self._lock:
-            self._bury(place, _version(gone))
-            here = self._objects.get(place)
-            if here is not None and here["metadata"]["uid"] == gone["metadata"]["uid"]:
-                key = key_of(here)  # as it was when we took it in: its label may be what was removed
-                assert key is not None
-                self._remove(place, key)
-        return key
+    @property
+    def is_synced(self) -> bool:
+        """Whether every kind was listed once."""
+        return not self.unlisted
 
-    def replace(self, kind: str, items: list[Object], version: str, *, of: Key | None = None) -> set[Key]:
-        """A new listing: what is not in it is gone, unless it was written after the listing. Returns the runs touched.
+    @property
+    def unlisted(self) -> set[str]:
+        """Kinds that were not listed yet."""
+        return set(self.kinds) - self.listed
 
-        Args:
-            of: the one run that was listed; all, if None.
-        """
-        with self._lock:
-            told = {place_of(item) for item in items}
-            places = self._objects if of is None else self._of_run.get(of, set())
-            here = [(place, self._objects[place]) for place in places if place[0] == kind]
-            touched = set()
-            for place, found in here:
-                key = key_of(found)
-                if place not in told and key is not None and _version(found) <= int(version):
-                    self._remove(place, key)
-                    self._bury(place, int(version))
-                    touched.add(key)
-            return touched | {key for item in items if (key := self.put(item)) is not None}
+    def start(self) -> None:
+        for kind in self.kinds:
+            threading.Thread(target=self.follow, args=(kind,), daemon=True).start()
 
-    def record(self, kind: str, key: Key) -> Record | None:
-        with self._lock:
-            for place in self._of_run.get(key, ()):
-                found = self._objects[place]
-                if place[0] == kind and is_record(found):
-                    return Record(found)
-        return None
+    def stop(self) -> None:
+        self._stopping.set()
+        self.ready.set()
 
-    def records(self, kind: str) -> list[Record]:
-        with self._lock:
-            return [Record(found) for place, found in self._objects.items() if place[0] == kind and is_record(found)]
+    def follow(self, kind: str) -> None:
+        """Keep the cache of one kind up to date until `stop`."""
+        labels, fields = self._selectors(kind)
+        num_bugs = 0
+        while not self._stopping.is_set():
+            try:
+                for seen in list_and_watch(
+                    self.cluster,
+                    kind,
+                    self.namespace,
+                    labels=labels,
+                    fields=fields,
+                    keep=trim,
+                    final=(),
+                    stopping=self._stopping,
+                    longest_pause_seconds=LONGEST_PAUSE_SECONDS,
+                    on_failure=lambda error, pause_seconds: self._log_failure(
+                        kind, str(error), pause_seconds, transient=isinstance(error, Unavailable)
+                    ),
+                ):
+                    self._update_cache(kind, seen)
+            except Exception:  # a bug of ours must not end what all runs depend on
+                num_bugs += 1
+                pause_seconds = growing_pause(num_bugs, longest_seconds=LONGEST_PAUSE_SECONDS)
+                self._log_failure(kind, traceback.format_exc(), pause_seconds, transient=False)
+                self._stopping.wait(pause_seconds)
 
-    def seen(
-        self, record: Record, notes: Mapping[str, str], refused: Mapping[str, CreateError] | None = None
-    ) -> Observed:
-        """The children of this very record; those of an earlier one of the same name do not count."""
-        with self._lock:
-            found = [self._objects[place] for place in self._of_run.get((record.namespace, record.name), ())]
-        jobs = {one["metadata"]["name"]: one for one in found if one["kind"] == "Job" and is_owned(one, record.uid)}
-        return Observed(jobs, [one for one in found if one["kind"] == "Pod"], notes, refused or {})
+    def _log_failure(self, kind: str, error: str, pause_seconds: float, *, transient: bool) -> None:
+        self.log(event="watch", kind=kind, error=error, transient=transient, seconds=round(pause_seconds, 1))
 
-    def _bury(self, place: Place, version: int) -> None:
-        """An answer that was under way when its object went must not bring it back."""
-        self._gone[place] = max(version, self._gone.pop(place, 0))
-        while len(self._gone) > NUM_GONE:
-            self._gone.popitem(last=False)
+    def _update_cache(self, kind: str, seen: Listing | Change) -> None:
+        match seen:
+            case Listing(items, version):
+                for run in self.cache.replace(kind, items, version):
+                    self.on_change(run)
+                self.listed.add(kind)
+                if self.is_synced:
+                    self.ready.set()
+            case ("BOOKMARK", _):
+                pass
+            case (change, found):
+                changed = self.cache.drop(found) if change == "DELETED" else self.cache.put(found)
+                if changed is not None:
+                    self.on_change(changed)
 
-    def _remove(self, place: Place, key: Key) -> None:
-        del self._objects[place]
-        self._of_run[key].discard(place)
-        if not self._of_run[key]:
-            del self._of_run[key]
+    def refresh(self, record: Record) -> Record | None:
+        """Read a run's record, then its children, from the server. None where the record is gone."""
+        try:
+            found = self.cluster.get(self.record_kind, record.namespace, record.metadata["name"])
+        except NotFound:
+            self.cache.drop(record.object)
+            return None
+        self.cache.put({"kind": self.record_kind, **found})
+        key = (record.namespace, record.name)
+        for kind, labels in CHILD_KINDS.items():
+            listing = self.cluster.list(kind, record.namespace, labels=f"{labels},{RUN_LABEL}={record.name}", keep=trim)
+            self.cache.replace(kind, listing.items, listing.version, of=key)
+        return self.cache.record(self.record_kind, key)
 
-
-def kept(found: Object) -> Object:
-    """What decisions read. Who manages which field, and what pods are made of, are four fifths of the memory of a run."""
-    metadata = {name: value for name, value in found["metadata"].items() if name != "managedFields"}
-    left_out = {"Job": ("template",), "Pod": ("containers", "volumes")}.get(found["kind"], ())
-    spec = {name: value for name, value in (found.get("spec") or {}).items() if name not in left_out}
-    return {**found, "metadata": metadata, **({"spec": spec} if left_out else {})}
-
-
-def place_of(found: Object) -> Place:
-    return found["kind"], found["metadata"].get("namespace", ""), found["metadata"]["name"]
-
-
-def key_of(found: Object) -> Key | None:
-    """The run that an object belongs to: its own name for a SelectionRun, else its label's."""
-    metadata = found["metadata"]
-    if found["kind"] == KIND:
-        return metadata.get("namespace", ""), metadata["name"]
-    run = (metadata.get("labels") or {}).get(RUN_LABEL)
-    return (metadata.get("namespace", ""), run) if run else None
-
-
-def is_owned(found: Object, uid: str) -> bool:
-    return any(owner["uid"] == uid for owner in found["metadata"].get("ownerReferences") or ())
-
-
-def _version(found: Object) -> int:
-    return int(found["metadata"].get("resourceVersion", 0))
+    def _selectors(self, kind: str) -> tuple[str, str]:
+        """(labels, fields) by which a kind is listed and watched."""
+        if kind == KIND:
+            return "", f"metadata.name={self.only}" if self.only else ""
+        labels = CHILD_KINDS.get(kind, f"{RECORD_LABEL}=true")
+        return f"{labels},{RUN_LABEL}={self.only}" if self.only else labels, ""

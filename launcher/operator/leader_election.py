@@ -1,8 +1,8 @@
-"""Leader election by a Lease object: who holds it works, the others wait. Not: what the leader does.
+"""Leader election by a Lease object: its holder works, the others wait. Does not know what the leader does.
 
-The client's own election raises on a refused connection and releases nothing on SIGTERM (KUBERNETES.md), so this is ours:
-take, renew, release, each onto the version that was read. Times of other holders are never compared with our clock: a lease
-is stale once we ourselves have seen it unchanged for its duration.
+The client's own election raises on a refused connection and releases nothing on SIGTERM (docs/architecture.md, Kubernetes),
+so this is ours: take, renew, release, each onto the version that was read. Times of other holders are never compared with our
+clock: a lease is stale once we ourselves have seen it unchanged for its duration.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from launcher.kube.cluster import Cluster
 from launcher.kube.errors import ClusterError, Conflict, NotFound
 
 DURATION_SECONDS, RENEW_SECONDS = 15.0, 5.0
-"""Of a renewal; and how often one is made, and how long one request of it may take."""
+"""How long a renewal holds; and how often the lease is renewed, which is also the timeout of one request for it."""
 
 
 class Lease:
-    """One Lease, and our name in it or another's.
+    """One Lease object, held by this process or by another.
 
     Args:
-        identity: who we are; a pod's name.
-        say: told of what was not expected, a plain dict a line.
+        identity: the name of this process in it: that of its pod.
+        log: called with the fields of a log line where something unexpected happens.
     """
 
     def __init__(
@@ -38,20 +38,20 @@ class Lease:
         *,
         duration_seconds: float = DURATION_SECONDS,
         renew_seconds: float = RENEW_SECONDS,
-        say: Callable[..., None] = lambda **_: None,
+        log: Callable[..., None] = lambda **_: None,
     ) -> None:
-        self.cluster = cluster.within(renew_seconds)  # one that is answered later than that is of no use
-        self.say, self.namespace, self.name, self.identity = say, namespace, name, identity
+        self.cluster = cluster.within(renew_seconds)  # a later answer is of no use
+        self.log, self.namespace, self.name, self.identity = log, namespace, name, identity
         self.duration_seconds, self.renew_seconds = duration_seconds, renew_seconds
         self._seen: tuple[str, float] = ("", 0.0)
         self._renewed = 0.0
-        self._at_work = threading.Lock()
+        self._requesting = threading.Lock()
         self.held_since: float | None = None
         self.answered = time.monotonic()
-        """When the API server last said how the lease is, or took it from us."""
+        """When the API server last answered a request for the lease."""
 
     def acquire(self, stopping: threading.Event) -> bool:
-        """Wait until the lease is ours. False where we were stopped before."""
+        """Wait until the lease is ours. False if stopped before."""
         while not stopping.is_set():
             if self._try():
                 return True
@@ -59,9 +59,9 @@ class Lease:
         return False
 
     def keep(self, stopping: threading.Event, lost: Callable[[], None]) -> None:
-        """Renew until stopped. Calls `lost` once, before another may take it, where no renewal came through; and ends."""
+        """Renew until stopped. If renewals fail, calls `lost` once, before another may take the lease, and returns."""
         threading.Thread(target=self._renew, args=(stopping,), daemon=True).start()
-        # Beside the request, which may hang for longer than the lease lasts.
+        # In another thread than the request, which may hang for longer than the lease lasts.
         while not stopping.wait(self.renew_seconds / 10):
             if time.monotonic() > self._renewed + self.duration_seconds - self.renew_seconds / 2:
                 self.held_since = None
@@ -74,8 +74,8 @@ class Lease:
             pause_seconds = self.renew_seconds if self._try(stopping) else self.renew_seconds / 5
 
     def release(self) -> None:
-        """Let the next one lead at once, once a renewal at work is done. Bad weather costs it the duration, no more."""
-        with self._at_work:
+        """Let the next one lead at once. If the request fails, it has to wait until the lease is stale."""
+        with self._requesting:
             self.held_since = None
             try:
                 lease = self.cluster.get("Lease", self.namespace, self.name)
@@ -87,8 +87,8 @@ class Lease:
                 return
 
     def _try(self, stopping: threading.Event | None = None) -> bool:
-        """Take or renew it, if it is free, stale or ours. Whatever goes wrong is a try that failed."""
-        with self._at_work:
+        """Take or renew it, if it is free, stale or ours. Any error is a failed try."""
+        with self._requesting:
             if stopping is not None and stopping.is_set():
                 return False
             started = time.monotonic()
@@ -96,8 +96,8 @@ class Lease:
                 taken = self._take()
             except ClusterError:
                 return False
-            except Exception:  # a flaw of ours must not leave an operator at work without a lease
-                self.say(event="lease", error=traceback.format_exc())
+            except Exception:  # a bug of ours must not leave an operator at work without a lease
+                self.log(event="lease", error=traceback.format_exc())
                 return False
             self.answered = time.monotonic()
             if taken:
