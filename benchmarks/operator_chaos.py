@@ -49,7 +49,7 @@ from tests.cluster.witness import Account, Witness  # noqa: E402
 
 Object = dict[str, Any]
 
-QUICK = Timeouts(backoff_seconds=0.1, longest_backoff_seconds=1.0, stuck_seconds=5.0, untold_seconds=3.0)
+QUICK = Timeouts(backoff_seconds=0.1, max_backoff_seconds=1.0, lost_pod_seconds=5.0, pod_status_seconds=3.0)
 """Waits of the operators in this process; `prism operator` has its own."""
 
 WEATHER = {
@@ -258,7 +258,7 @@ class Operators:
         """One that may die early. Told: whether it lives."""
         lives = self.chance.choice((20, 60, 150, 400, float("inf")))
         cluster = Mortal(lives * self.chance.uniform(0.3, 1.0), self.chance)
-        controller = Controller(cluster, None, patience=QUICK, workers=2, say=self.say)
+        controller = Controller(cluster, None, timeouts=QUICK, workers=2, log=self.say)
         cluster.die = controller.stop
         thread = threading.Thread(target=controller.run, daemon=True)
         thread.start()

@@ -169,7 +169,7 @@ def _patch(cluster: Cluster, record: Record, change: Object) -> Record:
 def driven_here(cluster: Cluster, record: Record, say: Callable[..., None] | None = None) -> Iterator[Controller]:
     """Inside this context, the process drives the run, unless an operator does."""
     controller = Controller(
-        cluster.without_retries(), record.namespace, kind=record.kind, only=record.name, host="client", say=say
+        cluster.without_retries(), record.namespace, kind=record.kind, only=record.name, host="client", log=say
     )
     thread = threading.Thread(target=controller.run, daemon=True)
     thread.start()

@@ -49,7 +49,7 @@ def drive_and_exit(cluster: Cluster, record: Record, timeout: float | None, outp
     """Drive the run, unless an operator does or we lack the rights; exit with its outcome."""
     from launcher import submit as remote
     from launcher.doctor.rights import OPTIONAL, missing_rights
-    from launcher.operator.controller import say_lines
+    from launcher.operator.events import print_json_line
 
     missing = [
         f"{', '.join(verbs)} {resource}"
@@ -62,7 +62,7 @@ def drive_and_exit(cluster: Cluster, record: Record, timeout: float | None, outp
     if missing:
         print_note(f"you may not {'; '.join(missing)}: waiting for an operator to drive the run")
         exit_at_end(cluster, record, timeout, output)
-    with remote.driven_here(cluster, record, say_lines if verbose else _report_repeated_errors()):
+    with remote.driven_here(cluster, record, print_json_line if verbose else _report_repeated_errors()):
         exit_at_end(cluster, record, timeout, output)
 
 

@@ -92,7 +92,9 @@ class Controller:
 
     def run(self) -> None:
         """Reconcile until `stop`: one worker in this thread, the others in threads of their own."""
-        workers = [threading.Thread(target=self._work, args=(worker,), daemon=True) for worker in range(1, self.num_workers)]
+        workers = [
+            threading.Thread(target=self._work, args=(worker,), daemon=True) for worker in range(1, self.num_workers)
+        ]
         self.informer.start()
         for thread in workers:
             thread.start()

@@ -1,4 +1,4 @@
-"""What a decision reads of the cluster, what it may ask for, and how long it waits: plain data. Not: what is decided."""
+"""What a decision reads of the cluster, the actions it may return, and its timeouts: plain data. Decides nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class CreateError:
-    """A Job that the API server would not make: the HTTP status, its words, and since when that is so without a break."""
+    """The API server refused to create a Job: the HTTP status, its message, and since when every try has been refused."""
 
     code: int
     message: str
@@ -27,15 +27,15 @@ class Observed:
 
     Attributes:
         jobs: by name.
-        pods: all of the run's.
-        notes: by Job name, what its events say of pods that could not be made.
-        refused: by Job name, the last answer to its Create where that was a no.
+        pods: of all its Jobs.
+        pod_warnings: by Job name, why its pods could not be created, from its events.
+        create_errors: by Job name, the last refusal of its Create.
     """
 
     jobs: Mapping[str, Object]
     pods: Sequence[Object] = ()
-    notes: Mapping[str, str] = field(default_factory=dict)
-    refused: Mapping[str, CreateError] = field(default_factory=dict)
+    pod_warnings: Mapping[str, str] = field(default_factory=dict)
+    create_errors: Mapping[str, CreateError] = field(default_factory=dict)
 
     def pods_of(self, job: Object) -> list[Object]:
         uid = job["metadata"]["uid"]
@@ -46,21 +46,21 @@ class Observed:
 
 @dataclass(frozen=True)
 class Apply:
-    """Server-side apply: the object is then so, whatever it was."""
+    """Server-side apply."""
 
     object: Object
 
 
 @dataclass(frozen=True)
 class Create:
-    """Make an object that must not be there. One of the same name that another owner left is waited for, never taken over."""
+    """Create an object that does not exist. One of the same name with another owner is waited for, never taken over."""
 
     object: Object
 
 
 @dataclass(frozen=True)
 class Delete:
-    """Remove an object, and in the background all that it owns. `uid`: only if it is still this one."""
+    """Delete an object, and in the background all that it owns; only if it still has this uid."""
 
     kind: str
     namespace: str
@@ -73,24 +73,24 @@ Action = Apply | Create | Delete
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do, in this order; then the status to write; and when to look again even if nothing happens."""
+    """Actions in order, then the status to write, then when the next pass is due even if nothing changes."""
 
     actions: tuple[Action, ...]
     status: Status
-    look_again: datetime.datetime | None = None
+    requeue_at: datetime.datetime | None = None
 
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Waiting times. Tests shorten them."""
+    """How long a decision waits before it acts. Tests shorten them."""
 
     backoff_seconds: float = 10
     """After the first crash; doubled after each further one."""
 
-    longest_backoff_seconds: float = 300
+    max_backoff_seconds: float = 300
 
-    stuck_seconds: float = 300
-    """A pod that should be gone, or that its Job counts and nobody sees, for so long: the attempt is given up."""
+    lost_pod_seconds: float = 300
+    """A pod that should have ended, or that its Job counts and the cluster does not list: given up after this long."""
 
-    untold_seconds: float = 10
-    """A Job that ended before we were told how its pods did: so long is waited for that."""
+    pod_status_seconds: float = 10
+    """A Job has ended and its pods are not seen to have ended: their status is waited for this long. They are watched apart."""

@@ -85,7 +85,7 @@ class Attempts:
 
     def _judge_refusal(self, entry: StageStatus) -> StageStatus:
         """An attempt that was not made: an object that is wrong never will be; a quota, or a policy, may let it pass yet."""
-        refusal = self.seen.refused.get(self._name_of(entry))
+        refusal = self.seen.create_errors.get(self._name_of(entry))
         if refusal is None:
             return entry
         if refusal.code in (400, 422) and not is_denied(refusal):
@@ -111,7 +111,7 @@ class Attempts:
         if entry.started or entry.state in ("Succeeded", "Failed"):
             return entry
         due = parse_time(entry.not_before) if entry.not_before else self.now
-        longest = datetime.timedelta(seconds=self.patience.longest_backoff_seconds)
+        longest = datetime.timedelta(seconds=self.patience.max_backoff_seconds)
         if self.now < due <= self.now + longest:  # later than that: the clock was set back
             self.again.append(due)
             return entry.model_copy(update={"state": "Waiting"})
@@ -120,7 +120,7 @@ class Attempts:
         around = [*shared_objects(self.run, namespace, owner), *services(attempt)]
         self.actions += [*(Apply(one) for one in around if Apply(one) not in self.actions), Create(job_of(attempt))]
         begun = entry.model_copy(update={"started": True, "state": "Pending", "not_before": None})
-        refusal = self.seen.refused.get(self._name_of(entry))
+        refusal = self.seen.create_errors.get(self._name_of(entry))
         if refusal is None:
             return begun
         self.again.append(self._deadline(refusal.since))
@@ -185,7 +185,7 @@ class Attempts:
     def _again(self, entry: StageStatus, ended: AttemptOutcome) -> StageStatus:
         """The entry of the next attempt, or of the stage's failure where it has had all its attempts."""
         counter, limit = ("restarts", self.cluster.max_restarts)
-        wait_seconds = min(self.patience.backoff_seconds * 2**entry.restarts, self.patience.longest_backoff_seconds)
+        wait_seconds = min(self.patience.backoff_seconds * 2**entry.restarts, self.patience.max_backoff_seconds)
         if ended.kind == "preempted":
             counter, limit, wait_seconds = "preemptions", self.cluster.max_preemptions, 0.0
         so_many = getattr(entry, counter) + 1
@@ -206,7 +206,7 @@ class Attempts:
         if stuck:  # said first, done after: whoever finds its Job gone must know why
             self.again.append(self.now)
             return entry.model_copy(update={"disrupted": True, "message": sentence(stuck)}), False
-        note = self.seen.notes.get(job["metadata"]["name"], "")
+        note = self.seen.pod_warnings.get(job["metadata"]["name"], "")
         pending = [pod for pod in pods if pod.get("status", {}).get("phase", "Pending") == "Pending"]
         if len(pending) < len(pods):
             _, why = why_not_running(job, pending, note, self.cluster) if pending else ("", lost_pod_message(pods))
@@ -232,7 +232,7 @@ class Attempts:
 
     def _stuck(self, entry: StageStatus, job: Object, pods: list[Object]) -> tuple[StageStatus, str]:
         """Pods on a node that nobody reports from never end, and their Job never gets a condition."""
-        patience = datetime.timedelta(seconds=self.patience.stuck_seconds)
+        patience = datetime.timedelta(seconds=self.patience.lost_pod_seconds)
         for pod in pods:
             if "deletionTimestamp" in pod["metadata"]:
                 # The deletion's time has the pod's grace in it.
@@ -257,7 +257,7 @@ class Attempts:
         """Whether a Job's end was told of before that of its pods, and this is soon enough to wait for it."""
         if are_told_ended(pods) and (ended.kind != "succeeded" or has_termination_message(entry.stage, ended.words)):
             return False
-        patience = datetime.timedelta(seconds=self.patience.untold_seconds)
+        patience = datetime.timedelta(seconds=self.patience.pod_status_seconds)
         due = ended.time + patience
         if not self.now < due <= self.now + 2 * patience:  # later than that: our clock is not the cluster's
             return False

@@ -35,7 +35,7 @@ def decide(record: Record, seen: Observed, now: datetime.datetime, patience: Tim
     Args:
         record: as last seen; its status is what an earlier pass wrote.
         seen: the run's children.
-        now: the time; a clock that jumps costs at most a wait of `longest_backoff_seconds`, or an early end of one.
+        now: the time; a clock that jumps costs at most a wait of `max_backoff_seconds`, or an early end of one.
 
     Raises:
         UnknownStatus: the round in hand is a later version's, or nobody's that we can read: nothing is done or written.

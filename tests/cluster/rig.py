@@ -25,7 +25,7 @@ from tests.cluster.real import RealServer
 from tests.cluster.server.apiserver import ApiServer
 from tests.conftest import candidate, pair, write_jsonl
 
-QUICK = Timeouts(backoff_seconds=0.1, longest_backoff_seconds=1.0, stuck_seconds=5.0)
+QUICK = Timeouts(backoff_seconds=0.1, max_backoff_seconds=1.0, lost_pod_seconds=5.0)
 """Waits of a test's controllers."""
 
 BUCKET = "cluster"
@@ -114,7 +114,7 @@ class Rig:
     @contextlib.contextmanager
     def operator(self, **options: Any) -> Iterator[Controller]:
         """A controller over all runs, as the operator's account, in threads of this process."""
-        controller = Controller(self.cluster(self.as_operator()), None, patience=QUICK, workers=2, **options)
+        controller = Controller(self.cluster(self.as_operator()), None, timeouts=QUICK, workers=2, **options)
         thread = threading.Thread(target=controller.run, daemon=True)
         thread.start()
         try:

@@ -19,7 +19,7 @@ from launcher.follow.run_view import Row, RunView, changes, line_of
 from launcher.follow.watch import watch_run
 from launcher.follow.watch_screen import LiveTable, PlainLines, table_of
 from launcher.kube.cluster import Cluster
-from launcher.operator.controller import write_status
+from launcher.operator.executor import write_status
 from launcher.resource.document import parse_for_cluster
 from launcher.resource.record import Record, config_map_record
 from launcher.resource.status import StageStatus, Status

@@ -426,7 +426,7 @@ def test_the_operators_role_is_enough_for_a_run_from_its_beginning_to_its_remova
     assert lease.acquire(threading.Event())
     lease.release()
     said: list[dict[str, Any]] = []
-    with running(Controller(operator, None, say=lambda **line: said.append(line))):
+    with running(Controller(operator, None, log=lambda **line: said.append(line))):
         assert (
             submit.submit(driver, example(ttlSecondsAfterFinished=1), "team-a").record.object["kind"] == "SelectionRun"
         )

@@ -19,10 +19,14 @@ import pytest
 
 from launcher.kube.cluster import Cluster
 from launcher.kube.deep_json import loads
+from launcher.kube.errors import Conflict
 from launcher.operator import controller as hosts
-from launcher.operator.controller import Controller, Queue, write_status
-from launcher.operator.informer import Cache, is_owned
+from launcher.operator import events, informer
+from launcher.operator.cache import Cache, is_owned_by
+from launcher.operator.controller import Controller
+from launcher.operator.executor import write_status
 from launcher.operator.leader_election import Lease
+from launcher.operator.work_queue import WorkQueue
 from launcher.reconcile.actions import Observed, Timeouts
 from launcher.resource.crd import crd
 from launcher.resource.document import parse_for_cluster
@@ -35,7 +39,7 @@ from tests.cluster.server.refusals import ApiError
 
 Object = dict[str, Any]
 
-QUICK = Timeouts(backoff_seconds=0.2, longest_backoff_seconds=1, stuck_seconds=60, untold_seconds=1)
+QUICK = Timeouts(backoff_seconds=0.2, max_backoff_seconds=1, lost_pod_seconds=60, pod_status_seconds=1)
 LAST_WORDS = {
     "plan": '{"units": 2, "missing": 2, "examples": 8, "pairs": 3, "badRows": 0}',
     "extract": '{"units": 2}',
@@ -66,11 +70,11 @@ def test_what_we_wrote_is_not_overtaken_by_an_older_event_or_listing() -> None:
     record = a_record_in(cache)
     cache.put(thing("Job", "a", 7))
     cache.put(thing("Job", "a", 5))
-    assert cache.seen(record, {}).jobs["a"]["metadata"]["resourceVersion"] == "7"
+    assert cache.observed(record).jobs["a"]["metadata"]["resourceVersion"] == "7"
     assert cache.replace("Job", [], "6") == set()
-    assert list(cache.seen(record, {}).jobs) == ["a"]
+    assert list(cache.observed(record).jobs) == ["a"]
     assert cache.replace("Job", [], "7") == {("team", "demo")}
-    assert cache.seen(record, {}).jobs == {}
+    assert cache.observed(record).jobs == {}
 
 
 def test_a_removal_takes_only_the_object_that_it_names() -> None:
@@ -78,9 +82,9 @@ def test_a_removal_takes_only_the_object_that_it_names() -> None:
     record = a_record_in(cache)
     cache.put(thing("Job", "a", 5, uid="new"))
     assert cache.drop(thing("Job", "a", 4, uid="old")) == ("team", "demo")
-    assert list(cache.seen(record, {}).jobs) == ["a"]
+    assert list(cache.observed(record).jobs) == ["a"]
     cache.drop(thing("Job", "a", 6, uid="new"))
-    assert cache.seen(record, {}).jobs == {}
+    assert cache.observed(record).jobs == {}
 
 
 def test_an_answer_that_is_late_does_not_bring_back_what_was_removed() -> None:
@@ -88,9 +92,9 @@ def test_an_answer_that_is_late_does_not_bring_back_what_was_removed() -> None:
     record = a_record_in(cache)
     cache.drop(thing("Job", "a", 6, uid="old"))
     cache.put(thing("Job", "a", 5, uid="old"))
-    assert cache.seen(record, {}).jobs == {}
+    assert cache.observed(record).jobs == {}
     cache.put(thing("Job", "a", 8, uid="new"))
-    assert list(cache.seen(record, {}).jobs) == ["a"]
+    assert list(cache.observed(record).jobs) == ["a"]
     cache.drop(thing("SelectionRun", "demo", 9, uid="r"))
     cache.put(thing("SelectionRun", "demo", 8, uid="r"))
     assert cache.record("SelectionRun", ("team", "demo")) is None
@@ -111,9 +115,9 @@ def test_a_child_whose_label_is_changed_leaves_its_run(run: str) -> None:
     cache.put(thing("Job", "a", 5))
     changed = thing("Job", "a", 6, run=run)
     assert cache.put(changed) is not None
-    assert cache.seen(record, {}).jobs == {}
+    assert cache.observed(record).jobs == {}
     cache.drop({**changed, "metadata": {**changed["metadata"], "resourceVersion": "7"}})
-    assert cache.seen(record, {}).jobs == {}
+    assert cache.observed(record).jobs == {}
 
 
 def test_a_child_that_leaves_a_watch_by_its_label_is_dropped() -> None:
@@ -121,14 +125,14 @@ def test_a_child_that_leaves_a_watch_by_its_label_is_dropped() -> None:
     record = a_record_in(cache)
     cache.put(thing("Job", "a", 5))
     assert cache.drop(thing("Job", "a", 6, run="")) == ("team", "demo")
-    assert cache.seen(record, {}).jobs == {}
+    assert cache.observed(record).jobs == {}
 
 
 def test_children_of_another_owner_do_not_count() -> None:
     cache = Cache()
     record = a_record_in(cache)
     cache.put(thing("Job", "a", 5, owner="an earlier record"))
-    assert cache.seen(record, {}).jobs == {}
+    assert cache.observed(record).jobs == {}
 
 
 def test_records_are_of_both_kinds_and_a_document_is_none() -> None:
@@ -153,7 +157,7 @@ def test_what_belongs_to_no_run_is_not_kept() -> None:
 
 
 def test_a_run_is_taken_once_however_often_it_was_added() -> None:
-    queue = Queue()
+    queue = WorkQueue()
     for _ in range(5):
         queue.add(("team", "a"))
     assert queue.take() == ("team", "a")
@@ -162,7 +166,7 @@ def test_a_run_is_taken_once_however_often_it_was_added() -> None:
 
 
 def test_the_earlier_time_stands() -> None:
-    queue = Queue()
+    queue = WorkQueue()
     queue.add(("team", "a"), 60)
     queue.add(("team", "a"), 0.05)
     queue.add(("team", "a"), 30)
@@ -173,7 +177,7 @@ def test_the_earlier_time_stands() -> None:
 
 
 def test_no_run_is_at_two_workers_and_each_change_is_seen_after() -> None:
-    queue, lock = Queue(), threading.Lock()
+    queue, lock = WorkQueue(), threading.Lock()
     keys = [("team", str(number)) for number in range(5)]
     at_work: list[Any] = []
     clashes: list[Any] = []
@@ -207,7 +211,7 @@ def test_no_run_is_at_two_workers_and_each_change_is_seen_after() -> None:
 
 
 def test_a_run_that_is_due_while_at_work_comes_again_and_holds_up_no_other() -> None:
-    queue = Queue()
+    queue = WorkQueue()
     queue.add(("team", "a"))
     assert queue.take() == ("team", "a")
     queue.add(("team", "a"))
@@ -218,7 +222,7 @@ def test_a_run_that_is_due_while_at_work_comes_again_and_holds_up_no_other() -> 
 
 
 def test_close_wakes_all_who_wait() -> None:
-    queue, taken = Queue(), []
+    queue, taken = WorkQueue(), []
     waiting = [threading.Thread(target=lambda: taken.append(queue.take())) for _ in range(3)]
     for thread in waiting:
         thread.start()
@@ -241,9 +245,9 @@ def server(tmp_path: Path) -> Iterator[ApiServer]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosts, "RETRY_SECONDS", 0.05)
-    monkeypatch.setattr(hosts, "LONGEST_RETRY_SECONDS", 0.4)
-    monkeypatch.setattr(hosts, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(hosts, "LONGEST_PAUSE_SECONDS", 0.4)
+    monkeypatch.setattr(informer, "LONGEST_PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(events, "SETTLE_SECONDS", 0.1)
     monkeypatch.setattr(hosts, "OPERATOR_SECONDS", 2.0)
 
 
@@ -269,7 +273,7 @@ class Hosted:
 
     def __init__(self, **options: Any) -> None:
         self.said: list[Object] = []
-        self.controller = Controller(Cluster(), None, patience=QUICK, say=lambda **it: self.said.append(it), **options)
+        self.controller = Controller(Cluster(), None, timeouts=QUICK, log=lambda **it: self.said.append(it), **options)
         self.thread = threading.Thread(target=self.controller.run, daemon=True)
 
     def events(self, name: str) -> list[Object]:
@@ -447,8 +451,7 @@ def test_a_history_that_is_forgotten_is_listed_again(server: ApiServer) -> None:
 def test_a_history_that_is_always_forgotten_is_listed_with_growing_pauses(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hosts, "RETRY_SECONDS", 0.5)
-    monkeypatch.setattr(hosts, "LONGEST_RETRY_SECONDS", 60.0)
+    monkeypatch.setattr(informer, "LONGEST_PAUSE_SECONDS", 30.0)
 
     def too_old(_: Any) -> None:
         raise ApiError(410, "too old resource version")
@@ -562,7 +565,7 @@ def test_what_stands_around_a_job_is_taken_over_from_nobody_and_removed_with_no_
     server.create(a_run("first"))
     with hosted():
         eventually(lambda: unfinished(server))
-    (name,) = [it["metadata"]["name"] for it in server.objects(plural) if is_owned(it, uid_of(server, "first"))]
+    (name,) = [it["metadata"]["name"] for it in server.objects(plural) if is_owned_by(it, uid_of(server, "first"))]
     theirs = {
         "networkpolicies": {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "spec": {"podSelector": {}}},
         "configmaps": {"apiVersion": "v1", "kind": "ConfigMap", "data": {"their": "own"}},
@@ -571,7 +574,7 @@ def test_what_stands_around_a_job_is_taken_over_from_nobody_and_removed_with_no_
     before = server.create({**theirs, "metadata": {"name": named, "namespace": "default"}})
     server.create(a_run())
     with hosted():
-        eventually(lambda: f"{named} is there already and belongs to somebody else" in status_of(server).message)
+        eventually(lambda: f"{named} exists already and belongs to somebody else" in status_of(server).message)
         server.delete("selectionruns", "demo")
         eventually(lambda: not server.object("selectionruns", "demo"))
         time.sleep(0.3)
@@ -602,13 +605,13 @@ def test_what_a_decision_is_told_of_refused_jobs_is_the_last_answer_and_the_firs
     server.create(a_run())
     with hosted():
         eventually(lambda: unfinished(server))
-    refusals = [it.refused["demo-plan-0-0"] for it in told if it.refused]
+    refusals = [it.create_errors["demo-plan-0-0"] for it in told if it.create_errors]
     assert [(it.code, it.since == refusals[0].since) for it in refusals] == [(403, True)] * len(refusals)
     assert len(refusals) >= 2
-    assert not told[0].refused
+    assert not told[0].create_errors
     with hosted():
         assert see_through(server).phase == "Complete"
-    assert not told[-1].refused
+    assert not told[-1].create_errors
 
 
 def test_a_job_that_the_server_calls_invalid_ends_the_run(server: ApiServer) -> None:
@@ -726,7 +729,7 @@ def test_a_document_deeper_than_python_reads_stops_no_other(
     monkeypatch.setattr("tests.cluster.server.handler.json.dumps", deep)
     server.create(a_run("bad", podOverlay={"spec": {"a": "@deep@"}}))
     with hosted() as host:
-        eventually(lambda: host.controller.is_synced)
+        eventually(lambda: host.controller.informer.is_synced)
         server.create(a_run("worse", podOverlay={"spec": {"a": "@deep@"}}))
         server.create(a_run())
         assert see_through(server).phase == "Complete"
@@ -807,7 +810,7 @@ def test_a_client_that_no_operator_answers_does_it_and_yields_to_one_that_comes(
 def test_a_status_is_written_onto_the_version_that_was_read(server: ApiServer) -> None:
     old = Record({"kind": "SelectionRun", **server.create(a_run())})
     write_status(Cluster(), old, Status(phase="Planning"))
-    with pytest.raises(hosts.Conflict):
+    with pytest.raises(Conflict):
         write_status(Cluster(), old, Status(phase="Reducing"))
     assert status_of(server).phase == "Planning"
 

@@ -22,10 +22,12 @@ from launcher.kube.cluster import Cluster
 from launcher.kube.errors import Gone, NotFound, Refused, Unavailable
 from launcher.kube.lines import CUT
 from launcher.operator import controller as hosts
-from launcher.operator import process
+from launcher.operator import events, informer
+from launcher.operator import health as healths
 from launcher.operator.controller import Controller
+from launcher.operator.health import Health
 from launcher.operator.leader_election import Lease
-from launcher.operator.process import Health
+from launcher.operator.work_queue import WorkQueue
 from launcher.resource.crd import crd
 from launcher.resource.names import MANAGER, RUN_LABEL
 from tests.cluster.rig import eventually, variables
@@ -67,7 +69,7 @@ def kept(lease: Lease) -> Iterator[threading.Event]:
 
 def test_a_flaw_of_ours_in_a_renewal_is_one_try_that_failed(server: ApiServer) -> None:
     said: list[Object] = []
-    lease = a_lease(5, say=lambda **it: said.append(it))
+    lease = a_lease(5, log=lambda **it: said.append(it))
     get = lease.cluster.get
 
     def flawed(*place: str) -> Object:
@@ -168,7 +170,7 @@ def test_probes_are_answered_where_there_is_no_ipv6(server: ApiServer, monkeypat
     def refuse(*_: Any) -> None:
         raise OSError("Address family not supported by protocol")
 
-    monkeypatch.setattr(process._DualStackServer, "server_bind", refuse)
+    monkeypatch.setattr(healths._DualStackServer, "server_bind", refuse)
     with probed() as health:
         assert ask(health, "/readyz") == (200, "ok\n")
 
@@ -178,13 +180,13 @@ def test_silent_connections_hold_up_no_probe_and_few_threads(server: ApiServer) 
         before = threading.active_count()
         silent = [socket.create_connection(("127.0.0.1", health.port)) for _ in range(200)]
         assert ask(health, "/healthz") == (200, "ok\n")
-        eventually(lambda: threading.active_count() - before <= process.MAX_CONNECTIONS + 4, 10)
+        eventually(lambda: threading.active_count() - before <= healths.MAX_CONNECTIONS + 4, 10)
         for one in silent:
             one.close()
 
 
 def test_a_connection_that_sends_nothing_is_left(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "HANDLER_SECONDS", 0.2)
+    monkeypatch.setattr(healths, "HANDLER_SECONDS", 0.2)
     with probed() as health, socket.create_connection(("127.0.0.1", health.port)) as silent:
         silent.settimeout(5)
         assert silent.recv(1) == b""
@@ -199,7 +201,7 @@ def test_not_ready_says_why(server: ApiServer) -> None:
         lease.held_since = time.monotonic() - 100
         status, words = ask(health, "/readyz")
         assert (status, words) == (503, "leads for 100 s, and could not list yet: Job, Pod, SelectionRun\n")
-        health.controller.synced |= {"Job", "Pod", "SelectionRun"}
+        health.controller.informer.listed |= {"Job", "Pod", "SelectionRun"}
         assert ask(health, "/readyz") == (200, "ok\n")
         lease.answered = time.monotonic() - 100
         assert ask(health, "/readyz") == (503, "no answer from the API server for 100 s\n")
@@ -211,7 +213,7 @@ def test_figures_say_who_leads_and_sees_all(server: ApiServer) -> None:
     with probed(lease) as health:
         assert {"prism_leading 0.0", "prism_synced 0.0"} <= set(ask(health, "/metrics")[1].splitlines())
         assert lease.acquire(threading.Event())
-        health.controller.synced |= {"Job", "Pod", "SelectionRun"}
+        health.controller.informer.listed |= {"Job", "Pod", "SelectionRun"}
         assert {"prism_leading 1.0", "prism_synced 1.0"} <= set(ask(health, "/metrics")[1].splitlines())
 
 
@@ -357,8 +359,8 @@ def test_a_watch_that_ends_as_it_begins_is_asked_for_with_growing_pauses(
         cluster = stub.cluster(tmp_path)
         listing = clusters.Listing([], "5")
         monkeypatch.setattr(cluster, "list", lambda *_, **__: listing)
-        controller = Controller(cluster, None, say=lambda **it: said.append(it))
-        following = threading.Thread(target=controller._follow, args=("Job",), daemon=True)
+        controller = Controller(cluster, None, log=lambda **it: said.append(it))
+        following = threading.Thread(target=controller.informer.follow, args=("Job",), daemon=True)
         following.start()
         time.sleep(1.5)
         controller.stop()
@@ -427,7 +429,7 @@ def test_a_name_is_one_step_of_an_address_whatever_is_in_it(server: ApiServer, n
 def test_events_of_many_jobs_are_asked_for_once_and_the_newest_is_told(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hosts, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(events, "SETTLE_SECONDS", 0.0)
     record = server.create(a_run())
     owner = {
         "apiVersion": record["apiVersion"],
@@ -460,21 +462,29 @@ def test_events_of_many_jobs_are_asked_for_once_and_the_newest_is_told(
     found = controller.cache.record("SelectionRun", ("default", "demo"))
     assert found
     server.requests.reset()
-    notes = [controller._notes(found) for _ in range(5)][-1]
+    memory, observed = controller.memories.of(found), controller.cache.observed(found)
+
+    def read(**options: bool) -> dict[str, str]:
+        now = controller.clock()
+        return events.read_pod_warnings(
+            controller.cluster, found, observed, memory, now, controller.queue.add, **options
+        )
+
+    notes = [read() for _ in range(5)][-1]
     assert notes == {f"j{number}": "R: 9" for number in range(9)}
     assert server.requests["LIST", "events"] == 1
-    controller._notes(found, anew=True)
+    read(refresh=True)
     assert server.requests["LIST", "events"] == 2
 
 
 def test_before_all_is_listed_no_worker_turns(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosts, "RETRY_SECONDS", 0.05)
-    monkeypatch.setattr(hosts, "LONGEST_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(hosts, "LONGEST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(informer, "LONGEST_PAUSE_SECONDS", 0.1)
     server.faults.script([(lambda it: (it.verb, it.plural) == ("list", "pods"), "503")] * 12)
     server.create(a_run())
     takes: list[Any] = []
-    take = hosts.Queue.take
-    monkeypatch.setattr(hosts.Queue, "take", lambda self: takes.append(0) or take(self))
+    take = WorkQueue.take
+    monkeypatch.setattr(WorkQueue, "take", lambda self: takes.append(0) or take(self))
     with hosted() as host:
         eventually(lambda: len(host.events("watch")) >= 3)
         assert not takes

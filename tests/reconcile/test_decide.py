@@ -37,7 +37,7 @@ from launcher.resource.timestamps import parse_time, time_text
 Object = dict[str, Any]
 
 START = datetime.datetime(2026, 5, 1, 12, 0, 0, 250_000, tzinfo=datetime.UTC)
-PATIENCE = Timeouts(backoff_seconds=10, longest_backoff_seconds=300, stuck_seconds=300, untold_seconds=10)
+PATIENCE = Timeouts(backoff_seconds=10, max_backoff_seconds=300, lost_pod_seconds=300, pod_status_seconds=10)
 PLANNED = {"units": 9, "missing": 6, "examples": 900, "pairs": 30, "badRows": 1}
 REDUCED = {"manifest": "s3://bucket/selections/demo/x/manifest.json", "selected": 90, "badRows": 1}
 EXTRACTED = {"units": 3}
@@ -512,7 +512,7 @@ def test_a_run_that_waits_says_why_and_ends_by_its_timeout(status: Object, messa
     world.pods[0]["status"] = {"phase": "Pending", **status}
     world.settle()
     assert (world.status.phase, world.status.message) == ("Planning", message)
-    assert world.look().look_again == parse_time("2026-05-01T12:10:00Z")
+    assert world.look().requeue_at == parse_time("2026-05-01T12:10:00Z")
     world.later(599)
     assert world.status.phase == "Planning"
     world.later(1)
@@ -609,7 +609,7 @@ def test_a_job_that_a_quota_holds_back_is_tried_again_and_says_why(code: int) ->
     for _ in range(3):
         decision = world.reconcile()
         assert creates(decision) == ["demo-plan-0-0"]
-        assert decision.look_again == START + seconds(600)
+        assert decision.requeue_at == START + seconds(600)
         assert (world.status.phase, world.status.message) == (
             "Planning",
             "plan: its Job is refused: exceeded quota: jobs",
@@ -779,7 +779,7 @@ def test_trap_c_a_pod_that_never_ends_is_given_up_after_its_grace_and_our_patien
     world = extracting(nodesPerGroup=2)
     world.mark_evicted("demo-extract-0-0-0")  # its deletion is due 30 s later; nobody reports from the node
     world.settle()
-    assert world.look().look_again == world.now.replace(microsecond=0) + seconds(330)
+    assert world.look().requeue_at == world.now.replace(microsecond=0) + seconds(330)
     world.later(329)
     assert world.unfinished() == ["demo-extract-0-0-0"]
     world.later(1)
@@ -955,7 +955,7 @@ def test_an_end_that_is_told_of_before_that_of_its_pods_is_waited_for(delay_seco
     told, world.pods = world.pods, pods
     world.later(delay_seconds)
     assert world.status.stage("plan").state == "Running"
-    assert world.look().look_again == START.replace(microsecond=0) + seconds(10)
+    assert world.look().requeue_at == START.replace(microsecond=0) + seconds(10)
     world.pods = told
     world.settle()
     assert (world.status.phase, world.status.restarts) == ("Extracting", 0)
@@ -1192,7 +1192,7 @@ def test_a_record_goes_when_its_time_is_over(begin: Callable[..., World]) -> Non
     world.now = START
     world.change(ttlSecondsAfterFinished=60)
     world.settle()
-    assert world.look().look_again == START.replace(microsecond=0) + seconds(60)
+    assert world.look().requeue_at == START.replace(microsecond=0) + seconds(60)
     assert world.later(59).record is not None
     assert world.later(1).record is None
 

@@ -8,7 +8,7 @@ from tests.cluster.recording.session import APPLY, FORCE, MERGE, STRICT, Session
 
 
 @recorded(
-    "kube.credentials.Credentials.renew", "kube.errors.error_of_answer", "operator.controller.Controller._create_job"
+    "kube.credentials.Credentials.renew", "kube.errors.error_of_answer", "operator.executor.Executor._create_job"
 )
 def wrong_token(session: Session) -> None:
     """A token that the server does not know."""
@@ -22,7 +22,7 @@ def wrong_token(session: Session) -> None:
 @recorded(
     "doctor.cluster_checks._leases",
     "doctor.findings.looked",
-    "operator.controller.Controller._create_job",
+    "operator.executor.Executor._create_job",
     "follow.pod_log.PodLog.lines",
 )
 def not_allowed(session: Session) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.cluster.recording.session import APPLY, FORCE, KINDS, MERGE, NO_FORCE, Session, recorded
 
 
-@recorded("kube.cluster.Cluster.apply", "operator.controller.Controller._apply", "cli.setup_verbs.schedule")
+@recorded("kube.cluster.Cluster.apply", "operator.executor.Executor._apply", "cli.setup_verbs.schedule")
 def apply(session: Session) -> None:
     """Server-side apply makes, keeps the version where nothing changes, and takes away what is not applied any more."""
     for plural, kind in {**KINDS, "cronjobs": "cron_job"}.items():
@@ -36,7 +36,7 @@ def apply_conflict(session: Session) -> None:
     session.ask("PATCH", f"{path}?{NO_FORCE}", other, APPLY)
 
 
-@recorded("kube.errors.error_of_answer", "operator.controller.Controller._apply")
+@recorded("kube.errors.error_of_answer", "operator.executor.Executor._apply")
 def apply_refused(session: Session) -> None:
     """An apply with an unknown field (a 500 that is permanent), without a manager, without a type."""
     for plural, kind in (("jobs", "job"), ("selectionruns", "run")):
@@ -47,7 +47,7 @@ def apply_refused(session: Session) -> None:
     session.ask("PATCH", f"{path}?{FORCE}", {"metadata": {"name": "first"}, "data": {}}, APPLY)
 
 
-@recorded("operator.controller.Controller._apply")
+@recorded("operator.executor.Executor._apply")
 def apply_another_uid(session: Session) -> None:
     """The uid in an applied body keeps what is gone from rising again, and another's object from being taken."""
     body = session.body("config_map", "first", uid="11111111-2222-3333-4444-555555555555")
@@ -70,7 +70,7 @@ def fixed_template(session: Session) -> None:
     session.ask("PATCH", path, session.body("job", "first", {"suspend": True}), APPLY)
 
 
-@recorded("operator.controller.write_status", "submit.run_again")
+@recorded("operator.executor.write_status", "submit.run_again")
 def stale_patch(session: Session) -> None:
     """A merge patch onto an older version conflicts, on the object and on its status; without a version it goes through."""
     first = session.do("POST", session.at("selectionruns"), session.body("run", "first"))
@@ -91,7 +91,7 @@ def stale_patch(session: Session) -> None:
     session.ask("PATCH", path, {"metadata": old, "data": {"status": "{1}"}}, MERGE)
 
 
-@recorded("operator.controller.write_status", "submit.cancel")
+@recorded("operator.executor.write_status", "submit.cancel")
 def two_halves(session: Session) -> None:
     """Status sent to the object is ignored, and all but status sent to its status; a change of nothing keeps the version."""
     body = {**session.body("run", "first"), "status": {"phase": "Done"}}

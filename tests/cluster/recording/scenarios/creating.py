@@ -9,7 +9,7 @@ from tests.cluster.recording.session import APPLY, FORCE, KINDS, MERGE, STRICT, 
 
 @recorded(
     "kube.cluster.Cluster.create",
-    "operator.controller.Controller._create",
+    "operator.executor.Executor._create",
     "submit._create",
     "operator.leader_election.Lease._take",
 )
@@ -24,7 +24,7 @@ def create(session: Session) -> None:
 
 @recorded(
     "submit.submit",
-    "operator.controller.Controller._create",
+    "operator.executor.Executor._create",
     "operator.leader_election.Lease._take",
     "doctor.bucket_probe._create",
 )
@@ -35,7 +35,7 @@ def create_existing(session: Session) -> None:
         session.ask("POST", session.at(plural, query=STRICT), session.body(kind, "first"))
 
 
-@recorded("operator.controller.Controller._tell")
+@recorded("operator.events.create_event")
 def events(session: Session) -> None:
     """An Event is made once; a second of its name conflicts, and one about another namespace is refused."""
     body = session.body("event", "demo.1234")
@@ -100,7 +100,7 @@ def broken_rule(session: Session) -> None:
         session.ask("PATCH", session.at("selectionruns", "first", query="fieldManager=prism"), {"spec": spec}, MERGE)
 
 
-@recorded("reconcile.attempts.Attempts._judge_refusal", "operator.controller.Controller._create_job")
+@recorded("reconcile.attempts.Attempts._judge_refusal", "operator.executor.Executor._create_job")
 def broken_job(session: Session) -> None:
     """Jobs that the server refuses."""
     never: dict[str, Any] = session.body("job", "first")
@@ -121,7 +121,7 @@ def broken_job(session: Session) -> None:
         session.ask("POST", session.at("jobs", query=STRICT), body)
 
 
-@recorded("reconcile.attempts.Attempts._judge_refusal", "operator.controller.Controller._create_job")
+@recorded("reconcile.attempts.Attempts._judge_refusal", "operator.executor.Executor._create_job")
 def wrong_type(session: Session) -> None:
     """A built-in kind with a field of another type: 400, and no causes."""
     session.ask("POST", session.at("jobs", query=STRICT), session.body("job", "first", {"completions": "two"}))
@@ -130,7 +130,7 @@ def wrong_type(session: Session) -> None:
     session.ask("POST", session.at("leases", query=STRICT), micro)
 
 
-@recorded("submit._create", "operator.controller.write_status")
+@recorded("submit._create", "operator.executor.write_status")
 def too_large(session: Session) -> None:
     """A record in a ConfigMap has at most 1 MiB, a request at most 3 MiB."""
     for size in (1_100_000, 4_000_000):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.cluster.recording.session import APPLY, FORCE, KINDS, MERGE, STRICT, Session, recorded
 
 
-@recorded("kube.cluster.Cluster.delete", "doctor.bucket_probe.try_buckets", "operator.controller.Controller._act")
+@recorded("kube.cluster.Cluster.delete", "doctor.bucket_probe.try_buckets", "operator.executor.Executor.execute")
 def delete(session: Session) -> None:
     """A removal is answered by a Status, or by the object where something holds it."""
     for plural, kind in KINDS.items():
@@ -27,7 +27,7 @@ def delete(session: Session) -> None:
     session.ask("GET", session.at("jobs", "held"))
 
 
-@recorded("reconcile.attempts.Attempts._judge_refusal", "operator.controller.Controller._create_job", "submit._create")
+@recorded("reconcile.attempts.Attempts._judge_refusal", "operator.executor.Executor._create_job", "submit._create")
 def ending_namespace(session: Session) -> None:
     """Nothing is made in a namespace that is being removed."""
     session.do("POST", session.at("configmaps"), session.body("config_map", "held", finalizers=["prism.dev/hold"]))

@@ -26,7 +26,7 @@ def pages(session: Session) -> None:
 
 @recorded(
     "kube.cluster.Cluster.list",
-    "operator.controller.Controller._selectors",
+    "operator.informer.Informer._selectors",
     "submit.wait_until",
     "follow.logs._Following._take_all",
 )

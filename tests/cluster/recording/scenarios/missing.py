@@ -61,7 +61,7 @@ def missing_object(session: Session) -> None:
     session.ask("PUT", session.at("leases", "none"), session.body("lease", "none"))
 
 
-@recorded("submit._create", "operator.controller.Controller._create", "kube.cluster.Cluster.get")
+@recorded("submit._create", "operator.executor.Executor._create", "kube.cluster.Cluster.get")
 def missing_namespace(session: Session) -> None:
     """A namespace that is not there: making something says so, reading says the object is missing, a list is empty."""
     session.namespace = "nowhere"
