@@ -7,9 +7,7 @@ from typing import Any
 from tests.cluster.recording.session import APPLY, FORCE, MERGE, STRICT, Session, recorded
 
 
-@recorded(
-    "kube.credentials.Credentials.renew", "kube.errors.error_of_answer", "operator.executor.Executor._create_job"
-)
+@recorded("kube.credentials.Credentials.renew", "kube.errors.error_of_answer", "operator.executor.Executor._create_job")
 def wrong_token(session: Session) -> None:
     """A token that the server does not know."""
     session.ask("GET", session.at("selectionruns", "first"), who="stranger")
