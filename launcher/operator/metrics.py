@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from launcher.operator.controller import Controller
 from launcher.operator.leader_election import Lease
-from launcher.resource.status import Phase
+from launcher.resource.status import PHASES
 
 
 def metrics_registry(controller: Controller, lease: Lease) -> CollectorRegistry:
@@ -30,7 +28,7 @@ class _OperatorCollector(Collector):
         controller = self.controller
         statuses = [record.status for record in controller.cache.records(controller.kind)]
         runs = GaugeMetricFamily("prism_runs", "Runs by phase.", labels=["phase"])
-        for phase in get_args(Phase):
+        for phase in PHASES:
             runs.add_metric([phase], sum(status.phase == phase for status in statuses))
         restarts = sum(status.restarts for status in statuses)
         gauges = [
