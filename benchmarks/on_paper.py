@@ -14,9 +14,9 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from prism_job.estimate import blueprint as blueprints
 from prism_job.estimate import costs
 from prism_job.estimate.estimate import store_bytes
+from prism_job.estimate.model_shape import ModelShape, model_shape
 from prism_job.estimate.workload import Load, Workload
 from prism_job.plan.plan import Block, Unit
 from prism_job.plan.units import FACTOR_UNIT_SHARE, PAIRS_PER_UNIT
@@ -51,12 +51,12 @@ def main() -> None:
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         spec = document(Path(folder))
-        blueprint = blueprints.draw(spec)
+        shape = model_shape(spec)
         work = workload(chosen, spec)
-        flops = costs.count_flops(blueprint, spec, work)
-        parts = store_bytes(blueprint, spec, work)
+        flops = costs.count_flops(shape, spec, work)
+        parts = store_bytes(shape, spec, work)
     figures |= {"tokens": work.load.tokens, "flops": flops.total, "store_bytes": sum(parts.values())}
-    print(f"{chosen.examples:,} examples of {chosen.tokens:,} tokens, {blueprint.parameters:,} parameters")
+    print(f"{chosen.examples:,} examples of {chosen.tokens:,} tokens, {shape.parameters:,} parameters")
     print(
         "FLOPs: "
         + ", ".join(f"{name} {value:.4g}" for name, value in asdict(flops).items())
@@ -66,12 +66,12 @@ def main() -> None:
     print(f"in all {sum(parts.values()) / 1e9:,.1f} GB, {sum(parts.values()) / 1e9 * STORE_PRICE:,.2f} dollars a month")
     for gpu, price in PRICES.items():
         card = costs.GPUS[gpu]
-        topology = costs.choose_topology(blueprint, spec, work, card)
+        topology = costs.choose_topology(shape, spec, work, card)
         if topology is None:
             print(f"{gpu}: no topology fits")
             continue
         hours = costs.gpu_hours(flops, card, spec.model, chosen.utilisation)
-        moved = gather_hours(blueprint, topology, work, LINK_BYTES_A_SECOND[gpu])
+        moved = gather_hours(shape, topology, work, LINK_BYTES_A_SECOND[gpu])
         dollars = [each * (chosen.price or price) for each in (hours, hours + moved)]
         print(
             f"{gpu}: stage {topology.stage}, {topology.nodes} x {topology.gpus_per_node}, "
@@ -132,11 +132,11 @@ def workload(chosen: argparse.Namespace, spec: RunSpec) -> Workload:
     )
 
 
-def gather_hours(blueprint: blueprints.Blueprint, topology: costs.Topology, work: Workload, link: float) -> float:
+def gather_hours(shape: ModelShape, topology: costs.Topology, work: Workload, link: float) -> float:
     """GPU hours in which a rank of ZeRO-3 receives what it lacks of the weights: twice a pass, forward and backward."""
     if topology.stage == 0:
         return 0.0
-    lacking = blueprint.parameters * blueprint.dtype_bytes * (1 - 1 / topology.gpus)
+    lacking = shape.parameters * shape.dtype_bytes * (1 - 1 / topology.gpus)
     texts_a_pass = max(1, topology.tokens_per_batch // work.longest)
     return 2 * lacking / link * work.load.texts / texts_a_pass / 3600
 

@@ -26,7 +26,7 @@ import yaml
 
 from benchmarks.fidelity import make_pairs
 from benchmarks.worlds import convert
-from prism_job.estimate.blueprint import load_tokenizer
+from prism_job.estimate.model_shape import load_tokenizer
 from prism_job.estimate.workload import measure
 from prism_job.spec.document import RunSpec, parse_spec
 

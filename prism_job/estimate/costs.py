@@ -1,4 +1,4 @@
-"""Blueprint and workload -> FLOPs, bytes of memory, hours, and a topology that fits. Arithmetic alone. Not: torch, files.
+"""Model shape and workload -> FLOPs, bytes of memory, hours, and a topology that fits. Does not import torch or read files.
 
 One multiply and add counts as two FLOPs. A micro-batch of t tokens, padding counted; P projected dims a side.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from prism_job.estimate.blueprint import Blueprint
+from prism_job.estimate.model_shape import ModelShape
 from prism_job.estimate.workload import Load, Workload
 from prism_job.plan.units import PAIRS_PER_UNIT
 from prism_job.spec.document import RunSpec
@@ -39,11 +39,11 @@ GPUS = {
 }
 
 HEADROOM = 0.15
-"""Share of a card's memory left free: the CUDA context, NCCL's buffers, the allocator's gaps. Chosen, not measured."""
+"""Share of a card's memory left free for the CUDA context, NCCL's buffers and fragmentation. Chosen, not measured."""
 
 GPUS_PER_NODE = 8
 MAX_NODES = 8
-"""The largest world looked at: 64 GPUs hold any model of today."""
+"""The largest world that is considered: 64 GPUs hold any present model."""
 
 NVME_BUFFERS, NVME_BUFFER_ELEMENTS = 5, 100_000_000
 """DeepSpeed's defaults of offload_param buffer_count and buffer_size; a buffer must hold the largest tensor."""
@@ -66,51 +66,48 @@ class Flops:
         return self.forward + self.backward + self.projection + self.sketches
 
 
-def forward_flops(blueprint: Blueprint, load: Load) -> float:
-    """2 · matrices · t for the linear layers, 4 · width · Σ t² for QKᵀ and AV (the whole square: a masked kernel computes
-    it), 2 · head · supervised tokens for the logits. FLOPs."""
+def forward_flops(shape: ModelShape, load: Load) -> float:
+    """2 · matrices · t for the linear layers, 4 · width · Σ t² for QKᵀ and AV (the whole square, which a masked kernel
+    computes), 2 · head · supervised tokens for the logits."""
     return (
-        2 * blueprint.matrices * load.padded
-        + 4 * blueprint.attention_width * load.squares
-        + 2 * blueprint.head * load.supervised
+        2 * shape.matrices * load.padded + 4 * shape.attention_width * load.squares + 2 * shape.head * load.supervised
     )
 
 
-def backward_flops(blueprint: Blueprint, load: Load) -> float:
-    """Gradients of activations alone: a linear layer and the head cost what they cost forward, attention twice that
-    (dQ, dK, dV and the scores' gradient). No weight gradient, which would be a third part. FLOPs."""
+def backward_flops(shape: ModelShape, load: Load) -> float:
+    """Only gradients of activations: a linear layer and the head cost as much as forward, attention twice as much (dQ, dK, dV
+    and the gradient of the scores). Weight gradients, which would cost as much again, are not computed."""
     return (
-        2 * blueprint.matrices * load.padded
-        + 8 * blueprint.attention_width * load.squares
-        + 2 * blueprint.head * load.supervised
+        2 * shape.matrices * load.padded + 8 * shape.attention_width * load.squares + 2 * shape.head * load.supervised
     )
 
 
-def projection_flops(blueprint: Blueprint, dim: int, load: Load) -> float:
-    """Over captured layers: 2 · (inputs + outputs) · P a token for both sides. FLOPs."""
-    return 2 * sum(inputs + outputs for inputs, outputs in blueprint.sides.values()) * dim * load.padded
+def projection_flops(shape: ModelShape, dim: int, load: Load) -> float:
+    """Over captured layers: 2 · (inputs + outputs) · P a token for both sides."""
+    return 2 * sum(inputs + outputs for inputs, outputs in shape.sides.values()) * dim * load.padded
 
 
-def sketch_flops(blueprint: Blueprint, dim: int, load: Load, factor_load: Load) -> float:
-    """Over captured layers: 2 · P² a token, and 4 · P² in units that carry factors. FLOPs."""
-    return len(blueprint.sides) * dim**2 * (2 * load.padded + 4 * factor_load.tokens)
+def sketch_flops(shape: ModelShape, dim: int, load: Load, factor_load: Load) -> float:
+    """Over captured layers: 2 · P² a token, and 4 · P² in units that carry factors."""
+    return len(shape.sides) * dim**2 * (2 * load.padded + 4 * factor_load.tokens)
 
 
-def count_flops(blueprint: Blueprint, spec: RunSpec, work: Workload) -> Flops:
+def count_flops(shape: ModelShape, spec: RunSpec, work: Workload) -> Flops:
     """FLOPs of the whole extraction into an empty store."""
     dim, own = spec.extraction.projection.dim, work.pool.plus(work.pairs)
     return Flops(
-        forward_flops(blueprint, work.load),
-        backward_flops(blueprint, work.load),
-        projection_flops(blueprint, dim, own) + projection_flops(blueprint, 2 * dim, work.audited),
-        sketch_flops(blueprint, dim, own, work.factor_load)
-        + sketch_flops(blueprint, 2 * dim, work.audited, work.audit_factor_load),
+        forward_flops(shape, work.load),
+        backward_flops(shape, work.load),
+        projection_flops(shape, dim, own) + projection_flops(shape, 2 * dim, work.audited),
+        sketch_flops(shape, dim, own, work.factor_load)
+        + sketch_flops(shape, 2 * dim, work.audited, work.audit_factor_load),
     )
 
 
 def gpu_hours(flops: Flops, gpu: Gpu, model: ModelSpec, utilisation: float) -> float:
-    """Hours of one card that reaches `utilisation` of its peaks: the float32 peak for all that runs in float32. Reading
-    data, loading weights and gathering shards are not counted, nor that products with P columns wait for memory."""
+    """Hours of one card that reaches `utilisation` of its peaks; what runs in float32 has the float32 peak.
+
+    Not counted: reading data, loading weights, gathering partitioned weights, and memory stalls of products with P columns."""
     peak, product_peak = (
         gpu.float32_flops if dtype == "float32" else gpu.matrix_flops for dtype in (model.dtype, model.product_dtype)
     )
@@ -120,21 +117,19 @@ def gpu_hours(flops: Flops, gpu: Gpu, model: ModelSpec, utilisation: float) -> f
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank at its peak, term by term; `host` and `nvme` are outside the card.
+    """Peak bytes of one rank, term by term; `host` and `nvme` are outside the card.
 
     Attributes:
         weights: its share of the model: parameters / R under ZeRO-3, all of them under stage 0, none when offloaded.
-        gathered: ZeRO-3's whole layers in use: the block in hand and the next, or the largest single tensor if larger.
+        gathered: ZeRO-3's whole layers in use: the current block and the next, or the largest tensor if that is larger.
         activations: what the backward pass needs of all layers.
-        logits: of the supervised positions, in the model's type and thrice in float32: a bound on them, their copy, its
+        logits: of the supervised positions, in the model's type and three times in float32: a bound on them, their copy, its
             log-softmax (which becomes the gradient) and that gradient in the model's type.
-        captured: projected inputs that wait for their gradients, for the audit's rows of a pair as well.
-        projections: the ±1 matrices (2 bytes a sign for bfloat16 models, else 4) and the fold's tables, those of the audit
-            beside those of the rows.
+        captured: projected inputs that wait for their gradients, also those for the audit's rows of a pair.
+        projections: the ±1 matrices (2 bytes a sign for bfloat16 models, else 4) and the fold tables, of run and audit.
         rows: rows of the micro-batch and one layer's sketches; the sums of factors.
-        workspace: one layer's gradients, for float16 a side in float32 for its projection, and the projected numbers of both
-            sides as they are converted, scaled and gathered for the factors.
-        buffers: what the model keeps beside its weights.
+        workspace: one layer's gradients, for float16 one side in float32, and copies of the projected numbers of both sides.
+        buffers: of the model, beside its weights.
     """
 
     weights: float
@@ -154,42 +149,41 @@ class Memory:
         return sum(asdict(self).values()) - self.host - self.nvme
 
 
-def activation_bytes(blueprint: Blueprint, tokens: int) -> float:
+def activation_bytes(shape: ModelShape, tokens: int) -> float:
     """t · Σ (inputs + outputs) over linear layers, in the model's type. An upper bound: frozen layers save no input, and
     norms save float32; measured on Llamas 256 and 512 wide 0.76 of it in float32, 0.88 in bfloat16."""
-    return tokens * blueprint.linear_sides * blueprint.dtype_bytes
+    return tokens * shape.linear_sides * shape.dtype_bytes
 
 
-def memory_a_rank(
-    blueprint: Blueprint, spec: RunSpec, work: Workload, stage: int, offload: Offload, ranks: int, tokens: int
+def memory_of_rank(
+    shape: ModelShape, spec: RunSpec, work: Workload, stage: int, offload: Offload, ranks: int, tokens: int
 ) -> Memory:
-    """Peak bytes of a rank in a world of `ranks` with micro-batches of `tokens` (or one text, if it is longer)."""
-    codec, size = spec.extraction.codec, blueprint.dtype_bytes
+    """Peak bytes of a rank in a world of `ranks` with micro-batches of `tokens` (or one text, if that is longer)."""
+    codec, size = spec.extraction.codec, shape.dtype_bytes
     product_size = 4 if spec.model.product_dtype == "float32" else 2
     own_dim = spec.extraction.projection.dim
     dims = [own_dim, 2 * own_dim] if spec.audit.examples else [own_dim]
-    dim = dims[-1]  # the audit's sketches are the larger ones; passes over pairs make both
+    dim = dims[-1]  # the audit's sketches are larger; passes over pairs make both
     tokens = max(tokens, work.longest)
-    layers, sides = len(blueprint.sides), sum(map(sum, blueprint.sides.values()))
-    share = blueprint.parameters * size / (ranks if stage == 3 else 1)
-    gathered = max(2 * blueprint.largest_block, blueprint.largest_tensor) * size if stage == 3 else 0
+    layers, sides = len(shape.sides), sum(map(sum, shape.sides.values()))
+    share = shape.parameters * size / (ranks if stage == 3 else 1)
+    gathered = max(2 * shape.largest_block, shape.largest_tensor) * size if stage == 3 else 0
     folded = codec.dims * dim // own_dim if codec.kind == "sign" else layers * dim**2
     pairs = min(work.largest_batch, 2 * PAIRS_PER_UNIT) * layers * sum(each**2 for each in dims)
     widest_row = max(work.largest_batch * folded, pairs)
-    buffered = NVME_BUFFERS * max(NVME_BUFFER_ELEMENTS, blueprint.largest_tensor) * size
+    buffered = NVME_BUFFERS * max(NVME_BUFFER_ELEMENTS, shape.largest_tensor) * size
     return Memory(
         weights=share if offload == "none" else 0,
         gathered=gathered,
-        activations=activation_bytes(blueprint, tokens),
-        logits=tokens * work.supervised_share * blueprint.vocabulary * (size + 3 * 4),
+        activations=activation_bytes(shape, tokens),
+        logits=tokens * work.supervised_share * shape.vocabulary * (size + 3 * 4),
         captured=tokens * layers * sum(dims) * product_size,
         projections=sum(
             sides * each * product_size + (layers * each**2 * 12 if codec.kind == "sign" else 0) for each in dims
         ),
         rows=4 * (widest_row + 2 * work.largest_batch * dim**2 + 2 * layers * dim**2),
-        workspace=tokens
-        * (blueprint.widest_side * (2 * size + (4 if spec.model.dtype == "float16" else 0)) + 24 * dim),
-        buffers=blueprint.buffer_bytes,
+        workspace=tokens * (shape.widest_side * (2 * size + (4 if spec.model.dtype == "float16" else 0)) + 24 * dim),
+        buffers=shape.buffer_bytes,
         host={"none": 0.0, "cpu": share, "nvme": buffered}[offload],
         nvme=share if offload == "nvme" else 0,
     )
@@ -197,7 +191,7 @@ def memory_a_rank(
 
 @dataclass(frozen=True)
 class Topology:
-    """One group's world, and the micro-batch it has room for."""
+    """One group's world, and the tokens of a micro-batch that fits."""
 
     stage: int
     offload: Offload
@@ -212,18 +206,18 @@ class Topology:
 
 
 def choose_topology(
-    blueprint: Blueprint, spec: RunSpec, work: Workload, gpu: Gpu, gpus_per_node: int = GPUS_PER_NODE
+    shape: ModelShape, spec: RunSpec, work: Workload, gpu: Gpu, gpus_per_node: int = GPUS_PER_NODE
 ) -> Topology | None:
-    """The first that fits with HEADROOM, in this order: within one node the fewest GPUs (stage 0 on one, else stage 3), at
-    the document's token budget, then at half of it and so on, as a run does when memory runs out; then more nodes; then
-    one GPU with weights in CPU memory; then on NVMe. None where one text alone is too long for the card.
+    """The first that fits with HEADROOM; None where one text alone is too long for the card.
 
-    Smaller micro-batches come before more nodes: between nodes the gathering of weights costs more than it saves.
+    In this order: one node with the fewest GPUs (stage 0 on one, else stage 3), at the document's token budget, then at half of
+    it and so on, as a run does when it is out of memory; then more nodes; then one GPU with weights in CPU memory; then on
+    NVMe. Smaller micro-batches come before more nodes: between nodes, gathering weights costs more than it saves.
     """
     room = gpu.memory_bytes * (1 - HEADROOM)
     tokens = spec.extraction.tokens_per_batch
     for nodes, gpus, stage, offload, budget in _worlds(gpus_per_node, tokens, work.longest):
-        memory = memory_a_rank(blueprint, spec, work, stage, offload, nodes * gpus, budget)
+        memory = memory_of_rank(shape, spec, work, stage, offload, nodes * gpus, budget)
         if memory.device <= room:
             return Topology(stage, offload, nodes, gpus, budget, memory)
     return None

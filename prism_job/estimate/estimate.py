@@ -1,6 +1,6 @@
-"""What a run will cost before any weight is read: tokens, FLOPs, bytes of store, memory a rank, hours, a topology.
+"""Predicts what a run will cost: tokens, FLOPs, bytes of store, memory of a rank, hours, a topology.
 
-From the document, the model's config and tokenizer, and the listed data. Reads no weights, writes to no store.
+From the document, the model's config and tokenizer, and the listed data. Reads no weights and writes to no store.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism_job.errors import RequestError
-from prism_job.estimate import blueprint as blueprints
 from prism_job.estimate import costs
-from prism_job.estimate.blueprint import Blueprint
+from prism_job.estimate.model_shape import ModelShape, load_tokenizer, model_shape
 from prism_job.estimate.workload import Workload, measure
 from prism_job.plan.extractor import audit_spec
 from prism_job.plan.plan import Block
@@ -28,38 +27,39 @@ from prism_job.store import codec, shards
 
 
 def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sample: int = 1) -> dict[str, Any]:
-    """The estimate, as plain values; sizes in bytes, times in hours of wall clock or of GPUs.
+    """The estimate as plain values; sizes in bytes, times in hours of wall clock or GPU hours.
 
     Args:
         gpu: a name of costs.GPUS.
         utilisation: share of the card's peaks that extraction reaches, above 0 and at most 1.
-        sample: tokenise one row in so many, and scale.
+        sample: tokenise one row in this many, and scale.
 
     Raises:
-        RequestError, DataError: as the plan and the extraction would, as far as they can without weights.
+        RequestError, DataError: what plan and extract would raise, as far as that can be known without weights.
     """
     started = time.monotonic()
     card = _card(gpu)
     if not 0 < utilisation <= 1 or sample < 1:
-        fix = "utilisation lies above 0 and at most at 1; sample is 1 or more"
-        raise RequestError("an option out of bounds", where="estimate", fix=fix)
+        fix = "use a utilisation above 0 and at most 1, and a sample of 1 or more"
+        raise RequestError("an option is out of bounds", where="estimate", fix=fix)
     spec = run.spec
-    blueprint = blueprints.draw(spec)
-    work = measure(spec, blueprints.load_tokenizer(spec), sample)
-    flops = costs.count_flops(blueprint, spec, work)
-    store = store_bytes(blueprint, spec, work)
-    given = spec.cluster.gpus_per_node if spec.cluster and spec.cluster.gpus_per_node else costs.GPUS_PER_NODE
-    topology = costs.choose_topology(blueprint, spec, work, card, given)
-    groups = spec.cluster.groups if spec.cluster else 1
+    shape = model_shape(spec)
+    work = measure(spec, load_tokenizer(spec), sample)
+    flops = costs.count_flops(shape, spec, work)
+    store = store_bytes(shape, spec, work)
+    cluster = spec.cluster
+    gpus_per_node = cluster.gpus_per_node if cluster and cluster.gpus_per_node else costs.GPUS_PER_NODE
+    topology = costs.choose_topology(shape, spec, work, card, gpus_per_node)
+    groups = cluster.groups if cluster else 1
     hours = costs.gpu_hours(flops, card, spec.model, utilisation)
     return {
         "run": run.metadata.name,
         "model": spec.model.uri,
         "dtype": spec.model.dtype,
-        "parameters": blueprint.parameters,
-        "parameters_covered": blueprint.covered,
-        "layers_captured": len(blueprint.sides),
-        "coverage": round(blueprint.coverage, 4),
+        "parameters": shape.parameters,
+        "parameters_covered": shape.covered,
+        "layers_captured": len(shape.sides),
+        "coverage": round(shape.coverage, 4),
         "num_examples": work.num_examples,
         "num_pairs": work.num_pairs,
         "bad_rows": work.num_bad,
@@ -79,18 +79,18 @@ def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sa
         "utilisation": utilisation,
         "gpu_hours": hours,
         "topology": None if topology is None else _topology_facts(topology, groups, hours),
-        "memory": _memory_table(blueprint, spec, work, card, topology, given),
+        "memory": _memory_table(shape, spec, work, card, topology, gpus_per_node),
         "estimate_seconds": round(time.monotonic() - started, 3),
     }
 
 
-def store_bytes(blueprint: Blueprint, spec: RunSpec, work: Workload) -> dict[str, int]:
+def store_bytes(shape: ModelShape, spec: RunSpec, work: Workload) -> dict[str, int]:
     """Bytes that the run writes into an empty store, by part.
 
-    A shard of one row is written by the store's own code and its arrays looked at: each further row costs the bytes of
-    one, and the rest is header. Numbers in a header grow by a few digits; the reasons of left-out rows are not foreseen.
+    Writes a shard of one row with the store's own code: each further row costs the bytes of that one, and the rest is header.
+    Not counted: more digits of the numbers in a header, and the reasons of quarantined rows.
     """
-    own = _shards_of_one_row(list(blueprint.sides), spec)
+    own = _shards_of_one_row(list(shape.sides), spec)
     num_rows, candidate = _num_rows(work.candidates), own["candidates"]
     return {
         "rows": num_rows * candidate.bytes_of("signs", "values"),
@@ -101,15 +101,15 @@ def store_bytes(blueprint: Blueprint, spec: RunSpec, work: Workload) -> dict[str
         + len(work.factors) * own["factors"].header_bytes,
         "factors": len(work.factors) * own["factors"].bytes_of(),
         "target_pairs": _num_rows(work.targets) * own["targets"].bytes_of(),
-        "audit": _audit_bytes(blueprint, spec, work) if spec.audit.examples else 0,
+        "audit": _audit_bytes(shape, spec, work) if spec.audit.examples else 0,
         "staged_rows": work.staged_bytes,
     }
 
 
-def _audit_bytes(blueprint: Blueprint, spec: RunSpec, work: Workload) -> int:
+def _audit_bytes(shape: ModelShape, spec: RunSpec, work: Workload) -> int:
     """Shards of the sample and of the targets' sums. The sample's staged rows count among those of the run."""
-    again = _shards_of_one_row(list(blueprint.sides), audit_spec(spec))
-    candidate, factors, sums = again["candidates"], again["factors"], again["sums"]
+    audit = _shards_of_one_row(list(shape.sides), audit_spec(spec))
+    candidate, factors, sums = audit["candidates"], audit["factors"], audit["sums"]
     totals = sums.bytes_of("preference", "uniform")
     units_with_factors = len(work.sampled) if spec.scoring.curvature.kind == "kfac" else 0
     return (
@@ -126,7 +126,7 @@ _NUMBERS: dict[str, NDArray[Any]] = {
     "tokens": np.zeros(1, np.int32),
     "norm": np.zeros(1, np.float32),
 }
-"""Beside the row of a candidate."""
+"""Stored beside the row of a candidate."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class _Shard:
     header_bytes: int
 
     def bytes_of(self, *names: str) -> int:
-        """Of these arrays, as far as they are there; of all without a name."""
+        """Of the arrays of these names that there are; without a name, of all arrays."""
         return sum(array.nbytes for name, array in self.arrays.items() if not names or name in names)
 
 
@@ -151,13 +151,13 @@ def _shards_of_one_row(layers: list[str], spec: RunSpec) -> dict[shards.Kind, _S
     upper = np.zeros((len(layers), dim * (dim + 1) // 2), np.float32)
     row = np.zeros((1, unfolded), np.float32)
     of_layers = {"layers": layers, "dim": dim}
-    forms: dict[shards.Kind, tuple[dict[str, NDArray[Any]], dict[str, Any]]] = {
+    contents: dict[shards.Kind, tuple[dict[str, NDArray[Any]], dict[str, Any]]] = {
         "candidates": ({"ids": pair["ids"], **_NUMBERS, **codec.zeros(kind, 1, width)}, {"quarantined": {}}),
         "targets": ({**pair, "rows": row}, of_layers),
         "factors": ({"inputs": upper, "outputs": upper}, {"num_tokens": 10**6}),
         "sums": ({**pair, "preference": row[0], "uniform": row[0]}, of_layers),
     }
-    return {name: _Shard(arrays, _header_bytes(name, arrays, notes)) for name, (arrays, notes) in forms.items()}
+    return {name: _Shard(arrays, _header_bytes(name, arrays, notes)) for name, (arrays, notes) in contents.items()}
 
 
 def _header_bytes(kind: shards.Kind, arrays: Mapping[str, NDArray[Any]], notes: Mapping[str, Any]) -> int:
@@ -174,7 +174,7 @@ def _num_rows(units: Sequence[Block]) -> int:
 def _card(name: str) -> costs.Gpu:
     if name not in costs.GPUS:
         fix = f"use one of {', '.join(costs.GPUS)}"
-        raise RequestError(f"no figures of a GPU called {name!r}", where="--gpu", fix=fix)
+        raise RequestError(f"unknown GPU {name!r}", where="--gpu", fix=fix)
     return costs.GPUS[name]
 
 
@@ -189,13 +189,13 @@ def _topology_facts(topology: costs.Topology, groups: int, hours: float) -> dict
         "device_bytes": round(topology.memory.device),
         "host_bytes": round(topology.memory.host),
         "nvme_bytes": round(topology.memory.nvme),
-        # Weights that come over PCIe at every micro-batch are waited for, so an offloaded run takes longer than this.
+        # An offloaded run takes longer: every micro-batch waits for weights that come over PCIe.
         "hours": hours / (groups * topology.gpus),
     }
 
 
 def _memory_table(
-    blueprint: Blueprint,
+    shape: ModelShape,
     spec: RunSpec,
     work: Workload,
     card: costs.Gpu,
@@ -209,7 +209,7 @@ def _memory_table(
     settings += [(3, "nvme", world), (3, "cpu", 1)]
     table = []
     for stage, offload, ranks in settings:
-        memory = costs.memory_a_rank(blueprint, spec, work, stage, offload, ranks, tokens)
+        memory = costs.memory_of_rank(shape, spec, work, stage, offload, ranks, tokens)
         table.append(
             {
                 "stage": stage,

@@ -1,7 +1,7 @@
-"""What the listed data ask of a model: units, texts, tokens, micro-batches. Counted, not computed. Not: what it costs.
+"""Counts what will go through the model: units, texts, tokens, micro-batches. Does not know what they cost.
 
-The plan's own cut names the units and the extraction's own tokenisation counts their tokens, so the figures are those of the
-run to come. Nothing is written to store or output.
+Units are cut by the plan's own code and tokens counted by extraction's own tokenisation, so the figures are those of the run.
+Writes nothing to store or output.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from prism_job.spec.document import RunSpec
 from prism_job.storage.folder import LocalFolder
 
 UNREAD = -1
-"""Length of a text that a sample passed over; 0 is that of a row that extraction leaves out."""
+"""Length of a text that is not in the sample; 0 is that of a row that extraction quarantines."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """Sums over texts that go through the model. Floats where they were scaled from a sample.
+    """Sums over texts that go through the model; floats where they are scaled from a sample.
 
     Attributes:
         tokens: without padding, as extraction reports them.
         padded: tokens of the micro-batches, padding counted.
-        squares: Σ of padded lengths squared: what attention multiplies.
+        squares: Σ of padded lengths squared, the cost of attention.
         supervised: tokens that carry loss.
     """
 
@@ -59,20 +59,20 @@ class Load:
 
 @dataclass(frozen=True)
 class Workload:
-    """Everything that is to be extracted into an empty store.
+    """Everything that a run extracts into an empty store.
 
     Attributes:
-        candidates, targets: units; of equal ones the first alone, as extraction does.
+        candidates, targets: units, without repeats, as in extraction.
         factors: ids of the units that carry factor sums.
-        num_examples, num_pairs: rows that the plan lists, equal units counted again.
-        num_bad: rows that the plan or the tokenisation leaves out.
-        staged_bytes: the rows of all units, as the store keeps them.
+        num_examples, num_pairs: rows that the plan lists, repeated units included.
+        num_bad: rows that the plan or the tokenisation quarantines.
+        staged_bytes: of the rows of all units, as the store keeps them.
         pool, pairs, factor_load: texts of candidates, of both sides of the targets, of the units with factors.
         longest: tokens of the longest text.
         largest_batch: texts of the largest micro-batch.
         supervised_share: largest share of a micro-batch's padded tokens that carries loss.
-        is_exact: no sample was taken.
-        sampled: units of the audit's sample; audit: its texts (the targets' rows of the audit come out of their own passes);
+        is_exact: every text was tokenised.
+        sampled: units of the audit's sample; audit: its texts (the audit's rows of targets need no passes of their own);
             audit_factor_load: those of them that carry factor sums.
     """
 
@@ -108,22 +108,21 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     """Read the data and count.
 
     Args:
-        sample: tokenise one row in so many and scale; 1 tokenises all. Rows are read, and the store's staged rows
-            counted, in full either way.
+        sample: tokenise one row in this many and scale; 1 tokenises all. All rows are read either way.
 
     Raises:
-        RequestError, DataError: the data are refused as the plan and the extraction refuse them.
+        RequestError, DataError: what plan and extract would raise for these data.
     """
     max_length = spec.extraction.max_length
     needs_rejected = spec.scoring.weighting == "preference"
-    sides = {"chosen": _Texts(sample), "rejected": _Texts(sample)}
-    pool = _Texts(sample)
-    staging = _Scales()
+    sides = {"chosen": _TokenCounts(sample), "rejected": _TokenCounts(sample)}
+    pool = _TokenCounts(sample)
+    staging = _ByteCounter()
     staged: set[str] = set()
 
     def target(row: Row) -> Content:
         content = examples.target_content(row, needs_rejected)
-        examples.example_id(content)  # what the cut refuses after us must not be counted
+        examples.example_id(content)  # raises for what cut_units refuses later: it must not be counted
         for side, texts in sides.items():
             texts.add(_side, content, side, tokenizer, max_length)
         return content
@@ -139,7 +138,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     targets = cut_units(read_examples(target_sources, target, bad_targets), PAIRS_PER_UNIT, staging, staged)
     check_targets(targets, bad_targets, target_sets, spec)
     if reason := next((texts.first_reason for texts in sides.values() if texts.first_reason), None):
-        fix = "mend or remove that row, or raise extraction.maxLength"
+        fix = "correct or remove that row, or raise extraction.maxLength"
         raise DataError(f"unusable target: {reason}", where=", ".join(spec.targets.all_uris()), fix=fix)
     sources, _ = data_files.list_sources(spec.candidates.uris)
     unit_size = spec.extraction.examples_per_shard
@@ -157,13 +156,13 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
 
     factors = factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []
     budget = spec.extraction.tokens_per_batch
-    batches = _Batches(budget)
+    batches = _BatchCounter(budget)
     pool_load = batches.load(candidates, pool)
     pair_load = batches.load(targets, *sides.values())
     sample_load = Load()
     for start in range(0, len(positions), unit_size):
         sample_load = sample_load.plus(batches.load_of(positions[start : start + unit_size], pool))
-    if sample > 1 and positions:  # it holds too few of the rows that were tokenised
+    if sample > 1 and positions:  # too few of its rows were tokenised
         sample_load = pool_load.times(len(positions) / len(pool.tokens))
     return Workload(
         candidates=list({unit.id: unit for unit in candidates}.values()),
@@ -175,7 +174,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
         staged_bytes=staging.num_bytes,
         pool=pool_load,
         pairs=pair_load,
-        factor_load=_Batches(budget).load(candidates, pool, chosen=set(factors)),
+        factor_load=_BatchCounter(budget).load(candidates, pool, chosen=set(factors)),
         longest=batches.longest,
         largest_batch=batches.largest,
         supervised_share=batches.supervised_share,
@@ -187,12 +186,12 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
 
 
 def _side(content: Content, side: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tokenise.Encoded:
-    if side not in content:  # weighting: uniform does without the rejected response
+    if side not in content:  # weighting: uniform needs no rejected response
         return tokenise.Encoded([], [])
     return tokenise.encode_response(content["prompt"], content[side], content.get("tools"), tokenizer, max_length)
 
 
-class _Texts:
+class _TokenCounts:
     """Token counts of texts in the order of their rows: 8 bytes a text, never the tokens."""
 
     def __init__(self, sample: int) -> None:
@@ -219,32 +218,32 @@ class _Texts:
         return len(self.tokens) / max(1, sum(length != UNREAD for length in self.tokens))
 
 
-class _Batches:
-    """Cuts units into the micro-batches that extraction will cut, and keeps their extremes."""
+class _BatchCounter:
+    """Cuts units into micro-batches as extraction will, and keeps the largest."""
 
     def __init__(self, tokens_per_batch: int) -> None:
         self.budget = tokens_per_batch
         self.longest = self.largest = 0
         self.supervised_share = 0.0
 
-    def load(self, units: list[Unit], *texts: _Texts, chosen: set[str] | None = None) -> Load:
-        """The sums over these units (those `chosen`), scaled where a sample was taken; equal units count once."""
+    def load(self, units: list[Unit], *texts: _TokenCounts, chosen: set[str] | None = None) -> Load:
+        """The sums over these units (those `chosen`), scaled where there is a sample; repeated units count once."""
         total, start, seen = Load(), 0, set[str]()
         for unit in units:
-            places = range(start, start + unit.num_rows)
+            indices = range(start, start + unit.num_rows)
             start += unit.num_rows
             if unit.id in seen or (chosen is not None and unit.id not in chosen):
                 continue
             seen.add(unit.id)
-            total = total.plus(self.load_of(places, *texts))
+            total = total.plus(self.load_of(indices, *texts))
         return total.times(texts[0].scale) if texts[0].sample > 1 else total
 
-    def load_of(self, places: Sequence[int], *texts: _Texts) -> Load:
-        """The sums over one unit, whose rows are the texts at these places: several a row, as the sides of a pair."""
+    def load_of(self, indices: Sequence[int], *texts: _TokenCounts) -> Load:
+        """The sums over one unit, whose rows have these indices; each row has one text in each of `texts`."""
         total = Load()
-        read = [(each, place) for each in texts for place in places if each.tokens[place] > 0]
-        lengths = [each.tokens[place] for each, place in read]
-        supervised = [each.supervised[place] for each, place in read]
+        read = [(each, index) for each in texts for index in indices if each.tokens[index] > 0]
+        lengths = [each.tokens[index] for each, index in read]
+        supervised = [each.supervised[index] for each, index in read]
         for batch in tokenise.micro_batches(lengths, self.budget):
             total = total.plus(self._batch(lengths, supervised, batch))
         return total
@@ -252,14 +251,14 @@ class _Batches:
     def _batch(self, lengths: list[int], supervised: list[int], batch: list[int]) -> Load:
         longest = lengths[batch[0]]
         padded = longest * len(batch)
-        loss = sum(supervised[place] for place in batch)
+        loss = sum(supervised[index] for index in batch)
         self.longest, self.largest = max(self.longest, longest), max(self.largest, len(batch))
         self.supervised_share = max(self.supervised_share, loss / padded)
-        return Load(len(batch), sum(lengths[place] for place in batch), padded, padded * longest, loss)
+        return Load(len(batch), sum(lengths[index] for index in batch), padded, padded * longest, loss)
 
 
-class _Scales(LocalFolder):
-    """A store that weighs what is put and keeps nothing."""
+class _ByteCounter(LocalFolder):
+    """A store that counts the bytes of what is put and keeps nothing."""
 
     def __init__(self) -> None:
         super().__init__(str(Path()))

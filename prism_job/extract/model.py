@@ -22,14 +22,14 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     """The model's own tokenizer.
 
     Raises:
-        RequestError: it has none, or only a slow one, which cannot say which characters a token covers.
+        RequestError: it has none, or only a slow one, which does not report which characters a token covers.
     """
     path = model_files.fetch_model(spec.uri, spec.revision)
     arguments = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
     folder = path.parent if path.suffix == ".gguf" else path
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **arguments)
-    except Exception as error:  # transformers raises many kinds; whatever it is speaks of these files
+    except Exception as error:  # transformers raises many kinds; all are about these files
         fix = (
             "check that the file is whole and holds a tokenizer"
             if path.suffix == ".gguf"
@@ -38,7 +38,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
         raise RequestError(f"no tokenizer can be loaded: {_short(error)}", where=spec.uri, fix=fix) from error
     if not tokenizer.is_fast:
         fix = "convert it (save_pretrained of the fast class) and put tokenizer.json beside the weights"
-        raise RequestError("the tokenizer has no fast form", where=spec.uri, fix=fix)
+        raise RequestError("there is no fast version of the tokenizer", where=spec.uri, fix=fix)
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
@@ -46,7 +46,7 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
     """The model in evaluation mode, all weights frozen and finite.
 
     Args:
-        zero3: DeepSpeed's settings where the ranks hold the weights in shares. Only rank 0 reads the files, memory-mapped.
+        zero3: DeepSpeed's settings where the weights are partitioned over the ranks. Only rank 0 reads files, memory-mapped.
 
     Raises:
         RequestError: not a causal language model that transformers knows without remote code.
@@ -58,8 +58,8 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
     if zero3 is not None and (spec.adapter or path.suffix == ".gguf"):
         what = "an adapter" if spec.adapter else "a GGUF file"
         fix = "merge or convert it to a folder of safetensors, or set extraction.deepspeed.stage: 0"
-        raise RequestError(f"{what} cannot be loaded in shares (stage 3)", where=spec.adapter or spec.uri, fix=fix)
-    in_shares = _loading_in_shares(zero3) if zero3 is not None else None
+        raise RequestError(f"{what} cannot be used with ZeRO stage 3", where=spec.adapter or spec.uri, fix=fix)
+    partitioning = _partition_while_loading(zero3) if zero3 is not None else None
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -70,9 +70,9 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
             **arguments,
         )
     except safetensors.SafetensorError as error:
-        fix = "copy the checkpoint again: a file of it is cut short or changed"
+        fix = "copy the checkpoint again: one of its files is truncated or changed"
         raise DataError(f"damaged weights: {_short(error)}", where=spec.uri, fix=fix) from error
-    except Exception as error:  # as above: shapes that do not fit, a bad config.json
+    except Exception as error:  # as above: shapes that do not match, a bad config.json
         if "async_io" in str(error):
             fix = "install libaio (Debian: libaio-dev) and a compiler, or set offload: cpu"
             what = "offload: nvme needs DeepSpeed's async_io op, which cannot be built here"
@@ -80,32 +80,32 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
         fix = "check that the folder holds config.json and safetensors of a causal language model"
         raise RequestError(f"the model cannot be loaded: {_short(error)}", where=spec.uri, fix=fix) from error
     finally:
-        del in_shares
+        del partitioning
     lacking = sorted([*loading["missing_keys"], *(str(key) for key in loading["mismatched_keys"])])
     if lacking:
         raise DataError(
             f"the files lack {len(lacking)} weight(s) of this model, the first: {lacking[0]}",
             where=spec.uri,
-            fix="copy or convert the checkpoint again: transformers would fill the gaps with random numbers",
+            fix="copy or convert the checkpoint again: transformers would fill in random numbers",
         )
     if spec.adapter:
         model = _with_adapter(model, spec.adapter)
         for name, parameter in model.named_parameters():
             if ".lora_" in name:  # peft loads adapters in float32
                 parameter.data = parameter.data.to(getattr(torch, spec.dtype))
-    # Never .to(dtype) for the whole: it would round the buffers that transformers keeps in float32, RoPE's frequencies say.
+    # Never .to(dtype) for the whole model: it would round buffers that transformers keeps in float32, such as RoPE's.
     model = (model if zero3 is not None else model.to(device)).eval().requires_grad_(False)
     model.config.use_cache = False
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(getattr(parameter, "ds_tensor", parameter)).all()):  # a rank looks at its own share
-            fix = "take an earlier checkpoint: no gradient of this one means anything"
+        if not bool(torch.isfinite(getattr(parameter, "ds_tensor", parameter)).all()):  # a rank checks its own share
+            fix = "use an earlier checkpoint: the gradients of this one are meaningless"
             raise DataError(f"weight {name} holds NaN or infinite values", where=spec.uri, fix=fix)
     return cast(PreTrainedModel, model)
 
 
-def _loading_in_shares(zero3: dict[str, Any]) -> Any:
-    """transformers loads in shares while what is returned lives."""
-    from transformers.integrations import HfDeepSpeedConfig  # brings deepspeed: seconds that stage 0 need not spend
+def _partition_while_loading(zero3: dict[str, Any]) -> Any:
+    """transformers partitions the weights as it loads them, while the returned object is alive."""
+    from transformers.integrations import HfDeepSpeedConfig  # imports deepspeed: seconds that stage 0 need not spend
 
     return HfDeepSpeedConfig(zero3)
 
@@ -127,7 +127,7 @@ def _with_adapter(model: PreTrainedModel, uri: str) -> Any:
     wanted = {name.replace(".default.", ".") for name, _ in adapted.named_parameters() if ".lora_" in name}
     strange = sorted(wanted ^ set(stored))
     if strange:
-        raise DataError(f"the adapter's weights do not fit this model, the first: {strange[0]}", where=uri, fix=fix)
+        raise DataError(f"the adapter's weights do not match this model, the first: {strange[0]}", where=uri, fix=fix)
     return adapted
 
 

@@ -1,4 +1,4 @@
-"""Training content -> token ids and the positions that carry loss; micro-batches of them. Not: models, gradients.
+"""Training content -> token ids and the positions that carry loss; micro-batches of them. Does not know models or gradients.
 
 Shapes: B examples of a batch, T tokens of the longest.
 """
@@ -48,7 +48,7 @@ def encode_candidate(content: Content, tokenizer: PreTrainedTokenizerBase, max_l
     """Tokenise a candidate; loss falls on assistant turns, on the completion, or on the whole text.
 
     Raises:
-        BadRow: no supervised token is left within max_length, or the template hides where the response stands.
+        BadRow: no supervised token within max_length, or a template that does not show where the response stands.
         RequestError: messages, and a tokenizer without a chat template, or with one that does not work.
     """
     if "messages" in content:
@@ -68,8 +68,8 @@ def encode_response(
 
 
 def _encode_text(prompt: str, response: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-    # As TRL: plain text takes no template; the tokenizer adds its own special tokens; EOS ends the response.
-    # Prompt and response are one text, so the token at the seam is the one the model would see.
+    # As in TRL: plain text takes no template; the tokenizer adds its own special tokens; EOS ends the response.
+    # Prompt and response are tokenised as one text, so the token where they meet is the one the model would see.
     encoding = tokenizer(prompt + response, return_offsets_mapping=True)
     ids = list(encoding["input_ids"])
     spans = _spans(encoding["offset_mapping"])
@@ -96,19 +96,19 @@ def _encode_chat(
 
     try:
         template = tokenizer.get_chat_template(tools=tools)
-    except ValueError as error:  # several templates, and none of them the default
+    except ValueError as error:  # several templates, and none of them is the default
         fix = "name one of them default (chat_template.jinja), or use prompt/completion strings"
-        raise RequestError(f"no chat template to take: {error}", where=str(tokenizer.name_or_path), fix=fix) from error
+        raise RequestError(f"no default chat template: {error}", where=str(tokenizer.name_or_path), fix=fix) from error
 
     def render(part: list[dict[str, Any]], **flags: bool) -> str:
         try:
             _fix_date(template)
             return cast(str, tokenizer.apply_chat_template(part, tools=tools, tokenize=False, **flags))
-        except (TemplateSyntaxError, TemplateNotFound, SecurityError) as error:  # no row can help that
-            fix = "mend the template (chat_template.jinja, or in tokenizer_config.json)"
-            what = f"the chat template is no working template: {error}"
+        except (TemplateSyntaxError, TemplateNotFound, SecurityError) as error:  # not the fault of this row
+            fix = "correct the template (chat_template.jinja, or in tokenizer_config.json)"
+            what = f"the chat template does not work: {error}"
             raise RequestError(what, where=str(tokenizer.name_or_path), fix=fix) from error
-        except Exception as error:  # a template is a program: whatever it raises speaks of this row
+        except Exception as error:  # a template is a program: whatever else it raises is about this row
             raise BadRow(f"the chat template refuses these messages: {error}") from error
 
     whole = render(messages)
@@ -132,8 +132,8 @@ def _encode_chat(
 
 
 def _fix_date(template: str) -> None:
-    # A row must not depend on the day. transformers hands no function to a template (it makes a placeholder of it), so
-    # the clock is set in the compiled template that it keeps and uses; test_data has the law, should that ever move.
+    # A row must not depend on the day. transformers passes no function to a template, so the clock is replaced in the
+    # compiled template that it caches; test_tokenise checks that this still works.
     _compile_jinja_template(template).globals["strftime_now"] = _TEMPLATE_DATE.strftime
 
 
@@ -150,7 +150,7 @@ def _spans(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def _cut(ids: list[int], supervised: list[bool], max_length: int) -> Encoded:
     kept = [False, *supervised[1:max_length]]
     if not any(kept):
-        length = next((place for place, loss in enumerate(supervised) if loss and place), len(ids))
+        length = next((index for index, loss in enumerate(supervised) if loss and index), len(ids))
         raise BadRow(
             f"no response token within maxLength {max_length}: the response begins at token {length + 1}"
             if length >= max_length
@@ -160,7 +160,7 @@ def _cut(ids: list[int], supervised: list[bool], max_length: int) -> Encoded:
 
 
 def micro_batches(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
-    """Positions of the examples of each micro-batch: like lengths together, longest first, ties in order.
+    """Positions of the examples of each micro-batch: similar lengths together, longest first, ties in order.
 
     Padding counts: a batch holds at most tokens_per_batch // longest examples, and at least one.
     """

@@ -179,7 +179,7 @@ def test_what_cannot_be_loaded_in_shares_is_refused_by_name(uneven: Job) -> None
     uneven.plan()
     code, events = extract(uneven, "--ranks=2")
     assert code == 64
-    assert "cannot be loaded in shares" in events[-1]["error"]
+    assert "cannot be used with ZeRO stage 3" in events[-1]["error"]
 
 
 # Groups

@@ -1,7 +1,7 @@
-"""Starts the ranks of one node and answers for them: one exit code, one set of last words. Not: what ranks compute.
+"""Starts the ranks of one node and reports for them: one exit code, one termination message. Does not know what they compute.
 
-torchrun turns every failure into exit code 1. Here the first rank that fails hands on its own code and words, so that a
-Job policy can tell a bad request from bad weather. The processes themselves are torch's (`start_processes`).
+torchrun turns every failure into exit code 1. Here the exit code and message of the first rank that fails become those of
+the node, so that a Job policy can tell a bad request from a transient error. torch starts the processes (`start_processes`).
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ SHUTDOWN_GRACE_SECONDS = 20
 """From SIGTERM to SIGKILL: a rank finishes its micro-batch first."""
 
 POLL_INTERVAL_SECONDS = 0.2
-"""How often the ranks are looked at."""
+"""How often the ranks are checked."""
 
 
 def spawn_ranks(arguments: list[str], topology: Topology) -> dict[str, Any]:
-    """Run `python -m prism_job extract <arguments>` once a rank and wait for all. Returns their last words, added up.
+    """Run `python -m prism_job extract <arguments>` once a rank and wait for all. Returns their termination messages, summed.
 
     Raises:
-        RankFailed: a rank failed; carries the first one's exit code and words. The others are ended.
-        Stopped: SIGTERM came; it was passed on, and the ranks have left.
+        RankFailed: a rank failed; carries the exit code and message of the first. The others are stopped.
+        Stopped: SIGTERM came; it was passed on, and the ranks have ended.
     """
     host, _, port = topology.master.partition(":")
     port = port if topology.nodes > 1 else str(_free_port())
     with tempfile.TemporaryDirectory(prefix="prism-ranks-") as folder:
-        words = {rank: Path(folder) / f"{rank}.json" for rank in range(topology.ranks)}
+        messages = {rank: Path(folder) / f"{rank}.json" for rank in range(topology.ranks)}
         shared = {
             SPAWNER: str(os.getpid()),
             "WORLD_SIZE": str(topology.ranks * topology.nodes),
             "MASTER_ADDR": host,
             "MASTER_PORT": port,
-            # Ranks share the cores of their node; every one taking them all would make them wait for each other.
+            # Ranks share the cores of their node; if each used all of them, they would wait for each other.
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, _cores() // topology.ranks)),
         }
         environments = {
@@ -53,15 +53,15 @@ def spawn_ranks(arguments: list[str], topology: Topology) -> dict[str, Any]:
                 **shared,
                 "RANK": str(topology.node * topology.ranks + local),
                 "LOCAL_RANK": str(local),
-                "PRISM_TERMINATION_LOG": str(words[local]),
+                "PRISM_TERMINATION_LOG": str(messages[local]),
             }
-            for local in words
+            for local in messages
         }
         command = ("-m", "prism_job", "extract", *arguments)
         context = start_processes(
             "extract",
             sys.executable,
-            dict.fromkeys(words, command),
+            dict.fromkeys(messages, command),
             environments,
             DefaultLogsSpecs(log_dir=folder),
         )
@@ -71,13 +71,13 @@ def spawn_ranks(arguments: list[str], topology: Topology) -> dict[str, Any]:
             context.close(signal.SIGTERM, SHUTDOWN_GRACE_SECONDS)
             if caught.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
-            fix = "run again: finished units are kept, only each rank's unit in hand is computed anew"
+            fix = "run again: finished units are kept, only the current unit of each rank is computed again"
             raise Stopped(f"stopped by {caught.sigval.name}", where="extract", fix=fix) from None
         finally:
             context.close(signal.SIGKILL, 1)
         if result.failures:
-            raise _first_failure(result, words)
-        return _added_up(words)
+            raise _first_failure(result, messages)
+        return _summed(messages)
 
 
 _STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)
@@ -90,28 +90,35 @@ def _wait(context: PContext) -> RunProcsResult:
             return result
 
 
-def _first_failure(result: RunProcsResult, words: dict[int, Path]) -> RankFailed:
-    # Ranks that were stopped because another failed come last; a rank whose peer is gone fails a moment later without
-    # words of its own, so whoever said why comes first.
-    said_by = {rank: _read(words[rank]) for rank in result.failures}
+def _first_failure(result: RunProcsResult, paths: dict[int, Path]) -> RankFailed:
+    # Ranks that were stopped because another failed come last. A rank whose peer is gone fails a moment later and leaves no
+    # message, so a rank that left one comes first.
+    messages = {rank: _read(paths[rank]) for rank in result.failures}
     first = min(
         result.failures.values(),
-        key=lambda one: (one.exitcode in _STOPPED, "error" not in said_by[one.local_rank], one.timestamp),
+        key=lambda failure: (
+            failure.exitcode in _STOPPED,
+            "error" not in messages[failure.local_rank],
+            failure.timestamp,
+        ),
     )
     code = first.exitcode if first.exitcode > 0 else 128 - first.exitcode
-    said = said_by[first.local_rank]
+    message = messages[first.local_rank]
     return RankFailed(
-        f"rank {first.local_rank} of this node: {said.get('error', f'ended with exit code {code} without saying why')}",
-        where=str(said.get("where", "extract")),
-        fix=str(said.get("fix", "look at its lines above; finished units are kept, run again to go on")),
+        f"rank {first.local_rank} of this node: {message.get('error', f'exit code {code} without a termination message')}",
+        where=str(message.get("where", "extract")),
+        fix=str(message.get("fix", "see its log lines above; finished units are kept, run again to continue")),
         exit_code=code,
     )
 
 
-def _added_up(words: dict[int, Path]) -> dict[str, Any]:
-    said = [_read(path) for path in words.values()]
-    counts = {key: sum(int(one.get(key, 0)) for one in said) for key in ("units", "examples", "tokens", "retries")}
-    return counts | {key: round(sum(float(one.get(key, 0)) for one in said), 3) for key in ("seconds", "auditSeconds")}
+def _summed(paths: dict[int, Path]) -> dict[str, Any]:
+    messages = [_read(path) for path in paths.values()]
+    counts = {
+        key: sum(int(each.get(key, 0)) for each in messages) for key in ("units", "examples", "tokens", "retries")
+    }
+    seconds = {key: round(sum(float(each.get(key, 0)) for each in messages), 3) for key in ("seconds", "auditSeconds")}
+    return counts | seconds
 
 
 def _read(path: Path) -> dict[str, Any]:

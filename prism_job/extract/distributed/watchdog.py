@@ -1,4 +1,4 @@
-"""Ends a rank that hangs, or whose spawner is gone. Not: what a step does, or how long one should take."""
+"""Ends a rank that hangs, or whose spawner is gone. Does not know what a step does, or how long one should take."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from prism_job.progress import write_termination_message
 
 POLL_INTERVAL_SECONDS = 0.5
 SPAWNER = "PRISM_SPAWNER_PID"
-"""Environment of a rank: the process that answers for it."""
+"""Environment variable of a rank: the process that started it."""
 
-GOODBYE_SECONDS = 5
-"""What the last words may take."""
+MESSAGE_TIMEOUT_SECONDS = 5
+"""Longest time for writing the termination message."""
 
 
 class Watchdog:
-    """A thread that looks at when the last step began. Use as a context manager around all of a rank's work.
+    """A thread that checks when the last step began. Use as a context manager around all of a rank's work.
 
-    A rank that waits for a peer which is gone cannot be interrupted by an exception: the thread says which rank and step
-    it is and ends the process with exit code 75. Finished units are kept.
+    A rank that waits for a peer which is gone cannot be interrupted by an exception: the thread reports which rank and
+    step it is and ends the process with exit code 75. Finished units are kept.
     """
 
     def __init__(self, limit_seconds: float) -> None:
@@ -28,7 +28,7 @@ class Watchdog:
         self.doing = "loading"
         self.since: float | None = None  # loading a large model has no limit
         self.over = threading.Event()
-        # Told by the spawner rather than asked for here: it may be gone before this process has imported torch.
+        # Set by the spawner, not asked of the system here: it may be gone before this process has imported torch.
         self.spawner = int(os.environ.get(SPAWNER, 0))
 
     def __enter__(self) -> Watchdog:
@@ -49,8 +49,8 @@ class Watchdog:
                 self._end(f"no progress for {self.limit_seconds:g} s")
 
     def _end(self, what: str) -> None:
-        # Whoever reads our words may hang as well: a full pipe must not keep this process.
-        end = threading.Timer(GOODBYE_SECONDS, os._exit, (75,))
+        # Whoever reads our output may hang as well: a full pipe must not keep this process alive.
+        end = threading.Timer(MESSAGE_TIMEOUT_SECONDS, os._exit, (75,))
         end.daemon = True
         end.start()
         write_termination_message(

@@ -27,9 +27,9 @@ class Topology:
 
     Attributes:
         ranks: processes of this node; 0: one a GPU, or one.
-        nodes, node: nodes of this group's world, and which of them this is.
+        nodes, node: number of nodes of this group's world, and the index of this one.
         master: host:port of the first node, where the ranks of several nodes connect.
-        groups, group: worlds that share the store and nothing else, and which of them this is.
+        groups, group: number of worlds that share the store and nothing else, and the index of this one.
     """
 
     ranks: int = 0
@@ -46,7 +46,7 @@ class World:
 
     Attributes:
         rank, size: of the world; local_rank: of the node.
-        sharded: whether the ranks hold the weights together (ZeRO-3).
+        sharded: whether the weights are partitioned over the ranks (ZeRO-3).
     """
 
     rank: int
@@ -107,22 +107,22 @@ def _connect(backend: str, timeout_seconds: float) -> None:
     os.environ.setdefault("MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29500")
     import deepspeed
 
-    # For CPU ranks DeepSpeed would compile an op of its own: minutes, and a compiler that no image carries. gloo does.
+    # For CPU ranks DeepSpeed would compile an op of its own, which takes minutes and a compiler. gloo works without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-    # Longer than a step may take: the watchdog names rank and step, a collective's own timeout names nothing.
+    # Longer than a step may take: the watchdog reports rank and step, the timeout of a collective reports nothing.
     deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(seconds=2 * timeout_seconds), verbose=False)
 
 
 def zero3_settings(deepspeed: DeepSpeedSpec, dtype: str) -> dict[str, Any]:
-    """DeepSpeed's own document for a model that is read and never trained."""
+    """DeepSpeed's configuration of a model that is never trained."""
     offload: dict[str, Any] = {}
     if deepspeed.offload != "none":
         offload = {"offload_param": {"device": deepspeed.offload, "pin_memory": torch.cuda.is_available()}}
         if deepspeed.offload == "nvme":
             offload["offload_param"]["nvme_path"] = os.environ.get("PRISM_NVME") or "/tmp/prism-nvme"
     return {
-        "train_micro_batch_size_per_gpu": 1,  # required, used by training alone
+        "train_micro_batch_size_per_gpu": 1,  # required, although only training uses it
         "bf16": {"enabled": dtype == "bfloat16"},
         "fp16": {"enabled": dtype == "float16"},
         # Threshold 0: every weight is partitioned, small ones too, so that a rank holds no more than its share.
@@ -131,7 +131,7 @@ def zero3_settings(deepspeed: DeepSpeedSpec, dtype: str) -> dict[str, Any]:
 
 
 def shard_weights(model: Any, settings: dict[str, Any]) -> Any:
-    """DeepSpeed's engine over a model loaded in shares. Call its `.module`: the engine's own output refuses autograd.grad."""
+    """DeepSpeed's engine over a partitioned model. Call its `.module`: the engine's own output refuses autograd.grad."""
     import deepspeed
 
     weights = list(model.parameters())

@@ -1,4 +1,4 @@
-"""A model's shape from its config alone: built on the meta device, where tensors have sizes and no numbers. Not: costs.
+"""A model's shape from its config alone: built on the meta device, where tensors have sizes and no data. Does not know costs.
 
 Sizes are in parameters unless the name says otherwise.
 """
@@ -14,10 +14,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from prism_job.errors import RequestError
-from prism_job.extract.capture.layers import captured_layers, layer_dims
+from prism_job.extract.capture.layers import LinearLayer, captured_layers, layer_dims
 from prism_job.spec.document import RunSpec
 from prism_job.storage import model_files
 
@@ -26,23 +25,23 @@ _BLOCK = re.compile(r"^(.*?\.\d+)\.")
 
 
 @dataclass(frozen=True)
-class Blueprint:
-    """What costs follow from.
+class ModelShape:
+    """The sizes that costs depend on.
 
     Attributes:
-        parameters: all, shared ones once.
+        parameters: of the model; shared ones count once.
         covered: weights of the captured layers.
-        coverage: their share of the matrix weights that spec.extraction.layers asks for.
-        matrices: weights that every token is multiplied with: all matrices but embeddings and head. Fused experts count
-            whole, although a token visits few of them.
+        coverage: their share of the matrix weights that spec.extraction.layers requests.
+        matrices: weights that every token is multiplied with: all matrices but embeddings and head. All fused experts
+            count, although a token visits few of them.
         head: the output head; vocabulary × hidden.
         vocabulary: outputs of the head.
         largest_block: of the repeated blocks; largest_tensor: of all tensors.
         attention_width: Σ over layers of heads × head size.
         sides: (inputs, outputs) of each captured layer, by name, in model order.
         linear_sides: Σ inputs + outputs over all linear layers of the blocks, captured or not; widest_side: the largest.
-        dtype_bytes: of a weight in the forward pass.
-        buffer_bytes: of what a model keeps beside its weights (RoPE's frequencies).
+        dtype_bytes: of one weight in the forward pass.
+        buffer_bytes: of what a model keeps beside its weights, such as RoPE's frequencies.
     """
 
     parameters: int
@@ -61,17 +60,17 @@ class Blueprint:
     buffer_bytes: int
 
 
-def draw(spec: RunSpec) -> Blueprint:
-    """The blueprint of spec.model, with its adapter, from config files alone. A 70B Llama takes under a second.
+def model_shape(spec: RunSpec) -> ModelShape:
+    """The shape of spec.model, with its adapter, from config files alone. A 70B Llama takes under a second.
 
     Raises:
         RequestError: no config of a causal language model; layers that cannot be captured.
     """
-    model = _hollow_model(spec)
+    model = _meta_model(spec)
     layers = captured_layers(model, spec.extraction.layers)
     head = cast(nn.Module, model.get_output_embeddings())
-    looked_up = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    apart = {id(one) for part in (*looked_up, head) for one in part.parameters()}
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    excluded = {id(parameter) for module in (*embeddings, head) for parameter in module.parameters()}
     blocks: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         if match := _BLOCK.match(name):
@@ -79,15 +78,15 @@ def draw(spec: RunSpec) -> Blueprint:
     linear = [
         layer_dims(module)
         for module in model.modules()
-        if isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in apart
+        if isinstance(module, LinearLayer) and id(module.weight) not in excluded
     ]
     config = model.config.get_text_config()
     heads = config.num_attention_heads
-    return Blueprint(
+    return ModelShape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         covered=sum(module.weight.numel() for module in cast(dict[str, Any], layers.modules).values()),
         coverage=layers.coverage,
-        matrices=sum(one.numel() for one in model.parameters() if one.ndim > 1 and id(one) not in apart),
+        matrices=sum(each.numel() for each in model.parameters() if each.ndim > 1 and id(each) not in excluded),
         head=cast(Any, head).weight.numel(),
         vocabulary=cast(Any, head).weight.shape[0],
         largest_block=max(blocks.values()),
@@ -103,8 +102,8 @@ def draw(spec: RunSpec) -> Blueprint:
     )
 
 
-def _hollow_model(spec: RunSpec) -> Any:
-    path, arguments = _papers(spec.model.uri, spec.model.revision)
+def _meta_model(spec: RunSpec) -> Any:
+    path, arguments = _config_and_tokenizer(spec.model.uri, spec.model.revision)
     try:
         config = AutoConfig.from_pretrained(str(path), trust_remote_code=False, **arguments)
         with torch.device("meta"):
@@ -116,20 +115,20 @@ def _hollow_model(spec: RunSpec) -> Any:
 
                 adapter = PeftConfig.from_pretrained(str(model_files.fetch_config_and_tokenizer(spec.model.adapter)))
                 model = get_peft_model(model, adapter)
-    except Exception as error:  # transformers raises many kinds; whatever it is speaks of these files
+    except Exception as error:  # transformers raises many kinds; all are about these files
         fix = "check that the folder holds the config.json of a causal language model"
-        what = f"no model can be drawn: {' '.join(str(error).split())[:300]}"
+        what = f"no model can be built from its config: {' '.join(str(error).split())[:300]}"
         raise RequestError(what, where=spec.model.uri, fix=fix) from error
     return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(spec: RunSpec) -> PreTrainedTokenizerBase:
-    """The run's tokenizer, without asking for weights.
+    """The run's tokenizer; does not fetch weights.
 
     Raises:
         RequestError: there is none, or only a slow one.
     """
-    path, arguments = _papers(spec.model.uri, spec.model.revision)
+    path, arguments = _config_and_tokenizer(spec.model.uri, spec.model.revision)
     fix = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside config.json"
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, **arguments)
@@ -137,10 +136,10 @@ def load_tokenizer(spec: RunSpec) -> PreTrainedTokenizerBase:
         what = f"no tokenizer can be loaded: {' '.join(str(error).split())[:300]}"
         raise RequestError(what, where=spec.model.uri, fix=fix) from error
     if not tokenizer.is_fast:
-        raise RequestError("the tokenizer has no fast form", where=spec.model.uri, fix=fix)
+        raise RequestError("there is no fast version of the tokenizer", where=spec.model.uri, fix=fix)
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def _papers(uri: str, revision: str) -> tuple[Path, dict[str, str]]:
+def _config_and_tokenizer(uri: str, revision: str) -> tuple[Path, dict[str, str]]:
     path = model_files.fetch_config_and_tokenizer(uri, revision)
     return (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
