@@ -1,1 +1,1 @@
-"""Checks before a run starts: the cluster, the run's needs, its buckets."""
+"""Checks before a run starts: the cluster, what the run needs, its buckets."""

@@ -1,7 +1,6 @@
-"""`prism doctor`: what stands in the way of runs on a cluster, asked before it costs anybody a night. Changes nothing.
+"""`prism doctor`: checks that a cluster is ready for runs: server, namespace, custom resource, operator, rights.
 
-Here are the general checks: server, kind, operator, rights. What one run needs is asked in doctor_run.py; its buckets are
-tried by a Job of their own (probe.py), the only thing that is made, and it is removed again.
+What one run needs is checked in run_checks.py, its buckets in bucket_probe.py.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from launcher.doctor.bucket_probe import try_buckets
-from launcher.doctor.findings import Finding, error, looked, ok, warning
+from launcher.doctor.findings import Finding, error, ok, run_check, warning
 from launcher.doctor.rights import check_rights
 from launcher.doctor.run_checks import examine_run
 from launcher.follow.run_tables import age_text
@@ -25,38 +24,38 @@ from launcher.resource.names import API_GROUP, LEASE, OPERATOR_NAMESPACE, PLURAL
 from launcher.resource.timestamps import parse_time
 from prism_job.spec.document import SelectionRun
 
-OLDEST, NEWEST = 29, 37
-"""Minor versions of Kubernetes 1 that our objects are checked against."""
+OLDEST_MINOR, NEWEST_MINOR = 29, 37
+"""Versions of Kubernetes 1 that our objects are validated against."""
 
 
 def examine(cluster: Cluster, namespace: str, run: SelectionRun | None, *, probe: bool) -> list[Finding]:
-    """All checks, in the order in which a run would meet their subjects.
+    """All findings, in the order in which a run would meet the problems.
 
     Args:
-        run: a checked document; None: only what concerns every run.
-        probe: let a Job of the run's image try its addresses; takes a minute, or as long as a pod needs to start.
+        run: a valid document; None: only what concerns every run.
+        probe: test the buckets with a Job of the run's image; takes as long as a pod needs to start.
     """
     try:
-        findings = [_server(cluster.version())]
+        findings = [_check_server(cluster.version())]
     except Refused as refused:
-        findings = [warning("server", f"reached, but its version is not told: {refused.what}", "none needed")]
-    except Unavailable as gone:
-        return [error("server", gone.what, gone.fix)]
+        findings = [warning("server", f"reachable, but its version may not be read: {refused.what}", "none needed")]
+    except Unavailable as unavailable:
+        return [error("server", unavailable.what, unavailable.fix)]
     except ClusterError as failed:
         findings = [warning("server", failed.what, failed.fix)]
     try:
-        has_kind = cluster.serves_selection_runs()
+        has_custom_resource = cluster.serves_selection_runs()
     except ClusterError as failed:
         return [*findings, error("kind", failed.what, failed.fix)]
-    findings += looked("namespace", lambda: _namespace(cluster, namespace))
-    findings += looked("kind", lambda: _kind(cluster, has_kind))
+    findings += run_check("namespace", lambda: _check_namespace(cluster, namespace))
+    findings += run_check("kind", lambda: _check_custom_resource(cluster, has_custom_resource))
     may_have_operator = False
-    if has_kind:
+    if has_custom_resource:
         leases, hidden = _leases(cluster, namespace)
-        findings += _operator(leases, hidden)
-        # What may not be looked at may be there: only where it is seen that nobody leads, rights that are missing are errors.
+        findings += _check_operator(leases, hidden)
+        # Missing rights are errors only if there is surely no operator: a Lease that we may not read may exist.
         may_have_operator = bool(hidden) or any(_is_alive(lease) for lease in leases)
-    findings += looked("rights", lambda: check_rights(cluster, namespace, has_kind, may_have_operator))
+    findings += run_check("rights", lambda: check_rights(cluster, namespace, has_custom_resource, may_have_operator))
     if run is not None:
         findings += examine_run(cluster, namespace, run)
         if probe:
@@ -64,83 +63,87 @@ def examine(cluster: Cluster, namespace: str, run: SelectionRun | None, *, probe
     return findings
 
 
-def _server(version: str) -> Finding:
+def _check_server(version: str) -> Finding:
     match = re.match(r"v?1\.(\d+)", version)
     if match is None:
-        return warning("server", f"version {version}", f"PRISM is tested with Kubernetes 1.{OLDEST} to 1.{NEWEST}")
-    if int(match[1]) < OLDEST:
-        return error("server", f"version {version} is too old", f"it takes Kubernetes 1.{OLDEST} or later")
-    if int(match[1]) > NEWEST:
         return warning(
-            "server", f"version {version}", f"newer than 1.{NEWEST}, the last that PRISM was checked against"
+            "server", f"version {version}", f"PRISM is tested with Kubernetes 1.{OLDEST_MINOR} to 1.{NEWEST_MINOR}"
+        )
+    if int(match[1]) < OLDEST_MINOR:
+        return error("server", f"version {version} is too old", f"upgrade to Kubernetes 1.{OLDEST_MINOR} or later")
+    if int(match[1]) > NEWEST_MINOR:
+        return warning(
+            "server", f"version {version}", f"newer than 1.{NEWEST_MINOR}, the latest that PRISM is tested with"
         )
     return ok("server", f"version {version}")
 
 
-def _namespace(cluster: Cluster, namespace: str) -> Iterator[Finding]:
-    """Most people may not read namespaces: only where one is surely missing that is said."""
+def _check_namespace(cluster: Cluster, namespace: str) -> Iterator[Finding]:
+    """Most people may not read namespaces: reports only one that is surely missing."""
     with contextlib.suppress(Refused):
         if cluster.find("Namespace", "", namespace) is None:
-            yield error("namespace", f"there is no namespace {namespace}", f"kubectl create namespace {namespace}")
+            yield error("namespace", f"namespace {namespace} does not exist", f"kubectl create namespace {namespace}")
 
 
-def _kind(cluster: Cluster, has_kind: bool) -> Iterator[Finding]:
-    """The installed definition may be that of another version of PRISM: what it does not know, it drops or refuses."""
-    if not has_kind:
+def _check_custom_resource(cluster: Cluster, has_custom_resource: bool) -> Iterator[Finding]:
+    """The installed CRD may belong to another version of PRISM, which drops or refuses unknown fields."""
+    if not has_custom_resource:
         fix = "none needed for `prism submit --wait`, which keeps runs in ConfigMaps; else: kubectl apply -k k8s/"
         yield warning("kind", "SelectionRun is not installed", fix)
         return
     served = f"{PLURAL}.{API_GROUP}/{VERSION} is served"
     try:
-        there = cluster.find("CustomResourceDefinition", "", f"{PLURAL}.{API_GROUP}") or {}
+        installed = cluster.find("CustomResourceDefinition", "", f"{PLURAL}.{API_GROUP}") or {}
     except Refused:
-        yield ok("kind", f"{served}; its definition may not be read")
+        yield ok("kind", f"{served}; its definition may not be read by you")
         return
-    lacking = sorted(_fields(crd()) - _fields(there))
-    if lacking:
-        shown = ", ".join(lacking[:5]) + (" …" if len(lacking) > 5 else "")
+    missing = sorted(_fields(crd()) - _fields(installed))
+    if missing:
+        shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
         yield warning(
-            "kind", f"{served}, without {len(lacking)} field(s) of this version: {shown}", "kubectl apply -k k8s/"
+            "kind", f"{served}, but lacks {len(missing)} field(s) of this version: {shown}", "kubectl apply -k k8s/"
         )
     else:
         yield ok("kind", served)
 
 
 def _fields(definition: dict[str, Any]) -> set[str]:
-    """'spec.cluster.image', every field of our version."""
+    """Every field of our version, such as 'spec.cluster.image'."""
     versions = definition.get("spec", {}).get("versions") or ()
-    schema = next((one.get("schema", {}).get("openAPIV3Schema") for one in versions if one["name"] == VERSION), None)
+    schema = next((it.get("schema", {}).get("openAPIV3Schema") for it in versions if it["name"] == VERSION), None)
     return set(_paths(schema or {}, ""))
 
 
 def _paths(schema: dict[str, Any], path: str) -> Iterator[str]:
-    for name, inner in (schema.get("properties") or {}).items():
-        here = f"{path}.{name}".lstrip(".")
-        yield here
-        yield from _paths(inner, here)
+    for name, child in (schema.get("properties") or {}).items():
+        child_path = f"{path}.{name}".lstrip(".")
+        yield child_path
+        yield from _paths(child, child_path)
     if "items" in schema:
         yield from _paths(schema["items"], f"{path}[]")
 
 
-def _operator(leases: list[dict[str, Any]], hidden: dict[str, str]) -> Iterator[Finding]:
-    """Alive is whoever renewed the operator's Lease a moment ago. Our clock may differ from its: a minute is allowed."""
-    fix = "see `kubectl -n prism-system get pods`; without one, `prism submit --wait` drives the run itself"
+def _check_operator(leases: list[dict[str, Any]], hidden: dict[str, str]) -> Iterator[Finding]:
+    """An operator is alive if its Lease was renewed recently; a minute allows for clocks that differ."""
+    fix = "check `kubectl -n prism-system get pods`; without an operator, `prism submit --wait` drives the run itself"
     if not leases and hidden:
-        places = ", ".join(f"{place}: {why}" for place, why in hidden.items())
-        yield warning("operator", f"whether one is there is not known; its Lease {LEASE} was not read ({places})", fix)
+        reasons = ", ".join(f"{it}: {why}" for it, why in hidden.items())
+        yield warning(
+            "operator", f"it is not known whether one runs: its Lease {LEASE} could not be read ({reasons})", fix
+        )
     elif not leases:
-        yield warning("operator", f"no Lease {LEASE} is seen", fix)
+        yield warning("operator", f"none: there is no Lease {LEASE}", fix)
     for lease in leases:
         spec, where = lease["spec"], f"{lease['metadata']['namespace']}/{LEASE}"
         renewed = spec.get("renewTime")
         if not spec.get("holderIdentity") or not renewed:
-            yield warning("operator", f"{where}: nobody leads", fix)
+            yield warning("operator", f"{where}: no operator leads", fix)
             continue
         age = age_text(parse_time(renewed), datetime.datetime.now(datetime.UTC))
         if _is_alive(lease):
-            yield ok("operator", f"{where}: {spec['holderIdentity']} leads, renewed {age} ago")
+            yield ok("operator", f"{where}: {spec['holderIdentity']} leads, Lease renewed {age} ago")
         else:
-            yield warning("operator", f"{where}: {spec['holderIdentity']} was last heard of {age} ago", fix)
+            yield warning("operator", f"{where}: {spec['holderIdentity']} last renewed its Lease {age} ago", fix)
 
 
 def _is_alive(lease: dict[str, Any]) -> bool:
@@ -152,17 +155,17 @@ def _is_alive(lease: dict[str, Any]) -> bool:
 
 
 def _leases(cluster: Cluster, namespace: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """(the operator's Leases; the namespaces in which none could be looked for, and why)."""
+    """(the operator's Leases; namespace -> why none could be read there)."""
     with contextlib.suppress(ClusterError):
         return cluster.list("Lease", None, fields=f"metadata.name={LEASE}").items, {}
     found, hidden = [], {}
-    for place in dict.fromkeys((OPERATOR_NAMESPACE, namespace)):
+    for candidate in dict.fromkeys((OPERATOR_NAMESPACE, namespace)):
         try:
-            lease = cluster.find("Lease", place, LEASE)
+            lease = cluster.find("Lease", candidate, LEASE)
         except Refused:
-            hidden[place] = "you may not look"
+            hidden[candidate] = "you may not read it"
         except ClusterError as failed:
-            hidden[place] = failed.what
+            hidden[candidate] = failed.what
         else:
             found += [lease] if lease else []
     return found, hidden

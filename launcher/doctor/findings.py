@@ -1,4 +1,4 @@
-"""What `prism doctor` finds, one thing each, and how it is printed. Not: what is looked at."""
+"""A finding of `prism doctor`, and how findings are printed. Runs no check."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Level = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One answer.
+    """The result of one check.
 
     Attributes:
-        level: error: a run would not get through; warning: it may not, or this could not be looked at.
-        check: what was looked at, in a word or two.
-        detail: what was seen.
-        fix: what to do; empty where all is well.
+        level: error: a run would fail; warning: it may fail, or this could not be checked.
+        check: what was checked, in a word or two.
+        detail: what was found.
+        fix: what to do; empty if ok.
     """
 
     level: Level
@@ -41,27 +41,29 @@ def error(check: str, detail: str, fix: str) -> Finding:
     return Finding("error", check, detail, fix)
 
 
-def looked(check: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """What a check finds; where it may not look, or the API server is in bad weather, a warning that says so."""
+def run_check(check: str, check_it: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """The findings of a check; a warning instead if it is not allowed, or the API server does not answer."""
     try:
-        yield from list(look())
+        yield from list(check_it())
     except Refused as refused:
         yield warning(
-            check, f"not checked: {refused.what}", "ask for the right to look, or have somebody look who has it"
+            check,
+            f"not checked: {refused.what}",
+            "ask for the right to read it, or ask someone who has it",
         )
     except ClusterError as failed:
         yield warning(check, f"not checked: {failed.what}", failed.fix)
 
 
 def findings_table(findings: Iterable[Finding]) -> str:
-    """A finding a line, what to do beneath it; a sum at the end."""
-    found = list(findings)
-    width = max((len(one.check) for one in found), default=0)
+    """One line per finding, its hint beneath it; totals at the end."""
+    findings = list(findings)
+    width = max((len(finding.check) for finding in findings), default=0)
     lines = []
-    for one in found:
-        lines.append(f"{one.level:<7}  {one.check:<{width}}  {one_line(one.detail)}")
-        if one.fix:
-            lines.append(f"{'':<7}  {'':<{width}}  hint: {one_line(one.fix)}")
-    counts = {level: sum(one.level == level for one in found) for level in ("error", "warning")}
-    words = [f"{count} {level}{'s' * (count > 1)}" for level, count in counts.items() if count]
-    return "\n".join([*lines, "", ", ".join(words) or "all is well"])
+    for finding in findings:
+        lines.append(f"{finding.level:<7}  {finding.check:<{width}}  {one_line(finding.detail)}")
+        if finding.fix:
+            lines.append(f"{'':<7}  {'':<{width}}  hint: {one_line(finding.fix)}")
+    counts = {level: sum(finding.level == level for finding in findings) for level in ("error", "warning")}
+    totals = [f"{count} {level}{'s' * (count > 1)}" for level, count in counts.items() if count]
+    return "\n".join([*lines, "", ", ".join(totals) or "no problems found"])

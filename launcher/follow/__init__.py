@@ -1,1 +1,1 @@
-"""What a person sees of a run: bars, tables, live watch, logs of many pods."""
+"""What a person sees of a run: bars, tables, live watch, merged logs of its pods."""

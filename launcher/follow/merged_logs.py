@@ -1,7 +1,7 @@
-"""The lines of all pods of a run, each with a prefix that says where it comes from. Not: what a line says, how it is shown.
+"""The logs of all pods of a run, merged; each line has a prefix that names its pod. Knows nothing of what a line means.
 
-Following, a thread reads each pod, of a bounded number at a time, another one finds new pods, and one bounded queue lies
-between them and the reader: whoever reads slowly slows them down.
+With `follow`, one thread finds new pods and one thread per pod reads its log, up to MAX_STREAMS at a time. They fill one
+bounded queue, so a slow reader slows them down.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ Line = tuple[str, str]
 """(prefix, line)."""
 
 POLL_INTERVAL_SECONDS = 2.0
-"""How often it is asked whether the run is over; pods are watched, and found as they appear."""
+"""How often to check whether the run is over. New pods are found by a watch, without polling."""
 
 WATCH_SECONDS = 5
-"""A watch of the pods ends and begins again this often, so that it can be told to stop."""
+"""A watch of the pods is renewed this often, so that it can be stopped."""
 
 DRAIN_SECONDS = 60.0
-"""Once the run is over: pods are left where no log has ended for so long."""
+"""Once the run is over: give up on the remaining logs if none has ended for this long."""
 
 MAX_QUEUED = 1000
 MAX_STREAMS = 64
-"""Logs that are read at a time: each holds a connection here and at the API server. Others wait until one has ended."""
+"""Logs read at a time: each holds a connection here and at the API server. The others wait for one to end."""
 
 
 def log_lines(
@@ -53,19 +53,19 @@ def log_lines(
     is_over: Callable[[], bool] | None = None,
     on_outage: Callable[[str], None] = lambda _: None,
 ) -> Generator[Line, None, None]:
-    """(prefix, line) over all pods of a run: pod after pod, or, following, as they come.
+    """(prefix, line) over all pods of a run: pod after pod, or with `follow` as lines arrive.
 
     Args:
-        follow: wait for new lines and new pods, until the run is over and every stream has ended. Closing the iterator
+        follow: wait for new lines and new pods until the run is over and every log has ended. Closing the iterator
             ends its threads.
-        tail: of each pod only the last so many lines (and what comes after them, following).
-        timestamps: begin each line with the time at which the node read it.
-        is_over: whether the run has ended; asked every two seconds while following. None: follow until closed.
-        on_outage: called once an outage while following, with a line that says what is waited for.
+        tail: start with the last so many lines of each pod.
+        timestamps: start each line with the time at which the node received it.
+        is_over: whether the run has ended; called every POLL_INTERVAL_SECONDS. None: follow until closed.
+        on_outage: called once per outage of the API server, with a line for the person who waits.
 
     Raises:
         Refused: reading pods or their logs is not allowed.
-        Unavailable: no answer to the list of pods, without following. Following, transient errors are retried.
+        Unavailable: without `follow`, the pods cannot be listed. With `follow`, transient errors are retried.
     """
     labels = ",".join(
         [
@@ -75,7 +75,7 @@ def log_lines(
         ]
     )
     if follow:
-        return _Following(
+        return _Follower(
             cluster.without_retries(), namespace, labels, tail, timestamps, is_over or (lambda: False), on_outage
         ).lines()
     return _all_lines(cluster, namespace, labels, tail, timestamps)
@@ -86,7 +86,7 @@ def prefix_of(pod: Object) -> str:
     labels = pod["metadata"].get("labels") or {}
     stage, attempt = labels.get(STAGE_LABEL, "?"), labels.get(ATTEMPT_LABEL, "0")
     group = f"-{labels.get(GROUP_LABEL, '0')}" if stage == "extract" else ""
-    # Only the pods of a group of several nodes have a subdomain to meet in.
+    # Only the pods of a group of several nodes have a subdomain, where they meet.
     node = f"/{_node(pod)}" if "subdomain" in pod["spec"] else ""
     return f"{stage}{group}{f'.{attempt}' if attempt != '0' else ''}{node}"
 
@@ -101,8 +101,8 @@ def _all_lines(
                 yield prefix, line
 
 
-class _Following:
-    """All pods at once, those to come included."""
+class _Follower:
+    """Reads all pods at once, including pods that start later."""
 
     def __init__(
         self,
@@ -121,14 +121,14 @@ class _Following:
         self.ended_pods: set[str] = set()
         self.logs: dict[str, PodLog] = {}
         self.waiting: deque[tuple[PodLog, str]] = deque()
-        """Logs that nobody reads yet, each with its prefix."""
-        self.num_read = 0
-        self.last_end = time.monotonic()
-        self.taking = threading.Lock()
+        """Logs that wait for a free stream, each with its prefix."""
+        self.num_streams = 0
+        self.last_end_time = time.monotonic()
+        self.lock = threading.Lock()
 
     def lines(self) -> Generator[Line, None, None]:
-        threading.Thread(target=self._guarded, args=(self._find_pods,), daemon=True).start()
-        over_since, asked = None, 0.0
+        threading.Thread(target=self._enqueue_error_of, args=(self._find_pods,), daemon=True).start()
+        over_since, last_check = None, 0.0
         try:
             while True:
                 with contextlib.suppress(queue.Empty):
@@ -137,12 +137,12 @@ class _Following:
                         if isinstance(item, Exception):
                             raise item
                         yield item
-                if over_since is None and time.monotonic() - asked >= POLL_INTERVAL_SECONDS:
-                    asked = time.monotonic()
+                if over_since is None and time.monotonic() - last_check >= POLL_INTERVAL_SECONDS:
+                    last_check = time.monotonic()
                     with contextlib.suppress(ClusterError):
                         if self.is_over():
                             self._take_all()
-                            over_since = asked
+                            over_since = last_check
                 if over_since is not None and self._is_drained(over_since):
                     return
         finally:
@@ -151,11 +151,11 @@ class _Following:
                 log.stop()
 
     def _is_drained(self, over_since: float) -> bool:
-        """Nothing more will come; or it is not waited for any longer."""
-        is_late = time.monotonic() > max(over_since, self.last_end) + DRAIN_SECONDS
-        with self.taking:
-            reading = self.num_read or self.waiting
-        return self.queue.empty() and (is_late or not reading)
+        """All logs have ended, or the rest is given up."""
+        is_late = time.monotonic() > max(over_since, self.last_end_time) + DRAIN_SECONDS
+        with self.lock:
+            is_reading = self.num_streams or self.waiting
+        return self.queue.empty() and (is_late or not is_reading)
 
     def _find_pods(self) -> None:
         read: set[str] = set()
@@ -180,17 +180,17 @@ class _Following:
         self._take_listing(self.cluster.list("Pod", self.namespace, labels=self.labels), read)
 
     def _take_listing(self, listing: Listing, read: set[str]) -> None:
-        """Every pod there is; one that was `read` before the list was made, and is not in it, has ended."""
+        """Every current pod. A pod in `read`, so known before the list was made, and not listed has ended."""
         for pod in sorted(listing.items, key=_order):
             self._take(pod, gone=False)
         self.ended_pods |= read - {pod["metadata"]["uid"] for pod in listing.items}
 
     def _take(self, pod: Object, *, gone: bool) -> None:
-        """A pod as it is now: its first line is waited for once it has started."""
+        """The current state of a pod. Its log is read once it has started."""
         uid = pod["metadata"]["uid"]
         if gone or has_ended(pod):
             self.ended_pods.add(uid)
-        with self.taking:
+        with self.lock:
             if uid in self.logs or gone or not has_started(pod) or self.stopping.is_set():
                 return
             log = PodLog(self.cluster, pod, self.tail, self.timestamps, self.stopping, lambda: uid in self.ended_pods)
@@ -199,28 +199,28 @@ class _Following:
             self._read_next()
 
     def _read_next(self) -> None:
-        """Begin to read where there is room. Under `taking`."""
-        while self.waiting and self.num_read < MAX_STREAMS and not self.stopping.is_set():
-            self.num_read += 1
-            arguments = (self._hand_on, *self.waiting.popleft())
-            threading.Thread(target=self._guarded, args=arguments, daemon=True).start()
+        """Start reading while there are free streams. Holds `lock`."""
+        while self.waiting and self.num_streams < MAX_STREAMS and not self.stopping.is_set():
+            self.num_streams += 1
+            arguments = (self._enqueue_lines, *self.waiting.popleft())
+            threading.Thread(target=self._enqueue_error_of, args=arguments, daemon=True).start()
 
-    def _hand_on(self, log: PodLog, prefix: str) -> None:
+    def _enqueue_lines(self, log: PodLog, prefix: str) -> None:
         try:
             for line in log.lines():
                 self._put((prefix, line))
-        except Exception as error:  # told before this log counts as ended
+        except Exception as error:  # enqueued before this log counts as ended
             self._put(error)
         finally:
-            with self.taking:
-                self.num_read -= 1
-                self.last_end = time.monotonic()
+            with self.lock:
+                self.num_streams -= 1
+                self.last_end_time = time.monotonic()
                 self._read_next()
 
-    def _guarded(self, do: Callable[..., None], *arguments: Any) -> None:
+    def _enqueue_error_of(self, do: Callable[..., None], *arguments: Any) -> None:
         try:
             do(*arguments)
-        except Exception as error:  # whoever reads should hear of it, and not wait for ever
+        except Exception as error:  # raised in the reader, which would otherwise wait forever
             self._put(error)
 
     def _put(self, item: Line | Exception) -> None:
@@ -234,11 +234,11 @@ def _node(pod: Object) -> int:
     annotations = pod["metadata"].get("annotations") or {}
     labels = pod["metadata"].get("labels") or {}
     name = "batch.kubernetes.io/job-completion-index"
-    return _number(annotations.get(name) or labels.get(name))
+    return _integer(annotations.get(name) or labels.get(name))
 
 
-def _number(text: Any) -> int:
-    """0 where it is none: others may label their pods as they like."""
+def _integer(text: Any) -> int:
+    """0 if it is not a number: anyone may label pods."""
     return int(text) if isinstance(text, str) and re.fullmatch("[0-9]{1,9}", text) else 0
 
 
@@ -246,7 +246,7 @@ def _order(pod: Object) -> tuple[Any, ...]:
     """Round, stage, attempt, start; then group and node."""
     labels = pod["metadata"].get("labels") or {}
     stage = labels.get(STAGE_LABEL, "")
-    place = STAGES.index(stage) if stage in STAGES else len(STAGES)
-    numbers = [_number(labels.get(name)) for name in (ROUND_LABEL, ATTEMPT_LABEL, GROUP_LABEL)]
+    stage_number = STAGES.index(stage) if stage in STAGES else len(STAGES)
+    numbers = [_integer(labels.get(name)) for name in (ROUND_LABEL, ATTEMPT_LABEL, GROUP_LABEL)]
     started = pod.get("status", {}).get("startTime") or pod["metadata"].get("creationTimestamp", "")
-    return numbers[0], place, numbers[1], started, numbers[2], _node(pod)
+    return numbers[0], stage_number, numbers[1], started, numbers[2], _node(pod)

@@ -1,4 +1,4 @@
-"""What `evaluate` prints for people: four tables with an empty line between them. Not: what the figures mean."""
+"""What `prism evaluate` prints for a person: four tables with an empty line between them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 from launcher.follow.terminal_text import printable
 
 RANKINGS = {"PRISM's score": "", "own loss, token mean": "loss_", "own loss, sum": "loss_sum_"}
-"""What `evaluate` compares, and how its figures' names begin."""
+"""Ranking -> prefix of its figures' names."""
 
 MAX_SOURCES = 50
-LONGEST_SOURCE = 48
-"""Characters of a source's address that are shown, from its end."""
+MAX_SOURCE_CHARACTERS = 48
+"""The end of a longer URI is shown."""
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
-    """Agreement with the label, a ranking a row; then at further budgets; then by source; then what π can be trusted with."""
-    # What `evaluate` calls precision and recall, in the words of what the budget did.
-    words = ("good of the kept", "kept of all good")
+    """Agreement with the label, one row per ranking; then per budget; then per source; then how reliable π is."""
+    # Precision and recall, named by what the budget did.
+    names = ("good of the kept", "kept of all good")
     if not metrics["action"].startswith("keep"):
-        words = ("bad of the dropped", "dropped of all bad")
-    parts = (_rankings(metrics, words[0]), _budgets(metrics, words), _sources(metrics, words[0]), _preference(metrics))
+        names = ("bad of the dropped", "dropped of all bad")
+    parts = (_rankings(metrics, names[0]), _budgets(metrics, names), _sources(metrics, names[0]), _preference(metrics))
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 
@@ -36,40 +36,42 @@ def _rankings(metrics: dict[str, Any], precision: str) -> list[str]:
         auroc, at_budget = (_cells(metrics, f"{prefix}{measure}") for measure in ("auroc", "precision_at_budget"))
         lines.append(f"{name:<24}{auroc[0]:>6}  {auroc[1]:<16}{at_budget[0]:>20}  {at_budget[1]}")
     value, low, high = (metrics[f"auroc_over_loss{end}"] for end in ("", "_low", "_high"))
-    difference = f"{value:+.3f}, {low:+.3f} to {high:+.3f} in the same resamples"
-    return [*lines, f"AUROC of PRISM's score less that of the loss (token mean): {difference}"]
+    difference = f"{value:+.3f}, {low:+.3f} to {high:+.3f} in paired resamples"
+    return [*lines, f"AUROC of PRISM's score minus that of the loss (token mean): {difference}"]
 
 
-def _budgets(metrics: dict[str, Any], words: tuple[str, str]) -> list[str]:
-    """A budget a row: precision and recall of PRISM with their intervals, and of the baselines without."""
-    lines = [f"{'budget':<8}{'rows':>10}  {words[0]:<38}{words[1]}"]
+def _budgets(metrics: dict[str, Any], measures: tuple[str, str]) -> list[str]:
+    """One row per budget: precision and recall of PRISM with intervals, of the baselines without."""
+    lines = [f"{'budget':<8}{'rows':>10}  {measures[0]:<38}{measures[1]}"]
     heads = f"{'PRISM':<7}{'95 % interval':<16}{'mean':>5}{'sum':>7}   "
     lines.append(f"{'':<8}{'':>10}  {heads}{heads}".rstrip())
     names = sorted((name.removeprefix("taken_at_") for name in metrics if name.startswith("taken_at_")), key=int)
-    for name, rows in [
-        *((name, metrics[f"taken_at_{name}"]) for name in names),
-        ("budget", metrics["taken_by_budget"]),
-    ]:
+    budgets = [(name, metrics[f"taken_at_{name}"]) for name in names]
+    for name, num_rows in [*budgets, ("budget", metrics["taken_by_budget"])]:
         cells = ""
         for measure in ("precision", "recall"):
             score, mean, total = (_cells(metrics, f"{prefix}{measure}_at_{name}") for prefix in RANKINGS.values())
             cells += f"{score[0]:<7}{score[1]:<16}{mean[0]:>5}{total[0]:>7}   "
-        lines.append(f"{'the run' if name == 'budget' else f'{name} %':<8}{rows:>10,}  {cells}".rstrip())
-    return [*lines, "mean and sum: ranked by the candidate's own loss, over its tokens or summed"]
+        lines.append(f"{'the run' if name == 'budget' else f'{name} %':<8}{num_rows:>10,}  {cells}".rstrip())
+    return [*lines, "mean and sum: ranked by the candidate's own loss, averaged over its tokens or summed"]
 
 
 def _sources(metrics: dict[str, Any], precision: str) -> list[str]:
     lines = [f"{'candidates':>10}{'good':>10}{'selected':>10}{precision:>20}{'AUROC':>8}  source"]
     for row in metrics["by_source"][:MAX_SOURCES]:
         shares = f"{_share(row['precision']):>20}{_share(row['auroc']):>8}"
-        source = row["source"] if len(row["source"]) <= LONGEST_SOURCE else f"…{row['source'][-LONGEST_SOURCE:]}"
+        source = (
+            row["source"]
+            if len(row["source"]) <= MAX_SOURCE_CHARACTERS
+            else f"…{row['source'][-MAX_SOURCE_CHARACTERS:]}"
+        )
         lines.append(f"{row['candidates']:>10,}{row['good']:>10,}{row['selected']:>10,}{shares}  {printable(source)}")
     left_out = len(metrics["by_source"]) - MAX_SOURCES
-    return [*lines, f"{left_out:,} more sources: -o json lists them"] if left_out > 0 else lines
+    return [*lines, f"{left_out:,} more sources; -o json lists all"] if left_out > 0 else lines
 
 
 def _preference(metrics: dict[str, Any]) -> list[str]:
-    """How far π can be believed; without a label of the pairs, what was assumed."""
+    """How reliable π is; without labels of the pairs, every pair is assumed correct."""
     if not metrics["num_pairs"]:
         return ["no target pair has a preference π"]
     common = (
@@ -77,17 +79,17 @@ def _preference(metrics: dict[str, Any]) -> list[str]:
         f"Brier score {_share(metrics['preference_brier'])}"
     )
     if metrics["target_label"] is None:
-        return [f"π of {metrics['num_pairs']:,} pairs, each taken as right (no --target-label): {common}"]
+        return [f"π of {metrics['num_pairs']:,} pairs, all assumed correct (no --target-label): {common}"]
     lines = [
-        f"π of {metrics['num_pairs']:,} pairs, {metrics['num_pairs_right']:,} of them right by "
+        f"π of {metrics['num_pairs']:,} pairs, {metrics['num_pairs_right']:,} of them correct by "
         f"'{printable(metrics['target_label'])}': {common}, calibration error {_share(metrics['preference_ece'])}, "
         f"AUROC {_share(metrics['preference_auroc'])}",
         "",
-        f"{'π':<12}{'pairs':>10}{'mean π':>9}{'right':>8}  95 % interval",
+        f"{'π':<12}{'pairs':>10}{'mean π':>9}{'correct':>9}  95 % interval",
     ]
     for row in metrics["reliability"]:
         span, interval = f"{row['from']:.1f} to {row['to']:.1f}", f"{row['right_low']:.3f} to {row['right_high']:.3f}"
-        lines.append(f"{span:<12}{row['pairs']:>10,}{row['mean']:>9.3f}{row['right']:>8.3f}  {interval}")
+        lines.append(f"{span:<12}{row['pairs']:>10,}{row['mean']:>9.3f}{row['right']:>9.3f}  {interval}")
     return lines
 
 

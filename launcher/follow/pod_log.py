@@ -1,4 +1,4 @@
-"""The log of one pod: resumed where a connection broke, each line once. Not: which pods there are, where the lines go."""
+"""The log of one pod: resumed after a broken connection, each line once. Does not know the other pods."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from launcher.resource.timestamps import parse_time, time_text
 
 Object = dict[str, Any]
 
-QUIET_SECONDS = 60.0
-"""A stream that is silent for so long is opened anew: a connection that something in between forgot never ends by itself."""
+MAX_SILENCE_SECONDS = 60.0
+"""A stream that is silent this long is reopened: a connection that a proxy dropped may never end by itself."""
 
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 10.0
 MAX_TRIES = 5
-"""Of reading the log of a pod that has ended, or without following: its node may never answer again."""
+"""Of reading the log of an ended pod, or without following: its node may never answer again."""
 
-TIME = re.compile(r"\d{4}-\d\d-\d\dT\S+$")
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\S+$")
 
 
 class PodLog:
-    """The log of one pod from its start, each line once, however often the connection breaks.
+    """The log of one pod from its start. Each line comes once, however often the connection breaks.
 
     Args:
-        stopping: set: `lines` ends at the next line.
-        is_over: whether the pod has ended: its log is then read to its end, once, and not followed any more.
+        stopping: once set, `lines` ends at the next line.
+        is_over: whether the pod has ended; its log is then read once to its end and not followed.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class PodLog:
         self.cluster, self.tail, self.timestamps = cluster, tail, timestamps
         self.namespace, self.name = pod["metadata"]["namespace"], pod["metadata"]["name"]
         self.stopping, self.is_over = stopping, is_over
-        self.last: datetime.datetime | None = None
-        self.at_last: Counter[str] = Counter()
-        """Lines of the last time seen: several may share it, and a broken stream may have brought some of them."""
-        self._shut: Callable[[], None] = lambda: None
+        self.last_time: datetime.datetime | None = None
+        self.at_last_time: Counter[str] = Counter()
+        """Lines with the last timestamp: several may share it, and a broken stream may have delivered only some."""
+        self._close_stream: Callable[[], None] = lambda: None
 
     def lines(self) -> Iterator[str]:
-        """Raises Refused where the log may not be read."""
+        """Raises Refused if the log may not be read."""
         num_failures, pause_seconds = 0, PAUSE_SECONDS
         while not self.stopping.is_set():
             was_over = self.is_over()
@@ -62,16 +62,16 @@ class PodLog:
                     num_failures, pause_seconds = 0, PAUSE_SECONDS
                     yield line
             except NotFound as error:
-                if f'pods "{self.name}"' not in error.what:  # the pod is there, and what it ran on is not
+                if f'pods "{self.name}"' not in error.what:  # the pod exists, its node does not
                     yield f"(the rest of this log cannot be read: {error.what})"
                 return
             except Refused as error:
                 if error.code != 400:
                     raise
-                if was_over:  # it ended without having begun
+                if was_over:  # it ended before it started
                     return
             except Unavailable as error:
-                num_failures += was_over  # what failed while it ran, an outage perhaps, says nothing of its end
+                num_failures += was_over  # failures while it ran, such as an outage, do not count against its end
                 if num_failures >= MAX_TRIES:
                     yield f"(the rest of this log cannot be read: {error.what})"
                     return
@@ -82,14 +82,14 @@ class PodLog:
             pause_seconds = min(LONGEST_PAUSE_SECONDS, pause_seconds * 2)
 
     def stop(self) -> None:
-        """From any thread: end a read that waits."""
+        """From any thread: end a blocked read."""
         self.stopping.set()
-        with contextlib.suppress(OSError, RuntimeError, ValueError):  # it may be ending by itself just now
-            self._shut()
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # it may be ending by itself
+            self._close_stream()
 
     def _read(self, *, follow: bool) -> Iterator[str]:
-        """One connection's lines, without those that an earlier one brought."""
-        before, known = self.last, Counter(self.at_last)
+        """The lines of one connection, without those of earlier ones."""
+        before, known = self.last_time, Counter(self.at_last_time)
         lines = self.cluster.log_lines(
             self.namespace,
             self.name,
@@ -98,17 +98,17 @@ class PodLog:
             timestamps=True,
             tail=self.tail if before is None else None,
             since=time_text(before) if before else "",
-            silence_seconds=QUIET_SECONDS,
+            silence_seconds=MAX_SILENCE_SECONDS,
             opened=self._opened,
         )
         for text in lines:
             if self.stopping.is_set():
                 return
-            time_words, _, line = text.partition(" ")
-            if not TIME.match(time_words):  # words of the node's own, in place of a log
+            timestamp, _, line = text.partition(" ")
+            if not TIMESTAMP.match(timestamp):  # a message of the node instead of a log
                 yield text
                 continue
-            when = parse_time(time_words)
+            when = parse_time(timestamp)
             if before is not None and when < before:
                 continue
             if when == before and known[line] > 0:
@@ -116,28 +116,30 @@ class PodLog:
                 continue
             if before is not None and when > before:
                 before = None
-            if when != self.last:
-                self.last, self.at_last = when, Counter()
-            self.at_last[line] += 1
+            if when != self.last_time:
+                self.last_time, self.at_last_time = when, Counter()
+            self.at_last_time[line] += 1
             yield text if self.timestamps else line
 
-    def _opened(self, shut: Callable[[], None]) -> None:
-        self._shut = shut
+    def _opened(self, close: Callable[[], None]) -> None:
+        self._close_stream = close
         if self.stopping.is_set():
-            shut()
+            close()
 
 
 def has_started(pod: Object) -> bool:
-    """Whether its worker runs or ran: only then it has a log."""
-    states = [one.get("state", {}) for one in _workers(pod)]
+    """Whether its worker runs or ran; only then it has a log."""
+    states = [container.get("state", {}) for container in _workers(pod)]
     return any("running" in state or "terminated" in state for state in states)
 
 
 def has_ended(pod: Object) -> bool:
     phase = pod.get("status", {}).get("phase")
-    return phase in ("Succeeded", "Failed") or any("terminated" in one.get("state", {}) for one in _workers(pod))
+    return phase in ("Succeeded", "Failed") or any(
+        "terminated" in container.get("state", {}) for container in _workers(pod)
+    )
 
 
 def _workers(pod: Object) -> list[Object]:
-    found = pod.get("status", {}).get("containerStatuses") or ()
-    return [one for one in found if one["name"] == WORKER_CONTAINER]
+    statuses = pod.get("status", {}).get("containerStatuses") or ()
+    return [status for status in statuses if status["name"] == WORKER_CONTAINER]

@@ -508,7 +508,7 @@ def test_evaluate_prints_a_ranking_a_row_with_its_intervals(rig: Rig) -> None:
         "PRISM's score 0.900 0.800 to 0.950 0.900 0.800 to 0.950",
         "own loss, token mean 0.800 0.700 to 0.850 0.800 0.700 to 0.850",
         "own loss, sum 0.700 0.600 to 0.750 0.700 0.600 to 0.750",
-        "AUROC of PRISM's score less that of the loss (token mean): +0.100, -0.020 to +0.170 in the same resamples",
+        "AUROC of PRISM's score minus that of the loss (token mean): +0.100, -0.020 to +0.170 in paired resamples",
     ]
     assert rig.note("evaluate")["arguments"] == ["/out/manifest.json", "--label", "good", "--positive", "yes"]
 
@@ -543,7 +543,7 @@ def test_evaluate_prints_a_source_a_row_and_no_control_character(rig: Rig) -> No
 def test_evaluate_says_what_it_takes_for_right_where_no_column_does(rig: Rig) -> None:
     _, stdout, _ = rig.call("evaluate", "/out/manifest.json")
     assert stdout.split("\n\n")[4] == (
-        "π of 8 pairs, each taken as right (no --target-label): mean 0.625, above one half 0.750, Brier score 0.125\n"
+        "π of 8 pairs, all assumed correct (no --target-label): mean 0.625, above one half 0.750, Brier score 0.125\n"
     )
 
 
@@ -551,7 +551,7 @@ def test_evaluate_prints_a_bin_of_pi_a_row_where_a_column_judges_the_pairs(rig: 
     arguments = ("evaluate", "/out/manifest.json", "--target-label", "right")
     _, stdout, _ = rig.call(*arguments, evaluate=JUDGED)
     opening, table = stdout.split("\n\n")[4:]
-    assert opening.startswith("π of 8 pairs, 5 of them right by 'right': mean 0.625")
+    assert opening.startswith("π of 8 pairs, 5 of them correct by 'right': mean 0.625")
     assert opening.endswith("Brier score 0.125, calibration error 0.062, AUROC 0.875")
     assert [" ".join(row.split()) for row in table.splitlines()[1:]] == [
         "0.3 to 0.4 3 0.350 0.000 0.000 to 0.562",

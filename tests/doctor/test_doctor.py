@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from launcher.doctor import bucket_probe
-from launcher.doctor.bucket_probe import addresses_of, probe_job
+from launcher.doctor.bucket_probe import probe_job, uris_of
 from launcher.doctor.cluster_checks import examine
 from launcher.doctor.findings import Finding, findings_table
-from launcher.doctor.run_checks import quantity
+from launcher.doctor.node_capacity import quantity
 from launcher.kube.cluster import Cluster
 from launcher.resource.crd import crd
 from launcher.resource.document import parse_for_cluster
@@ -112,7 +112,7 @@ def test_a_cluster_with_all_that_is_needed_is_found_well(server: ApiServer) -> N
     findings = examine(Cluster(), "default", run_of(), probe=False)
     assert [one.level for one in findings] == ["ok"] * len(findings), findings_table(findings)
     assert {"server", "kind", "operator", "rights", "image", "nodes", "policies"} == {one.check for one in findings}
-    assert findings_table(findings).endswith("all is well")
+    assert findings_table(findings).endswith("no problems found")
 
 
 def test_nothing_is_made_without_the_probe(server: ApiServer) -> None:
@@ -164,8 +164,8 @@ def test_a_definition_of_another_version_is_told_by_its_fields(server: ApiServer
     ("age_seconds", "holder", "level", "says"),
     [
         (3, "op", "ok", "op leads"),
-        (600, "op", "warning", "op was last heard of 10m ago"),
-        (3, "", "warning", "nobody leads"),
+        (600, "op", "warning", "op last renewed its Lease 10m ago"),
+        (3, "", "warning", "no operator leads"),
     ],
 )
 def test_an_operator_is_alive_if_its_lease_is_fresh(
@@ -186,10 +186,10 @@ def test_a_driver_of_ours_has_all_rights_and_is_told_what_it_may_not_look_at(
     findings = examine(Cluster(), "default", run_of(serviceAccount="worker"), probe=False)
     by_check = {one.check: one for one in findings}
     assert by_check["rights"].level == "ok"
-    assert "you may not look" in by_check["operator"].detail
+    assert "you may not read it" in by_check["operator"].detail
     assert by_check["nodes"].detail.startswith("not checked: ")
     assert by_check["service account"].detail.startswith("not checked: ")
-    assert "you may not make pods" in by_check["policies"].detail
+    assert "you may not create pods" in by_check["policies"].detail
     assert not [one for one in findings if one.level == "error"]
 
 
@@ -227,7 +227,7 @@ def test_who_may_not_look_at_the_operators_lease_is_warned_and_may_submit(
     findings = examine(Cluster(), "default", run_of(), probe=False)
     assert not [one for one in findings if one.level == "error"]
     (operator,) = [one for one in findings if one.check == "operator"]
-    assert (operator.level, "is not known" in operator.detail) == ("warning", True)
+    assert (operator.level, "not known" in operator.detail) == ("warning", True)
 
 
 def test_a_tag_instead_of_a_digest_is_warned_of(server: ApiServer) -> None:
@@ -259,11 +259,11 @@ def queue(server: ApiServer, name: str, active: str = "True", version: str = "v1
 
 def test_a_queue_without_kueue_or_of_another_name_is_an_error(server: ApiServer) -> None:
     run = run_of(queueName="gpu")
-    assert "no Kueue" in only("queue", run).detail
+    assert "Kueue is not installed" in only("queue", run).detail
     kueue(server)
     queue(server, "cpu")
     one = only("queue", run)
-    assert (one.level, one.fix) == ("error", "there: cpu")
+    assert (one.level, one.fix) == ("error", "use one of: cpu")
     queue(server, "gpu")
     assert only("queue", run).level == "ok"
 
@@ -301,7 +301,7 @@ def test_memory_and_cpu_count_as_gpus_do(server: ApiServer) -> None:
         ({"groups": 2}, "ok", "room for 2 pods"),
         ({"groups": 3}, "warning", "2 of 3 pods"),
         ({"nodesPerGroup": 2}, "ok", "room for 2 pods"),
-        ({"nodesPerGroup": 3}, "warning", "a group needs 3 of them together"),
+        ({"nodesPerGroup": 3}, "warning", "a group needs 3 at once"),
     ],
 )
 def test_all_groups_together_are_counted(server: ApiServer, cluster: dict[str, int], level: str, says: str) -> None:
@@ -410,7 +410,7 @@ def test_each_version_of_kubernetes_has_the_probes_fields(version: str) -> None:
 
 
 def test_each_address_is_tried_once() -> None:
-    assert addresses_of(run_of()) == [
+    assert uris_of(run_of()) == [
         ("write", "s3://cluster/store"),
         ("write", "s3://cluster/selections"),
         ("read", "s3://cluster/pool/"),
@@ -419,7 +419,7 @@ def test_each_address_is_tried_once() -> None:
     sets = [{"name": name, "uris": ["s3://cluster/targets.jsonl", f"s3://cluster/{name}.jsonl"]} for name in ("a", "b")]
     targets = TargetsSpec.model_validate({"sets": sets})
     run = run_of()
-    found = addresses_of(run.model_copy(update={"spec": run.spec.model_copy(update={"targets": targets})}))
+    found = uris_of(run.model_copy(update={"spec": run.spec.model_copy(update={"targets": targets})}))
     assert found[3:] == [
         ("read", "s3://cluster/targets.jsonl"),
         ("read", "s3://cluster/a.jsonl"),
@@ -475,7 +475,7 @@ def test_an_image_that_is_no_worker_is_told_by_its_last_words(whole: Rig) -> Non
     overlay = {"spec": {"containers": [{"name": "worker", "env": [{"name": "PYTHONHOME", "value": "/nowhere"}]}]}}
     (one,) = tried(whole, run_of(podOverlay=overlay))
     assert one.level == "error"
-    assert "the probe did not try all" in one.detail
+    assert "the probe did not test all" in one.detail
 
 
 def test_a_job_that_an_earlier_doctor_left_is_replaced(whole: Rig) -> None:
@@ -489,7 +489,7 @@ def test_who_may_not_make_jobs_gets_a_warning(whole: Rig, tmp_path: Path, monkey
     monkeypatch.setenv("KUBECONFIG", str(whole.server.kubeconfig(tmp_path / "nobody", token="sa:default:nobody")))
     (one,) = tried(whole, run_of(), cluster=Cluster())
     assert one.level == "warning"
-    assert one.detail.startswith("not tried: ")
+    assert one.detail.startswith("not tested: ")
 
 
 def test_an_interrupted_probe_is_removed_too(whole: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

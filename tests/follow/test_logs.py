@@ -268,7 +268,7 @@ def test_tail_counts_once_whatever_breaks(server: Server) -> None:
 
 
 def test_a_silent_stream_is_opened_anew(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.follow.pod_log.QUIET_SECONDS", 0.2)
+    monkeypatch.setattr("launcher.follow.pod_log.MAX_SILENCE_SECONDS", 0.2)
     name = put(server, pod_of("plan"), "running", "a")
     follower = Follower()
     follower.until(1)
@@ -442,7 +442,7 @@ def test_closing_ends_all_threads_though_streams_are_silent(server: Server) -> N
     lines.close()
 
     def ours() -> list[str]:
-        return [one.name for one in set(threading.enumerate()) - before if "_guarded" in one.name]
+        return [one.name for one in set(threading.enumerate()) - before if "_enqueue_error_of" in one.name]
 
     deadline = time.monotonic() + 5
     while ours() and time.monotonic() < deadline:
