@@ -52,7 +52,7 @@ class Cluster(Transport):
 
         Args:
             namespace: None for all namespaces.
-            keep: what is kept of each object: thousands of whole ones take hundreds of MB.
+            keep: gives what is kept of each object: thousands of whole ones take hundreds of MB.
         """
         items: list[Object] = []
         query = {"limit": "500", "labelSelector": labels, "fieldSelector": fields}
@@ -69,7 +69,7 @@ class Cluster(Transport):
     def watch(
         self, kind: str, namespace: str | None, version: str, *, labels: str = "", fields: str = "", seconds: int = 240
     ) -> Iterator[tuple[str, Object]]:
-        """(ADDED | MODIFIED | DELETED | BOOKMARK, object) from a listing's version on; ends quietly after `seconds`.
+        """(ADDED | MODIFIED | DELETED | BOOKMARK, object) from the version of a listing on; ends after `seconds`.
 
         Raises:
             Gone: list again.
@@ -92,14 +92,14 @@ class Cluster(Transport):
             if event["type"] == "ERROR":
                 self.refuse(int(event["object"].get("code", 500)), event["object"], self._path(kind, namespace))
             yield event["type"], {"kind": kind, **event["object"]}
-        if time.monotonic() < began + seconds - 1:  # a server that goes away ends its watches first
+        if time.monotonic() < began + seconds - 1:  # a server that shuts down ends its watches first
             self.recent_outage.note_failure()
 
     def apply(self, wanted: Object, *, dry_run: bool = False, force: bool = True) -> Object:
-        """Server-side apply under our one field manager; the object as it is then.
+        """Server-side apply under our one field manager; returns the object as it is then.
 
         Raises:
-            Conflict: another manager holds a field, and `force` is off; or the uid given is not that of the object there.
+            Conflict: another manager owns a field, and `force` is off; or the given uid is not that of the object there.
         """
         metadata = wanted["metadata"]
         query = {"fieldManager": MANAGER, "force": str(force).lower(), **({"dryRun": "All"} if dry_run else {})}
@@ -107,28 +107,28 @@ class Cluster(Transport):
         return self.request("PATCH", path, query=query, body=wanted, content_type="application/apply-patch+yaml")
 
     def create(self, wanted: Object, *, dry_run: bool = False) -> Object:
-        """Make an object that must not be there yet; unknown fields are refused. Raises Conflict where it is there."""
+        """Create an object; unknown fields are refused. Raises Conflict where it exists already."""
         query = {"fieldManager": MANAGER, "fieldValidation": "Strict", **({"dryRun": "All"} if dry_run else {})}
         return self.request(
             "POST", self._path(wanted["kind"], wanted["metadata"].get("namespace")), query=query, body=wanted
         )
 
     def replace(self, changed: Object) -> Object:
-        """Put an object in place of the version that it was read at. Raises Conflict where that is not the newest."""
+        """Replace the version of an object that was read. Raises Conflict where that is not the newest."""
         metadata = changed["metadata"]
         return self.request(
             "PUT", self._path(changed["kind"], metadata.get("namespace"), metadata["name"]), body=changed
         )
 
     def patch(self, kind: str, namespace: str, name: str, change: Object, *, subresource: str = "") -> Object:
-        """JSON merge patch. A resourceVersion within `change.metadata` makes it refuse a newer object (Conflict)."""
+        """JSON merge patch. With a resourceVersion in `change.metadata`, raises Conflict where the object is newer."""
         path = self._path(kind, namespace, name) + (f"/{subresource}" if subresource else "")
         query = {"fieldManager": MANAGER}
         return self.request("PATCH", path, query=query, body=change, content_type="application/merge-patch+json")
 
     def delete(self, kind: str, namespace: str, name: str, *, uid: str = "") -> None:
-        """Remove an object, and in the background what it owns. Nothing happens where it, or that uid of it, is gone."""
-        # Without a policy the pods of a Job would be left running.
+        """Remove an object, and in the background what it owns. Does nothing where the object, or that uid of it, is gone."""
+        # Without a policy the pods of a Job would go on running.
         body = {"propagationPolicy": "Background", **({"preconditions": {"uid": uid}} if uid else {})}
         with contextlib.suppress(NotFound, Conflict):
             self.request("DELETE", self._path(kind, namespace, name), body=body)
@@ -146,12 +146,12 @@ class Cluster(Transport):
         silence_seconds: float | None = None,
         opened: Callable[[Callable[[], None]], None] | None = None,
     ) -> Iterator[str]:
-        """Lines of a container's log, as they come; one of more than `LONGEST_LINE` bytes in pieces.
+        """Lines of a container's log, as they arrive; of a very long one the first `LONGEST_LINE` bytes.
 
         Args:
             since: no earlier lines; RFC 3339, to whole seconds.
-            silence_seconds: a stream that is followed, and says nothing for so long, counts as broken.
-            opened: told how to end the stream from another thread: its reader then meets Unavailable.
+            silence_seconds: a stream that is followed, and silent for so long, counts as broken.
+            opened: given a function that ends the stream from another thread: its reader then meets Unavailable.
 
         Raises:
             NotFound: no such pod. Refused: it has not started. Unavailable: the connection broke.
@@ -167,10 +167,10 @@ class Cluster(Transport):
         yield from self.lines(f"{self._path('Pod', namespace, pod)}/log", query, seconds, opened, longest=LONGEST_LINE)
 
     def may(self, verb: str, group: str, resource: str, namespace: str | None, subresource: str = "") -> bool:
-        """Whether we are allowed to (SelfSubjectAccessReview, which needs no right of its own).
+        """Whether we have a right (SelfSubjectAccessReview, which needs no right of its own).
 
-        Shortly after an outage a no may be that of a server which has not read its roles yet: it is asked again, for a few
-        seconds.
+        Shortly after an outage a no may come from a server which has not read its roles yet: the question is repeated for a
+        few seconds.
         """
         attributes = {"verb": verb, "group": group, "resource": resource, "subresource": subresource}
         if namespace:
@@ -189,7 +189,7 @@ class Cluster(Transport):
             time.sleep(0.5)
 
     def serves_selection_runs(self) -> bool:
-        """Whether the custom resource is installed. Asked by discovery, which everybody may."""
+        """Whether the custom resource is installed, by discovery, to which everybody has a right."""
         try:
             self.request("GET", f"/apis/{API_GROUP}/{VERSION}")
         except NotFound:  # a server that starts answers 503 until it knows all its kinds

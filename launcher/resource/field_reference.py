@@ -1,6 +1,6 @@
-"""Writes docs/selection.md from the models: `python -m launcher.resource.field_reference > docs/selection.md`.
+"""The reference of all fields of a document: `python -m launcher.resource.field_reference > docs/selection.md`.
 
-A test holds the file to what this prints, so it cannot go stale.
+A test compares the file with what this prints.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ spec:
   output: ./selections
   selection: {keep: highest, budget: {fraction: 0.05}}
 """
-"""A document with nothing in it that has a default."""
+"""A document without any field that has a default."""
 
 OPENING = f"""\
 <!-- Written by `python -m launcher.resource.field_reference > docs/selection.md`. Change prism_job/spec, not this file. -->
 
 # The document `selection.yaml`
 
-One document is at once the input of `prism run` on this machine, of `prism submit`, and a Kubernetes object that
-`kubectl apply` takes where the custom resource is installed. Names are camelCase. An unknown field is an error that names
-the nearest known one; all things wrong are told at once, before anything starts (exit code 3). A run publishes its document
-with all defaults written out (`spec.yaml` beside the manifest): that file replays it.
+The same document is the input of `prism run` on this machine and of `prism submit`, and a Kubernetes object for
+`kubectl apply` where the custom resource is installed. Names are camelCase. An unknown field is an error that names
+the nearest known one; all errors are reported at once, before anything starts (exit code 3). A run publishes its document
+with all defaults written out (`spec.yaml` beside the manifest): that file replays the run.
 
-The smallest one:
+The smallest document:
 
 ```yaml
 {SMALLEST}```
 
-Paths are those of this machine, relative ones count from where the command is run; `s3://bucket/prefix` stands wherever
-a path does. On a cluster every address is `s3://`, or an absolute path that `podOverlay` mounts, and a name has at most 40
+Paths are paths of this machine; a relative one starts from the working directory. `s3://bucket/prefix` can stand in place of
+any path. On a cluster every address is `s3://`, or an absolute path that `podOverlay` mounts, and a name has at most 40
 characters.
 """
 
@@ -52,11 +52,11 @@ def markdown() -> str:
     schema = SelectionRun.model_json_schema(by_alias=True)
     parts = [OPENING]
     for path, section in _sections("", schema, schema["$defs"]):
-        title = f"`{path}`" if path else "The top"
+        title = f"`{path}`" if path else "Top level"
         rows = [_row(path, name, field, section) for name, field in section["properties"].items()]
         parts.append(
             f"## {title}\n\n{section['description']}\n\n"
-            "| field | kind | default | what it is |\n|---|---|---|---|\n" + "".join(rows)
+            "| field | type | default | meaning |\n|---|---|---|---|\n" + "".join(rows)
         )
     return "\n".join(parts)
 
@@ -85,27 +85,27 @@ def _row(path: str, name: str, field: dict[str, Any], section: dict[str, Any]) -
         default = "none" if field["default"] is None else "its defaults"
     else:
         default = "none" if field["default"] is None else _code(field["default"])
-    cells = [f"`{name}`", _kind(path, name, field), default, field["description"].replace("<", "\\<")]
+    cells = [f"`{name}`", _type(path, name, field), default, field["description"].replace("<", "\\<")]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
-def _kind(path: str, name: str, field: dict[str, Any]) -> str:
-    """What may stand there, bounds included."""
+def _type(path: str, name: str, field: dict[str, Any]) -> str:
+    """The type of a field, with its bounds."""
     if _reference(field):
         inner = f"{path}.{name}".lstrip(".")
         return f"[section](#{re.sub('[^a-z0-9]', '', inner.lower())})"
     if "anyOf" in field:
-        return " or ".join(_kind(path, name, option) for option in field["anyOf"] if option.get("type") != "null")
+        return " or ".join(_type(path, name, option) for option in field["anyOf"] if option.get("type") != "null")
     if "const" in field:
         return _code(field["const"])
     if "enum" in field:
         return " or ".join(_code(value) for value in field["enum"])
     if field["type"] == "array":
-        each = _kind(path, f"{name}[]", field["items"])
+        each = _type(path, f"{name}[]", field["items"])
         return f"list of {field.get('minItems', 0)} to {field['maxItems']}, each {each}"
     if field["type"] == "object":
         inner = field["additionalProperties"]
-        return "map" if inner is True else f"map of {_kind(path, name, inner)}"
+        return "map" if inner is True else f"map of {_type(path, name, inner)}"
     if field["type"] == "string":
         pattern = f" matching {_code(field['pattern'])}" if "pattern" in field else ""
         length = f", {field.get('minLength', 0)} to {field['maxLength']:,} characters" if "maxLength" in field else ""
