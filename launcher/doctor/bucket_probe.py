@@ -14,7 +14,8 @@ from typing import Any
 from launcher.doctor.findings import Finding, error, ok, warning
 from launcher.kube.cluster import Cluster
 from launcher.kube.errors import ClusterError, Conflict, Refused, Unavailable
-from launcher.reconcile.failures import ending_of, why_not_running
+from launcher.reconcile.failures import classify_attempt
+from launcher.reconcile.pod_status import why_not_running
 from launcher.render.attempt import Attempt
 from launcher.render.job import job as plan_job
 from launcher.resource.document import request_digest
@@ -154,13 +155,13 @@ def _outcome(cluster: Cluster, job: Object, run: SelectionRun, deadline_seconds:
         with contextlib.suppress(Unavailable):
             job = cluster.get("Job", namespace, name)
             pods = cluster.list("Pod", namespace, labels=f"{API_GROUP}/doctor={name}").items or pods
-            ended = ending_of(job, pods, False)
+            ended = classify_attempt(job, pods, False)
             if ended is not None:
                 break
         if time.monotonic() >= deadline:
-            state, why = why_not_running(job, pods, "", spec)
+            _, why = why_not_running(job, pods, "", spec)
             running = any(pod.get("status", {}).get("phase") == "Running" for pod in pods)
-            detail = "it runs but does not end: are the URIs reachable?" if running else f"{state}: {why}"
+            detail = "it runs but does not end: are the URIs reachable?" if running else f"its pod does not run: {why}"
             fix = "check that its pod can start and reach the URIs, or use --no-probe"
             yield error("addresses", f"no answer within {deadline_seconds:.0f} s; {detail}", fix)
             return
@@ -170,7 +171,7 @@ def _outcome(cluster: Cluster, job: Object, run: SelectionRun, deadline_seconds:
     yield from findings
     if len(findings) < len(uris_of(run)):
         last_lines = [line for line in lines if not line.startswith('{"event": "probe"')][-3:]
-        detail = "; ".join([f"the probe did not test all URIs: {ended.message or ended.kind}", *last_lines])
+        detail = "; ".join([f"the probe did not test all URIs: {ended.message or 'its Job succeeded'}", *last_lines])
         yield error("addresses", detail, "check that the image is PRISM's worker and that podOverlay lets it run")
 
 

@@ -16,7 +16,7 @@ from launcher.operator.cache import RunKey
 from launcher.operator.run_memory import RunMemory
 from launcher.reconcile.actions import Observed
 from launcher.reconcile.conditions import Transition
-from launcher.reconcile.failures import is_finished
+from launcher.reconcile.job_status import is_finished
 from launcher.resource.names import API_GROUP, MANAGER
 from launcher.resource.record import Record
 from launcher.resource.timestamps import parse_time, time_text

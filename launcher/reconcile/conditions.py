@@ -1,4 +1,4 @@
-"""Conditions of a run, and the events that a change of status is worth. Pure. Not: why a status changes."""
+"""Conditions of a run, and the events for a change of its status. Pure. Does not know why a status changes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ LONGEST_SENTENCE = 1024
 
 
 class Conditions:
-    """Conditions under change: the time of a transition moves only when a status does.
+    """The conditions while a pass changes them. A transition time changes only with the status of its condition.
 
-    A round begins with none of them true.
+    At the start of a round none of them holds.
     """
 
     def __init__(self, before: Status, generation: int, now: datetime.datetime) -> None:
@@ -27,7 +27,7 @@ class Conditions:
                 self.set(name, False, "NotYet")
 
     def set(self, name: str, holds: bool, reason: str, message: str = "") -> None:
-        """A condition is now so. Setting it as it is changes nothing."""
+        """Setting a condition to what it is changes nothing."""
         status = "True" if holds else "False"
         old = self.found.get(name)
         self.found[name] = Condition.model_validate(
@@ -42,13 +42,13 @@ class Conditions:
         )
 
     def all(self) -> tuple[Condition, ...]:
-        """Each says the present generation: `kubectl wait` takes one that does not for out of date, and waits on."""
+        """All with the current generation: `kubectl wait` ignores a condition with an older one."""
         return tuple(one.model_copy(update={"observed_generation": self.generation}) for one in self.found.values())
 
 
 @dataclass(frozen=True)
 class Transition:
-    """What an Event object says."""
+    """The content of an Event object."""
 
     is_warning: bool
     reason: str
@@ -56,20 +56,20 @@ class Transition:
 
 
 def transitions(before: Status, after: Status) -> Iterator[Transition]:
-    """The events of one pass: a phase that was entered, an attempt that failed."""
+    """The events of one pass: a new phase, a failed attempt."""
     if after.phase != before.phase or after.round != before.round:
         yield Transition(after.phase == "Failed", after.phase, after.message or f"round {after.round}")
     earlier = {(entry.stage, entry.group): entry for entry in before.stages if after.round == before.round}
     for entry in after.stages:
         old = earlier.get((entry.stage, entry.group))
-        place = f"{entry.stage}, group {entry.group}" if entry.stage == "extract" else entry.stage
+        title = f"{entry.stage}, group {entry.group}" if entry.stage == "extract" else entry.stage
         if old and entry.restarts > old.restarts:
-            yield Transition(True, "Restarted", f"{place}: {entry.message}")
+            yield Transition(True, "Restarted", f"{title}: {entry.message}")
         if old and entry.preemptions > old.preemptions:
-            yield Transition(False, "Preempted", f"{place}: {entry.message}")
+            yield Transition(False, "Preempted", f"{title}: {entry.message}")
 
 
 def sentence(text: str) -> str:
-    """On one line, short enough for a status, and of characters that UTF-8 has: JSON can name halves of one."""
+    """One line, short enough for a status, valid UTF-8: JSON can contain half a surrogate pair."""
     line = " ".join(text.encode("utf-8", "replace").decode().split())
     return line if len(line) <= LONGEST_SENTENCE else f"{line[: LONGEST_SENTENCE - 1]}…"

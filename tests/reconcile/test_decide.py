@@ -889,7 +889,7 @@ def test_a_plan_whose_last_words_are_lost_is_made_again(words: Any) -> None:
     world.later(10)
     entry = world.status.stage("plan")
     assert (entry.restarts, entry.attempt) == (1, 1)
-    assert world.was_told("last words are lost")
+    assert world.was_told("termination message is missing")
     assert world.unfinished() == ["demo-plan-0-1"]
 
 
@@ -928,7 +928,7 @@ def test_a_manifest_that_is_no_address_is_none(manifest: Any) -> None:
     world.complete("demo-reduce-0-0", {"manifest": manifest, "selected": 1})
     world.later(10)
     assert (world.status.phase, world.status.manifest) == ("Failed", None)
-    assert "last words are lost" in world.status.message
+    assert "termination message is missing" in world.status.message
 
 
 @pytest.mark.parametrize("manifest", ["/out/my run/größe/manifest.json", "s3://b/" + "m" * 2000])
@@ -1482,7 +1482,7 @@ def test_a_run_that_a_later_version_drives_is_left_to_it_until_a_new_round(
     world.record["status"] |= later
     for change in ({}, {"suspend": True}, {"store": 7}):
         world.change(**change)
-        with pytest.raises(UnknownStatus, match=r"does not know what its status says: (Sleeping|Skipped|index)"):
+        with pytest.raises(UnknownStatus, match=r"values that this version does not know: (Sleeping|Skipped|index)"):
             world.look()
     world.change(retry=1, suspend=False, store="s3://bucket/store")
     world.settle()

@@ -59,7 +59,7 @@ def access_review(session: Session) -> None:
         session.ask("POST", session.at("selfsubjectaccessreviews"), body, who=who)
 
 
-@recorded("reconcile.attempts.Attempts._judge_refusal", "doctor.run_checks._policies")
+@recorded("reconcile.failures.classify_create_error", "doctor.run_checks._policies")
 def quota(session: Session) -> None:
     """A quota that is used up, for Jobs and for pods; one that needs every pod to say what it asks for."""
     session.do("POST", session.at("resourcequotas"), session.body("quota", "team"))
@@ -73,9 +73,7 @@ def quota(session: Session) -> None:
     session.ask("POST", session.at("pods", query=STRICT), silent)
 
 
-@recorded(
-    "reconcile.attempts.Attempts._judge_refusal", "doctor.run_checks._policies", "doctor.bucket_probe.try_buckets"
-)
+@recorded("reconcile.failures.classify_create_error", "doctor.run_checks._policies", "doctor.bucket_probe.try_buckets")
 def admission_policy(session: Session) -> None:
     """What a ValidatingAdmissionPolicy denies is a 422, as what a schema refuses."""
     name = f"{session.namespace}.recorded.example"
@@ -98,7 +96,7 @@ def admission_policy(session: Session) -> None:
 @recorded(
     "kube.transport.Transport._note_warnings",
     "doctor.run_checks._policies",
-    "reconcile.attempts.Attempts._judge_refusal",
+    "reconcile.failures.classify_create_error",
 )
 def pod_security(session: Session) -> None:
     """A namespace that enforces *restricted* refuses pods, and only warns of the Jobs that will make them."""

@@ -59,7 +59,7 @@ def apply_another_uid(session: Session) -> None:
     session.ask("PATCH", path, body, APPLY)
 
 
-@recorded("reconcile.attempts.Attempts._judge_refusal", "kube.errors.error_of_answer")
+@recorded("reconcile.failures.classify_create_error", "kube.errors.error_of_answer")
 def fixed_template(session: Session) -> None:
     """A Job's pod template cannot change: the answer dumps all of it, and is cut in the record."""
     path = session.at("jobs", "first", query=FORCE)

@@ -49,7 +49,7 @@ def events(session: Session) -> None:
     session.ask("GET", session.at("events", query=fields))
 
 
-@recorded("submit._create", "reconcile.attempts.Attempts._judge_refusal", "kube.errors.error_of_answer")
+@recorded("submit._create", "reconcile.failures.classify_create_error", "kube.errors.error_of_answer")
 def unknown_field(session: Session) -> None:
     """Strict validation refuses a field that the schema does not know, at the top and far within."""
     for plural, kind in (("jobs", "job"), ("selectionruns", "run")):
@@ -59,7 +59,7 @@ def unknown_field(session: Session) -> None:
     session.ask("POST", session.at("jobs", query=STRICT), deep)
 
 
-@recorded("submit._create", "reconcile.attempts.Attempts._judge_refusal")
+@recorded("submit._create", "reconcile.failures.classify_create_error")
 def broken_schema(session: Session) -> None:
     """What a custom resource's schema refuses, with its causes."""
     wrong: list[dict[str, Any]] = [
@@ -89,7 +89,7 @@ def broken_schema(session: Session) -> None:
     session.ask("POST", session.at("selectionruns", query=STRICT), named)
 
 
-@recorded("submit._create", "submit.run_again", "reconcile.attempts.Attempts._judge_refusal")
+@recorded("submit._create", "submit.run_again", "reconcile.failures.classify_create_error")
 def broken_rule(session: Session) -> None:
     """What the CEL rules of a custom resource refuse: at creation, and as changes."""
     for spec in ({"uris": ["/tmp"]}, {"nodes": 8, "gpus": 8}, {"retry": 100}):
@@ -100,7 +100,7 @@ def broken_rule(session: Session) -> None:
         session.ask("PATCH", session.at("selectionruns", "first", query="fieldManager=prism"), {"spec": spec}, MERGE)
 
 
-@recorded("reconcile.attempts.Attempts._judge_refusal", "operator.executor.Executor._create_job")
+@recorded("reconcile.failures.classify_create_error", "operator.executor.Executor._create_job")
 def broken_job(session: Session) -> None:
     """Jobs that the server refuses."""
     never: dict[str, Any] = session.body("job", "first")
@@ -121,7 +121,7 @@ def broken_job(session: Session) -> None:
         session.ask("POST", session.at("jobs", query=STRICT), body)
 
 
-@recorded("reconcile.attempts.Attempts._judge_refusal", "operator.executor.Executor._create_job")
+@recorded("reconcile.failures.classify_create_error", "operator.executor.Executor._create_job")
 def wrong_type(session: Session) -> None:
     """A built-in kind with a field of another type: 400, and no causes."""
     session.ask("POST", session.at("jobs", query=STRICT), session.body("job", "first", {"completions": "two"}))

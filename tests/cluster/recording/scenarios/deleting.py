@@ -27,7 +27,7 @@ def delete(session: Session) -> None:
     session.ask("GET", session.at("jobs", "held"))
 
 
-@recorded("reconcile.attempts.Attempts._judge_refusal", "operator.executor.Executor._create_job", "submit._create")
+@recorded("reconcile.failures.classify_create_error", "operator.executor.Executor._create_job", "submit._create")
 def ending_namespace(session: Session) -> None:
     """Nothing is made in a namespace that is being removed."""
     session.do("POST", session.at("configmaps"), session.body("config_map", "held", finalizers=["prism.dev/hold"]))

@@ -1,0 +1,82 @@
+"""The state of a Job's pods: evicted, ended, lost, or not running and why. Pure. Does not decide what follows."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from typing import Any
+
+from launcher.reconcile.failure_policy import Cause
+from launcher.resource.names import WORKER_CONTAINER
+from launcher.resource.timestamps import parse_time, time_text
+from prism_job.spec.cluster import ClusterSpec
+
+Object = dict[str, Any]
+
+
+def have_all_ended(pods: Sequence[Object]) -> bool:
+    """Whether every pod is seen to have ended. Pods and Jobs are watched apart: the end of a Job may be seen first."""
+    return all(pod.get("status", {}).get("phase") in ("Succeeded", "Failed") for pod in pods)
+
+
+def is_any_evicted(pods: Sequence[Object]) -> bool:
+    """Whether any pod has DisruptionTarget: an eviction, a preemption, a node that is gone."""
+    return any(
+        one["type"] == "DisruptionTarget" and one["status"] == "True"
+        for pod in pods
+        for one in pod.get("status", {}).get("conditions") or ()
+    )
+
+
+def terminated_worker(pod: Object) -> Object | None:
+    """How the worker container ended: exitCode, reason, message. None while it runs."""
+    for container in pod.get("status", {}).get("containerStatuses") or ():
+        if container["name"] == WORKER_CONTAINER:
+            found = container.get("state", {}).get("terminated")
+            return dict(found) if found else None
+    return None
+
+
+def why_not_running(job: Object, pods: Sequence[Object], pod_warning: str, cluster: ClusterSpec) -> tuple[Cause, str]:
+    """(QUEUED or NOT_RUNNING, the reason for people) of a Job without a running pod.
+
+    Args:
+        pod_warning: why its pods could not be created, from its events; empty if unknown.
+    """
+    if job["spec"].get("suspend"):
+        queue = f"Kueue's queue {cluster.queue_name}" if cluster.queue_name else "somebody to resume its Job"
+        return Cause.QUEUED, f"waits for {queue}"
+    for pod in pods:
+        status = pod.get("status", {})
+        for one in status.get("conditions") or ():
+            if one["type"] == "PodScheduled" and one["status"] == "False":
+                return Cause.NOT_RUNNING, f"{one.get('reason', 'not scheduled')}: {one.get('message', '')}"
+        for container in status.get("containerStatuses") or ():
+            waiting = container.get("state", {}).get("waiting")
+            if waiting and waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+                return Cause.NOT_RUNNING, f"{waiting['reason']}: {waiting.get('message', '')}"
+    if pods:
+        return Cause.NOT_RUNNING, pod_warning or "its container is being created"
+    return Cause.NOT_RUNNING, pod_warning or "its pods are being created"
+
+
+def lost_pod_message(pods: Sequence[Object]) -> str:
+    """Which running pod is being removed or is not ready, and since when. Empty where all are well.
+
+    The node controller gives no reason for the pods of a node that stops reporting.
+    """
+    for pod in pods:
+        name, metadata, status = pod["metadata"]["name"], pod["metadata"], pod.get("status", {})
+        if status.get("phase") in ("Succeeded", "Failed") or terminated_worker(pod) is not None:
+            continue
+        node = f" on node {pod['spec']['nodeName']}" if pod.get("spec", {}).get("nodeName") else ""
+        if "deletionTimestamp" in metadata:
+            asked = parse_time(metadata["deletionTimestamp"])
+            asked -= datetime.timedelta(seconds=int(metadata.get("deletionGracePeriodSeconds") or 0))
+            return f"Terminating since {time_text(asked)}: pod {name}{node}"
+        for one in status.get("conditions") or ():
+            if one["type"] == "Ready" and one["status"] != "True":
+                since = one.get("lastTransitionTime", "an unknown time")
+                why = ": ".join(filter(None, (one.get("reason"), one.get("message"))))
+                return f"NotReady since {since}: pod {name}{node}; {why or 'its node does not report'}"
+    return ""
