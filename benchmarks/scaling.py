@@ -1,11 +1,11 @@
-"""What ranks and groups cost beside one process, and where one process's time goes: a table of shares, and a flame graph.
+"""What ranks and groups cost beside one process.
 
 Ranks of ZeRO-3 (gloo on CPU) and groups that share a store extract the same rows as stage 0 does alone; each is run as users
 run it, one thread a rank, all settings once a round. A GGUF file is not loaded in shares, so it is converted to safetensors.
 Where ranks outnumber cores they take turns, so tokens are given per CPU second as well. CPU seconds are those of a run less
 those of a run over one short row a rank; tokens per second are those of the passes alone.
 
-    python -m benchmarks.scaling --data FOLDER/gsm8k_train.jsonl --examples 32 --json scaling.json --figure flame.svg
+    python -m benchmarks.scaling --data FOLDER/gsm8k_train.jsonl --examples 32 --json scaling.json
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ import argparse
 import json
 import os
 import resource
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 import yaml
 
-from benchmarks.flame import flame_graph, shares
 from benchmarks.worlds import convert
 
 SETTINGS = {
@@ -45,9 +42,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="prompt/completion rows")
     parser.add_argument("--model", type=Path, default=Path("build/model/SmolLM2-135M-Instruct.gguf"))
     parser.add_argument("--examples", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3, help="0: the shares alone")
+    parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--figure", type=Path, help="the flame graph of one process, SVG")
     chosen = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     figures: dict[str, float] = {"examples": chosen.examples, "cores": len(os.sched_getaffinity(0))}
@@ -59,13 +55,7 @@ def main() -> None:
             convert(chosen.model, folder / "model")
         rows = chosen.data.read_text().splitlines(keepends=True)[: chosen.examples]
         (folder / "targets.jsonl").write_text('{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}\n')
-        if chosen.rounds:
-            figures |= compare_settings(folder, rows, chosen.rounds)
-        for stage in (0, 3):
-            stacks = profile(folder, rows, stage, ranks=2 if stage else 1)
-            figures |= shares(stacks, "ZeRO-3, 2 ranks" if stage else "one process")
-            if chosen.figure and not stage:
-                chosen.figure.write_text(flame_graph(stacks))
+        figures |= compare_settings(folder, rows, chosen.rounds)
     if chosen.json:
         chosen.json.write_text(json.dumps(figures, indent=1))
 
@@ -161,27 +151,6 @@ def plan(folder: Path, place: Path, rows: list[str], stage: int) -> Path:
         [sys.executable, "-m", "prism_job", "plan", "--spec", str(path)], stdout=subprocess.DEVNULL, check=True
     )
     return path
-
-
-def profile(folder: Path, rows: list[str], stage: int, ranks: int) -> Counter[tuple[str, ...]]:
-    """Samples by stack of the first rank of a world: the extract stage with a sampler within."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        spec = plan(folder, Path(place), rows, stage)
-        running = []
-        for rank in range(ranks):
-            world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-            world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            command = [sys.executable, "-m", "benchmarks.flame", f"{place}/{rank}.json", str(spec)]
-            running.append(
-                subprocess.Popen(command, env=os.environ | world, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            )
-        codes = [process.wait() for process in running]
-        if any(codes):
-            sys.exit(f"the sampled run failed: stage {stage}, {ranks} ranks")
-        return Counter({tuple(stack): count for stack, count in json.loads(Path(place, "0.json").read_text())})
 
 
 if __name__ == "__main__":

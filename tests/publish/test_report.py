@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prism_job.publish.manifest import summary
+from prism_job.plan.plan import Quarantined
+from prism_job.publish.manifest import TargetSetFacts, summary
 from prism_job.publish.report.chart import PLOT_PX
-from prism_job.publish.report.contents import Report, ShownExample, ShownPair, ShownSet
+from prism_job.publish.report.contents import Report, ShownExample, ShownPair
 from prism_job.publish.report.examples import MAX_TEXT
 from prism_job.publish.report.markup import MAX_ROWS
 from prism_job.publish.report.page import render
@@ -131,7 +132,7 @@ def report_of(scores: list[float] | np.ndarray, **changes: object) -> Report:
         selected_by_source=np.array([int(chosen.sum()), 0]),
         highest=[shown(number) for number in range(3)],
         lowest=[shown(number) for number in range(10, 13)],
-        quarantine=[("s3://pool/a.jsonl", 3, "not JSON")],
+        quarantine=[Quarantined(source="s3://pool/a.jsonl", line=3, reason="not JSON")],
         ignored=["s3://pool/README"],
     )
     return replace(report, **changes)  # type: ignore[arg-type]
@@ -190,12 +191,15 @@ def hostile_report() -> Report:
         selection_id=HOSTILE,
         model=HOSTILE,
         action=f"keep {HOSTILE}",
-        settings={HOSTILE: HOSTILE, "weighting": HOSTILE},
+        settings={HOSTILE: HOSTILE, "weighting": "uniform"},
         sources=[HOSTILE, HOSTILE],
         highest=[replace(shown(1, HOSTILE), source=HOSTILE)],
-        sets=[ShownSet(HOSTILE, 1, -2.0, None, 0.0, 1.5), ShownSet(HOSTILE, 3, 1.0, 0.5, 1e-9, -0.5)],
+        sets=[
+            TargetSetFacts(name=HOSTILE, pairs=1, weight=2.0, sign=-1, preference={}, norm=0.0, share=1.5),
+            TargetSetFacts(name=HOSTILE, pairs=3, weight=1.0, sign=1, preference={"mean": 0.5}, norm=1e-9, share=-0.5),
+        ],
         pairs=[ShownPair(3, 0.7, HOSTILE)],
-        quarantine=[(HOSTILE, 1, HOSTILE)],
+        quarantine=[Quarantined(source=HOSTILE, line=1, reason=HOSTILE)],
         ignored=[HOSTILE],
         evaluation=figures_of(HOSTILE, HOSTILE, HOSTILE),
     )
@@ -206,9 +210,9 @@ def test_untrusted_text_stays_text_wherever_it_stands() -> None:
     assert {tag for tag, _ in page.elements} <= ALLOWED
     safe = HOSTILE.replace("\ud800", "\ufffd").replace("\x00", "\ufffd")
     assert [text.strip() for text in page.pre[:2]] == [safe.strip()] * 2  # the pair, the highest example
-    # title, h1, lead, action, model, selection, setting's two sides and weighting, quarantine's reason twice, ignored, both,
+    # title, h1, lead, action, model, selection, setting's two sides, quarantine's reason twice, ignored, both,
     # and of the evaluation the label, that of the targets, and two sources
-    assert "".join(page.text).count("alert('1')</script>") >= 18
+    assert "".join(page.text).count("alert('1')</script>") >= 17
 
 
 def test_untrusted_text_adds_no_element_and_no_attribute() -> None:
@@ -275,7 +279,25 @@ def test_rows_that_are_not_usable_are_in_no_bar_and_no_count() -> None:
     assert "70 usable" in page.words()
 
 
-def test_bars_at_the_edge_say_how_many_lie_beyond() -> None:
+@pytest.mark.parametrize(
+    ("changes", "stated", "not_there"),
+    [
+        ({"threshold": None}, "there is no cut", " cut 1"),
+        ({"preference": np.array([])}, "none has a preference", "π near 1"),
+        ({"settings": {"weighting": "uniform"}}, "does not use π", "by π"),
+        ({"settings": {"weighting": "preference"}}, "weights pairs by π", "does not use π"),
+        ({"evaluation": {"reason": HOSTILE}}, "Agreement with a label Not known: <script src=", "AUROC"),
+        ({}, "Quarantine", "Agreement"),
+        ({"contribution": np.zeros(4)}, "No pair contributes", "An even share"),
+    ],
+)
+def test_missing_figures_are_named_and_not_drawn(changes: dict[str, object], stated: str, not_there: str) -> None:
+    words = Page(render(report_of([1.0, 2.0], **changes))).words()
+    assert stated in words
+    assert not_there not in words
+
+
+def test_bars_at_the_edge_count_what_lies_beyond() -> None:
     scores = np.concatenate([np.linspace(-1, 1, 200), [-500.0] * 3, [900.0] * 2])
     words = Page(render(report_of(scores))).words()
     assert "3 lower" in words
@@ -289,23 +311,6 @@ def test_the_cut_is_drawn_and_labelled_inside_the_plot(cut: float) -> None:
     assert len(lines) == 2  # the cut, and the mean of π
     assert all(0 <= float(of["x1"].rstrip("%")) <= 100 for of in lines)
     assert any(text.startswith("cut ") for text in page.text)
-
-
-def test_no_cut_is_said_and_not_drawn() -> None:
-    page = Page(render(report_of([1.0, 2.0], threshold=None)))
-    assert not any(text.startswith("cut ") for text in page.text)
-    assert "there is no cut" in page.words()
-
-
-def test_targets_without_preference_are_said_and_not_drawn() -> None:
-    page = Page(render(report_of([1.0, 2.0], preference=np.array([]), settings={"weighting": "uniform"})))
-    assert "none has a preference" in page.words()
-    assert page.counted("pi") == 0
-
-
-def test_uniform_weighting_is_not_told_as_preference_weighting() -> None:
-    assert "shown, not used" in Page(render(report_of([1.0, 2.0], settings={"weighting": "uniform"}))).words()
-    assert "shown, not used" not in Page(render(report_of([1.0, 2.0]))).words()
 
 
 @pytest.mark.parametrize("largest", [DOMINANT_SHARE - 0.01, DOMINANT_SHARE + 0.01])
@@ -350,15 +355,6 @@ def test_bars_of_shares_are_as_tall_as_their_figures() -> None:
     assert heights("found") == [0.0, 1.0]
 
 
-def test_a_report_without_an_evaluation_shows_none() -> None:
-    assert "Agreement" not in Page(render(report_of([1.0, 2.0]))).words()
-
-
-def test_an_evaluation_without_figures_says_why() -> None:
-    words = Page(render(report_of([1.0, 2.0], evaluation={"reason": HOSTILE}))).words()
-    assert "Agreement with a label Not known: <script src=" in words
-
-
 def test_pairs_that_no_column_judges_are_said_to_be_taken_as_right() -> None:
     unjudged = figures_of(target_label=None) | {"preference_ece": None, "preference_auroc": None, "reliability": []}
     words = Page(render(report_of([1.0, 2.0], evaluation=unjudged))).words()
@@ -381,10 +377,6 @@ def test_evaluations_with_little_to_say_render(changes: dict[str, object]) -> No
     assert "None" not in words.replace("None.", "")
 
 
-def test_pairs_without_direction_are_said() -> None:
-    assert "No pair contributes" in Page(render(report_of([1.0], contribution=np.zeros(3)))).words()
-
-
 @pytest.mark.parametrize("extra", [0, 1, 100_000])
 def test_a_long_text_is_cut_and_says_what_is_left_out(extra: int) -> None:
     page = Page(render(report_of([1.0, 2.0], highest=[shown(0, "é" * (MAX_TEXT + extra))], lowest=[])))
@@ -398,7 +390,10 @@ def test_a_long_pair_is_cut() -> None:
 
 
 def test_a_long_quarantine_is_cut_counted_and_complete_by_reason() -> None:
-    rows = [("s3://pool/a.jsonl", line, f"reason {line % 30}") for line in range(MAX_ROWS + 70)]
+    rows = [
+        Quarantined(source="s3://pool/a.jsonl", line=line, reason=f"reason {line % 30}")
+        for line in range(MAX_ROWS + 70)
+    ]
     words = Page(render(report_of([1.0, 2.0], quarantine=rows))).words()
     assert "70 more rows are not listed." in words
     assert "18 other reasons 72" in words  # 30 reasons of 4 rows, 12 counted by name
@@ -409,7 +404,6 @@ def test_a_long_quarantine_is_cut_counted_and_complete_by_reason() -> None:
     [
         {"quarantine": [], "ignored": []},
         {"highest": [], "lowest": []},
-        {"settings": {}},
         {
             "sources": [],
             "usable_by_source": NONE,
@@ -422,7 +416,7 @@ def test_a_long_quarantine_is_cut_counted_and_complete_by_reason() -> None:
         {"preference": np.array([]), "contribution": np.array([1.0]), "pairs": pairs_of([1.0])},
         {"preference": np.array([0.0, 1.0])},
     ],
-    ids=["no quarantine", "no examples", "no settings", "no candidates", "no preference", "extreme preference"],
+    ids=["no quarantine", "no examples", "no candidates", "no preference", "extreme preference"],
 )
 def test_degenerate_reports_render(changes: dict[str, object]) -> None:
     words = Page(render(replace(report_of([1.0, 2.0]), **changes))).words()  # type: ignore[arg-type]

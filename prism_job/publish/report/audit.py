@@ -9,23 +9,20 @@ from prism_job.publish.report.markup import percent, safe
 
 
 def audit_section(figures: dict[str, Any]) -> str:
-    said = audit_sentence(figures)
-    told = [
+    notes = [
         f"{figures['usable']:,} candidates, drawn by their ids, were extracted again with other random projections of "
-        f"{figures['dim']} dims a side, {percent(figures['token_share'], 1)} of the response tokens of this run; the "
-        "targets' rows of that form came out of their own passes."
+        f"{figures['dim']} dims a side: {percent(figures['token_share'], 1)} of the response tokens of this run."
     ]
     if figures["spearman_between"] is not None:
         rho, share = f"{figures['spearman_between']:.3f}", percent(figures["overlap_between"], 1)
-        told.append(
+        notes.append(
             f"The two rankings agree at Spearman {rho}, and share {share} of the {figures['taken']:,} that the budget would "
             "take of these. Brackets hold 95 % intervals."
         )
         if not is_noise(figures):
-            told.append("Both are noisy, so each is nearer to the exact ranking than to the other.")
-    told.append(
-        "Noise of projection, folding and signs is what this measures: not whether the targets show what is wanted, or the "
-        "model is fit to judge."
+            notes.append("Both are noisy, so each agrees better with the exact ranking than with the other.")
+    notes.append(
+        "This measures the noise of projection, folding and signs, not whether the targets or the model suit the task."
     )
     look = "warn" if is_low(figures) else "lead"
-    return f'<p class="{look}">{safe(said)}</p><p class="note">{safe(" ".join(told))}</p>'
+    return f'<p class="{look}">{safe(audit_sentence(figures))}</p><p class="note">{safe(" ".join(notes))}</p>'

@@ -8,12 +8,11 @@ import numpy as np
 
 from prism_job.data import examples
 from prism_job.data.data_files import Row
-from prism_job.plan.plan import Plan, Unit
+from prism_job.plan.plan import Unit
 from prism_job.publish.manifest import Manifest
 from prism_job.publish.origins import Origins
 from prism_job.publish.reduced import Reduced
-from prism_job.publish.report.contents import Report, ShownExample, ShownPair, ShownSet
-from prism_job.score.targets import Targets
+from prism_job.publish.report.contents import Report, ShownExample, ShownPair
 from prism_job.storage.objects import Store
 from prism_job.store import staged_rows
 
@@ -45,17 +44,14 @@ def gather(reduced: Reduced, origins: Origins, manifest: Manifest) -> Report:
         selected=chosen.selected_N,
         preference=reduced.known_preference,
         contribution=reduced.targets.contribution_Q,
-        sets=[
-            ShownSet(each.name, each.pairs, each.sign * each.weight, each.preference.get("mean"), each.norm, each.share)
-            for each in manifest.target_sets
-        ],
-        pairs=_shown_pairs(plan, reduced.store, reduced.targets),
+        sets=manifest.target_sets,
+        pairs=_shown_pairs(reduced),
         sources=plan.sources,
         usable_by_source=origins.count_by_source(scored.usable_N),
         selected_by_source=origins.count_by_source(chosen.selected_N),
         highest=_shown_examples(reduced, origins, chosen.highest),
         lowest=_shown_examples(reduced, origins, chosen.lowest),
-        quarantine=[(entry.source, entry.line, entry.reason) for entry in reduced.quarantine],
+        quarantine=reduced.quarantine,
         ignored=plan.ignored,
         evaluation=reduced.evaluation,
         audit=reduced.audit,
@@ -78,11 +74,12 @@ def _shown_examples(reduced: Reduced, origins: Origins, rows: list[int]) -> list
     ]
 
 
-def _shown_pairs(plan: Plan, store: Store, targets: Targets) -> list[ShownPair]:
+def _shown_pairs(reduced: Reduced) -> list[ShownPair]:
+    targets = reduced.targets
     largest = np.argsort(-targets.contribution_Q, kind="stable")[:NUM_PAIRS]
     shown = []
     for row in largest.tolist():
-        content = examples.target_content(_staged_row(plan.targets, row, store), needs_rejected=False)
+        content = examples.target_content(_staged_row(reduced.plan.targets, row, reduced.store), needs_rejected=False)
         text = examples.shown_text(content, labelled=True)
         shown.append(ShownPair(number=row + 1, share=float(targets.contribution_Q[row]), text=text))
     return shown

@@ -50,7 +50,7 @@ def _header(report: Report) -> str:
     counts = report.counts
     verb, _, end = report.action.partition(" ")
     ranked = report.num_usable - counts["duplicates"]
-    said = f"{ {'drop': 'Dropped', 'keep': 'Kept'}.get(verb, verb) } the {counts['taken_by_budget']:,} {end}-scoring"
+    action = f"{ {'drop': 'Dropped', 'keep': 'Kept'}[verb] } the {counts['taken_by_budget']:,} {end}-scoring"
     rest = f", which leaves <b>{counts['selected']:,} selected</b>" if verb == "drop" else ""
     mean = f"mean π {report.preference.mean():.2f}" if len(report.preference) else "no π"
     everyone = counts["candidates"]
@@ -73,7 +73,7 @@ def _header(report: Report) -> str:
     )
     return (
         f'<header><p class="eyebrow"><i></i>PRISM selection report</p><h1>{safe(report.run)}</h1>'
-        f'<p class="lead">{safe(said)} of {ranked:,} ranked candidates{rest}.</p>'
+        f'<p class="lead">{safe(action)} of {ranked:,} ranked candidates{rest}.</p>'
         f'<dl class="facts"><div><dt>Action</dt><dd>{safe(report.action)}</dd></div><div><dt>Model</dt>'
         f"<dd><code>{safe(report.model)}</code></dd></div><div><dt>Selection</dt>"
         f'<dd><code>{safe(report.selection_id)}</code></dd></div></dl><dl class="tiles">{shown}</dl></header>'

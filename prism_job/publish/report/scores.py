@@ -26,13 +26,13 @@ def scores_section(report: Report) -> str:
     below, above = everyone[0], everyone[-1]
     first, last = (6.0 if below else 0.0), (94.0 if above else 100.0)
 
-    def place(score: float) -> float:
+    def position(score: float) -> float:
         """Percent of the plot's width; beyond the view: the middle of the overflow bar."""
         inside = first + (last - first) * (score - low) / (high - low)
         return 2.0 if score < low else 98.0 if score > high else inside
 
-    def bar(left: float, width: float, place: int, span: str) -> Bar:
-        chosen, other = picked[place], everyone[place] - picked[place]
+    def bar(left: float, width: float, bin_: int, span: str) -> Bar:
+        chosen, other = picked[bin_], everyone[bin_] - picked[bin_]
         return Bar(left, width, (("sel", chosen), ("rest", other)), f"{span}: {chosen:,} selected, {other:,} not")
 
     width = (last - first) / (len(edges) - 1)
@@ -40,34 +40,30 @@ def scores_section(report: Report) -> str:
         bar(first + width * n, width, n + 1, f"{number(edges[n])} to {number(edges[n + 1])}")
         for n in range(len(edges) - 1)
     ]
-    notes = []
+    ends = []
     if below:
         bars.append(bar(0, 4, 0, f"under {number(low)}"))
-        notes.append(("start", f"◂ {below:,} lower"))
+        ends.append(("start", f"◂ {below:,} lower"))
     if above:
         bars.append(bar(96, 4, -1, f"over {number(high)}"))
-        notes.append(("end", f"{above:,} higher ▸"))
-    lines = [] if cut is None else [(place(cut), f"cut {number(cut)}")]
-    ticks = [(place(tick), label) for tick, label in ticks_between(low, high)]
+        ends.append(("end", f"{above:,} higher ▸"))
+    lines = [] if cut is None else [(position(cut), f"cut {number(cut)}")]
+    ticks = [(position(tick), label) for tick, label in ticks_between(low, high)]
     low_all, middle, high_all = (number(report.summary[name]) for name in ("min", "median", "max"))
-    said = [f"Lowest {low_all}, median {middle}, highest {high_all}."]
-    said += (
-        [f"All {num_usable:,} scores are equal."]
-        if num_usable > 1 and report.summary["min"] == report.summary["max"]
-        else []
-    )
-    said += ["The budget took no row, so there is no cut."] if cut is None else []
-    said += ["Scores far out are gathered in the bars at the edge."] if notes else []
-    said += ["So is the cut."] if cut is not None and not low <= cut <= high else []
+    notes = [f"Lowest {low_all}, median {middle}, highest {high_all}."]
+    if num_usable > 1 and report.summary["min"] == report.summary["max"]:
+        notes.append(f"All {num_usable:,} scores are equal.")
+    notes += ["The budget took no row, so there is no cut."] if cut is None else []
+    notes += ["Scores far out are gathered in the bars at the edge."] if ends else []
+    notes += ["So is the cut."] if cut is not None and not low <= cut <= high else []
     if report.counts["duplicates"]:
-        said.append(f"The {report.counts['duplicates']:,} duplicates count as not selected, wherever they score.")
-    away = (
-        ", and away from those of the sets with a negative weight" if any(one.weight < 0 for one in report.sets) else ""
-    )
+        notes.append(f"The {report.counts['duplicates']:,} duplicates count as not selected, wherever they score.")
+    negative = any(each.sign < 0 for each in report.sets)
+    away = ", and away from those of the sets with a negative weight" if negative else ""
     return (
-        f'<p class="note">A high score: training on the example moves the model toward the wanted responses{away}.</p>'
+        f'<p class="note">A high score: training on the example moves the model toward the chosen responses{away}.</p>'
         '<p class="legend"><span class="sel"></span>selected <span class="rest"></span>not selected</p>'
-        f'{chart("scores", bars, ticks, lines, notes)}<p class="note">{" ".join(said)}</p>'
+        f'{chart("scores", bars, ticks, lines, ends)}<p class="note">{" ".join(notes)}</p>'
     )
 
 

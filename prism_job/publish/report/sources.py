@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 
+from prism_job.plan.plan import Quarantined
 from prism_job.publish.report.contents import Report
 from prism_job.publish.report.markup import MAX_ROWS, meter, more, path, percent, safe
 
@@ -19,10 +20,10 @@ def sources_section(report: Report) -> str:
     overall = num_selected / max(report.num_usable, 1)
     order = np.lexsort((-usable_S, -chosen_S))
     rows = "".join(
-        f"<tr><td>{path(report.sources[place])}</td><td>{usable_S[place]:,}</td><td>{chosen_S[place]:,}</td>"
-        f'<td><div class="wide">{meter(chosen_S[place] / max(usable_S[place], 1), "sel", overall)}'
-        f"<b>{percent(int(chosen_S[place]), int(usable_S[place]))}</b></div></td></tr>"
-        for place in order[:MAX_ROWS].tolist()
+        f"<tr><td>{path(report.sources[source])}</td><td>{usable_S[source]:,}</td><td>{chosen_S[source]:,}</td>"
+        f'<td><div class="wide">{meter(chosen_S[source] / max(usable_S[source], 1), "sel", overall)}'
+        f"<b>{percent(int(chosen_S[source]), int(usable_S[source]))}</b></div></td></tr>"
+        for source in order[:MAX_ROWS].tolist()
     )
     return (
         '<table class="sources"><thead><tr><th>Source</th><th>Candidates</th><th>Selected</th><th>Share selected</th>'
@@ -32,16 +33,16 @@ def sources_section(report: Report) -> str:
     )
 
 
-def quarantine_section(rows: list[tuple[str, int, str]]) -> str:
+def quarantine_section(rows: list[Quarantined]) -> str:
     if not rows:
         return '<p class="none">Every row could be read and scored.</p>'
-    reasons = Counter(reason for _, _, reason in rows).most_common()
+    reasons = Counter(entry.reason for entry in rows).most_common()
     others = sum(count for _, count in reasons[MAX_REASONS:])
     counted = "".join(f"<tr><td>{safe(reason)}</td><td>{count:,}</td></tr>" for reason, count in reasons[:MAX_REASONS])
     counted += f"<tr><td>{len(reasons) - MAX_REASONS:,} other reasons</td><td>{others:,}</td></tr>" if others else ""
     listed = "".join(
-        f"<tr><td>{path(source)}</td><td>{line}</td><td>{safe(reason)}</td></tr>"
-        for source, line, reason in rows[:MAX_ROWS]
+        f"<tr><td>{path(entry.source)}</td><td>{entry.line}</td><td>{safe(entry.reason)}</td></tr>"
+        for entry in rows[:MAX_ROWS]
     )
     return (
         f"<table><thead><tr><th>Reason</th><th>Rows</th></tr></thead><tbody>{counted}</tbody></table>"
@@ -52,4 +53,4 @@ def quarantine_section(rows: list[tuple[str, int, str]]) -> str:
 
 def ignored_section(names: list[str]) -> str:
     listed = "".join(f"<li><code>{safe(name)}</code></li>" for name in names[:MAX_ROWS])
-    return f'<p class="note">Found beside the data and not read.</p><ul>{listed}</ul>{more(len(names), "files")}'
+    return f'<p class="note">Files beside the data that were not read.</p><ul>{listed}</ul>{more(len(names), "files")}'

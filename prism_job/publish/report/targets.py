@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from prism_job.publish.manifest import TargetSetFacts
 from prism_job.publish.report.chart import Bar, chart, number
-from prism_job.publish.report.contents import Report, ShownPair, ShownSet
+from prism_job.publish.report.contents import Report, ShownPair
 from prism_job.publish.report.markup import meter, percent, safe, shortened
 
 MAX_PAIR_TEXT = 300
@@ -17,17 +18,17 @@ DOMINANT_SET_SHARE = 0.8
 """A set above this share of the direction is pointed out where others were wanted: they then hardly count."""
 
 
-def sets_section(sets: list[ShownSet]) -> str:
+def sets_section(sets: list[TargetSetFacts]) -> str:
     rows = "".join(
-        f"<tr><td>{safe(one.name)}</td><td>{one.num_pairs:,}</td><td>{number(one.weight)}</td>"
-        f"<td>{'–' if one.mean_preference is None else f'{one.mean_preference:.2f}'}</td><td>{number(one.norm)}</td>"
-        f'<td><div class="wide">{meter(one.share, "pi")}<b>{percent(one.share, 1)}</b></div></td></tr>'
-        for one in sets
+        f"<tr><td>{safe(each.name)}</td><td>{each.pairs:,}</td><td>{number(each.sign * each.weight)}</td>"
+        f"<td>{_two_digits(each.preference.get('mean'))}</td><td>{number(each.norm)}</td>"
+        f'<td><div class="wide">{meter(each.share, "pi")}<b>{percent(each.share, 1)}</b></div></td></tr>'
+        for each in sets
     )
-    largest = max(sets, key=lambda one: one.share)
+    largest = max(sets, key=lambda each: each.share)
     warning = (
         f'<p class="warn">The set {safe(largest.name)} holds {percent(largest.share, 1)} of the direction: the others hardly '
-        "count. Give it a smaller weight, or them a larger one.</p>"
+        "count. Lower its weight, or raise theirs.</p>"
         if len(sets) > 1 and largest.share > DOMINANT_SET_SHARE
         else ""
     )
@@ -37,8 +38,12 @@ def sets_section(sets: list[ShownSet]) -> str:
         '<table class="sets"><thead><tr><th>Set</th><th>Pairs</th><th>Weight</th><th>Mean π</th><th>Norm</th>'
         f"<th>Share of the direction</th></tr></thead><tbody>{rows}</tbody></table>"
         '<p class="note">Norm: of the mean gradient of the set, before its weight. Share: of the combined direction, before '
-        "curvature; a set with a negative one is outweighed by sets that pull the other way.</p>"
+        "curvature; a set with a negative share points against the combined direction.</p>"
     )
+
+
+def _two_digits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def preference_section(report: Report) -> str:
@@ -51,17 +56,15 @@ def preference_section(report: Report) -> str:
         Bar(5.0 * n, 5.0, (("pi", int(count)),), f"π {edges[n]:.2f} to {edges[n + 1]:.2f}: {count:,} pairs")
         for n, count in enumerate(counts_B)
     ]
-    weighting = report.settings.get("weighting")
     used = {
-        "preference": "This run weighs pairs by π, so those near 0 get little weight.",
-        "uniform": "This run weighs all pairs alike: π is shown, not used. Preference weighting would give those "
-        "near 0 little weight.",
-    }.get(weighting or "", "Under preference weighting those near 0 get little weight.")
+        "preference": "This run weights pairs by π, so those near 0 get little weight.",
+        "uniform": "This run weights all pairs alike and does not use π.",
+    }[report.settings["weighting"]]
     gap = f" {missing:,} pairs have no rejected response and no π." if missing else ""
     ticks = [(25.0 * n, f"{n / 4:g}") for n in range(5)]
     mean = float(pi.mean())
     return (
-        '<p class="note">π near 1: the model already prefers the wanted response. π near 0: it prefers the other. '
+        '<p class="note">π near 1: the model already prefers the chosen response. π near 0: it prefers the rejected one. '
         f"{used}</p>{chart('pi', bars, ticks, [(100 * mean, f'mean {mean:.2f}')], [])}"
         f'<p class="note">{int((pi < 0.5).sum()):,} of {len(pi):,} lie under 0.5.{gap}</p>'
     )
@@ -77,15 +80,15 @@ def contribution_section(share_Q: NDArray[np.float64], pairs: list[ShownPair]) -
         for pair in pairs
     )
     half = int(np.argmax(np.cumsum(np.sort(share_Q)[::-1]) >= 0.5)) + 1
-    said = [
+    notes = [
         f"An even share would be {percent(1, len(share_Q))}; half is held by the largest {half:,} of {len(share_Q):,} pairs."
     ]
     if len(share_Q) > len(pairs):
         shown = sum(pair.share for pair in pairs)
-        said.append(f"The other {len(share_Q) - len(pairs):,} add {percent(1 - shown, 1)}.")
+        notes.append(f"The other {len(share_Q) - len(pairs):,} add {percent(1 - shown, 1)}.")
     if (share_Q < 0).any():
         against = share_Q[share_Q < 0]
-        said.append(f"{len(against):,} pull against the direction ({percent(float(against.sum()), 1)} together).")
+        notes.append(f"{len(against):,} point against the direction ({percent(float(against.sum()), 1)} together).")
     warning = (
         f'<p class="warn">Pair {largest.number:,} alone holds {percent(largest.share, 1)} of the direction.</p>'
         if largest.share > DOMINANT_SHARE
@@ -93,5 +96,5 @@ def contribution_section(share_Q: NDArray[np.float64], pairs: list[ShownPair]) -
     )
     return (
         f'<p class="note">Share of the direction that scores are measured along. Pairs are numbered as the rows of '
-        f'targets.parquet, from 1.</p>{warning}<ol class="pairs">{rows}</ol><p class="note">{" ".join(said)}</p>'
+        f'targets.parquet, from 1.</p>{warning}<ol class="pairs">{rows}</ol><p class="note">{" ".join(notes)}</p>'
     )
