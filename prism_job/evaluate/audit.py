@@ -1,7 +1,5 @@
 """How far a ranking can be trusted: the job's scores beside those of a second extraction with projections of its own.
 
-The figures are functions of two arrays of scores; the store is read by `summed_targets` and `score_sample` alone.
-
 **From two noisy rankings to the exact one.** A score is the exact, unprojected one plus noise of projection, folding and
 signs. The audit draws all of them anew, with twice the dims a side and twice the stored dims, so that its noise is independent
 of the job's and has half the variance (the part of both sides together, which goes with 1/dim², has a quarter; it is small).
@@ -11,15 +9,15 @@ correction for attenuation, 1904, with a known ratio of the two). So x²/2 + 3x/
 Rank correlations obey this too: within .003 down to r_job = .8, for normal, t(3) and lognormal scores, and for noise that grows
 with the score; .02 too high at .5 (two million simulated rows).
 
-What both have in common is not seen: the model, the targets, the formula.
+Errors that both rankings share are not measured: the model, the targets, the formula.
 
 With K-FAC the exact scores are those of the full space at the same λ. A projection before the inverse biases scores as well,
-which falls faster than 1/dim: with a half the agreement would be told too high, a quarter fits (docs/method.md, where both are
-held against exact scores of a real model).
+which falls faster than 1/dim: with a half the estimate of the agreement is too high, a quarter fits (docs/method.md compares both
+with exact scores of a real model).
 
-All rows of a run share one draw of the projections; what another draw would say is not in the interval.
+All rows of a run share one draw of the projections; the interval does not cover other draws.
 
-Shapes: N rows of the sample, M = P² numbers of one layer's sketch.
+Shapes: N rows of the sample.
 """
 
 from __future__ import annotations
@@ -35,20 +33,20 @@ Float64 = NDArray[np.float64]
 Figures = dict[str, Any]
 
 VARIANCE_RATIOS = {"none": 0.5, "kfac": 0.25}
-"""Of the audit's noise to the job's, by curvature: the first follows from `plan.audit_spec`, the second was measured."""
+"""Of the audit's noise to the job's, by curvature: the first follows from `audit_spec`, the second was measured."""
 
 MIN_ROWS = 10
 """Fewer rows give an interval from 0 to 1, or nearly."""
 
 MIN_TAKEN = 5
-"""Fewer rows of the sample within the budget, and the overlap is an extrapolation from the ends of two small rankings."""
+"""With fewer rows of the sample within the budget the overlap is an extrapolation from the ends of two small rankings."""
 
 WIDTH = NormalDist().inv_cdf(0.975)
 """Standard errors on either side of a 95 % interval."""
 
 LOW_AGREEMENT = 0.9
-"""Where Spearman with exact scores may lie under this, more dims are advised: at it a third of a top 5 % of normal scores is
-another."""
+"""Where Spearman with exact scores may lie under this, more dims are advised: at .9, a third of the top 5 % of normal scores
+differ."""
 
 NUM_DRAWS, NUM_RESAMPLINGS, DRAWS_A_RESAMPLING = 400, 200, 20
 """Of the simulated overlap: 0.2 s for 128 rows, and its own noise is a tenth of the interval."""
@@ -100,8 +98,8 @@ def agreement(
 
 
 def too_few(num_rows: int) -> Figures:
-    """The figures of fewer than MIN_ROWS rows: none."""
-    return _unknown(f"{num_rows} usable rows in its sample, and it is stated from {MIN_ROWS} on")
+    """The figures of fewer than MIN_ROWS rows: all None."""
+    return _unknown(f"{num_rows} usable rows in the sample, at least {MIN_ROWS} are needed")
 
 
 def _too_few_taken(fraction: float) -> str:
@@ -141,10 +139,10 @@ def _overlap(
     Both scores of a row are the exact one plus noise, whose variance in the audit's is `ratio` of the job's. So
     (ratio·s + a) / (1 + ratio) is the best guess at the exact score, and (s − a) / √(1 + ratio) has the variance of the job's
     noise in that row, be it large or small there. The
-    guesses stand for the exact scores, and noise of this size with a random sign is added to them, again and again. No shape
-    is assumed. The interval is that of resampled rows. Signs and resamplings are drawn from a fixed seed.
+    guesses stand for the exact scores, and noise of this size with a random sign is added to them NUM_DRAWS times. No
+    distribution is assumed. The interval is that of resampled rows. Signs and resamplings are drawn from a fixed seed.
     """
-    # Curvature and norms of another space may scale all scores alike: the signal is brought to the job's scale.
+    # Curvature and norms of another space may scale all scores alike: scale the signal to that of the job.
     scale = scores_N.std() / audit_scores_N.std() * math.sqrt((1 + ratio * noise) / (1 + noise))
     audit_N = (audit_scores_N - audit_scores_N.mean()) * scale + scores_N.mean()
     exact_N, noise_N = (ratio * scores_N + audit_N) / (1 + ratio), (scores_N - audit_N) / math.sqrt(1 + ratio)
@@ -195,7 +193,7 @@ def _interval(left_N: Float64, right_N: Float64, rho: float) -> tuple[float, flo
 
 
 def _standard_error(left_N: Float64, right_N: Float64) -> float:
-    """Of Spearman's ρ = 12 E[(u − ½)(v − ½)], from what each row adds to it: by its own ranks, and by moving the others'."""
+    """Of Spearman's ρ = 12 E[(u − ½)(v − ½)], from each row's part in it: by its own ranks, and by moving those of others."""
     u_N, v_N = _middle_ranks(left_N) - 0.5, _middle_ranks(right_N) - 0.5
     parts_N = u_N * v_N + _mean_above(left_N, v_N) + _mean_above(right_N, u_N)
     scale = math.sqrt(float(u_N @ u_N) * float(v_N @ v_N)) / len(u_N)  # 1/12, less where values are equal

@@ -1,4 +1,4 @@
-"""How well a ranking, or a probability, agrees with what a label says: figures and their intervals. Not: where labels lie.
+"""How well a ranking, or a probability, agrees with a label: figures and their intervals. Does not read labels.
 
 Shapes: N labelled candidates, V distinct values of a ranking, B budgets, Q target pairs.
 """
@@ -91,8 +91,8 @@ def with_intervals(
         names.append(name)
     low, high = np.nanquantile(resampled, [0.025, 0.975], axis=0)
     facts: dict[str, float] = {}
-    for place, name in enumerate(names):
-        facts |= {name: float(plain[place]), f"{name}_low": float(low[place]), f"{name}_high": float(high[place])}
+    for number, name in enumerate(names):
+        facts |= {name: float(plain[number]), f"{name}_low": float(low[number]), f"{name}_high": float(high[number])}
     return facts
 
 
@@ -105,7 +105,7 @@ def wilson(num_right: int, num_all: int) -> tuple[float, float]:
 
 
 def preference_figures(preference_Q: Float64, right_Q: Bools | None) -> dict[str, Any]:
-    """How far π can be believed: does a pair of π near 0.8 turn out right in 80 of 100 cases?
+    """Calibration of π: are 80 of 100 pairs with π near 0.8 right?
 
     Args:
         preference_Q: π of the pairs that have one.
@@ -141,14 +141,14 @@ def preference_figures(preference_Q: Float64, right_Q: Bools | None) -> dict[str
 def _reliability(preference_Q: Float64, right_Q: Bools) -> list[dict[str, Any]]:
     bin_Q = np.minimum((preference_Q * NUM_BINS).astype(int), NUM_BINS - 1)
     rows = []
-    for place in np.unique(bin_Q).tolist():
-        among = bin_Q == place
+    for number in np.unique(bin_Q).tolist():
+        among = bin_Q == number
         num_pairs, num_right = int(among.sum()), int(right_Q[among].sum())
         low, high = wilson(num_right, num_pairs)
         rows.append(
             {
-                "from": place / NUM_BINS,
-                "to": (place + 1) / NUM_BINS,
+                "from": number / NUM_BINS,
+                "to": (number + 1) / NUM_BINS,
                 "pairs": num_pairs,
                 "mean": float(preference_Q[among].mean()),
                 "right": num_right / num_pairs,

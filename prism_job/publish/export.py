@@ -27,7 +27,7 @@ def export(manifest_uri: str, destination: str) -> dict[str, Any]:
     """Write the subset to a path or s3:// address ending in .jsonl, .jsonl.gz, .jsonl.zst or .parquet.
 
     Raises:
-        RequestError: another ending, or something is there already: an export overwrites nothing.
+        RequestError: another ending, or the file exists already: an export overwrites nothing.
         DataError: the selection, or the rows the store keeps for it, are damaged.
     """
     parent, name = split_uri(destination)
@@ -36,7 +36,7 @@ def export(manifest_uri: str, destination: str) -> dict[str, Any]:
         raise RequestError("no known file ending", where=destination, fix=f"end it in {', '.join(_WRITERS)}")
     target = open_store(parent)
     if target.exists(name):
-        raise RequestError("there is something already", where=destination, fix="remove it, or choose another name")
+        raise RequestError("the file exists already", where=destination, fix="remove it, or choose another name")
     selection = load(manifest_uri).check()
     selected_N = selection.table("scores.parquet")["selected"].to_numpy()
     with tempfile.TemporaryDirectory(prefix="prism-") as folder:
@@ -51,11 +51,11 @@ def export(manifest_uri: str, destination: str) -> dict[str, Any]:
 def _selected_rows(plan: Plan, store: Store, selected_N: Any) -> Iterator[list[Row]]:
     start = 0
     for unit in plan.candidates:
-        places = np.flatnonzero(selected_N[start : start + unit.num_rows])
+        chosen = np.flatnonzero(selected_N[start : start + unit.num_rows])
         start += unit.num_rows
-        if len(places):
+        if len(chosen):
             rows = staged_rows.read_rows(store, unit.rows)
-            yield [rows[place] for place in places]
+            yield [rows[row] for row in chosen]
 
 
 def _write_jsonl(path: Path, destination: str, parts: Iterator[list[Row]]) -> int:
@@ -84,7 +84,7 @@ def _text_sink(path: Path) -> Any:
 
 
 def _write_parquet(path: Path, destination: str, parts: Iterator[list[Row]]) -> int:
-    # One schema for the whole file: columns that only later rows have must be known before the first is written.
+    # One schema for the whole file: a column may first appear in a late row.
     rows = [row for part in parts for row in part]
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {}

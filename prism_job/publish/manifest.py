@@ -43,7 +43,7 @@ class FileDigest(_Plain):
 
 
 class Counts(_Plain):
-    """Rows, unless the name says otherwise. `candidates` counts the quarantined, in plan and extraction, too."""
+    """Numbers of rows, unless the name states otherwise. `candidates` includes rows quarantined by plan or extraction."""
 
     candidates: int
     quarantined: int
@@ -81,11 +81,11 @@ class Manifest(_Plain):
         extractor: digest under which the shards lie; `extractor_parts`: all that it covers.
         work: digest of the plan: data, units, targets.
         threshold: score of the last row that the budget took.
-        target_sets: where targets are in named sets, what each of them is in the direction.
+        target_sets: where targets are in named sets, the part of each in the direction.
         scores, preference: five-number summaries; curvature: kind, λ and the tokens it rests on.
-        evaluation: agreement with the labels that `spec.evaluation` names (`evaluate.compare`), or the reason
+        evaluation: agreement with the labels that `spec.evaluation` names (evaluate/comparison.py), or the reason
             why there is none; None where it names none.
-        audit: how far the ranking can be trusted (evaluate/audit.py), and what it took to know that; None: switched off.
+        audit: how far the ranking can be trusted (evaluate/audit.py), and its cost; None: switched off.
     """
 
     format: Literal["prism-selection/2"] = "prism-selection/2"
@@ -126,7 +126,7 @@ def selection_id(run: SelectionRun, plan: Plan) -> str:
     """
     spec = run.spec
     scoring, selection = spec.scoring.model_dump(mode="json"), spec.selection.model_dump(mode="json")
-    sets = [[one.name, one.weight, one.sign] for one in spec.targets.as_sets()]
+    sets = [[each.name, each.weight, each.sign] for each in spec.targets.as_sets()]
     bad = spec.candidates.max_bad_fraction
     decided = [MANIFEST_FORMAT, plan.work_digest(), sets, scoring, selection, bad, spec.store, spec.audit.model_dump()]
     decided += [spec.evaluation.model_dump(mode="json")] if spec.evaluation else []

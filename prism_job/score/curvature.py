@@ -62,11 +62,11 @@ def solve(directions_KLPP: Float64, factors: Factors, damping: float) -> Float64
     for layer in range(directions_KLPP.shape[1]):
         alpha, basis_a = np.linalg.eigh(factors.inputs_LPP[layer] / factors.num_tokens)
         beta, basis_b = np.linalg.eigh(factors.outputs_LPP[layer] / factors.num_tokens)
-        # Sums of outer products have no negative eigenvalues; what rounding makes of zeros is taken back to zero.
+        # Sums of outer products have no negative eigenvalues; rounding may make a zero negative.
         eigenvalues = np.outer(np.clip(beta, 0, None), np.clip(alpha, 0, None))
-        for place, sketch in enumerate(directions_KLPP[:, layer]):
+        for number, sketch in enumerate(directions_KLPP[:, layer]):
             rotated = basis_b.T @ sketch @ basis_a
-            solved_KLPP[place, layer] = basis_b @ (rotated / (eigenvalues + lam)) @ basis_a.T
+            solved_KLPP[number, layer] = basis_b @ (rotated / (eigenvalues + lam)) @ basis_a.T
     return solved_KLPP
 
 
@@ -84,8 +84,6 @@ def merge_factors(plan: Plan, store: Store, dim: int) -> Factors:
             merged.merge(part)
     if merged is None or not merged.num_tokens:
         where = ", ".join(store.uri(shards.shard_key(plan.extractor, "factors", unit)) for unit in plan.factors[:3])
-        fix = "mend the quarantined rows, or set scoring.curvature.kind: none"
-        raise DataError(
-            "no token to take the curvature from: all rows of these units are quarantined", where=where, fix=fix
-        )
+        fix = "repair the quarantined rows, or set scoring.curvature.kind: none"
+        raise DataError("the curvature has no token: all rows of its units are quarantined", where=where, fix=fix)
     return merged

@@ -15,8 +15,8 @@ from prism_job.score.column import Column, parts
 from prism_job.spec.selection import SelectionSpec
 
 Bools = NDArray[np.bool_]
-Places = NDArray[np.uint32]
-"""Rows by their place in plan order. Four thousand million of them are enough."""
+Rows = NDArray[np.uint32]
+"""Indices of rows in plan order, 4 bytes each."""
 
 NUM_ENDS = 10
 """Rows named at each end of the ranking, for people."""
@@ -29,15 +29,15 @@ class Selected:
     Attributes:
         selected_N: rows in the subset.
         duplicate_N: rows that repeat an earlier row's content (never selected; all False where dedupe is none).
-        order: positions of the selected rows, highest score first.
+        order: indices of the selected rows, highest score first.
         threshold: score of the last row that the budget took; None where it took none.
         num_taken: rows the budget took, kept or dropped.
-        highest, lowest: positions of the first rows from either end of the ranking.
+        highest, lowest: indices of the first rows from either end of the ranking.
     """
 
     selected_N: Bools
     duplicate_N: Bools
-    order: Places
+    order: Rows
     threshold: float | None
     num_taken: int
     highest: list[int]
@@ -67,7 +67,7 @@ def select(
         ranked = highest_first[::-1].copy()
         _order_ties(ranked, scores_N, ids)
     num_taken = _within_budget(ranked, tokens, spec)
-    selected_N = pool_N  # from here on it says what is left of the pool
+    selected_N = pool_N  # reuses its memory
     if spec.keep:
         selected_N[:] = False
     selected_N[ranked[:num_taken]] = bool(spec.keep)
@@ -86,30 +86,30 @@ def select(
     )
 
 
-def _num_in_ties(rising: Places, scores_N: NDArray[np.float64]) -> int:
+def _num_in_ties(rising: Rows, scores_N: NDArray[np.float64]) -> int:
     # The first NUM_ENDS, and those of the last one's score.
     return next(
-        (place for place in range(NUM_ENDS, len(rising)) if scores_N[rising[place]] != scores_N[rising[NUM_ENDS - 1]]),
+        (rank for rank in range(NUM_ENDS, len(rising)) if scores_N[rising[rank]] != scores_N[rising[NUM_ENDS - 1]]),
         len(rising),
     )
 
 
-def _rising(scores_N: NDArray[np.float64], pool_N: Bools) -> Places:
+def _rising(scores_N: NDArray[np.float64], pool_N: Bools) -> Rows:
     # numpy's index type is twice as wide as needed: halved and filtered within the memory it has, part by part. No sort is
     # asked to be stable: ids break the ties afterwards.
     order = np.argsort(scores_N)
-    places, kept = order.view(np.uint32), 0
+    filtered, kept = order.view(np.uint32), 0
     for part in parts(len(order)):
         rows = order[part].astype(np.uint32)
         rows = rows[pool_N[rows]]
-        places[kept : kept + len(rows)] = rows
+        filtered[kept : kept + len(rows)] = rows
         kept += len(rows)
-    del places
+    del filtered
     order.resize((kept + 1) // 2, refcheck=False)
     return order.view(np.uint32)[:kept]
 
 
-def _order_ties(ranked: Places, scores_N: NDArray[np.float64], ids: Column) -> None:
+def _order_ties(ranked: Rows, scores_N: NDArray[np.float64], ids: Column) -> None:
     """In place: rows of equal scores by id, and those of equal ids by plan order."""
     as_before = np.zeros(len(ranked) + 1, np.bool_)  # has the score of the row ranked before it
     for part in parts(len(ranked) - 1):
@@ -123,7 +123,7 @@ def _order_ties(ranked: Places, scores_N: NDArray[np.float64], ids: Column) -> N
         ranked[tied] = rows[np.lexsort((rows, low, high, run_of))]
 
 
-def _within_budget(ranked: Places, tokens: Column, spec: SelectionSpec) -> int:
+def _within_budget(ranked: Rows, tokens: Column, spec: SelectionSpec) -> int:
     budget = spec.budget
     if budget.count is not None:
         if budget.count > len(ranked):

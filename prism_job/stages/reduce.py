@@ -1,9 +1,9 @@
 """The reduce stage: weigh the targets, merge factors, apply curvature, fold, score, select, publish.
 
-Streams the shards; of a candidate it holds a byte in memory, its score while all are ranked, a few numbers in scratch files,
-never its row.
+Streams the shards: of each candidate it holds one byte in memory, its score while all are ranked, and a few numbers in scratch
+files, never its row.
 
-Shapes: N candidates in plan order, K target sets, L layers, P projected dims a side, D stored dims.
+Shapes: N candidates in plan order, K target sets, D stored dims.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Histograms, and shares side by side, as inline SVG. Not: what they show. Labels must be safe HTML already."""
+"""Histograms, and shares side by side, as inline SVG. Labels must be safe HTML already."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PLOT_PX, HEADROOM_PX = 180, 26
 
 @dataclass(frozen=True)
 class Bar:
-    """A column of a chart: place in percent of the plot's width, and (colour class, count) from the bottom up."""
+    """A column of a chart: position in percent of the plot's width, and (colour class, count) from the bottom up."""
 
     left: float
     width: float
@@ -57,9 +57,9 @@ def chart(
         x, side, shift = f"{at:.3f}%", ("start" if at < 50 else "end"), (6 if at < 50 else -6)
         drawn.append(f'<line class="cut" x1="{x}" x2="{x}" y1="4" y2="{floor}"/>')
         drawn.append(f'<text class="cut" x="{x}" y="14" dx="{shift}" text-anchor="{side}">{label}</text>')
-    said = "; ".join([f"histogram, {name}", *(label for _, label in lines)])
+    title = "; ".join([f"histogram, {name}", *(label for _, label in lines)])
     height = floor + (42 if notes else 24)
-    return f'<svg class="chart {name}" width="100%" height="{height}" role="img" aria-label="{said}">{"".join(drawn)}</svg>'
+    return f'<svg class="chart {name}" width="100%" height="{height}" role="img" aria-label="{title}">{"".join(drawn)}</svg>'
 
 
 def view(summary: Mapping[str, float], cut: float | None) -> tuple[float, float]:
@@ -127,10 +127,10 @@ def shares(name: str, groups: list[Group]) -> str:
         drawn.append(f'<line class="grid" x1="0" x2="100%" y1="{y(float(label))}" y2="{y(float(label))}"/>')
         drawn.append(f'<text x="-8" y="{float(y(float(label))) + 4:.1f}" text-anchor="end">{label}</text>')
     room = 100 / len(groups) if groups else 100.0
-    for place, group in enumerate(groups):
+    for number, group in enumerate(groups):
         width = 0.8 * room / len(group.bars)
         for nth, bar in enumerate(group.bars):
-            left = place * room + 0.1 * room + nth * width
+            left = number * room + 0.1 * room + nth * width
             whisker = ""
             if bar.interval:
                 low, high = bar.interval
@@ -141,7 +141,7 @@ def shares(name: str, groups: list[Group]) -> str:
                 f'y="{y(bar.value)}" height="{PLOT_PX * bar.value:.1f}"/>{whisker}</g>'
             )
         drawn.append(
-            f'<text x="{(place + 0.5) * room:.3f}%" y="{floor + 18}" text-anchor="middle">{group.label}</text>'
+            f'<text x="{(number + 0.5) * room:.3f}%" y="{floor + 18}" text-anchor="middle">{group.label}</text>'
         )
     return (
         f'<svg class="chart" width="100%" height="{floor + 24}" role="img" aria-label="{name}">{"".join(drawn)}</svg>'

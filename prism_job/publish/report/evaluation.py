@@ -1,6 +1,6 @@
 """The report's sections about labels: precision and recall at budgets, reliability of π, agreement by source.
 
-Knows only the figures of `evaluate.compare`. Not: how they come about. Labels and sources are untrusted text.
+Knows only the figures of `evaluate.comparison.compare`. Labels and sources are untrusted text.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def _rankings(figures: Figures, precision: str, recall: str) -> str:
     )
     return (
         f'<p class="note">Column <code>{safe(figures["label"])}</code> calls {figures["num_positive"]:,} of the '
-        f"{figures['num_examples']:,} ranked candidates good. The label decided nothing: it is compared with what was chosen. "
+        f"{figures['num_examples']:,} ranked candidates good. The label did not influence the selection. "
         "AUROC is the probability that a good one ranks above a bad one; the others are at this run's budget of "
         f"{figures['taken_by_budget']:,} rows. In brackets: 95 % intervals.</p>"
         f'<table class="figures"><thead><tr><th>Ranked by</th><th>AUROC</th><th>{precision}</th><th>{recall}</th></tr>'
         f"</thead><tbody>{rows}</tbody></table>"
         '<p class="note">AUROC of PRISM\'s score less that of the own loss (token mean), in the same resamples: '
-        f"{_with_interval(figures, 'auroc_over_loss', '+')}. Where this interval holds 0, neither can be called "
-        "the better one; whether the two intervals above overlap does not tell.</p>"
+        f"{_with_interval(figures, 'auroc_over_loss', '+')}. If this interval holds 0, neither is better "
+        "by this measure; whether the two intervals above overlap does not decide it.</p>"
     )
 
 
@@ -69,8 +69,8 @@ def _budgets(figures: Figures, measure: str) -> str:
         bars = []
         for prefix, colour in RANKINGS.items():
             value, low, high = (figures[f"{prefix}{measure}_at_{budget}{end}"] for end in ("", "_low", "_high"))
-            said = f"{NAMES[prefix]}, {label} ({rows:,} rows): {value:.3f}, 95 % interval {low:.3f} to {high:.3f}"
-            bars.append(Share(colour, value, (low, high), said))
+            title = f"{NAMES[prefix]}, {label} ({rows:,} rows): {value:.3f}, 95 % interval {low:.3f} to {high:.3f}"
+            bars.append(Share(colour, value, (low, high), title))
         groups.append(Group(label, tuple(bars)))
     legend = " ".join(f'<span class="{colour}"></span>{NAMES[prefix]}' for prefix, colour in RANKINGS.items())
     return f'<p class="legend">{legend}</p>{shares(f"{measure} at budgets", groups)}'
@@ -86,7 +86,7 @@ def _reliability(figures: Figures) -> str:
     )
     if label is None:
         return (
-            f'<p class="note">All {num_pairs:,} pairs are taken as right, since no column was named that says which are '
+            f'<p class="note">All {num_pairs:,} pairs are taken as right: no column of labels was named '
             f"(<code>evaluation.targetLabel</code>). {common} against 1.</p>"
         )
     groups = [
@@ -113,7 +113,7 @@ def _reliability(figures: Figures) -> str:
     auroc = "" if figures["preference_auroc"] is None else f"; AUROC of π {figures['preference_auroc']:.3f}"
     return (
         f'<p class="note">Column <code>{safe(label)}</code> calls {figures["num_pairs_right"]:,} of {num_pairs:,} pairs right. '
-        "Where π can be believed, both bars of a bin are of one height. Bins are a tenth wide and named by their middle.</p>"
+        "If π is calibrated, both bars of a bin are equally high. Bins are a tenth wide and named by their middle.</p>"
         '<p class="legend"><span class="claimed"></span>mean π <span class="found"></span>share of right pairs</p>'
         f'{shares("reliability of π", groups)}<p class="note">{common}; expected calibration error '
         f"{figures['preference_ece']:.3f}{auroc}.</p>"

@@ -1,4 +1,4 @@
-"""Small pieces of a page, as HTML that is safe whatever the data held. Not: what they say, how the page is laid out."""
+"""Small pieces of a page, as HTML that is safe whatever the data hold."""
 
 from __future__ import annotations
 
