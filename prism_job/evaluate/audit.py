@@ -12,8 +12,8 @@ with the score; .02 too high at .5 (two million simulated rows).
 Errors that both rankings share are not measured: the model, the targets, the formula.
 
 With K-FAC the exact scores are those of the full space at the same λ. A projection before the inverse biases scores as well,
-which falls faster than 1/dim: with a half the estimate of the agreement is too high, a quarter fits (docs/method.md compares both
-with exact scores of a real model).
+which falls faster than 1/dim: with a half the estimate of the agreement is too high, a quarter fits (docs/method.md compares
+both with exact scores of a real model).
 
 All rows of a run share one draw of the projections; the interval does not cover other draws.
 
