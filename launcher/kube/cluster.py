@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from launcher.kube import deep_json
 from launcher.kube.errors import Conflict, NotFound, Unavailable
-from launcher.kube.kinds import group_without_version, path_of
+from launcher.kube.kinds import path_of
 from launcher.kube.lines import LONGEST_LINE
 from launcher.kube.transport import REQUEST_SECONDS, Object, Transport
 from launcher.resource.names import API_GROUP, MANAGER, VERSION
@@ -204,6 +204,5 @@ class Cluster(Transport):
         return str(self.request("GET", "/version")["gitVersion"])
 
     def _path(self, kind: str, namespace: str | None, name: str = "") -> str:
-        """Raises NotFound where the version of a group has to be asked for, and the server does not serve the group."""
-        group = group_without_version(kind)
-        return path_of(kind, namespace, name, version=self.preferred_version(group) if group else "")
+        """Raises NotFound where the path needs the preferred version of a group that the server does not serve."""
+        return path_of(kind, namespace, name, self.preferred_version)

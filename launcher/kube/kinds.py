@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import urllib.parse
+from collections.abc import Callable
 
 from launcher.resource.names import API_GROUP, KIND, PLURAL, VERSION
 
@@ -34,22 +35,17 @@ PATHS = {
 CLUSTER_WIDE = ("CustomResourceDefinition", "Namespace", "Node", "SelfSubjectAccessReview")
 
 
-def group_without_version(kind: str) -> str | None:
-    """The group whose preferred version has to be asked for; None where the version is known."""
-    prefix = PATHS[kind][0]
-    return prefix.split("/")[2] if PREFERRED in prefix else None
-
-
-def path_of(kind: str, namespace: str | None, name: str = "", *, version: str = "") -> str:
-    """The path of an object, or of all of a kind.
+def path_of(kind: str, namespace: str | None, name: str, preferred_version: Callable[[str], str]) -> str:
+    """The path of an object, or of all of a kind; of all namespaces, where none is given.
 
     Args:
-        namespace: None for all namespaces.
-        version: of a group in `group_without_version`.
+        preferred_version: gives the version of a group that the server prefers.
     """
     prefix, plural = PATHS[kind]
+    if PREFERRED in prefix:
+        prefix = prefix.replace(PREFERRED, preferred_version(prefix.split("/")[2]))
     scope = f"/namespaces/{_quoted(namespace)}" if namespace and kind not in CLUSTER_WIDE else ""
-    return f"{prefix.replace(PREFERRED, version)}{scope}/{plural}{f'/{_quoted(name)}' if name else ''}"
+    return f"{prefix}{scope}/{plural}{f'/{_quoted(name)}' if name else ''}"
 
 
 def _quoted(name: str) -> str:

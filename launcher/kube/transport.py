@@ -12,7 +12,6 @@ import json
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
 from launcher.kube import deep_json
@@ -139,12 +138,12 @@ class Transport:
         if response.status >= 300:
             self._read(response, path)
         if opened:
-            opened(response.response.shutdown)
+            opened(response.shutdown)
         ends_stream: tuple[type[Exception], ...] = (urllib3.exceptions.ReadTimeoutError,) if may_be_silent else ()
 
         def chunks() -> Iterator[bytes]:
             with client_errors_as_ours(path), contextlib.suppress(*ends_stream):
-                yield from response.response.stream(2**16)
+                yield from response.stream(2**16)
 
         try:
             yield from decoded_lines(chunks(), longest)
@@ -153,7 +152,7 @@ class Transport:
                 self.recent_outage.note_failure()
             raise
         finally:
-            response.response.close()
+            response.close()
 
     def refuse(self, code: int, answer: Object, path: str) -> None:
         """Raise what a Status object, or an HTTP status without one, stands for."""
@@ -166,11 +165,11 @@ class Transport:
             self.recent_outage.note_failure()
         raise error
 
-    def _read(self, response: Response, path: str) -> Object:
+    def _read(self, response: Any, path: str) -> Object:
         """The body of an answer. Raises what a refusal, an error or an answer that breaks off stands for."""
         try:
             with client_errors_as_ours(path):
-                data = response.read()
+                data = bytes(response.data)
             answer = _parse(data, response, path)
         except Unavailable:
             self.recent_outage.note_failure()
@@ -189,8 +188,8 @@ class Transport:
         body: Object | None,
         content_type: str,
         silence_seconds: float | None,
-    ) -> Response:
-        """One request; two where our credentials are refused and others can be read by now."""
+    ) -> Any:
+        """The response of urllib3 to one request; to a second one where our credentials are refused and others can be read."""
         import urllib3
 
         # As text: the client would otherwise guess a form from the content type.
@@ -221,7 +220,7 @@ class Transport:
             if response.status != 401 or is_second or not self.credentials.renew(access):
                 break
             response.close()
-        return Response(response)
+        return response
 
     def _note_warnings(self, headers: Mapping[str, str]) -> None:
         """A Job whose pods a policy will refuse is created, with no more than a warning."""
@@ -231,25 +230,7 @@ class Transport:
             del self.warnings[:-MAX_WARNINGS]
 
 
-@dataclass(frozen=True)
-class Response:
-    """Of urllib3."""
-
-    response: Any
-
-    @property
-    def status(self) -> int:
-        return int(self.response.status)
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return self.response.headers  # type: ignore[no-any-return]
-
-    def read(self) -> bytes:
-        return bytes(self.response.data)
-
-
-def _parse(data: bytes, response: Response, path: str) -> Object:
+def _parse(data: bytes, response: Any, path: str) -> Object:
     """An answer in JSON; of an error in another form, its first line. An unknown group is answered in plain text."""
     content_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
     if content_type and not content_type.endswith("json"):

@@ -10,7 +10,7 @@ is not determined:
   kubectl drops the map, or leaves the directive in the pod.
 - Where a list loses an item, gains another and has a `$setElementOrder`, the new item stands where two patches would put it,
   the deletion first. In kubectl its place depends on how Go lays out the list in memory.
-- A directive that has no useful effect is refused; see `refusals`.
+- A directive that has no useful effect is refused; see overlay_refusals.py.
 """
 
 from __future__ import annotations
@@ -18,33 +18,46 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from launcher.resource.merge_keys import (
-    MERGE_KEYS,
-    MERGED_STRINGS,
-    ORDER,
-    PATCH,
-    REMOVE,
-    RETAIN,
-    RETAIN_KEYS,
-    as_list,
-    given_fields,
-    identity,
-    inner_path,
-    is_directive,
-)
-from launcher.resource.overlay_refusals import refusals
-
 Object = dict[str, Any]
+
+
+CONTAINERS = ("spec.containers", "spec.ephemeralContainers", "spec.initContainers")
+CLAIM_TEMPLATE = "spec.volumes.ephemeral.volumeClaimTemplate.metadata"
+
+MERGE_KEYS: Mapping[str, str] = {
+    "metadata.ownerReferences": "uid",
+    **dict.fromkeys(CONTAINERS, "name"),
+    **{f"{containers}.env": "name" for containers in CONTAINERS},
+    **{f"{containers}.ports": "containerPort" for containers in CONTAINERS},
+    **{f"{containers}.volumeDevices": "devicePath" for containers in CONTAINERS},
+    **{f"{containers}.volumeMounts": "mountPath" for containers in CONTAINERS},
+    "spec.evictionResponders": "name",
+    "spec.hostAliases": "ip",
+    "spec.imagePullSecrets": "name",
+    "spec.resourceClaims": "name",
+    "spec.schedulingGates": "name",
+    "spec.topologySpreadConstraints": "topologyKey",
+    "spec.volumes": "name",
+    f"{CLAIM_TEMPLATE}.ownerReferences": "uid",
+}
+"""Path of a list -> the field that distinguishes its items (x-kubernetes-patch-merge-key in the API's schema)."""
+
+MERGED_STRINGS = ("metadata.finalizers", f"{CLAIM_TEMPLATE}.finalizers")
+"""Lists of strings that are merged. Every list that is neither here nor in MERGE_KEYS is replaced as a whole."""
+
+RETAIN_KEYS = ("spec.resourceClaims", "spec.volumes")
+"""Lists of the strategy retainKeys: an item has one of several fields, as a volume has one source."""
+
+PATCH, RETAIN = "$patch", "$retainKeys"
+ORDER, REMOVE = "$setElementOrder/", "$deleteFromPrimitiveList/"
 
 
 def merge(template: Mapping[str, Any], overlay: Mapping[str, Any]) -> Object:
     """The template with the overlay merged onto it; neither is changed, and nothing mutable of the overlay is shared.
 
-    Raises:
-        SpecError: the first of the overlay's `refusals`.
+    Args:
+        overlay: one without `refusals`, as every parsed document has it.
     """
-    for refusal in refusals(overlay):
-        raise refusal
     return _merge_map(template, overlay, "")
 
 
@@ -136,3 +149,25 @@ def _of_lists(overlay: Mapping[str, Any], directive: str) -> Iterator[tuple[str,
     for key, value in overlay.items():
         if is_directive(key) and key.startswith(directive):
             yield key.removeprefix(directive), value
+
+
+def identity(item: Any, key: str | None) -> Any:
+    """What distinguishes an item of a list: its merge key, or the item itself in a list of strings."""
+    return item.get(key) if key else item
+
+
+def is_directive(key: Any) -> bool:
+    return isinstance(key, str) and key.startswith("$")
+
+
+def given_fields(overlay: Mapping[str, Any]) -> list[str]:
+    """Names of the fields that it sets: neither nulls, which remove a field, nor directives."""
+    return [name for name, value in overlay.items() if value is not None and not is_directive(name)]
+
+
+def inner_path(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from launcher.resource.merge_keys import (
+from launcher.resource.overlay import (
     MERGE_KEYS,
     MERGED_STRINGS,
     ORDER,
