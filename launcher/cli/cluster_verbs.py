@@ -8,14 +8,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.exit_codes import (
-    LAUNCHER_ERROR,
-    NOT_FINISHED,
-    OF_PHASE,
-    RUN_FAILED,
-    exit_on_error,
-    fail,
-)
+from launcher.cli.exit_codes import LAUNCHER_ERROR, NOT_FINISHED, OF_PHASE, RUN_FAILED, fail
 from launcher.cli.options import (
     ContextOption,
     FileArgument,
@@ -35,6 +28,7 @@ from launcher.cli.waiting import (
     drive_and_exit,
     end_of_cancelled,
     exit_at_end,
+    open_run,
     or_not_found,
     until_interrupted,
 )
@@ -52,25 +46,24 @@ def submit(
     verbose: LogActionsOption = False,
 ) -> None:
     """Submit a run to a cluster. Submitting it again attaches to the run, or runs it again if it has ended."""
-    with exit_on_error(output):
-        from launcher import submit as remote
+    from launcher import submit as remote
 
-        cluster = connect(context, waits=wait, timeout=timeout)
-        document = remote.read_document(read_text(file), file.name, namespace)
-        namespace, name = document.namespace or cluster.namespace, document.run.metadata.name
-        if not wait and remote.record_kind(cluster) == "ConfigMap":
-            fix = "add --wait so that this process drives it, or install the operator: kubectl apply -k k8s/"
-            fail(LAUNCHER_ERROR, output, "nothing would drive the run: SelectionRun is not installed", namespace, fix)
-        submitted = remote.submit(cluster, document, namespace)
-        for warning in cluster.warnings:
-            print_note(f"warning: {warning}")
-        print_note(f"{submitted.action}: {namespace}/{name}")
-        if timeout is not None and not wait:
-            print_note("warning: --timeout has no effect without --wait")
-        if wait:
-            drive_and_exit(cluster, submitted.record, timeout, output, verbose)
-        print_note(f"follow it with: prism watch {name} -n {namespace}")
-        print_facts({**remote.outcome(submitted.record), "action": submitted.action}, output, table=name)
+    cluster = connect(context, waits=wait, timeout=timeout)
+    document = remote.read_document(read_text(file), file.name, namespace)
+    namespace, name = document.namespace or cluster.namespace, document.run.metadata.name
+    if not wait and remote.record_kind(cluster) == "ConfigMap":
+        fix = "add --wait so that this process drives it, or install the operator: kubectl apply -k k8s/"
+        fail(LAUNCHER_ERROR, output, "nothing would drive the run: SelectionRun is not installed", namespace, fix)
+    submitted = remote.submit(cluster, document, namespace)
+    for warning in cluster.warnings:
+        print_note(f"warning: {warning}")
+    print_note(f"{submitted.action}: {namespace}/{name}")
+    if timeout is not None and not wait:
+        print_note("warning: --timeout has no effect without --wait")
+    if wait:
+        drive_and_exit(cluster, submitted.record, timeout, output, verbose)
+    print_note(f"follow it with: prism watch {name} -n {namespace}")
+    print_facts({**remote.outcome(submitted.record), "action": submitted.action}, output, table=name)
 
 
 def status(
@@ -79,15 +72,13 @@ def status(
     context: ContextOption = None,
     output: OutputOption = Output.table,
 ) -> None:
-    """Show the status of a run: its stages and groups, and why one is waiting or failed."""
-    with exit_on_error(output):
-        from launcher import submit as remote
-        from launcher.follow.run_tables import run_table
+    """Show the status of a run. Lists its stages and groups, and why one is waiting or failed."""
+    from launcher import submit as remote
+    from launcher.follow.run_tables import run_table
 
-        cluster = connect(context)
-        record = remote.get_record(cluster, namespace or cluster.namespace, name)
-        facts = {**remote.outcome(record), "status": record.status.to_document()}
-        print_facts(facts, output, table=run_table(record, datetime.now(UTC)))
+    _, record = open_run(name, namespace, context)
+    facts = {**remote.outcome(record), "status": record.status.to_document()}
+    print_facts(facts, output, table=run_table(record, datetime.now(UTC)))
 
 
 def list_runs(
@@ -99,14 +90,13 @@ def list_runs(
     output: OutputOption = Output.table,
 ) -> None:
     """List the runs in a namespace."""
-    with exit_on_error(output):
-        from launcher import submit as remote
-        from launcher.follow.run_tables import runs_table
+    from launcher import submit as remote
+    from launcher.follow.run_tables import runs_table
 
-        cluster = connect(context)
-        records = remote.list_records(cluster, None if all_namespaces else namespace or cluster.namespace)
-        facts = {"runs": [remote.outcome(record) for record in records]}
-        print_facts(facts, output, table=runs_table(records, datetime.now(UTC)))
+    cluster = connect(context)
+    records = remote.list_records(cluster, None if all_namespaces else namespace or cluster.namespace)
+    facts = {"runs": [remote.outcome(record) for record in records]}
+    print_facts(facts, output, table=runs_table(records, datetime.now(UTC)))
 
 
 def wait(
@@ -117,24 +107,17 @@ def wait(
     output: OutputOption = Output.table,
 ) -> None:
     """Wait until a run ends. Exit code: 0 complete, 100 failed, 101 timed out, 102 deleted, 103 cancelled."""
-    with exit_on_error(output):
-        from launcher import submit as remote
-
-        cluster = connect(context, waits=True, timeout=timeout)
-        record = remote.get_record(cluster, namespace or cluster.namespace, name)
-        exit_at_end(cluster, record, timeout, output)
+    cluster, record = open_run(name, namespace, context, waits=True, timeout=timeout)
+    exit_at_end(cluster, record, timeout, output)
 
 
 def watch(name: NameArgument, namespace: NamespaceOption = "", context: ContextOption = None) -> None:
     """Show a run's progress until it ends. Ctrl-C stops watching; the run continues."""
-    with exit_on_error(Output.table):
-        from launcher import submit as remote
-        from launcher.follow.watch import watch_run
+    from launcher.follow.watch import watch_run
 
-        cluster = connect(context, waits=True)
-        record = remote.get_record(cluster, namespace or cluster.namespace, name)
-        ended = or_not_found(until_interrupted(lambda: watch_run(cluster, record), record), record)
-        sys.exit(OF_PHASE.get(ended.status.phase, RUN_FAILED))
+    cluster, record = open_run(name, namespace, context, waits=True)
+    ended = or_not_found(until_interrupted(lambda: watch_run(cluster, record), record), record)
+    sys.exit(OF_PHASE.get(ended.status.phase, RUN_FAILED))
 
 
 def logs(
@@ -148,31 +131,29 @@ def logs(
     timestamps: Annotated[bool, typer.Option("--timestamps", help="Start each line with its time.")] = False,
 ) -> None:
     """Print the logs of a run's pods. Each line starts with the pod's stage, group and attempt."""
-    with exit_on_error(Output.table):
-        from launcher import submit as remote
-        from launcher.follow.merged_logs import log_lines
-        from launcher.follow.terminal_text import printable
+    from launcher import submit as remote
+    from launcher.follow.merged_logs import log_lines
+    from launcher.follow.terminal_text import printable
 
-        cluster = connect(context, waits=follow)
-        record = remote.get_record(cluster, namespace or cluster.namespace, name)
-        lines = log_lines(
-            cluster,
-            record.namespace,
-            name,
-            stage=stage,
-            group=group,
-            follow=follow,
-            tail=tail,
-            timestamps=timestamps,
-            is_over=lambda: remote.is_over(cluster.without_retries(), record),
-            on_outage=print_note,
-        )
+    cluster, record = open_run(name, namespace, context, waits=follow)
+    lines = log_lines(
+        cluster,
+        record.namespace,
+        name,
+        stage=stage,
+        group=group,
+        follow=follow,
+        tail=tail,
+        timestamps=timestamps,
+        is_over=lambda: remote.is_over(cluster.without_retries(), record),
+        on_outage=print_note,
+    )
 
-        def show() -> None:
-            for prefix, line in lines:
-                print(f"{prefix} {printable(line)}", flush=True)
+    def show() -> None:
+        for prefix, line in lines:
+            print(f"{prefix} {printable(line)}", flush=True)
 
-        until_interrupted(show, record)
+    until_interrupted(show, record)
 
 
 def cancel(
@@ -182,18 +163,15 @@ def cancel(
     output: OutputOption = Output.table,
 ) -> None:
     """Cancel a run. Finished shards are kept; `prism retry` continues from them."""
-    with exit_on_error(output):
-        from launcher import submit as remote
+    from launcher import submit as remote
 
-        cluster = connect(context, waits=True)
-        record = remote.cancel(cluster, remote.get_record(cluster, namespace or cluster.namespace, name))
-        ended = end_of_cancelled(cluster, record, CANCEL_TIMEOUT_SECONDS)
-        ended = or_not_found(ended, record, output)
-        if not ended.status.is_terminal:
-            fail(
-                NOT_FINISHED, output, "cancellation requested; the run has not ended yet", name, f"prism status {name}"
-            )
-        print_facts(remote.outcome(ended), output, table=f"{name}: {ended.status.phase}")
+    cluster, record = open_run(name, namespace, context, waits=True)
+    record = remote.cancel(cluster, record)
+    ended = end_of_cancelled(cluster, record, CANCEL_TIMEOUT_SECONDS)
+    ended = or_not_found(ended, record, output)
+    if not ended.status.is_terminal:
+        fail(NOT_FINISHED, output, "cancellation requested; the run has not ended yet", name, f"prism status {name}")
+    print_facts(remote.outcome(ended), output, table=f"{name}: {ended.status.phase}")
 
 
 def retry(
@@ -206,18 +184,16 @@ def retry(
     verbose: LogActionsOption = False,
 ) -> None:
     """Run an ended run again, on the current data. Extracts only what the store lacks."""
-    with exit_on_error(output):
-        from launcher import submit as remote
+    from launcher import submit as remote
 
-        cluster = connect(context, waits=wait, timeout=timeout)
-        record = remote.get_record(cluster, namespace or cluster.namespace, name)
-        if not record.status.is_terminal:
-            fix = f"`prism wait {name}` waits for its end, `prism cancel {name}` ends it"
-            fail(LAUNCHER_ERROR, output, f"the run has not ended: {record.status.phase}", name, fix)
-        if not wait and record.is_config_map:
-            fix = "add --wait so that this process drives it"
-            fail(LAUNCHER_ERROR, output, "nothing would drive the run", name, fix)
-        record = remote.run_again(cluster, record)
-        if wait:
-            drive_and_exit(cluster, record, timeout, output, verbose)
-        print_facts(remote.outcome(record), output, table=f"{name}: round {record.round}")
+    cluster, record = open_run(name, namespace, context, waits=wait, timeout=timeout)
+    if not record.status.is_terminal:
+        fix = f"`prism wait {name}` waits for its end, `prism cancel {name}` ends it"
+        fail(LAUNCHER_ERROR, output, f"the run has not ended: {record.status.phase}", name, fix)
+    if not wait and record.is_config_map:
+        fix = "add --wait so that this process drives it"
+        fail(LAUNCHER_ERROR, output, "nothing would drive the run", name, fix)
+    record = remote.run_again(cluster, record)
+    if wait:
+        drive_and_exit(cluster, record, timeout, output, verbose)
+    print_facts(remote.outcome(record), output, table=f"{name}: round {record.round}")

@@ -17,10 +17,10 @@ The stages in the container have exit codes of their own (64, 65, 75, 143): pris
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import sys
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from launcher.cli.options import Output
 from launcher.cli.printing import print_facts, print_note
@@ -36,33 +36,37 @@ OF_PHASE = {"Complete": 0, "Failed": RUN_FAILED, "Cancelled": CANCELLED}
 """Terminal phase of a run -> exit code."""
 
 
-@contextlib.contextmanager
-def exit_on_error(output: Output) -> Iterator[None]:
-    """Print an error as three lines (what, where, hint) and exit with its code."""
-    from launcher.kube.errors import ClusterError, NotFound
-    from launcher.local.process import NotInstalledError, StageError
-    from launcher.local.signals import StopError
-    from prism_job.errors import SpecError
+def exit_on_error(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb, with every error of its printed as three lines (what, where, hint) before it exits with its code."""
 
-    try:
-        yield
-    except SpecError as error:
-        fail(PREFLIGHT_FAILED, output, error.what, error.where, error.fix, stage="preflight")
-    except NotFound as error:
-        fail(NOT_FOUND, output, error.what, error.where, error.fix)
-    except ClusterError as error:
-        fail(LAUNCHER_ERROR, output, error.what, error.where, error.fix)
-    except NotInstalledError as error:
-        fail(LAUNCHER_ERROR, output, str(error), sys.executable, "pip install 'prism-selection[job]'")
-    except StageError as error:
-        for line in error.tail:
-            print_note(line)
-        fail(RUN_FAILED, output, error.what, error.where, error.fix, stage=error.stage, stage_exit=error.exit_code)
-    except StopError as error:
-        print_note(
-            "stopped; finished units are kept; run the same command again to continue" if error.is_stage else "stopped"
-        )
-        sys.exit(128 + error.signal_number)
+    @functools.wraps(verb)
+    def run(**options: Any) -> None:
+        from launcher.kube.errors import ClusterError, NotFound
+        from launcher.local.process import NotInstalledError, StageError
+        from launcher.local.signals import StopError
+        from prism_job.errors import SpecError
+
+        output = options.get("output", Output.table)
+        try:
+            verb(**options)
+        except SpecError as error:
+            fail(PREFLIGHT_FAILED, output, error.what, error.where, error.fix, stage="preflight")
+        except NotFound as error:
+            fail(NOT_FOUND, output, error.what, error.where, error.fix)
+        except ClusterError as error:
+            fail(LAUNCHER_ERROR, output, error.what, error.where, error.fix)
+        except NotInstalledError as error:
+            fail(LAUNCHER_ERROR, output, str(error), sys.executable, "pip install 'prism-selection[job]'")
+        except StageError as error:
+            for line in error.tail:
+                print_note(line)
+            fail(RUN_FAILED, output, error.what, error.where, error.fix, stage=error.stage, stage_exit=error.exit_code)
+        except StopError as error:
+            kept = "; finished units are kept; run the same command again to continue" if error.is_stage else ""
+            print_note(f"stopped{kept}")
+            sys.exit(128 + error.signal_number)
+
+    return run
 
 
 def fail(

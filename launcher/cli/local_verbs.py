@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from launcher.cli.exit_codes import exit_on_error
 from launcher.cli.options import (
     FileArgument,
     KeepOption,
@@ -36,13 +35,12 @@ def run(
     verbose: VerboseOption = False,
 ) -> None:
     """Run a selection on this machine: plan, extract, reduce. Prints the location of manifest.json."""
-    with exit_on_error(output):
-        from launcher.follow.bars import open_display
-        from launcher.local import stages
+    from launcher.follow.bars import open_display
+    from launcher.local import stages
 
-        text = read_text(file)
-        with open_display(plain=verbose) as display:
-            facts = stages.run_stages(text, file.name, display, job=context.obj or stages.JOB, verbose=verbose)
+    text = read_text(file)
+    with open_display(plain=verbose) as display:
+        facts = stages.run_stages(text, file.name, display, job=context.obj or stages.JOB, verbose=verbose)
     print_facts(facts, output, table=facts["manifest"])
     report = _report_of(facts["manifest"])
     print_note(f"report: {report}")
@@ -66,7 +64,7 @@ def evaluate(
     output: OutputOption = Output.table,
     verbose: VerboseOption = False,
 ) -> None:
-    """Compare a selection's ranking with labels and with the plain loss, with 95 % confidence intervals."""
+    """Compare a selection's ranking with labels. Also ranks by the plain loss; intervals are 95 %."""
     options = {"--label": label, "--positive": positive, "--target-label": target_label}
     given = [word for name, value in options.items() if value is not None for word in (name, value)]
     _run_verb(context, "evaluate", [manifest, *given], output, verbose, metrics_table)
@@ -99,12 +97,11 @@ def estimate(
     verbose: VerboseOption = False,
 ) -> None:
     """Estimate tokens, GPU memory and GPU hours of a run. Reads the document, the model's config and the data."""
-    with exit_on_error(output):
-        from launcher.local import stages
+    from launcher.local import stages
 
-        with stages.checked_copy(read_text(file), file.name) as document:
-            options = ["--gpu", gpu, "--utilisation", str(utilisation), "--sample", str(sample)]
-            _run_verb(context, "estimate", ["--spec", document, *options], output, verbose, estimate_table)
+    with stages.checked_copy(read_text(file), file.name) as document:
+        options = ["--gpu", gpu, "--utilisation", str(utilisation), "--sample", str(sample)]
+        _run_verb(context, "estimate", ["--spec", document, *options], output, verbose, estimate_table)
 
 
 def store_list(
@@ -154,10 +151,9 @@ def _run_verb(
     table_of: Callable[[Facts], str],
 ) -> None:
     """Run one verb of the job and print its facts."""
-    with exit_on_error(output):
-        from launcher.local import stages
+    from launcher.local import stages
 
-        facts = stages.run_verb(verb, arguments, job=context.obj or stages.JOB, verbose=verbose)
+    facts = stages.run_verb(verb, arguments, job=context.obj or stages.JOB, verbose=verbose)
     print_facts(facts, output, table=table_of(facts))
 
 

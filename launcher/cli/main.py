@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from launcher.cli import cluster_verbs, local_verbs, setup_verbs
+from launcher.cli.exit_codes import exit_on_error
 
 # Plain help texts: rich would double the time that --help takes.
 app = typer.Typer(
@@ -23,31 +24,31 @@ app = typer.Typer(
 store = typer.Typer(help="Inspect and prune a gradient store.", rich_markup_mode=None, no_args_is_help=True)
 
 # On this machine.
-app.command("run")(local_verbs.run)
-app.command("estimate")(local_verbs.estimate)
-app.command("evaluate")(local_verbs.evaluate)
-app.command("export")(local_verbs.export)
-store.command("list")(local_verbs.store_list)
-store.command("du")(local_verbs.store_du)
-store.command("prune")(local_verbs.store_prune)
+app.command("run")(exit_on_error(local_verbs.run))
+app.command("estimate")(exit_on_error(local_verbs.estimate))
+app.command("evaluate")(exit_on_error(local_verbs.evaluate))
+app.command("export")(exit_on_error(local_verbs.export))
+store.command("list")(exit_on_error(local_verbs.store_list))
+store.command("du")(exit_on_error(local_verbs.store_du))
+store.command("prune")(exit_on_error(local_verbs.store_prune))
 app.add_typer(store, name="store")
 
 # In a cluster.
-app.command("submit")(cluster_verbs.submit)
-app.command("list")(cluster_verbs.list_runs)
-app.command("status")(cluster_verbs.status)
-app.command("watch")(cluster_verbs.watch)
-app.command("wait")(cluster_verbs.wait)
-app.command("logs")(cluster_verbs.logs)
-app.command("cancel")(cluster_verbs.cancel)
-app.command("retry")(cluster_verbs.retry)
+app.command("submit")(exit_on_error(cluster_verbs.submit))
+app.command("list")(exit_on_error(cluster_verbs.list_runs))
+app.command("status")(exit_on_error(cluster_verbs.status))
+app.command("watch")(exit_on_error(cluster_verbs.watch))
+app.command("wait")(exit_on_error(cluster_verbs.wait))
+app.command("logs")(exit_on_error(cluster_verbs.logs))
+app.command("cancel")(exit_on_error(cluster_verbs.cancel))
+app.command("retry")(exit_on_error(cluster_verbs.retry))
 
 # Setting a cluster up.
-app.command("doctor")(setup_verbs.doctor)
-app.command("render")(setup_verbs.render)
-app.command("schedule")(setup_verbs.schedule)
-app.command("crd")(setup_verbs.crd)
-app.command("operator")(setup_verbs.operator)
+app.command("doctor")(exit_on_error(setup_verbs.doctor))
+app.command("render")(exit_on_error(setup_verbs.render))
+app.command("schedule")(exit_on_error(setup_verbs.schedule))
+app.command("crd")(exit_on_error(setup_verbs.crd))
+app.command("operator")(exit_on_error(setup_verbs.operator))
 
 
 def main(arguments: Sequence[str] | None = None, *, job: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.exit_codes import PREFLIGHT_FAILED, exit_on_error
+from launcher.cli.exit_codes import PREFLIGHT_FAILED
 from launcher.cli.options import ContextOption, DryRun, FileArgument, NamespaceOption, Output, OutputOption, read_text
 from launcher.cli.printing import print_facts, print_note, yaml_documents
 from launcher.cli.waiting import connect
@@ -26,22 +26,21 @@ def doctor(
     ] = True,
     output: OutputOption = Output.table,
 ) -> None:
-    """Check that a cluster is ready: rights, queue, GPUs, policies, image, buckets. Exits with 3 on an error."""
-    with exit_on_error(output):
-        from launcher import submit as remote
-        from launcher.doctor.cluster_checks import examine
-        from launcher.doctor.findings import findings_table
+    """Check that a cluster is ready for runs. Exits with 3 if a check finds an error."""
+    from launcher import submit as remote
+    from launcher.doctor.cluster_checks import examine
+    from launcher.doctor.findings import findings_table
 
-        cluster = connect(context)
-        document = remote.read_document(read_text(file), file.name, namespace) if file else None
-        run, namespace = (document.run, document.namespace) if document else (None, namespace)
-        probe = probe and run is not None
-        if probe:
-            print_note("testing the buckets from a Job; this may pull its image first (--no-probe skips it)")
-        findings = examine(cluster, namespace or cluster.namespace, run, probe=probe)
-        print_facts({"findings": [vars(finding) for finding in findings]}, output, table=findings_table(findings))
-        if any(finding.level == "error" for finding in findings):
-            sys.exit(PREFLIGHT_FAILED)
+    cluster = connect(context)
+    document = remote.read_document(read_text(file), file.name, namespace) if file else None
+    run, namespace = (document.run, document.namespace) if document else (None, namespace)
+    probe = probe and run is not None
+    if probe:
+        print_note("testing the buckets from a Job; this may pull its image first (--no-probe skips it)")
+    findings = examine(cluster, namespace or cluster.namespace, run, probe=probe)
+    print_facts({"findings": [vars(finding) for finding in findings]}, output, table=findings_table(findings))
+    if any(finding.level == "error" for finding in findings):
+        sys.exit(PREFLIGHT_FAILED)
 
 
 def render(
@@ -54,24 +53,23 @@ def render(
     output: OutputOption = Output.yaml,
 ) -> None:
     """Print the Kubernetes objects of a run's first attempts. Needs no cluster unless --dry-run=server."""
-    with exit_on_error(output):
-        from launcher import submit as remote
-        from launcher.render.run_objects import run_objects
+    from launcher import submit as remote
+    from launcher.render.run_objects import run_objects
 
-        document = remote.read_document(read_text(file), file.name, namespace)
-        objects = run_objects(document.run, document.namespace or "default")
-        if dry_run is DryRun.server:
-            cluster = connect(context)
-            objects = run_objects(document.run, document.namespace or cluster.namespace)
-            for manifest in objects:
-                cluster.apply(manifest, dry_run=True)
-            for warning in cluster.warnings:
-                print_note(f"warning: {warning}")
-            print_note(f"the API server accepts all {len(objects)} objects")
-        if output is Output.json:
-            print_facts({"apiVersion": "v1", "kind": "List", "items": objects}, output, table="")
-        else:
-            print(yaml_documents(objects), end="")
+    document = remote.read_document(read_text(file), file.name, namespace)
+    objects = run_objects(document.run, document.namespace or "default")
+    if dry_run is DryRun.server:
+        cluster = connect(context)
+        objects = run_objects(document.run, document.namespace or cluster.namespace)
+        for manifest in objects:
+            cluster.apply(manifest, dry_run=True)
+        for warning in cluster.warnings:
+            print_note(f"warning: {warning}")
+        print_note(f"the API server accepts all {len(objects)} objects")
+    if output is Output.json:
+        print_facts({"apiVersion": "v1", "kind": "List", "items": objects}, output, table="")
+    else:
+        print(yaml_documents(objects), end="")
 
 
 def schedule(
@@ -88,28 +86,27 @@ def schedule(
     ] = "prism-driver",
     apply: Annotated[bool, typer.Option("--apply", help="Apply it to the cluster instead of printing it.")] = False,
 ) -> None:
-    """Print or apply a CronJob that runs `prism submit --wait` on a schedule."""
-    with exit_on_error(Output.table):
-        from launcher import submit as remote
-        from launcher.render.cron_job import cron_job
+    """Print or apply a CronJob that submits a run. Its pod runs `prism submit --wait`."""
+    from launcher import submit as remote
+    from launcher.render.cron_job import cron_job
 
-        document = remote.read_document(read_text(file), file.name, namespace)
-        cluster = connect(context) if apply else None
-        objects = cron_job(
-            document.run,
-            document.text,
-            document.namespace or (cluster.namespace if cluster else "default"),
-            cron,
-            image=image,
-            service_account=service_account,
-            time_zone=time_zone,
-        )
-        if cluster is None:
-            print(yaml_documents(objects), end="")
-            return
-        for manifest in objects:
-            cluster.apply(manifest)
-            print(f"{manifest['kind'].lower()}/{manifest['metadata']['name']}")
+    document = remote.read_document(read_text(file), file.name, namespace)
+    cluster = connect(context) if apply else None
+    objects = cron_job(
+        document.run,
+        document.text,
+        document.namespace or (cluster.namespace if cluster else "default"),
+        cron,
+        image=image,
+        service_account=service_account,
+        time_zone=time_zone,
+    )
+    if cluster is None:
+        print(yaml_documents(objects), end="")
+        return
+    for manifest in objects:
+        cluster.apply(manifest)
+        print(f"{manifest['kind'].lower()}/{manifest['metadata']['name']}")
 
 
 def crd() -> None:
@@ -127,10 +124,9 @@ def operator(
     port: Annotated[int, typer.Option(help="Port of /healthz, /readyz and /metrics.")] = 8080,
 ) -> None:
     """Run the operator: reconcile every SelectionRun until SIGTERM. Of several replicas, one leads."""
-    with exit_on_error(Output.table):
-        from launcher.kube.cluster import Cluster
-        from launcher.operator.process import run_operator
+    from launcher.kube.cluster import Cluster
+    from launcher.operator.process import run_operator
 
-        cluster = Cluster(context)
-        own_namespace = os.environ.get("POD_NAMESPACE") or cluster.namespace
-        sys.exit(run_operator(cluster, namespace or None, port, own_namespace))
+    cluster = Cluster(context)
+    own_namespace = os.environ.get("POD_NAMESPACE") or cluster.namespace
+    sys.exit(run_operator(cluster, namespace or None, port, own_namespace))

@@ -45,6 +45,16 @@ def connect(context: str | None, *, waits: bool = False, timeout: float | None =
     return Cluster(context, tries=tries, on_outage=print_note, timeout_seconds=timeout if waits else None)
 
 
+def open_run(
+    name: str, namespace: str, context: str | None, *, waits: bool = False, timeout: float | None = None
+) -> tuple[Cluster, Record]:
+    """As `connect`, and the record of an existing run. Raises NotFound."""
+    from launcher import submit as remote
+
+    cluster = connect(context, waits=waits, timeout=timeout)
+    return cluster, remote.get_record(cluster, namespace or cluster.namespace, name)
+
+
 def drive_and_exit(cluster: Cluster, record: Record, timeout: float | None, output: Output, verbose: bool) -> NoReturn:
     """Drive the run, unless an operator does or we lack the rights; exit with its outcome."""
     from launcher import submit as remote
@@ -122,28 +132,20 @@ def until_interrupted(act: Callable[[], T], record: Record) -> T:
     """What `act` returns. Ctrl-C and SIGTERM exit at once, with a hint how to return to the run."""
 
     def interrupt(number: int, _: object) -> None:
-        raise _Interrupted(number)
+        raise KeyboardInterrupt(number)
 
     # In a pod we are process 1, which SIGTERM does not end by default.
-    before = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         return act()
-    except (KeyboardInterrupt, _Interrupted) as error:
+    except KeyboardInterrupt as interrupted:
         if record.is_config_map:
             print_note("stopped waiting; nothing drives the run now. Continue: submit the document again with --wait")
         else:
             print_note(f"stopped waiting; the run continues. Return: prism wait {record.name} -n {record.namespace}")
-        sys.exit(128 + error.signal_number if isinstance(error, _Interrupted) else 130)
+        sys.exit(128 + (interrupted.args[0] if interrupted.args else signal.SIGINT))
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-class _Interrupted(BaseException):
-    """SIGTERM arrived."""
-
-    def __init__(self, signal_number: int) -> None:
-        self.signal_number = signal_number
-        super().__init__(signal_number)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _report_repeated_errors() -> Callable[..., None]:
