@@ -1,6 +1,6 @@
-"""The stages and the verbs behind the CLI: `python -m prism_job <verb>`.
+"""`python -m prism_job <verb>`: the three stages, and the verbs behind the CLI. Errors become exit codes: the only sys.exit.
 
-Errors become exit codes here; the only sys.exit.
+Each function imports what it needs: a plan must not import torch.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from prism_job.spec.document import SelectionRun, parse_spec
 from prism_job.storage.retries import num_retries
 
 
-def _plan(run: SelectionRun, _: argparse.Namespace) -> dict[str, Any]:
+def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
     from prism_job.stages.plan import make_plan
 
-    plan = make_plan(run)
+    plan = make_plan(_read_spec(arguments.spec))
     return {
         "units": plan.num_units,
         "missing": plan.num_missing,
@@ -32,19 +32,19 @@ def _plan(run: SelectionRun, _: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _extract(run: SelectionRun, arguments: argparse.Namespace) -> dict[str, Any]:
+def _extract(arguments: argparse.Namespace) -> dict[str, Any]:
     from prism_job.extract.distributed.world import Topology
     from prism_job.stages.extract import extract
 
     topology = Topology(**{name: getattr(arguments, name) for name in TOPOLOGY})
     given = ["--spec", arguments.spec, *(f"--{name}={getattr(arguments, name)}" for name in TOPOLOGY)]
-    return extract(run, topology, given)
+    return extract(_read_spec(arguments.spec), topology, given)
 
 
-def _reduce(run: SelectionRun, _: argparse.Namespace) -> dict[str, Any]:
+def _reduce(arguments: argparse.Namespace) -> dict[str, Any]:
     from prism_job.stages.reduce import reduce
 
-    return reduce(run)
+    return reduce(_read_spec(arguments.spec))
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -76,87 +76,83 @@ def _store(arguments: argparse.Namespace) -> dict[str, Any]:
     needed = find_needed(arguments.keep) if arguments.keep else None
     if arguments.action == "list":
         return inventory.count_rows(contents, needed)
-    if needed is None or arguments.action == "du":
+    if arguments.action == "du" or needed is None:
         return inventory.disk_use(contents, needed)
     return inventory.prune(contents, needed, arguments.older_than, really=arguments.yes)
 
 
-STAGES: dict[str, Callable[[SelectionRun, argparse.Namespace], dict[str, Any]]] = {
+STAGES = ("plan", "extract", "reduce")
+VERBS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "plan": _plan,
     "extract": _extract,
     "reduce": _reduce,
-}
-TOPOLOGY = {
-    "ranks": (0, "processes of this node; 0: one a GPU, or one"),
-    "nodes": (1, "nodes of this world"),
-    "node": (0, "which of them this is"),
-    "master": ("127.0.0.1:29500", "host:port of node 0, where the ranks of several nodes meet"),
-    "groups": (1, "worlds that share the store and nothing else"),
-    "group": (0, "which of them this is"),
-}
-"""Options of `extract`: name -> default and help. The launcher sets them from spec.cluster."""
-VERBS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "evaluate": _evaluate,
     "export": _export,
     "estimate": _estimate,
     "store": _store,
 }
-OF_A_MANIFEST = ("evaluate", "export")
+TOPOLOGY = {
+    "ranks": (0, "processes of this node; 0: one per GPU, or one"),
+    "nodes": (1, "nodes of this world"),
+    "node": (0, "index of this node"),
+    "master": ("127.0.0.1:29500", "host:port of node 0, where the ranks of several nodes meet"),
+    "groups": (1, "worlds that share only the store"),
+    "group": (0, "index of this world"),
+}
+"""Options of `extract`: name -> default and help. The launcher sets them from spec.cluster."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0 done, 64, 65, 75 by family of error, 143 stopped, 130 Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m prism_job", description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    for name in STAGES:
-        verbs.add_parser(name).add_argument("--spec", required=True, help="path of selection.yaml")
-    for name in OF_A_MANIFEST:
-        verbs.add_parser(name).add_argument("manifest", help="address of a manifest.json")
-    for name, (default, text) in TOPOLOGY.items():
-        verbs.choices["extract"].add_argument(f"--{name}", type=type(default), default=default, help=text)
-    verbs.choices["evaluate"].add_argument(
-        "--label", help="column that says good or bad; else as the run's document says"
-    )
-    verbs.choices["evaluate"].add_argument("--positive", help="its value that means good")
-    verbs.choices["evaluate"].add_argument(
-        "--target-label", help="column of the targets that says which pairs are right"
-    )
-    verbs.choices["export"].add_argument("destination", help="path or s3:// address of the file to write")
-    estimating = verbs.add_parser("estimate")
-    estimating.add_argument("--spec", required=True, help="path of selection.yaml")
-    estimating.add_argument("--gpu", default="H100", help="type of card")
-    estimating.add_argument("--utilisation", type=float, default=0.35, help="share of its peak that is reached")
-    estimating.add_argument("--sample", type=int, default=1, help="tokenise one row in so many")
-    storing = verbs.add_parser("store")
-    storing.add_argument("action", choices=("list", "du", "prune"))
-    storing.add_argument("store", help="path or s3:// address of the store")
-    storing.add_argument("--keep", action="append", default=[], help="output whose manifests are kept; repeatable")
-    storing.add_argument("--older-than", type=float, default=24.0, help="hours; younger objects are never removed")
-    storing.add_argument("--yes", action="store_true", help="remove; else only say what would be removed")
-    chosen = parser.parse_args(arguments)
+    chosen = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _on_sigterm)
-    before = num_retries()
+    retries_before = num_retries()
     try:
-        if chosen.verb in STAGES:
-            words = STAGES[chosen.verb](_read_spec(chosen.spec), chosen)
-            words["retries"] = words.get("retries", 0) + num_retries() - before  # a spawner's words hold its ranks'
-        else:
-            words = VERBS[chosen.verb](chosen)
+        outcome = VERBS[chosen.verb](chosen)
     except (PrismError, Stopped) as error:
-        words = {"error": error.what, "where": error.where, "fix": error.fix, "exitCode": error.exit_code}
-        write_termination_message({"verb": chosen.verb, **words, "retries": num_retries() - before})
+        failure = {"error": error.what, "where": error.where, "fix": error.fix, "exitCode": error.exit_code}
+        write_termination_message({"verb": chosen.verb, **failure, "retries": num_retries() - retries_before})
         return error.exit_code
     except MemoryError:
         fix = "free memory, lower extraction.tokensPerBatch, or look for one huge row; finished units are kept"
-        write_termination_message(
-            {"verb": chosen.verb, "error": "out of memory", "where": chosen.verb, "fix": fix, "exitCode": 75}
-        )
+        failure = {"error": "out of memory", "where": chosen.verb, "fix": fix, "exitCode": 75}
+        write_termination_message({"verb": chosen.verb, **failure})
         return 75
     except KeyboardInterrupt:
         event("interrupted", verb=chosen.verb)
         return 130
-    write_termination_message({"verb": chosen.verb, **words})
+    if chosen.verb in STAGES:  # a spawner's outcome already counts the retries of its ranks
+        outcome["retries"] = outcome.get("retries", 0) + num_retries() - retries_before
+    write_termination_message({"verb": chosen.verb, **outcome})
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m prism_job", description=__doc__)
+    subparsers = parser.add_subparsers(dest="verb", required=True)
+    verbs = {name: subparsers.add_parser(name) for name in VERBS}
+    for name in (*STAGES, "estimate"):
+        verbs[name].add_argument("--spec", required=True, help="path of selection.yaml")
+    for name in ("evaluate", "export"):
+        verbs[name].add_argument("manifest", help="address of a manifest.json")
+    for name, (default, text) in TOPOLOGY.items():
+        verbs["extract"].add_argument(f"--{name}", type=type(default), default=default, help=text)
+    evaluate, estimate, store = verbs["evaluate"], verbs["estimate"], verbs["store"]
+    evaluate.add_argument(
+        "--label", help="column that marks candidates good or bad (default: the run's spec.evaluation)"
+    )
+    evaluate.add_argument("--positive", help="its value that means good")
+    evaluate.add_argument("--target-label", help="column of the targets that marks pairs right or wrong")
+    verbs["export"].add_argument("destination", help="path or s3:// address of the file to write")
+    estimate.add_argument("--gpu", default="H100", help="type of GPU")
+    estimate.add_argument("--utilisation", type=float, default=0.35, help="share of its peak FLOP/s that is reached")
+    estimate.add_argument("--sample", type=int, default=1, help="tokenise one row in this many")
+    store.add_argument("action", choices=("list", "du", "prune"))
+    store.add_argument("store", help="path or s3:// address of the store")
+    store.add_argument("--keep", action="append", default=[], help="output whose selections are kept; repeatable")
+    store.add_argument("--older-than", type=float, default=24.0, help="hours; younger objects are never removed")
+    store.add_argument("--yes", action="store_true", help="remove; without it, only list what would be removed")
+    return parser
 
 
 def _on_sigterm(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Data files -> rows: jsonl, json, csv and parquet, plain or .gz or .zst, from a folder or a bucket. Not: what a row means."""
+"""Data files -> rows: jsonl, json, csv, parquet, plain or .gz or .zst, in a folder or a bucket. Does not interpret rows."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from prism_job.storage.objects import Store
 KINDS = (".jsonl", ".json", ".parquet", ".csv")
 COMPRESSIONS = (".gz", ".zst")
 MAX_LINE_BYTES = 64 * 2**20
-"""Of one JSON line; no example is as long, and a line without end would take all memory."""
+"""Limit of one JSON line: no example is as long, and a line without end would take all memory."""
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Source:
-    """One data file: the store it lies in, its key there, and its address in messages."""
+    """One data file: its store, its key there, and its address for messages."""
 
     store: Store
     key: str
@@ -40,55 +40,55 @@ class Source:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A line that holds no row, and why."""
+    """A line that is no row, and why."""
 
     reason: str
 
 
 def list_sources(uris: Iterable[str]) -> tuple[list[Source], list[str]]:
-    """The data files at each uri (a file, a folder, a prefix), in key order, and the addresses passed over.
+    """The data files at each uri (a file, a folder, a prefix) in key order, and the addresses of all other files there.
 
     Raises:
-        RequestError: nothing there, or a file of a kind we do not read named by itself.
+        RequestError: nothing there, or a single file of an unsupported kind.
     """
     sources: list[Source] = []
     ignored: list[str] = []
     for uri in uris:
-        found, passed = _list_one(uri)
-        sources += found
-        ignored += passed
+        files, others = _list_uri(uri)
+        sources += files
+        ignored += others
     return sources, ignored
 
 
-def _list_one(uri: str) -> tuple[list[Source], list[str]]:
+def _list_uri(uri: str) -> tuple[list[Source], list[str]]:
     parent, name = split_uri(uri)
     is_bucket = uri.startswith("s3://") and "/" not in uri.removeprefix("s3://").rstrip("/")
-    beside = None if is_bucket else open_store(parent)
-    if beside is not None and not uri.endswith("/") and not Path(uri).is_dir() and beside.exists(name):
+    folder = None if is_bucket else open_store(parent)
+    if folder is not None and not uri.endswith("/") and not Path(uri).is_dir() and folder.exists(name):
         if _kind(name) is None:
             raise RequestError(
                 "not a kind of data file that PRISM reads",
                 where=uri,
                 fix=f"use {', '.join(KINDS)}, also with {' or '.join(COMPRESSIONS)}",
             )
-        return [Source(beside, name, beside.uri(name))], []
+        return [Source(folder, name, folder.uri(name))], []
     folder = open_store(uri)
-    listed = [item.key for item in folder.list()]
-    if not listed:
-        fix = "check the address; ~ and * are not expanded, and a data set of the hub must be downloaded first"
+    keys = [listed.key for listed in folder.list()]
+    if not keys:
+        fix = "check the address; ~ and * are not expanded, and a dataset of the hub must be downloaded first"
         raise RequestError("nothing there: no such file, and no folder or prefix with objects", where=uri, fix=fix)
-    unnameable = [key for key in listed if _UNNAMEABLE.search(key)]
-    if unnameable:
+    unprintable = [key for key in keys if _UNPRINTABLE.search(key)]
+    if unprintable:
         fix = "rename that file: its name holds bytes that are not UTF-8, or control characters"
-        raise RequestError(f"a file name that cannot be shown: {unnameable[0]!r}", where=uri, fix=fix)
-    found = [Source(folder, key, folder.uri(key)) for key in listed if _kind(key) is not None]
-    if not found:
+        raise RequestError(f"a file name that cannot be printed: {unprintable[0]!r}", where=uri, fix=fix)
+    sources = [Source(folder, key, folder.uri(key)) for key in keys if _kind(key) is not None]
+    if not sources:
         fix = f"PRISM reads {', '.join(KINDS)}, also with {' or '.join(COMPRESSIONS)}"
-        raise RequestError(f"{len(listed)} objects but none is a data file", where=uri, fix=fix)
-    return found, [folder.uri(key) for key in listed if _kind(key) is None]
+        raise RequestError(f"{len(keys)} objects, but none is a data file", where=uri, fix=fix)
+    return sources, [folder.uri(key) for key in keys if _kind(key) is None]
 
 
-_UNNAMEABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def _kind(key: str) -> tuple[str, str] | None:
@@ -99,10 +99,10 @@ def _kind(key: str) -> tuple[str, str] | None:
 
 
 def read_rows(source: Source) -> Iterator[tuple[int, Row | Unreadable]]:
-    """Each row with its place: the line in jsonl and csv, the position from 1 in json and parquet.
+    """Each row with its number: the line in jsonl and csv, the position from 1 in json and parquet.
 
     Raises:
-        DataError: the object as a whole cannot be read (not the compression or kind its name says, cut short).
+        DataError: the file cannot be read: cut short, or not of the kind or compression in its name.
     """
     kind, compression = _kind(source.key) or ("", "")
     with source.store.as_file(source.key) as path:
@@ -133,7 +133,7 @@ def _jsonl(stream: IO[bytes]) -> Iterator[tuple[int, Row | Unreadable]]:
 
 
 def _lines(stream: IO[bytes]) -> Iterator[bytes]:
-    """Lines of any length, but of a line longer than MAX_LINE_BYTES only the first so many and one: it may never end."""
+    """Lines; one that is longer than MAX_LINE_BYTES is cut to one byte more than that, as it may never end."""
     while content := stream.readline(MAX_LINE_BYTES + 1):
         yield content
         too_long = len(content) > MAX_LINE_BYTES
@@ -152,7 +152,7 @@ def _json_row(content: bytes) -> Row | Unreadable:
 
 
 def _json(stream: IO[bytes]) -> Iterator[tuple[int, Row | Unreadable]]:
-    # The field writes both a JSON array and JSON lines under this ending; the first character tells them apart.
+    # Both a JSON array and JSON lines have this ending in practice; the first character tells them apart.
     start = stream.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:2] if isinstance(stream, io.BufferedReader) else b""
     if start in (b"{\n", b"{\r"):
         raise ValueError("one object over several lines; PRISM reads an array of objects, or one object a line")

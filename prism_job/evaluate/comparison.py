@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prism_job.data.examples import refuse_one_sided
+from prism_job.data.labels import refuse_one_sided
 from prism_job.evaluate.labels import read_labels
 from prism_job.evaluate.metrics import Measure, auroc, preference_figures, ranking_figures, with_intervals
 from prism_job.plan.plan import Plan

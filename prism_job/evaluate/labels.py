@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from prism_job.data.examples import label_of
+from prism_job.data.labels import label_of
 from prism_job.plan.plan import Unit
 from prism_job.storage.objects import Store
 from prism_job.store import staged_rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from prism_job.data import examples
+from prism_job.data import labels
 from prism_job.errors import DataError, RequestError
 from prism_job.plan.plan import Quarantined, Unit
 from prism_job.plan.units import Example
@@ -72,16 +72,14 @@ class Labels:
     def check_candidate(self, example: Example) -> None:
         if self.evaluation:
             self.num_rows += 1
-            self.num_good += examples.label_of(
+            self.num_good += labels.label_of(
                 example.row, self.evaluation.label, self.evaluation.positive, example.where
             )
 
     def check_target(self, example: Example) -> None:
         if self.evaluation and self.evaluation.target_label:
-            examples.label_of(example.row, self.evaluation.target_label, None, example.where)
+            labels.label_of(example.row, self.evaluation.target_label, None, example.where)
 
     def check_both_kinds(self) -> None:
         if self.evaluation:
-            examples.refuse_one_sided(
-                self.num_good, self.num_rows, self.evaluation.label, where="spec.evaluation.label"
-            )
+            labels.refuse_one_sided(self.num_good, self.num_rows, self.evaluation.label, where="spec.evaluation.label")

@@ -108,7 +108,7 @@ def test_a_line_without_end_costs_bounded_memory(job: Job, monkeypatch: pytest.M
 
 def test_a_file_name_that_is_not_utf8_is_refused(job: Job) -> None:
     (job.folder / "pool" / "b\udcff.jsonl").write_text("")
-    job.fails("plan", WRONG_REQUEST, "cannot be shown", "b\\udcff.jsonl")
+    job.fails("plan", WRONG_REQUEST, "cannot be printed", "b\\udcff.jsonl")
 
 
 def test_a_link_that_leads_nowhere_is_named(job: Job) -> None:
@@ -147,7 +147,7 @@ def test_a_template_that_is_no_template_is_the_models_fault(job: Job) -> None:
         folder = save_tiny_model(job.folder / "untemplated")
         (folder / "chat_template.jinja").write_text(template)
         job.spec["model"]["uri"] = str(folder)
-        job.fails("extract", WRONG_REQUEST, "no working template", "chat_template.jinja")
+        job.fails("extract", WRONG_REQUEST, "chat template does not work", "chat_template.jinja")
 
 
 def test_a_line_that_is_not_json_is_named(job: Job) -> None:
@@ -224,7 +224,7 @@ def test_a_target_without_rejected_is_refused_under_preference_weighting_alone(j
 
 def test_chosen_equal_to_rejected_is_refused(job: Job) -> None:
     write_jsonl(job.folder / "targets.jsonl", [pair(0) | {"rejected": pair(0)["chosen"]}])
-    job.fails("plan", DAMAGED_DATA, "targets.jsonl line 1", "chosen equals rejected")
+    job.fails("plan", DAMAGED_DATA, "targets.jsonl line 1", "chosen and rejected are identical")
 
 
 def test_a_target_prompt_longer_than_max_length_is_refused(job: Job) -> None:
@@ -455,7 +455,7 @@ def test_an_adapter_gives_its_own_rows_and_one_that_does_not_fit_is_refused(job:
     weights = safetensors.torch.load_file(folder / "adapter_model.safetensors")
     renamed = {name.replace("q_proj", "zz_proj"): weight for name, weight in weights.items()}
     safetensors.torch.save_file(renamed, folder / "adapter_model.safetensors")
-    job.fails("extract", DAMAGED_DATA, "do not fit", "proj")
+    job.fails("extract", DAMAGED_DATA, "do not match", "proj")
 
 
 def test_a_plan_of_another_document_under_the_same_name_is_refused(job: Job) -> None:

@@ -68,7 +68,7 @@ def _shown_examples(reduced: Reduced, origins: Origins, rows: list[int]) -> list
             source=plan.sources[source],
             line=line,
             selected=bool(reduced.chosen.selected_N[row]),
-            text=examples.shown_text(examples.candidate_content(_staged_row(plan.candidates, row, reduced.store))),
+            text=examples.as_text(examples.candidate_content(_staged_row(plan.candidates, row, reduced.store))),
         )
         for row, score, source, line in zip(rows, scores, sources.tolist(), lines.tolist(), strict=True)
     ]
@@ -80,7 +80,7 @@ def _shown_pairs(reduced: Reduced) -> list[ShownPair]:
     shown = []
     for row in largest.tolist():
         content = examples.target_content(_staged_row(reduced.plan.targets, row, reduced.store), needs_rejected=False)
-        text = examples.shown_text(content, labelled=True)
+        text = examples.as_text(content, labelled=True)
         shown.append(ShownPair(number=row + 1, share=float(targets.contribution_Q[row]), text=text))
     return shown
 

@@ -1,0 +1,40 @@
+"""What a label column says about a row: good or bad. A label changes no score."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+from prism_job.data.examples import describe_columns
+from prism_job.errors import RequestError
+
+_YES = {"1", "1.0", "true", "yes"}
+_NO = {"0", "0.0", "false", "no"}
+
+
+def label_of(row: dict[str, Any], column: str, positive: str | None, where: str) -> bool:
+    """Whether the row is good: the column holds `positive`, or, where that is None, 1, true or yes; case does not matter.
+
+    Raises:
+        RequestError: the column is missing or null, or `positive` is None and it holds neither yes nor no.
+    """
+    if row.get(column) is None:
+        raise RequestError(
+            f"no '{column}' in this row; {describe_columns(row)}", where=where, fix="name a column that all rows have"
+        )
+    # A list or an object cannot be compared, and may be nested too deep to print.
+    value = "" if isinstance(row[column], list | dict) else str(row[column]).lower()
+    if positive is not None:
+        return value == positive.lower()
+    if value not in _YES | _NO:
+        fix = "use 1/0, true/false or yes/no; for a label of candidates, positive (--positive) names the good value"
+        raise RequestError(f"'{column}' holds {reprlib.repr(row[column])}, neither yes nor no", where=where, fix=fix)
+    return value in _YES
+
+
+def refuse_one_sided(num_good: int, num_rows: int, column: str, where: str) -> None:
+    """Raises RequestError where a label marks all rows good, or all bad: there is nothing to compare."""
+    if num_good in (0, num_rows):
+        what = f"column '{column}' marks all {num_rows:,} candidates {'good' if num_good else 'bad'}"
+        fix = "name a column with both kinds, or the value that means good, positive (--positive)"
+        raise RequestError(what, where=where, fix=fix)
