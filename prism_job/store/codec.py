@@ -1,4 +1,4 @@
-"""Rows <-> bytes, in the two codecs of DESIGN section 3. Not: files, scores.
+"""Rows <-> bytes, in the two codecs of docs/architecture.md, Method. Knows no files and no scores.
 
 Shapes: N rows, D dims, W = D / 8 bytes of signs, S = D / 256 blocks that share a scale.
 Every row carries a float32 factor `unit_N`, so that float16 holds relative sizes and cannot overflow.

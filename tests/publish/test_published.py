@@ -31,7 +31,7 @@ def table_of(manifest: Path, name: str) -> list[Row]:
 
 
 def content_id(row: Row) -> str:
-    """An example's id as DESIGN has it, said once more: 128 bits of SHA-256 of the content's canonical JSON."""
+    """An example's id, computed independently: 128 bits of SHA-256 of the content's canonical JSON."""
     content = {"messages": row["messages"]}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,6 +1,7 @@
 """Laws of the reconcile function: tables of what follows from what is seen, and a small world in which hosts die.
 
-The world is plain Python: its Job controller does what a real one was measured to do (KUBERNETES.md), its clock stands still
+The world is plain Python: its Job controller does what a real one was measured to do
+(docs/architecture.md, Kubernetes), its clock stands still
 until a test moves it, and a host may die after any action, or act on a record that is no longer the newest.
 """
 

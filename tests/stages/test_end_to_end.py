@@ -158,7 +158,7 @@ def fold(row_LM: Float64) -> Float64:
 
 
 def direction(weighting: str, curvature: str) -> Float64:
-    """(H + λI)⁻¹ g [L, M] by dense matrices, a layer at a time (DESIGN, section 2)."""
+    """(H + λI)⁻¹ g [L, M] by dense matrices, a layer at a time (docs/architecture.md, Method)."""
     known = oracle()
     g_LM = np.zeros_like(known.candidates[0].row_LM)
     for chosen, rejected in zip(known.chosen, known.rejected, strict=True):
