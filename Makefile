@@ -52,7 +52,7 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 
 fidelity: $(INSTALLED) $(MODEL)
-	$(BIN)/python benchmarks/fidelity.py --data $(DATA) --examples 512 --json build/fidelity.json
+	$(BIN)/python -m benchmarks.fidelity --data $(DATA) --examples 512 --json build/fidelity.json
 
 # The experiments of docs/method.md: hours on two cores. A second call continues where the first stopped. DATA: a folder with
 # gsm8k_train.jsonl, gsm8k_model_solutions.jsonl and bbh.jsonl.

@@ -1,9 +1,9 @@
-"""Kills at random, and what they cost: ranks, spawners, whole groups and the reducer die while a run over S3 goes on.
+"""What random kills cost: ranks, spawners, whole groups and the reducer are killed during a run over S3.
 
-Two groups of ranks extract many small units of a tiny model over moto's S3 server (real HTTP, every answer a little late, so
-that units are still under way when something dies). After each kill, what died is started again, as a Job controller would.
-The run must end with the same bytes of selected.parquet as one that nobody disturbed, and compute no more units twice than
-one a rank a kill. With --faults, a share of the requests is spoilt besides (503, resets, answers cut short, late answers).
+Two groups of ranks extract many small units of a tiny model over moto's S3 server (real HTTP, every response delayed, so that
+units are unfinished when something is killed). What was killed is started again, as a Job controller would. The run must end
+with the same bytes of selected.parquet as an undisturbed one, and compute no more units twice than one a rank and kill. With
+--faults, a share of the requests fails as well (503, resets, truncated and late responses).
 
     python benchmarks/chaos.py --kills 60 --seed 1 --json chaos.json
 """
@@ -25,21 +25,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.job import command, write_document  # noqa: E402
 from tests.conftest import candidate, pair, write_jsonl  # noqa: E402
 from tests.models import save_tiny_model  # noqa: E402
 from tests.unreliable_proxy import UnreliableProxy  # noqa: E402
 
 ROWS_PER_UNIT = 2
-PATIENCE_SECONDS = 60
-"""A kill waits for a new shard, but no longer than this: what is restarted must get somewhere between two kills."""
+SHARD_TIMEOUT_SECONDS = 60
+"""A kill waits for a new shard, but no longer than this: what is restarted must make progress between two kills."""
 
 REDUCER_SHARE = 0.1
-"""Of the kills, the reducer's."""
+"""Share of the kills that hit the reducer."""
 
 
 def main() -> None:
@@ -49,23 +48,22 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=500)
     parser.add_argument("--groups", type=int, default=2)
     parser.add_argument("--ranks", type=int, default=2, help="of a group")
-    parser.add_argument("--faults", type=float, default=0.0, help="share of requests that are spoilt")
-    parser.add_argument("--latency", type=float, default=0.3, help="seconds by which every answer is late")
+    parser.add_argument("--faults", type=float, default=0.0, help="share of requests that fail")
+    parser.add_argument("--latency", type=float, default=0.3, help="seconds by which every response is delayed")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder, contextlib.ExitStack() as stack:
-        chaos = Chaos(Path(folder), chosen, stack)
-        figures = chaos.run()
+        figures = Chaos(Path(folder), chosen, stack).run()
     for name, value in figures.items():
         print(f"{name:<28}{value}")
     if chosen.json:
         chosen.json.write_text(json.dumps(figures, indent=1))
     if not figures["same_bytes"] or figures["quarantined"] or figures["recomputed"] > figures["recomputed_allowed"]:
-        sys.exit("a promise is broken")
+        sys.exit("an invariant is violated")
 
 
 class Chaos:
-    """One disturbed run beside an undisturbed one."""
+    """A run with kills beside an undisturbed one."""
 
     def __init__(self, folder: Path, chosen: argparse.Namespace, stack: contextlib.ExitStack) -> None:
         self.folder, self.chosen, self.random = folder, chosen, random.Random(chosen.seed)
@@ -130,47 +128,33 @@ class Chaos:
             "same_bytes": found["selected"] == wanted["selected"],
             "quarantined": found["quarantined"],
             "recomputed": sum(written.values()) - len(written),
-            # Beside the kills, groups that help each other at the end may meet at a unit.
+            # Beside the kills, groups that help each other at the end may compute the same unit.
             "recomputed_allowed": (num_kills + 1) * self.chosen.ranks * self.chosen.groups,
             "requests": self.proxy.counts["requests"],
             "faults": self.proxy.num_faults,
             "retries": sum(one.get("retries", 0) for log in [*calm_logs, *self.logs] for one in events(log)[-1:]),
-            "undisturbed_seconds": round(calm_seconds, 1),  # by one process, straight to the server
+            "undisturbed_seconds": round(calm_seconds, 1),  # by one process, with no delays
             "seconds": round(time.monotonic() - started, 1),
         }
 
     def spec(self, name: str) -> Path:
-        document = {
-            "apiVersion": "prism.dev/v1alpha1",
-            "kind": "SelectionRun",
-            "metadata": {"name": "chaos"},
-            "spec": {
-                "model": {"uri": str(self.folder / "model"), "dtype": "float32"},
-                "candidates": {"uris": [str(self.folder / "pool.jsonl")]},
-                "targets": {"uris": [str(self.folder / "targets.jsonl")]},
-                "store": f"s3://chaos/{name}/store",
-                "output": f"s3://chaos/{name}/selections",
-                "extraction": {
-                    "maxLength": 128,
-                    "examplesPerShard": ROWS_PER_UNIT,
-                    "projection": {"dim": 8},
-                    "codec": {"kind": "sign", "dims": 512},
-                },
-                "selection": {"keep": "highest", "budget": {"fraction": 0.25}},
-            },
+        extraction = {"projection": {"dim": 8}, "codec": {"kind": "sign", "dims": 512}}
+        spec = {
+            "model": {"uri": str(self.folder / "model"), "dtype": "float32"},
+            "candidates": {"uris": [str(self.folder / "pool.jsonl")]},
+            "targets": {"uris": [str(self.folder / "targets.jsonl")]},
+            "store": f"s3://chaos/{name}/store",
+            "output": f"s3://chaos/{name}/selections",
+            "extraction": {"maxLength": 128, "examplesPerShard": ROWS_PER_UNIT, **extraction},
+            "selection": {"keep": "highest", "budget": {"fraction": 0.25}},
         }
-        path = self.folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(document))
-        return path
+        return write_document(self.folder / f"{name}.yaml", "chaos", spec)
 
     def start(self, stage: str, spec: Path, *arguments: str) -> subprocess.Popen[bytes]:
         self.logs.append(self.folder / f"{len(self.logs)}-{spec.stem}-{stage}.log")
         with self.logs[-1].open("wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "prism_job", stage, "--spec", str(spec), *arguments],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self.environment,
+                command(stage, spec, *arguments), stdout=log, stderr=subprocess.STDOUT, env=self.environment
             )
 
     def finish(self, process: subprocess.Popen[bytes], what: str) -> None:
@@ -179,9 +163,8 @@ class Chaos:
 
     def extract(self, spec: Path, kills: int) -> None:
         def begin(group: int) -> subprocess.Popen[bytes]:
-            return self.start(
-                "extract", spec, f"--ranks={self.chosen.ranks}", f"--groups={self.chosen.groups}", f"--group={group}"
-            )
+            options = (f"--ranks={self.chosen.ranks}", f"--groups={self.chosen.groups}", f"--group={group}")
+            return self.start("extract", spec, *options)
 
         groups = {group: begin(group) for group in range(self.chosen.groups)}
         last, waited_from = self.num_shards(), time.monotonic()
@@ -192,22 +175,22 @@ class Chaos:
                 elif process.poll() is not None:
                     groups[group] = begin(group)
             ready = [process for process in groups.values() if self.chosen.ranks == 1 or children(process.pid)]
-            got_somewhere = self.num_shards() > last or time.monotonic() > waited_from + PATIENCE_SECONDS
-            if ready and got_somewhere and sum(self.kills.values()) < kills:
+            made_progress = self.num_shards() > last or time.monotonic() > waited_from + SHARD_TIMEOUT_SECONDS
+            if ready and made_progress and sum(self.kills.values()) < kills:
                 time.sleep(self.random.uniform(0, 1.0))  # into the middle of a unit
                 self.kill_one(self.random.choice(ready))
                 last, waited_from = self.num_shards(), time.monotonic()
             time.sleep(0.1)
 
     def kill_one(self, spawner: subprocess.Popen[bytes]) -> None:
-        number = self.random.choice((signal.SIGKILL, signal.SIGTERM))
+        sent = self.random.choice((signal.SIGKILL, signal.SIGTERM))
         ranks = children(spawner.pid)
         victim = self.random.choice(("rank", "spawner", "group") if ranks else ("spawner",))
         pids = {"rank": ranks and [self.random.choice(ranks)], "spawner": [spawner.pid], "group": [*ranks, spawner.pid]}
         for pid in pids[victim]:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        self.kills[f"{victim} {number.name}"] += 1
+                os.kill(pid, sent)
+        self.kills[f"{victim} {sent.name}"] += 1
 
     def reduce(self, spec: Path, kills: int) -> Path:
         for _ in range(kills):
@@ -215,10 +198,10 @@ class Chaos:
             try:
                 process.wait(timeout=self.random.uniform(0.3, 4.0))
             except subprocess.TimeoutExpired:
-                number = self.random.choice((signal.SIGKILL, signal.SIGTERM))
-                process.send_signal(number)
+                sent = self.random.choice((signal.SIGKILL, signal.SIGTERM))
+                process.send_signal(sent)
                 process.wait()
-                self.kills[f"reducer {number.name}"] += 1
+                self.kills[f"reducer {sent.name}"] += 1
         self.finish(self.start("reduce", spec), "reduce")
         return self.logs[-1]
 
@@ -226,7 +209,7 @@ class Chaos:
         return sum(log.read_bytes().count(b'"event": "shard"') for log in self.logs)
 
     def outcome(self, log: Path) -> dict[str, Any]:
-        """What the selection of a reducer's last words holds."""
+        """The selection that a reducer's termination message names."""
         uri = events(log)[-1]["manifest"].replace("manifest.json", "selected.parquet")
         script = (
             "import sys\nfrom prism_job.storage.address import open_store, split_uri\n"
@@ -249,7 +232,7 @@ def start_moto(log: Path, stack: contextlib.ExitStack) -> str:
 
 
 def events(log: Path) -> list[dict[str, Any]]:
-    """The events in a log; a line that a kill cut off is none."""
+    """The events in a log, without a last line that a kill truncated."""
     found = []
     for line in log.read_text(errors="replace").splitlines():
         with contextlib.suppress(ValueError):
@@ -260,7 +243,7 @@ def events(log: Path) -> list[dict[str, Any]]:
 
 
 def children(pid: int) -> list[int]:
-    """Ranks that a spawner has started; none where it works by itself."""
+    """Ranks that a spawner has started; none where it is the only rank."""
     found = []
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):

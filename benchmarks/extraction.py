@@ -1,9 +1,9 @@
-"""Extraction beside what a user would take instead, and beside the arithmetic it cannot do without.
+"""Extraction beside what users would run instead, and beside the arithmetic it needs in any case.
 
-The same rows of GSM8K, the same tokens and, but for bergson, which cuts its own, the same micro-batches, each method in a
-process of its own, one after the other in every round. A round takes all rows, of two lines a part, another in each
-round; a line is the median of the rounds. The audit is off, the curvature's factor sums are on. bergson is timed in the
-Python of a virtual environment that has it (`--bergson PYTHON`); without one its line is left out.
+The same rows of GSM8K, the same tokens and the same micro-batches (bergson makes its own), each method in a process of its own,
+one after the other in every round. A round takes all rows; `train_kept` and `less` take another part of them in each round.
+Figures are medians over rounds. The audit is off, the curvature's factor sums are on. bergson runs in the Python of a virtual
+environment that has it (`--bergson PYTHON`); without one it is left out.
 
     python -m benchmarks.extraction --data FOLDER/gsm8k_train.jsonl --bergson VENV/bin/python --json extraction.json
 """
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
+from benchmarks.job import command, write_document, write_jsonl
 
 Dtype = Literal["float32", "bfloat16"]
 METHODS = {
@@ -35,8 +35,7 @@ METHODS = {
 }
 LESS_DIMS = 8_192
 KEPT = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=17179869184"}
-"""A training step's weight gradients are freed and allocated with every batch, and page faults are dear on virtual machines."""
-SELECTION = {"apiVersion": "prism.dev/v1alpha1", "kind": "SelectionRun", "metadata": {"name": "extraction"}}
+"""A training step frees and allocates weight gradients with every batch, and page faults are slow on virtual machines."""
 
 AS_FOLDER = """
 import pathlib, sys
@@ -62,9 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="gsm8k_train.jsonl")
     parser.add_argument("--rows", type=int, default=256, help="%(default)s")
-    parser.add_argument(
-        "--less-rows", type=int, default=4, help="rows of a round that LESS's recipe takes (%(default)s)"
-    )
+    parser.add_argument("--less-rows", type=int, default=4, help="of a round, for LESS's recipe (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="%(default)s")
     parser.add_argument("--tokens-per-batch", type=int, default=512, help="%(default)s")
     parser.add_argument("--dtype", choices=get_args(Dtype), default="float32", help="of all (%(default)s)")
@@ -72,9 +69,7 @@ def main() -> None:
     parser.add_argument("--bergson-tokens", type=int, default=512, help="its own token_batch_size (%(default)s)")
     parser.add_argument("--model", default="build/model/SmolLM2-135M-Instruct.gguf", help="%(default)s")
     parser.add_argument("--json", type=Path)
-    parser.add_argument(
-        "--method", choices=("train", "train_kept", "forward", "less"), help=argparse.SUPPRESS
-    )  # as a child
+    parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)  # in a child process
     options = parser.parse_args()
     if options.method:
         print(json.dumps(measure(options.method, options.model, options.dtype, options.data, options.tokens_per_batch)))
@@ -82,39 +77,38 @@ def main() -> None:
     rows = [json.loads(line) for line in options.data.open(encoding="utf-8")][: options.rows]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # In a process of its own, as all that holds weights: a child's peak of memory begins at its parent's.
+        # In a process of its own, as everything that holds weights: a child's peak of memory starts at its parent's.
         child([sys.executable, "-c", AS_FOLDER, options.model, str(model := folder / "model")])
-        found: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
+        methods = [method for method in METHODS if method != "bergson" or options.bergson]
+        measured: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
         for number in range(options.rounds):
-            for method, seen in found.items():
-                if method == "bergson" and not options.bergson:
-                    continue
+            for method in methods:
                 part = rows[number :: options.rounds] if method in ("less", "train_kept") else rows
                 part = part[: options.less_rows] if method == "less" else part
-                seen.append(run(method, folder / f"{method}-{number}", part, model, options))
-                print(f"round {number}, {method}: {seen[-1]}", file=sys.stderr, flush=True)
-    figures = as_figures({method: seen for method, seen in found.items() if seen})
-    say(figures)
+                measured[method].append(run(method, folder / f"{method}-{number}", part, model, options))
+                print(f"round {number}, {method}: {measured[method][-1]}", file=sys.stderr, flush=True)
+    figures = as_figures(measured)
+    print_table(figures)
     if options.json:
         setting = {"rows": len(rows), "rounds": options.rounds, "dtype": options.dtype}
         options.json.write_text(json.dumps(setting | figures, indent=1))
 
 
-def as_figures(found: dict[str, list[dict[str, float]]]) -> dict[str, float]:
+def as_figures(measured: dict[str, list[dict[str, float]]]) -> dict[str, float]:
     """Medians over rounds, of the figures and of PRISM's ratio to each."""
     figures = {}
-    for method, rounds in found.items():
+    for method, rounds in measured.items():
         for name in rounds[0]:
             figures[f"{name}[{method}]"] = statistics.median(each[name] for each in rounds)
-    for method, rounds in found.items():
+    for method, rounds in measured.items():
         for name in ("tokens_per_second", "peak_bytes"):
-            ratios = [prism[name] / other[name] for prism, other in zip(found["prism"], rounds, strict=True)]
+            ratios = [prism[name] / other[name] for prism, other in zip(measured["prism"], rounds, strict=True)]
             figures[f"{name}_over[{method}]"] = statistics.median(ratios)
             figures[f"{name}_over_least[{method}]"], figures[f"{name}_over_most[{method}]"] = min(ratios), max(ratios)
     return figures
 
 
-def say(figures: dict[str, float]) -> None:
+def print_table(figures: dict[str, float]) -> None:
     print("| | tokens/s | PRISM's rate over it | peak memory | bytes an example |")
     print("|---|---|---|---|---|")
     for method, name in METHODS.items():
@@ -138,87 +132,76 @@ def run(
         return run_prism(folder, model, len(rows), options)
     if method == "bergson":
         return run_bergson(folder, model, len(rows), options)
-    command = [sys.executable, "-m", "benchmarks.extraction", "--method", method, "--data", str(folder / "rows.jsonl")]
-    command += ["--model", str(model), "--dtype", options.dtype]
-    command += ["--tokens-per-batch", str(options.tokens_per_batch)]
-    lines, peak_bytes = child(command, KEPT if method == "train_kept" else {})
+    again = [sys.executable, "-m", "benchmarks.extraction", "--method", method, "--data", str(folder / "rows.jsonl")]
+    again += ["--model", str(model), "--dtype", options.dtype, f"--tokens-per-batch={options.tokens_per_batch}"]
+    lines, peak_bytes = child(again, KEPT if method == "train_kept" else {})
     return {**json.loads(lines[-1]), "peak_bytes": peak_bytes}
 
 
 def run_prism(folder: Path, model: Path, num_rows: int, options: argparse.Namespace) -> dict[str, float]:
     """`plan`, then `extract` as users run it, timed from the loaded model to the last put."""
     write_jsonl(folder / "targets.jsonl", [{"prompt": "1 + 1 =", "chosen": " 2", "rejected": " 3"}])
-    document: dict[str, Any] = {
-        **SELECTION,
-        "spec": {
-            "model": {"uri": str(model), "dtype": options.dtype},
-            "candidates": {"uris": [str(folder / "rows.jsonl")]},
-            "targets": {"uris": [str(folder / "targets.jsonl")]},
-            "store": str(folder / "store"),
-            "output": str(folder / "output"),
-            "extraction": {"tokensPerBatch": options.tokens_per_batch},
-            "audit": {"examples": 0},
-            "selection": {"keep": "highest", "budget": {"fraction": 0.1}},
-        },
+    spec = {
+        "model": {"uri": str(model), "dtype": options.dtype},
+        "candidates": {"uris": [str(folder / "rows.jsonl")]},
+        "targets": {"uris": [str(folder / "targets.jsonl")]},
+        "store": str(folder / "store"),
+        "output": str(folder / "output"),
+        "extraction": {"tokensPerBatch": options.tokens_per_batch},
+        "audit": {"examples": 0},
+        "selection": {"keep": "highest", "budget": {"fraction": 0.1}},
     }
-    (folder / "selection.yaml").write_text(yaml.safe_dump(document))
-    stage = [sys.executable, "-m", "prism_job"]
-    child([*stage, "plan", "--spec", str(folder / "selection.yaml")])
-    lines, peak_bytes = child([*stage, "extract", "--spec", str(folder / "selection.yaml")])
+    document = write_document(folder / "selection.yaml", "extraction", spec)
+    child(command("plan", document))
+    lines, peak_bytes = child(command("extract", document))
     events = [json.loads(line) for line in lines if line.startswith("{")]
-    loaded = next(one["time"] for one in events if one["event"] == "layers")
-    seconds = max(one["time"] for one in events if one["event"] == "shard") - loaded
-    stored = [path for path in (folder / "store").rglob("*.safetensors") if ".targets." not in path.name]
-    plain = [path for path in stored if ".factors." not in path.name]
+    loaded = next(event["time"] for event in events if event["event"] == "layers")
+    seconds = max(event["time"] for event in events if event["event"] == "shard") - loaded
+    stored = (folder / "store").rglob("*.safetensors")
+    rows = [path for path in stored if ".targets." not in path.name and ".factors." not in path.name]
     tokens = events[-1]["tokens"]
     return {
         "tokens": tokens,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
         "peak_bytes": peak_bytes,
-        "bytes_per_example": sum(path.stat().st_size for path in plain) / num_rows,
+        "bytes_per_example": sum(path.stat().st_size for path in rows) / num_rows,
     }
 
 
 def run_bergson(folder: Path, model: Path, num_rows: int, options: argparse.Namespace) -> dict[str, float]:
     """`bergson build` over the same token ids and labels."""
-    tokens = list(encoded(str(model), folder / "rows.jsonl"))
-    labels = [[one if loss else -100 for one, loss in zip(each.ids, each.supervised, strict=True)] for each in tokens]
-    lengths = [len(each.ids) for each in tokens]
-    columns = zip((each.ids for each in tokens), labels, lengths, strict=True)
-    write_jsonl(
-        folder / "tokens.jsonl", [dict(zip(("input_ids", "labels", "length"), one, strict=True)) for one in columns]
-    )
-    command = [str(options.bergson), "-c", BERGSON, "build", str(folder / "index"), "--model", str(model)]
-    command += ["--dataset", str(folder / "tokens.jsonl"), "--projection_dim", "16"]
-    command += ["--precision", {"float32": "fp32", "bfloat16": "bf16"}[options.dtype]]
-    command += ["--token_batch_size", str(options.bergson_tokens)]
-    lines, peak_bytes = child(command)
-    said = json.loads(next(line for line in lines if line.startswith('{"seconds"')))
+    rows = []
+    for each in encoded(str(model), folder / "rows.jsonl"):
+        labels = [token if loss else -100 for token, loss in zip(each.ids, each.supervised, strict=True)]
+        rows.append({"input_ids": each.ids, "labels": labels, "length": len(each.ids)})
+    write_jsonl(folder / "tokens.jsonl", rows)
+    build = [str(options.bergson), "-c", BERGSON, "build", str(folder / "index"), "--model", str(model)]
+    build += ["--dataset", str(folder / "tokens.jsonl"), "--projection_dim", "16"]
+    build += ["--precision", {"float32": "fp32", "bfloat16": "bf16"}[options.dtype]]
+    build += ["--token_batch_size", str(options.bergson_tokens)]
+    lines, peak_bytes = child(build)
+    timed = json.loads(next(line for line in lines if line.startswith('{"seconds"')))
     stored = [path for path in (folder / "index").rglob("*") if path.is_file() and "gradients" in path.name]
     return {
-        **said,
-        "tokens_per_second": said["tokens"] / said["seconds"],
+        **timed,
+        "tokens_per_second": timed["tokens"] / timed["seconds"],
         "peak_bytes": peak_bytes,
         "bytes_per_example": sum(path.stat().st_size for path in stored) / num_rows,
     }
 
 
-def child(command: list[str], environment: dict[str, str] | None = None) -> tuple[list[str], int]:
+def child(arguments: list[str], environment: dict[str, str] | None = None) -> tuple[list[str], int]:
     """Lines of its standard output, and its peak of resident memory in bytes."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
-        process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment)
+        process = subprocess.Popen(arguments, stdout=output, stderr=errors, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
         output.seek(0)
         errors.seek(0)
         if status:
-            sys.exit(f"{' '.join(command[:4])} failed:\n{output.read()}{errors.read()[-4000:]}")
+            sys.exit(f"{' '.join(arguments[:4])} failed:\n{output.read()}{errors.read()[-4000:]}")
         return output.read().splitlines(), usage.ru_maxrss * 1024
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def encoded(model: str, path: Path) -> Iterator[Any]:
@@ -232,11 +215,8 @@ def encoded(model: str, path: Path) -> Iterator[Any]:
         yield tokenise.encode_candidate(examples.candidate_content(json.loads(line)), tokenizer, 2048)
 
 
-# In a process of its own: what is not PRISM's.
-
-
 def measure(method: str, model_uri: str, dtype: Dtype, path: Path, tokens_per_batch: int) -> dict[str, float]:
-    """Seconds of one pass over all rows, after one over the shortest row."""
+    """What is not PRISM's: seconds of one pass over all rows, after one over the shortest row."""
     import torch
 
     from prism_job.extract import tokenise
@@ -247,12 +227,8 @@ def measure(method: str, model_uri: str, dtype: Dtype, path: Path, tokens_per_ba
     model = load_model(ModelSpec(uri=model_uri, dtype=dtype), cpu).requires_grad_(method != "forward")
     rows = list(encoded(model_uri, path))
     lengths = [len(each.ids) for each in rows]
-    cuts = (
-        [[place] for place in range(len(rows))]
-        if method == "less"
-        else tokenise.micro_batches(lengths, tokens_per_batch)
-    )
-    batches = [tokenise.collate([rows[place] for place in places], cpu) for places in cuts]
+    cuts = tokenise.micro_batches(lengths, 1 if method == "less" else tokens_per_batch)
+    batches = [tokenise.collate([rows[position] for position in positions], cpu) for positions in cuts]
     step: Callable[[Any], None] = less(model) if method == "less" else lambda batch: loss_of(model, batch)
     if method.startswith("train"):
         step = lambda batch: loss_of(model, batch).backward()  # noqa: E731
@@ -263,8 +239,8 @@ def measure(method: str, model_uri: str, dtype: Dtype, path: Path, tokens_per_ba
             model.zero_grad(set_to_none=True)
             step(batch)
     seconds = time.monotonic() - started
-    found = {"tokens": sum(lengths), "seconds": seconds, "tokens_per_second": sum(lengths) / seconds}
-    return found | ({"bytes_per_example": LESS_DIMS * 2} if method == "less" else {})
+    figures = {"tokens": sum(lengths), "seconds": seconds, "tokens_per_second": sum(lengths) / seconds}
+    return figures | ({"bytes_per_example": LESS_DIMS * 2} if method == "less" else {})
 
 
 def loss_of(model: Any, batch: Any) -> Any:

@@ -2,17 +2,16 @@
 
 Candidates are GSM8K solutions written by language models; targets are pairs (right, wrong solution) to later questions.
 The default codec goes through the real job (plan, extract, reduce over a store on disk), in float32 and in bfloat16. The
-exact scores and the other forms of the table come from an oracle in float32: one example at a time, plain weight gradients,
-no projection or an explicit one.
+exact scores and the other kinds of rows come from an oracle in float32: one example at a time, plain weight gradients, no
+projection or an explicit one.
 
-    python benchmarks/fidelity.py --data FOLDER/gsm8k_model_solutions.jsonl --examples 512 --json fidelity.json
+    python -m benchmarks.fidelity --data FOLDER/gsm8k_model_solutions.jsonl --examples 512 --json fidelity.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-import yaml
 
+from benchmarks.job import run_stage, write_document, write_jsonl
 from prism_job import projection
 from prism_job.data import examples
 from prism_job.evaluate.audit import spearman
@@ -56,13 +55,13 @@ def main() -> None:
         bfloat16_scores, bfloat16_figures = run_job(Path(other), arguments.model, "bfloat16", candidates, pairs)
     figures |= job_figures
     started = time.monotonic()
-    forms = oracle_scores(arguments.model, candidates, pairs)
+    by_kind = oracle_scores(arguments.model, candidates, pairs)
     figures["oracle_seconds"] = time.monotonic() - started
 
-    exact = forms.pop("exact")[1]
+    exact = by_kind.pop("exact")[1]
     table = [("the job: p=64, sign 65,536, as stored", figures["store_bytes_per_example"], job_scores)]
     table += [("the same job in bfloat16", bfloat16_figures["store_bytes_per_example"], bfloat16_scores)]
-    table += [(name, size, scores) for name, (size, scores) in forms.items()]
+    table += [(name, size, scores) for name, (size, scores) in by_kind.items()]
     print(f"{'store':<48}{'bytes an example':>18}{'Spearman with exact':>22}")
     for name, size, scores in table:
         value = spearman(scores, exact)
@@ -107,34 +106,23 @@ def turn(role: str, content: str) -> dict[str, str]:
 
 def run_job(folder: Path, model: str, dtype: str, candidates: list, pairs: list) -> tuple[np.ndarray, dict[str, float]]:
     """The three stages as users run them, plain dot products; scores in the candidates' order, and the store's size."""
-    for name, rows in (("candidates", candidates), ("targets", pairs)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(folder / "candidates.jsonl", candidates)
+    write_jsonl(folder / "targets.jsonl", pairs)
     spec = {
-        "apiVersion": "prism.dev/v1alpha1",
-        "kind": "SelectionRun",
-        "metadata": {"name": "fidelity"},
-        "spec": {
-            "model": {"uri": str(Path(model).resolve()), "dtype": dtype},
-            "candidates": {"uris": [str(folder / "candidates.jsonl")]},
-            "targets": {"uris": [str(folder / "targets.jsonl")]},
-            "store": str(folder / "store"),
-            "output": str(folder / "output"),
-            "extraction": {"tokensPerBatch": 2048},
-            "audit": {"examples": 0},  # its shards are none of the bytes that an example costs
-            "scoring": {"curvature": {"kind": "none"}},
-            "selection": {"keep": "highest", "budget": {"fraction": 0.1}, "dedupe": "none"},
-        },
+        "model": {"uri": str(Path(model).resolve()), "dtype": dtype},
+        "candidates": {"uris": [str(folder / "candidates.jsonl")]},
+        "targets": {"uris": [str(folder / "targets.jsonl")]},
+        "store": str(folder / "store"),
+        "output": str(folder / "output"),
+        "extraction": {"tokensPerBatch": 2048},
+        "audit": {"examples": 0},  # its shards do not belong to the bytes of an example
+        "scoring": {"curvature": {"kind": "none"}},
+        "selection": {"keep": "highest", "budget": {"fraction": 0.1}, "dedupe": "none"},
     }
-    (folder / "selection.yaml").write_text(yaml.safe_dump(spec))
+    document = write_document(folder / "selection.yaml", "fidelity", spec)
     seconds = {}
     for stage in ("plan", "extract", "reduce"):
-        started = time.monotonic()
-        command = [sys.executable, "-m", "prism_job", stage, "--spec", str(folder / "selection.yaml")]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"{stage} failed:\n{done.stdout}")
-        seconds[f"{stage}_seconds"] = time.monotonic() - started
-    outcome = json.loads(done.stdout.splitlines()[-1])
+        seconds[f"{stage}_seconds"], outcome = run_stage(stage, document)
     scores = pq.read_table(Path(outcome["manifest"]).parent / "scores.parquet")["score"].to_numpy()
     files = [path for path in (folder / "store").rglob("*") if path.is_file()]
     targets = sum(path.stat().st_size for path in files if ".targets." in path.name)
@@ -147,30 +135,30 @@ def run_job(folder: Path, model: str, dtype: str, candidates: list, pairs: list)
 
 
 def oracle_scores(model_uri: str, candidates: list, pairs: list) -> dict[str, tuple[float, np.ndarray]]:
-    """Name -> (bytes an example, scores) for exact scores and each form of the table, from plain weight gradients."""
+    """Name -> (bytes an example, scores) for exact scores and each kind of row, from plain weight gradients."""
     spec = ModelSpec(uri=model_uri, dtype="float32")
     tokenizer, model = load_tokenizer(spec), load_model(spec, torch.device("cpu"))
     layers = captured_layers(model, ("*",))
     oracle = _Oracle(model, layers.modules)
     direction = oracle.direction(pairs, tokenizer)
     sketches = oracle.sketches(direction)
-    folded = {name: make(direction, sketches) for name, (_, make, _) in oracle.forms.items()}
-    scores: dict[str, list[float]] = {name: [] for name in ("exact", *oracle.forms)}
-    for place, row in enumerate(candidates):
+    folded = {name: make(direction, sketches) for name, (_, make, _) in oracle.kinds.items()}
+    scores: dict[str, list[float]] = {name: [] for name in ("exact", *oracle.kinds)}
+    for number, row in enumerate(candidates, 1):
         content = examples.candidate_content(row)
         gradient = oracle.gradient(tokenise.encode_candidate(content, tokenizer, 2048), mean=False)[0]
         scores["exact"].append(sum(float(gradient[name].flatten() @ direction[name].flatten()) for name in direction))
         sketches = oracle.sketches(gradient)
-        for name, (_, make, store) in oracle.forms.items():
+        for name, (_, make, store) in oracle.kinds.items():
             scores[name].append(float(np.dot(store(make(gradient, sketches)), folded[name])))
-        if place % 32 == 31:
-            print(f"oracle: {place + 1} of {len(candidates)}", file=sys.stderr, flush=True)
-    sizes = {"exact": 0.0, **{name: size for name, (size, _, _) in oracle.forms.items()}}
+        if number % 32 == 0:
+            print(f"oracle: {number} of {len(candidates)}", file=sys.stderr, flush=True)
+    sizes = {"exact": 0.0, **{name: size for name, (size, _, _) in oracle.kinds.items()}}
     return {name: (sizes[name], np.array(values)) for name, values in scores.items()}
 
 
 class _Oracle:
-    """Plain per-example weight gradients, and the forms of the table made from them one by one."""
+    """Plain per-example weight gradients, and the rows of the table made from them one by one."""
 
     def __init__(self, model, modules) -> None:
         self.model, self.modules = model, modules
@@ -187,11 +175,11 @@ class _Oracle:
             for dim in (16, 32, 64)
         }
         self.less = {
-            name: _less_signs(place, module.weight.numel()) for place, (name, module) in enumerate(modules.items())
+            name: _less_signs(number, module.weight.numel()) for number, (name, module) in enumerate(modules.items())
         }
         self.tables = {dims: [projection.fold_table(0, name, 64, dims) for name in modules] for dims in SIGN_DIMS}
-        # Name -> bytes an example; the form of a gradient, given its sketches; what is left of a form once stored.
-        self.forms = {
+        # Name -> bytes an example; row of a gradient, given its sketches; what is left of that row once stored.
+        self.kinds = {
             "p=16 float16": (16 * 16 * count * 2.0, lambda g, s: s[16], _as_float16),
             f"count-sketch of all weights to {LESS_DIMS} float16": (
                 LESS_DIMS * 2.0,
@@ -203,14 +191,14 @@ class _Oracle:
         }
         for dims in SIGN_DIMS:
             size = dims / 8 + dims / codec.BLOCK * 2 + 4
-            self.forms[f"p=64 sign {dims}"] = (size, lambda g, s, d=dims: self.fold(s[64], d), _as_sign)
+            self.kinds[f"p=64 sign {dims}"] = (size, lambda g, s, d=dims: self.fold(s[64], d), _as_sign)
 
     def gradient(self, encoded: tokenise.Encoded, *, mean: bool):
         """Weight gradients of one example's loss, and its token-mean negative log-likelihood."""
         ids = torch.tensor([encoded.ids])
         logits = self.model(input_ids=ids, use_cache=False).logits[0, :-1]
-        places = torch.tensor(encoded.supervised[1:])
-        nll = torch.nn.functional.cross_entropy(logits[places], ids[0, 1:][places], reduction="sum")
+        predicting = torch.tensor(encoded.supervised[1:])
+        nll = torch.nn.functional.cross_entropy(logits[predicting], ids[0, 1:][predicting], reduction="sum")
         loss = nll / encoded.num_supervised if mean else nll
         gradients = torch.autograd.grad(loss, list(self.weights.values()))
         return dict(zip(self.weights, gradients, strict=True)), nll.item() / encoded.num_supervised
@@ -231,16 +219,14 @@ class _Oracle:
         """Dim -> the two-sided projection of every layer's weight gradient, one after the other."""
         rows = {}
         for dim, sides in self.sides.items():
-            parts = [
-                (sides[name][1].T @ weight_gradient @ sides[name][0]) for name, weight_gradient in gradient.items()
-            ]
+            parts = [sides[name][1].T @ weight_gradient @ sides[name][0] for name, weight_gradient in gradient.items()]
             rows[dim] = torch.cat([part.flatten() for part in parts]).numpy()
         return rows
 
     def fold(self, row: np.ndarray, dims: int) -> np.ndarray:
         folded = np.zeros(dims)
-        for place, table in enumerate(self.tables[dims]):
-            part = row[place * 4096 : (place + 1) * 4096] * table.sign_M
+        for layer, table in enumerate(self.tables[dims]):
+            part = row[layer * 4096 : (layer + 1) * 4096] * table.sign_M
             folded += np.bincount(table.bucket_M, part, dims)
         return folded.astype(np.float32)
 
@@ -254,8 +240,8 @@ class _Oracle:
         return folded.numpy()
 
 
-def _less_signs(place: int, numel: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(place)
+def _less_signs(seed: int, numel: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
     return torch.randint(2, (numel,), generator=generator, dtype=torch.int8) * 2 - 1
 
 

@@ -1,7 +1,7 @@
-"""What a selection with a 70B model over ten million examples costs, on paper: GPU hours, bytes, dollars.
+"""Predicts what a selection with a 70B model over ten million examples costs: GPU hours, bytes, dollars.
 
-The functions of `prism estimate` on a config.json alone (Llama-3-70B's, as published) and a workload written down in place of
-data. Every assumption is an option or a name below; `prism estimate` gives the same for data that are there.
+Uses the functions of `prism estimate` on a config.json (Llama-3-70B's, as published) and an assumed workload. Every assumption
+is an option or a name below; `prism estimate` does the same for real data.
 
     python -m benchmarks.on_paper --json on_paper.json
 """
@@ -25,7 +25,7 @@ from prism_job.spec.document import RunSpec, parse_spec
 from tests.estimate.test_estimate import LLAMA_3_70B
 
 PRICES = {"H100": 2.5, "H200": 3.5, "L40S": 1.0}
-"""Dollars a GPU hour: round numbers, assumed; put in your own with --price."""
+"""Dollars a GPU hour: round numbers, assumed; give your own with --price."""
 STORE_PRICE = 0.023
 """Dollars a GB and month of object storage: assumed."""
 LINK_BYTES_A_SECOND = {"H100": 450e9, "H200": 450e9, "L40S": 32e9}
@@ -37,25 +37,20 @@ STAGED_BYTES_A_TOKEN = 2.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=10_000_000)
-    parser.add_argument(
-        "--tokens", type=int, default=1000, help="of each example, and of each side of a pair: no padding"
-    )
+    parser.add_argument("--tokens", type=int, default=1000, help="of each example and each side of a pair: no padding")
     parser.add_argument("--response", type=float, default=0.5, help="share of the tokens that carries loss")
     parser.add_argument("--pairs", type=int, default=64)
-    parser.add_argument(
-        "--utilisation", type=float, default=0.35, help="share of a card's published peaks that is reached"
-    )
+    parser.add_argument("--utilisation", type=float, default=0.35, help="share of a card's published peaks")
     parser.add_argument("--price", type=float, help="dollars a GPU hour, for all cards")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         spec = document(Path(folder))
         shape = model_shape(spec)
         work = workload(chosen, spec)
         flops = costs.count_flops(shape, spec, work)
         parts = store_bytes(shape, spec, work)
-    figures |= {"tokens": work.load.tokens, "flops": flops.total, "store_bytes": sum(parts.values())}
+    figures = {"tokens": work.load.tokens, "flops": flops.total, "store_bytes": sum(parts.values())}
     print(f"{chosen.examples:,} examples of {chosen.tokens:,} tokens, {shape.parameters:,} parameters")
     print(
         "FLOPs: "

@@ -1,8 +1,8 @@
-"""What re-use saves: a new target set, a second run and ten per cent more data, each as a share of a full run.
+"""What reuse saves: a new target set, a second run and ten per cent more data, each as a share of a full run.
 
 Every run is what `prism run` does: plan, extract (if anything is missing) and reduce as processes, one thread each. Candidates
-are GSM8K questions and answers, targets pairs of a right and a wrong solution. The full run is also set against what `prism
-estimate` foretold: tokens, bytes, and FLOPs, as a share of this machine's own peak (one thread, torch.mm in that type).
+are GSM8K questions and answers, targets pairs of a right and a wrong solution. The full run is also compared with what `prism
+estimate` predicted: tokens, bytes, and FLOPs as a share of this machine's own peak (one thread, torch.mm in that type).
 
     python -m benchmarks.reuse --data FOLDER --examples 2000 --json reuse.json
 """
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from benchmarks.fidelity import make_pairs
-from benchmarks.worlds import convert
+from benchmarks.job import run_stage, write_document, write_jsonl
+from benchmarks.quality import tuning
 from prism_job.estimate.model_shape import load_tokenizer
 from prism_job.estimate.workload import measure
 from prism_job.spec.document import RunSpec, parse_spec
@@ -54,12 +54,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("build/model/SmolLM2-135M-Instruct.gguf"))
     parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--pairs", type=int, default=64)
-    parser.add_argument(
-        "--tokens-per-batch", type=int, default=512, help="padding grows with it, and a CPU gains nothing"
-    )
+    parser.add_argument("--tokens-per-batch", type=int, default=512, help="a CPU gains nothing from more")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="%(default)s")
     parser.add_argument("--no-audit", action="store_true")
-    parser.add_argument("--tokens-alone", action="store_true", help="count the tokens of each part, and run nothing")
+    parser.add_argument("--tokens-alone", action="store_true", help="count the tokens of each part and run nothing")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -71,24 +69,27 @@ def main() -> None:
         parser.error(f"the data hold {len(pool)} examples and {len(pairs)} pairs, fewer than asked for")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        convert(chosen.model, folder / "model")  # users' models are no GGUF files, which take 10 s more to load
+        # Users' models are folders; a GGUF file takes 10 s more to load.
+        tokenizer, model = tuning.load(str(chosen.model))
+        tuning.save(model, tokenizer, folder / "model")
+        del model
         (folder / "pool.jsonl").write_text("".join(pool[: chosen.examples]))
         (folder / "more.jsonl").write_text("".join(pool[chosen.examples :]))
         for number in (0, 1):
             part = pairs[number * chosen.pairs : (number + 1) * chosen.pairs]
-            (folder / f"targets-{number}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in part))
+            write_jsonl(folder / f"targets-{number}.jsonl", part)
         first = document(folder, chosen, ["pool"], 0)
         if chosen.tokens_alone:
             count_tokens(parse_spec(first.read_text(), str(first)).spec)
             return
-        told, peak = stage("estimate", first)[1], matrix_peak(getattr(torch, chosen.dtype))
+        predicted, peak = run_stage("estimate", first)[1], matrix_peak(getattr(torch, chosen.dtype))
         runs = {"full run": run(first)}
         found_bytes = sum(path.stat().st_size for path in (folder / "store").rglob("*") if path.is_file())
         runs["nothing new"] = sorted((run(first) for _ in range(3)), key=lambda ran: ran.total)[1]
         runs["new target set"] = run(document(folder, chosen, ["pool"], 1))
         runs["ten per cent new data"] = run(document(folder, chosen, ["pool", "more"], 0))
     figures: dict[str, Any] = {"examples": chosen.examples, "pairs": chosen.pairs, "dtype": chosen.dtype}
-    figures |= shares(runs, process_starts()) | foretold(told, runs["full run"], found_bytes, peak)
+    figures |= shares(runs, process_starts()) | predictions(predicted, runs["full run"], found_bytes, peak)
     if chosen.json:
         chosen.json.write_text(json.dumps(figures, indent=1))
 
@@ -115,25 +116,25 @@ def shares(runs: dict[str, Ran], starts: dict[str, float]) -> dict[str, float]:
         row |= {f"{one}_seconds": value for one, value in ran.seconds.items()}
         row |= {"pass_seconds": ran.pass_seconds, "audit_seconds": ran.audit_seconds, "start_seconds": started}
         figures |= {f"{key}[{name.replace(' ', '_')}]": value for key, value in row.items()}
-    words = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in starts.items())
-    print(f"process starts: {words}")
+    print("process starts: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in starts.items()))
     return figures
 
 
-def foretold(told: dict[str, Any], full: Ran, found_bytes: int, peak: float) -> dict[str, float]:
-    """Prints what `prism estimate` said of the full run beside what it was; returns the figures."""
-    reached = told["flops"]["total"] / full.pass_seconds
-    print(f"tokens: {told['tokens']:,} foretold, {full.tokens:,} found")
-    print(f"bytes of store: {told['store_bytes']:,} foretold, {found_bytes:,} found")
+def predictions(predicted: dict[str, Any], full: Ran, found_bytes: int, peak: float) -> dict[str, float]:
+    """Prints what `prism estimate` predicted of the full run beside what was measured; returns the figures."""
+    flops = predicted["flops"]["total"]
+    reached = flops / full.pass_seconds
+    print(f"tokens: {predicted['tokens']:,} predicted, {full.tokens:,} measured")
+    print(f"bytes of store: {predicted['store_bytes']:,} predicted, {found_bytes:,} measured")
     print(
-        f"FLOPs: {told['flops']['total']:.4g} foretold; {full.pass_seconds:.1f} s of passes: {reached / 1e9:.1f} GFLOP/s, "
+        f"FLOPs: {flops:.4g} predicted; {full.pass_seconds:.1f} s of passes: {reached / 1e9:.1f} GFLOP/s, "
         f"{reached / peak:.1%} of torch.mm's {peak / 1e9:.1f} in the same run"
     )
     return {
-        "tokens_foretold": told["tokens"],
-        "bytes_foretold": told["store_bytes"],
+        "tokens_predicted": predicted["tokens"],
+        "bytes_predicted": predicted["store_bytes"],
         "bytes_found": found_bytes,
-        "flops_foretold": told["flops"]["total"],
+        "flops_predicted": flops,
         "flops_a_second": reached,
         "matrix_peak": peak,
         "utilisation": reached / peak,
@@ -174,33 +175,19 @@ def document(folder: Path, chosen: argparse.Namespace, files: list[str], targets
     }
     if chosen.no_audit:
         spec["audit"] = {"examples": 0}
-    run = {"apiVersion": "prism.dev/v1alpha1", "kind": "SelectionRun", "metadata": {"name": "reuse"}, "spec": spec}
-    path = folder / f"{'-'.join(files)}-{targets}.yaml"
-    path.write_text(yaml.safe_dump(run))
-    return path
+    return write_document(folder / f"{'-'.join(files)}-{targets}.yaml", "reuse", spec)
 
 
 def run(spec: Path) -> Ran:
     """Plan, extract what is missing, reduce."""
-    seconds, words = {}, {}
+    seconds, messages = {}, {}
     for name in STARTS:
-        if name == "extract" and not words["plan"]["missing"]:
+        if name == "extract" and not messages["plan"]["missing"]:
             continue
-        seconds[name], words[name] = stage(name, spec)
+        seconds[name], messages[name] = run_stage(name, spec)
         print(f"{spec.stem} {name}: {seconds[name]:.1f} s", file=sys.stderr, flush=True)
-    extracted = words.get("extract", {"tokens": 0, "seconds": 0.0, "auditSeconds": 0.0})
+    extracted = messages.get("extract", {"tokens": 0, "seconds": 0.0, "auditSeconds": 0.0})
     return Ran(seconds, extracted["tokens"], extracted["seconds"], extracted["auditSeconds"])
-
-
-def stage(name: str, spec: Path) -> tuple[float, dict[str, Any]]:
-    """Seconds of the process by the clock, and its last words."""
-    started = time.monotonic()
-    command = [sys.executable, "-m", "prism_job", name, "--spec", str(spec)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
-    seconds = time.monotonic() - started
-    if done.returncode:
-        sys.exit(f"{name} failed:\n{done.stdout[-3000:]}")
-    return seconds, json.loads(done.stdout.splitlines()[-1])
 
 
 def matrix_peak(dtype: torch.dtype) -> float:

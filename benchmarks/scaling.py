@@ -1,9 +1,10 @@
-"""What ranks and groups cost beside one process.
+"""What ranks and groups cost beside one process: a table of medians.
 
-Ranks of ZeRO-3 (gloo on CPU) and groups that share a store extract the same rows as stage 0 does alone; each is run as users
-run it, one thread a rank, all settings once a round. A GGUF file is not loaded in shares, so it is converted to safetensors.
-Where ranks outnumber cores they take turns, so tokens are given per CPU second as well. CPU seconds are those of a run less
-those of a run over one short row a rank; tokens per second are those of the passes alone.
+Ranks of ZeRO-3 (gloo on CPU) and groups that share a store extract the same rows as stage 0 does alone, as users run them: one
+thread a rank, all settings once a round. ZeRO-3 does not load GGUF files, so the model is converted to safetensors. Where ranks
+outnumber cores they take turns, so tokens are given per CPU second as well. CPU seconds are those of a run less those of a run
+over one short row a rank; tokens per second are those of the passes alone. To see where one process spends its time:
+`py-spy record -- python -m prism_job extract --spec selection.yaml`.
 
     python -m benchmarks.scaling --data FOLDER/gsm8k_train.jsonl --examples 32 --json scaling.json
 """
@@ -21,9 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import yaml
-
-from benchmarks.worlds import convert
+from benchmarks.job import command, run_stage, write_document
+from benchmarks.quality import tuning
 
 SETTINGS = {
     "one process": (0, 1, 1),
@@ -42,22 +42,23 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="prompt/completion rows")
     parser.add_argument("--model", type=Path, default=Path("build/model/SmolLM2-135M-Instruct.gguf"))
     parser.add_argument("--examples", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    figures: dict[str, float] = {"examples": chosen.examples, "cores": len(os.sched_getaffinity(0))}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if chosen.model.is_dir():
-            (folder / "model").symlink_to(chosen.model.resolve())
+        if options.model.is_dir():
+            (folder / "model").symlink_to(options.model.resolve())
         else:
-            convert(chosen.model, folder / "model")
-        rows = chosen.data.read_text().splitlines(keepends=True)[: chosen.examples]
+            tokenizer, model = tuning.load(str(options.model))
+            tuning.save(model, tokenizer, folder / "model")
+        rows = options.data.read_text().splitlines(keepends=True)[: options.examples]
         (folder / "targets.jsonl").write_text('{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}\n')
-        figures |= compare_settings(folder, rows, chosen.rounds)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(figures, indent=1))
+        figures = {"examples": options.examples, "cores": len(os.sched_getaffinity(0))}
+        figures |= compare_settings(folder, rows, options.rounds)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1))
 
 
 def compare_settings(folder: Path, rows: list[str], rounds: int) -> dict[str, float]:
@@ -75,16 +76,19 @@ def compare_settings(folder: Path, rows: list[str], rounds: int) -> dict[str, fl
     columns = ("tokens/s", "of one process", "tokens/CPU s", "of one process", "wall s", "start CPU s")
     print(f"{'':<20}" + "".join(f"{column:>16}" for column in columns))
     for name, results in found.items():
+        medians = [statistics.median(values) for values in zip(*results, strict=True)]
         ratios = [
-            [mine[part] / alone[part] for mine, alone in zip(results, found["one process"], strict=True)]
+            statistics.median(
+                mine[part] / alone[part] for mine, alone in zip(results, found["one process"], strict=True)
+            )
             for part in (0, 1)
         ]
         row = {
-            "tokens_a_second": statistics.median(result[0] for result in results),
-            "ratio_of_tokens_a_second": statistics.median(ratios[0]),
-            "tokens_a_cpu_second": statistics.median(result[1] for result in results),
-            "ratio_of_tokens_a_cpu_second": statistics.median(ratios[1]),
-            "wall_seconds": statistics.median(result[2] for result in results),
+            "tokens_a_second": medians[0],
+            "ratio_of_tokens_a_second": ratios[0],
+            "tokens_a_cpu_second": medians[1],
+            "ratio_of_tokens_a_cpu_second": ratios[1],
+            "wall_seconds": medians[2],
             "start_cpu_seconds": starts[name],
         }
         print(f"{name:<20}" + "".join(f"{value:>16.3g}" for value in row.values()))
@@ -94,63 +98,50 @@ def compare_settings(folder: Path, rows: list[str], rounds: int) -> dict[str, fl
 
 def extract(folder: Path, rows: list[str], stage: int, ranks: int, groups: int) -> tuple[int, float, float, float]:
     """Tokens, seconds of the passes (mean of the ranks, longest of the groups), CPU seconds and seconds of the processes."""
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        spec = plan(folder, Path(place), rows, stage)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        document = plan(folder, Path(name), rows, stage)
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-        command = [
-            sys.executable,
-            "-m",
-            "prism_job",
-            "extract",
-            "--spec",
-            str(spec),
-            f"--ranks={ranks}",
-            f"--groups={groups}",
-        ]
+        options = (f"--ranks={ranks}", f"--groups={groups}")
         running = [
             subprocess.Popen(
-                [*command, f"--group={group}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                command("extract", document, *options, f"--group={group}"),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
             )
             for group in range(groups)
         ]
-        said = [process.communicate()[0] for process in running]
-        wall, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+        outputs = [process.communicate()[0] for process in running]
+        wall_seconds, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
         if any(process.returncode for process in running):
-            sys.exit("\n".join(said)[-3000:])
-    words = [json.loads(text.splitlines()[-1]) for text in said]
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return sum(one["tokens"] for one in words), max(one["seconds"] for one in words) / ranks, cpu, wall
+            sys.exit("\n".join(outputs)[-3000:])
+    messages = [json.loads(text.splitlines()[-1]) for text in outputs]
+    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    pass_seconds = max(message["seconds"] for message in messages) / ranks
+    return sum(message["tokens"] for message in messages), pass_seconds, cpu_seconds, wall_seconds
 
 
-def plan(folder: Path, place: Path, rows: list[str], stage: int) -> Path:
+def plan(folder: Path, run_folder: Path, rows: list[str], stage: int) -> Path:
     """The document of an empty store, planned. Eight units, so that every rank has some."""
-    (place / "pool.jsonl").write_text("".join(rows))
+    (run_folder / "pool.jsonl").write_text("".join(rows))
+    extraction = {
+        "tokensPerBatch": 1024,
+        "examplesPerShard": max(1, len(rows) // 8),
+        "deepspeed": {"stage": stage},
+    }
     spec = {
         "model": {"uri": str(folder / "model"), "dtype": "float32"},
-        "candidates": {"uris": [str(place / "pool.jsonl")]},
+        "candidates": {"uris": [str(run_folder / "pool.jsonl")]},
         "targets": {"uris": [str(folder / "targets.jsonl")]},
-        "store": str(place / "store"),
-        "output": str(place / "output"),
-        "extraction": {
-            "tokensPerBatch": 1024,
-            "examplesPerShard": max(1, len(rows) // 8),
-            "deepspeed": {"stage": stage},
-        },
+        "store": str(run_folder / "store"),
+        "output": str(run_folder / "output"),
+        "extraction": extraction,
         "audit": {"examples": 0},
         "selection": {"keep": "highest", "budget": {"count": 1}},
     }
-    document = {
-        "apiVersion": "prism.dev/v1alpha1",
-        "kind": "SelectionRun",
-        "metadata": {"name": "scaling"},
-        "spec": spec,
-    }
-    path = place / "selection.yaml"
-    path.write_text(yaml.safe_dump(document))
-    subprocess.run(
-        [sys.executable, "-m", "prism_job", "plan", "--spec", str(path)], stdout=subprocess.DEVNULL, check=True
-    )
-    return path
+    document = write_document(run_folder / "selection.yaml", "scaling", spec)
+    run_stage("plan", document)
+    return document
 
 
 if __name__ == "__main__":
