@@ -27,15 +27,17 @@ cluster-demo: $(INSTALLED) $(MODEL)
 	@$(BIN)/python examples/facts/make_data.py --out build/facts
 	@$(BIN)/python examples/facts/cluster_demo.py
 
+# Most tests of processes wait, so three workers keep two cores busy. A file stays on one worker: its fixtures are made once.
+WORKERS ?= 3
 test: check
-	$(BIN)/python -m pytest
 	@$(MAKE) --no-print-directory test-launcher-versions
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # The launcher's tests without the job's packages (no torch): make test-launcher PYTHON=python3.12
 LAUNCHER_TESTS := $(addprefix tests/,cli doctor follow kube operator reconcile render resource)
 LAUNCHER_VENV := build/launcher-$(VERSION)
 test-launcher: $(LAUNCHER_VENV)/.installed
-	$(LAUNCHER_VENV)/bin/python -m pytest $(LAUNCHER_TESTS)
+	$(LAUNCHER_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(LAUNCHER_TESTS)
 
 # The launcher's pure parts on every other version that is installed here, without the long random histories.
 PURE_TESTS := $(addprefix tests/,reconcile render resource) -k "not AnyHistory"

@@ -102,6 +102,23 @@ class Rig:
             },
         }
 
+    def standin_document(self, name: str, seconds: float = 0.1, **cluster: Any) -> dict[str, Any]:
+        """A run whose workers are stand-ins (standin.py), for tests of what starts and watches them: each starts at once, and
+        each stage, and each unit of the extraction, lasts `seconds`."""
+        env = {"STANDIN_RUN": name, "STANDIN_UNITS": "4", "STANDIN_SECONDS": str(seconds)}
+        worker = {"name": "worker", "command": ["python", "-S", "-m", "tests.cluster.standin"]}
+        given = {
+            "env": [{"name": key, "value": value} for key, value in env.items()],
+            "podOverlay": {"spec": {"containers": [worker]}},
+        }
+        return self.document(name, **given, **cluster)
+
+    def let_hang(self, name: str, stage: str) -> None:
+        """The stand-in that next starts a stage of this run does not end by itself."""
+        orders = self.folder / "standins" / name / "orders"
+        orders.mkdir(parents=True)
+        (orders / f"{stage}.0").write_text("hang")
+
     def write(self, document: dict[str, Any]) -> Path:
         path = self.folder / f"{document['metadata']['name']}.yaml"
         path.write_text(yaml.safe_dump(document, sort_keys=False))
@@ -155,6 +172,7 @@ def rig(
             "AWS_REGION": "us-east-1",
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
+            "STANDIN_FOLDER": str(folder / "standins"),
             "PYTHONPATH": str(Path(__file__).parents[2]),
             # Another kernel of OpenBLAS gives other last bits, and tests compare pods' bytes with those of processes of ours.
             **{name: value for name, value in os.environ.items() if name.startswith("OPENBLAS_")},

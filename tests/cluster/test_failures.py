@@ -1,21 +1,27 @@
-"""Runs on a whole cluster while something fails: pods, nodes, operators, the API server. See test_cluster_runs.py."""
+"""Runs on a whole cluster while something fails: pods, nodes, operators, the API server. Most workers are stand-ins; see
+test_runs.py for what they do.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 
+from launcher.resource.names import LEASE
 from tests.cluster.commands import ask, deployed, kubectl, need_real, prism, running
 from tests.cluster.kubelet.mirror import Refused
 from tests.cluster.records import create, end_of, jobs, phase, pods, running_pod, status
 from tests.cluster.rig import Rig, eventually
 
+NO_LEASE = {"spec": {"holderIdentity": ""}}
+
 
 def test_kills_evictions_and_memory_cost_attempts_and_the_run_completes(cluster: Rig) -> None:
-    create(cluster, cluster.document("hurt", maxRestarts=5))
+    create(cluster, cluster.standin_document("hurt", 1, maxRestarts=5))
     with cluster.operator():
         cluster.kubelet.kill("default", running_pod(cluster, "hurt", "plan"), signal.SIGKILL)
         cluster.kubelet.evict("default", running_pod(cluster, "hurt", "extract"))
@@ -30,7 +36,7 @@ def test_kills_evictions_and_memory_cost_attempts_and_the_run_completes(cluster:
 
 def test_one_group_may_be_gone_for_good(cluster: Rig) -> None:
     """Its share is done by the other, and the run ends with what one group alone selects."""
-    document = cluster.document("halved", groups=2, maxRestarts=0)
+    document = cluster.standin_document("halved", 1, groups=2, maxRestarts=0)
     create(cluster, document)
     with cluster.operator():
         eventually(lambda: "halved-extract-1-0-0" in jobs(cluster, "halved"))
@@ -64,49 +70,50 @@ def test_an_image_that_never_comes_ends_the_run_with_the_reason(cluster: Rig) ->
     eventually(lambda: not jobs(cluster, "imageless"))
 
 
-def test_an_operator_that_is_killed_is_followed_by_the_one_that_waits(cluster: Rig) -> None:
-    """Two replicas, as processes; the leader dies without a word in the middle of a run."""
-    create(cluster, cluster.document("handed-on"))
-    with running(cluster, "operator", "--port", "0") as first:
-        eventually(lambda: cluster.server.object("leases", "prism-operator", "prism-system"))
-        with running(cluster, "operator", "--port", "0") as second:
+@contextlib.contextmanager
+def two_operators(rig: Rig) -> Iterator[tuple[subprocess.Popen[str], subprocess.Popen[str], int]]:
+    """Two replicas as processes: the leader, the one that waits, and its port."""
+    with running(rig, "operator", "--port", "0") as first:
+        eventually(lambda: (rig.server.object("leases", LEASE, "prism-system") or NO_LEASE)["spec"]["holderIdentity"])
+        with running(rig, "operator", "--port", "0") as second:
             assert second.stderr is not None
-            port = json.loads(second.stderr.readline())["port"]
-            running_pod(cluster, "handed-on", "plan")
-            first.kill()
-            said = end_of(cluster, "handed-on")
-            assert said["phase"] == "Complete", said
-            assert ask(port, "healthz") == "ok\n"
-            assert ask(port, "readyz") == "ok\n"
-            metrics = ask(port, "metrics")
-            assert 'prism_runs{phase="Complete"}' in metrics
-            assert "prism_reconcile_seconds_count" in metrics
+            yield first, second, json.loads(second.stderr.readline())["port"]
             second.terminate()
             assert second.wait(timeout=30) == 0
-    lease = cluster.server.object("leases", "prism-operator", "prism-system")
+
+
+def test_an_operator_that_is_killed_is_followed_by_the_one_that_waits(cluster: Rig) -> None:
+    with two_operators(cluster) as (first, _, port):
+        create(cluster, cluster.standin_document("handed-on", 1))
+        running_pod(cluster, "handed-on", "plan")
+        first.kill()
+        said = end_of(cluster, "handed-on")
+        assert said["phase"] == "Complete", said
+        assert ask(port, "healthz") == ask(port, "readyz") == "ok\n"
+        metrics = ask(port, "metrics")
+        assert 'prism_runs{phase="Complete"}' in metrics
+        assert "prism_reconcile_seconds_count" in metrics
+    lease = cluster.server.object("leases", LEASE, "prism-system")
     assert lease is not None
     assert lease["spec"]["holderIdentity"] == ""
 
 
 def test_an_operator_that_is_frozen_is_followed_and_leaves_when_it_wakes(cluster: Rig) -> None:
-    create(cluster, cluster.document("thawed"))
-    with running(cluster, "operator", "--port", "0") as first:
+    with two_operators(cluster) as (first, _, _):
+        create(cluster, cluster.standin_document("thawed", 1))
         running_pod(cluster, "thawed", "plan")
-        with running(cluster, "operator", "--port", "0") as second:
-            first.send_signal(signal.SIGSTOP)
-            said = end_of(cluster, "thawed")
-            assert said["phase"] == "Complete", said
-            assert said["restarts"] == 0
-            first.send_signal(signal.SIGCONT)
-            _, err = first.communicate(timeout=30)
-            assert first.returncode == 1
-            assert "lease lost" in err
-            second.terminate()
-            assert second.wait(timeout=30) == 0
+        first.send_signal(signal.SIGSTOP)
+        said = end_of(cluster, "thawed")
+        assert said["phase"] == "Complete", said
+        assert said["restarts"] == 0
+        first.send_signal(signal.SIGCONT)
+        _, err = first.communicate(timeout=30)
+        assert first.returncode == 1
+        assert "lease lost" in err
 
 
 def test_an_outage_of_the_api_server_ends_no_run_and_none_of_the_commands_that_wait(cluster: Rig) -> None:
-    assert prism(cluster, "submit", str(cluster.write(cluster.document("outlived")))).returncode == 0
+    assert prism(cluster, "submit", str(cluster.write(cluster.standin_document("outlived", 2)))).returncode == 0
     with (
         deployed(cluster, "operator", "--port", "0"),
         running(cluster, "wait", "outlived") as waiting,
@@ -125,7 +132,7 @@ def test_an_outage_of_the_api_server_ends_no_run_and_none_of_the_commands_that_w
 
 
 def test_a_submit_that_waits_outlives_an_outage_and_is_continued_by_the_next_when_it_is_killed(bare: Rig) -> None:
-    document = str(bare.write(bare.document("continued")))
+    document = str(bare.write(bare.standin_document("continued", 2)))
     with running(bare, "submit", "--wait", document) as submitting:
         running_pod(bare, "continued", "plan")
         with bare.server.outage():
@@ -140,7 +147,7 @@ def test_a_submit_that_waits_outlives_an_outage_and_is_continued_by_the_next_whe
 
 def test_a_run_waits_while_a_quota_leaves_no_job_or_no_pod_and_says_so(cluster: Rig) -> None:
     with quota(cluster, "no-jobs", "count/jobs.batch"), cluster.operator():
-        create(cluster, cluster.document("crowded-out"))
+        create(cluster, cluster.standin_document("crowded-out"))
         eventually(lambda: "exceeded quota: no-jobs" in status(cluster, "crowded-out").get("message", ""))
         with quota(cluster, "no-pods", "pods"):
             cluster.server.delete("resourcequotas", "no-jobs")

@@ -84,7 +84,7 @@ def test_a_run_again_extracts_what_is_new_and_nothing_where_nothing_is(bare: Rig
 
 
 def test_another_document_under_the_same_name_is_refused_with_what_differs(bare: Rig) -> None:
-    document = bare.document("taken")
+    document = bare.standin_document("taken")
     assert prism(bare, "submit", "--wait", str(bare.write(document))).returncode == 0
     document["spec"]["selection"]["budget"]["fraction"] = 0.5
     refused = prism(bare, "submit", "--wait", str(bare.write(document)))
@@ -99,7 +99,8 @@ def test_the_exit_code_says_failed_cancelled_deleted_or_not_finished(bare: Rig) 
     assert failed.returncode == 100
     assert "exit code 64: no such model (/nowhere)" in failed.stderr
 
-    document = str(bare.write(bare.document("cancelled")))
+    document = str(bare.write(bare.standin_document("cancelled")))
+    bare.let_hang("cancelled", "plan")
     with running(bare, "submit", "--wait", document) as submitting:
         running_pod(bare, "cancelled", "plan")
         assert prism(bare, "cancel", "cancelled").returncode == 0
@@ -107,16 +108,17 @@ def test_the_exit_code_says_failed_cancelled_deleted_or_not_finished(bare: Rig) 
     eventually(lambda: not pods(bare, "cancelled", "plan"))
     assert prism(bare, "retry", "cancelled", "--wait").returncode == 0
 
-    with running(bare, "submit", "--wait", str(bare.write(bare.document("deleted")))) as submitting:
+    bare.let_hang("deleted", "plan")
+    with running(bare, "submit", "--wait", str(bare.write(bare.standin_document("deleted")))) as submitting:
         running_pod(bare, "deleted", "plan")
         bare.server.delete("configmaps", "deleted-prism-record", "default")
         assert submitting.wait(timeout=60) == 102
     eventually(lambda: not jobs(bare, "deleted"))
     assert prism(bare, "wait", "deleted").returncode == 102
 
-    slow = prism(bare, "submit", "--wait", "--timeout", "0.5", str(bare.write(bare.document("slow"))))
+    slow = prism(bare, "submit", "--wait", "--timeout", "0.5", str(bare.write(bare.standin_document("slow", 1))))
     assert slow.returncode == 101
-    assert prism(bare, "submit", "--wait", str(bare.write(bare.document("slow")))).returncode == 0
+    assert prism(bare, "submit", "--wait", str(bare.write(bare.standin_document("slow", 1)))).returncode == 0
 
 
 def test_a_world_of_two_pods_writes_what_one_process_writes(cluster: Rig) -> None:
@@ -134,7 +136,7 @@ def test_a_world_of_two_pods_writes_what_one_process_writes(cluster: Rig) -> Non
 
 def test_a_job_that_a_queue_holds_back_is_queued_and_runs_once_let_go(cluster: Rig) -> None:
     """Kueue suspends each Job at its creation; here a script does."""
-    create(cluster, cluster.document("queued", queueName="team-a", startupTimeoutSeconds=10))
+    create(cluster, cluster.standin_document("queued", queueName="team-a", startupTimeoutSeconds=10))
     with cluster.operator():
         eventually(lambda: jobs(cluster, "queued"))
         patch = ["patch", "job", "queued-plan-0-0", "-p"]
@@ -147,7 +149,8 @@ def test_a_job_that_a_queue_holds_back_is_queued_and_runs_once_let_go(cluster: R
 
 
 def test_suspend_stops_the_pods_and_resume_goes_on(cluster: Rig) -> None:
-    create(cluster, cluster.document("paused"))
+    create(cluster, cluster.standin_document("paused"))
+    cluster.let_hang("paused", "plan")
     with cluster.operator():
         running_pod(cluster, "paused", "plan")
         kubectl(cluster, "patch", "sel", "paused", "--type=merge", "-p", '{"spec": {"suspend": true}}')
@@ -161,7 +164,8 @@ def test_suspend_stops_the_pods_and_resume_goes_on(cluster: Rig) -> None:
 
 def test_deleting_a_record_or_its_namespace_ends_its_pods_and_removes_everything(cluster: Rig) -> None:
     cluster.server.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "short"}})
-    document = cluster.document("gone")
+    document = cluster.standin_document("gone")
+    cluster.let_hang("gone", "plan")
     cluster.server.create({**document, "metadata": {"name": "gone", "namespace": "short"}})
     create(cluster, document)
     with cluster.operator():
@@ -176,7 +180,7 @@ def test_deleting_a_record_or_its_namespace_ends_its_pods_and_removes_everything
 
 
 def test_the_record_and_all_its_children_go_when_their_time_is_over(cluster: Rig) -> None:
-    document = cluster.document("short-lived")
+    document = cluster.standin_document("short-lived")
     document["spec"]["ttlSecondsAfterFinished"] = 1
     create(cluster, document)
     with cluster.operator():
