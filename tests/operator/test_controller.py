@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from launcher.kube.cluster import Cluster
-from launcher.kube.deep_json import loads
 from launcher.kube.errors import Conflict
 from launcher.operator import controller as hosts
 from launcher.operator import events, informer
@@ -735,25 +734,6 @@ def test_a_document_deeper_than_python_reads_stops_no_other(
         assert see_through(server).phase == "Complete"
         assert not host.events("watch")
         eventually(lambda: status_of(server, "bad").message and status_of(server, "worse").message, 5)
-
-
-@pytest.mark.parametrize(
-    ("text", "read"),
-    [
-        (f'{{"x": [{nested(1500)}, "]}}"], "y": 2}}', ["x", "y"]),
-        ("[" * 5000 + "]" * 5000, None),
-        ('{"s": "\\\\\\"{[{[", "d": ' + nested(3000) + ', "e": [[]]}', ["s", "d", "e"]),
-    ],
-)
-def test_only_what_lies_too_deep_is_left_out(text: str, read: list[str] | None) -> None:
-    found = loads(text)
-    if read is None:
-        assert isinstance(found, list)
-    else:
-        assert list(found) == read
-        assert found.get("y", 2) == 2
-        assert found.get("s", '\\"{[{[') == '\\"{[{['
-        assert found.get("e", [[]]) == [[]]
 
 
 def test_two_operators_at_once_make_each_job_once(server: ApiServer) -> None:
