@@ -154,7 +154,7 @@ def _run_verb(
     from launcher.local import stages
 
     facts = stages.run_verb(verb, arguments, job=context.obj or stages.JOB, verbose=verbose)
-    print_facts(facts, output, table=table_of(facts))
+    print_facts(facts, output, table=table_of(facts) if output is Output.table else "")
 
 
 def _keep_options(keep: list[str] | None) -> list[str]:

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.follow.terminal_text import printable
 from launcher.resource.crd import crd
 from launcher.resource.document import parse_for_cluster
 from launcher.resource.record import config_map_record
@@ -97,10 +96,6 @@ def test_what_a_pod_said_moves_no_cursor(with_kind: ApiServer, tmp_path: Path) -
         _, stdout, stderr = prism(with_kind, tmp_path, *verb)
         assert not {"\x1b", "\x07"} & {*stdout, *stderr}
         assert "\n::set-output" not in stdout + stderr
-
-
-def test_what_turns_the_order_of_reading_is_written_out() -> None:
-    assert printable("a\u202eb\u2028c") == "a\\u202eb\\u2028c"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "A", "x" * 64])

@@ -1,0 +1,42 @@
+"""The progress of `prism run`: its text, its lines in a log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from launcher.follow.bars import Lines
+from launcher.follow.event_text import progress_text
+from launcher.follow.terminal_text import printable
+
+
+def test_characters_that_reverse_the_reading_order_are_escaped() -> None:
+    assert printable("a\u202eb\u2028c") == "a\\u202eb\\u2028c"
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        ({"stage": "plan", "done": 0, "total": 3, "tokens": 0, "seconds": 0.0}, "0/3 files"),
+        ({"stage": "plan", "done": 3, "total": 3, "tokens": 0, "seconds": 2.0}, "3/3 files, 1.5/s"),
+        (
+            {"stage": "extract", "done": 1200, "total": 8400, "tokens": 240_000, "seconds": 100.0},
+            "1,200/8,400 examples, 12/s, 2,400 tokens/s, 10:00 left",
+        ),
+        (
+            {"stage": "extract", "done": 1, "total": 4, "tokens": 50, "seconds": 3600.0},
+            "1/4 examples, 0.00028/s, 0.014 tokens/s, 3:00:00 left",
+        ),
+    ],
+)
+def test_progress_as_text(event: dict[str, Any], expected: str) -> None:
+    assert progress_text(event) == expected
+
+
+def test_plain_progress_lines_are_seconds_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = Lines()
+    lines.start("extract")
+    for done in range(100):
+        lines.show({"event": "progress", "stage": "extract", "done": done, "total": 100, "tokens": 9, "seconds": 1.0})
+    assert capsys.readouterr().err == "extract: started\n"
