@@ -1,4 +1,4 @@
-"""The section `spec.cluster`: the pods of a submitted run. Knows no Kubernetes client; `launcher/render` makes the pods."""
+"""The section `spec.cluster`: the pods of a submitted run. `launcher/render` makes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DnsName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-
 """The name of an object in a cluster."""
 
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$", max_length=32)]
-"""An amount as Kubernetes writes it: 500m, 8, 16Gi."""
+"""A Kubernetes quantity: 500m, 8, 16Gi."""
 
 SECRET_NAME = (
     "(?i)(SECRET|PASSWORD|PASSWD|(ACCESS|PRIVATE|API)_?KEY|TOKEN($|[^A-Za-z])|(API|AUTH|ACCESS|HF|GH)_?TOKENS)"
@@ -23,7 +23,7 @@ NO_SECRET_NAME = (
     "(?i)(_(FILE|PATH|URI|URL)$|^(MAX|MIN|NUM|PAD|EOS|BOS|UNK|SEP|CLS|MASK)_TOKEN(_ID|_LENGTH|_COUNT)?$"
     "|^TOKEN_(LIMIT|LENGTH|COUNT|BUDGET)$)"
 )
-"""An environment variable whose name matches the first and not the second holds a secret: its value stands in no document.
+"""An environment variable whose name matches the first and not the second holds a secret; its value may not be in a document.
 HF_TOKEN does; MAX_NEW_TOKENS, PAD_TOKEN_ID, TOKENIZERS_PARALLELISM and AWS_WEB_IDENTITY_TOKEN_FILE do not. Written without
 lookahead, so that an API server (RE2) takes the same expressions from launcher/resource/crd.py."""
 
@@ -52,11 +52,11 @@ class EnvVar(Section):
     """An environment variable of the worker pods."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)] = Field(
-        description="Name of the variable, AWS_ENDPOINT_URL say."
+        description="Name of the variable, such as AWS_ENDPOINT_URL."
     )
     value: Annotated[str, StringConstraints(max_length=4096)] | None = Field(
         None,
-        description="Its value, in plain sight; refused for names of secrets, HF_TOKEN or AWS_SECRET_ACCESS_KEY say.",
+        description="Its value, visible to everyone who can read the run. Refused for names of secrets, such as HF_TOKEN.",
     )
     value_from: ValueFrom | None = Field(None, description="Where its value comes from.")
 
@@ -70,11 +70,11 @@ class EnvVar(Section):
 
 
 DEEPEST_OVERLAY, LARGEST_OVERLAY = 20, 32_768
-"""Levels, and bytes as JSON without spaces. It stands in every Job: of 256 groups these are 8 MiB of a cluster's memory."""
+"""Levels, and bytes of compact JSON. Every Job contains the overlay: with 256 groups that is 8 MiB in the API server."""
 
 
 def _check_overlay(overlay: dict[str, Any]) -> dict[str, Any]:
-    """Without recursion: what nests too deep is not looked into."""
+    """Level by level, without recursion: deeper levels are not read."""
     level: list[Any] = [overlay]
     for _ in range(DEEPEST_OVERLAY):
         mappings = [it for it in level if isinstance(it, dict)]
@@ -90,50 +90,63 @@ def _check_overlay(overlay: dict[str, Any]) -> dict[str, Any]:
     try:
         text = json.dumps(overlay, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=str)
     except TypeError as error:
-        raise ValueError(f"is no JSON: {error}") from error
+        raise ValueError(f"is not JSON: {error}") from error
     if len(text.encode()) > LARGEST_OVERLAY:
         raise ValueError(f"has {len(text.encode()):,} bytes as JSON; at most {LARGEST_OVERLAY:,}")
     return overlay
 
 
 class ClusterSpec(Section):
-    """Where a submitted run's pods go. A local run ignores it."""
+    """The pods of a submitted run. Local runs ignore it."""
 
-    image: str = Field(min_length=1, max_length=512, description="Worker image, best pinned by digest.")
-    groups: int = Field(1, ge=1, le=256, description="DeepSpeed worlds that share the store and nothing else.")
-    nodes_per_group: int = Field(1, ge=1, le=256, description="Pods of one world.")
-    gpus_per_node: int = Field(1, ge=0, le=16, description="GPUs, and ranks, a pod; 0: one rank on the CPU.")
-    cpu: Quantity = Field("2", description="Cores that each pod asks for.")
-    memory: Quantity = Field("8Gi", description="Memory that each pod asks for, and its limit.")
-    shared_memory: Quantity = Field("1Gi", description="Size of /dev/shm; it counts as memory of the pod.")
+    image: str = Field(
+        min_length=1, max_length=512, description="Worker image; pin it by digest to make runs reproducible."
+    )
+    groups: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Number of DeepSpeed worlds. They share only the store, so one can fail without the others.",
+    )
+    nodes_per_group: int = Field(1, ge=1, le=256, description="Pods of each group.")
+    gpus_per_node: int = Field(1, ge=0, le=16, description="GPUs per pod, with one rank each. 0: one rank on the CPU.")
+    cpu: Quantity = Field("2", description="CPU cores that each pod requests.")
+    memory: Quantity = Field("8Gi", description="Memory that each pod requests; also its limit.")
+    shared_memory: Quantity = Field("1Gi", description="Size of /dev/shm; counts as memory of the pod.")
     scratch: Quantity = Field(
-        "50Gi", description="Disk for caches and temporary files: the model's files, and 100 bytes a candidate."
+        "50Gi", description="Disk for caches and temporary files: the model's files, and about 100 bytes per candidate."
     )
     weights_claim: DnsName | None = Field(
-        None, description="PersistentVolumeClaim that keeps models from S3 and the hub between pods; else scratch does."
+        None,
+        description="PersistentVolumeClaim that caches models from S3 and the hub across pods; without it each downloads them.",
     )
     service_account: DnsName | None = Field(
-        None, description="Service account of the pods, for roles that clouds bind to it; its token is not mounted."
+        None, description="Service account of the pods, for cloud roles bound to it. Its token is not mounted."
     )
-    env: Annotated[tuple[EnvVar, ...], Field(max_length=64)] = Field((), description="Variables of the worker pods.")
-    queue_name: DnsName | None = Field(None, description="Kueue local queue.")
+    env: Annotated[tuple[EnvVar, ...], Field(max_length=64)] = Field(
+        (), description="Environment variables of the worker pods."
+    )
+    queue_name: DnsName | None = Field(None, description="Kueue local queue; without it Kueue is not used.")
     priority_class: DnsName | None = Field(None, description="Priority class of the pods.")
     max_restarts: int = Field(
-        3, ge=0, le=100, description="Attempts after the first that a stage, or a group, gets when it crashes."
+        3, ge=0, le=100, description="Restarts of a stage, or of a group, after crashes; more fail the run."
     )
     max_preemptions: int = Field(
         50,
         ge=0,
         le=1000,
-        description="Attempts that it gets besides when its pods are evicted; such a one starts at once.",
+        description="Restarts of a stage, or of a group, after evictions, counted separately and started at once.",
     )
     startup_timeout_seconds: int = Field(
-        1800, ge=10, le=604_800, description="A stage with no pod running after this long fails, and says why."
+        1800,
+        ge=10,
+        le=604_800,
+        description="Seconds; a stage without a running pod after this time fails with the reason.",
     )
     pod_overlay: Annotated[dict[str, Any], AfterValidator(_check_overlay)] = Field(
         {},
-        description="Merged onto the pod template as `kubectl patch` does it: tolerations, volumes, another runtime. "
-        "A volume with another source replaces the source. At most 32 KiB, and 20 levels deep.",
+        description="Strategic merge patch on the pod template, as `kubectl patch` applies it: tolerations, volumes, another "
+        "runtime. A volume with another source replaces the source. At most 32 KiB and 20 levels deep.",
     )
 
     @model_validator(mode="after")
@@ -144,4 +157,4 @@ class ClusterSpec(Section):
 
 
 MAX_PODS = 1024
-"""Of one run at a time."""
+"""Limit of one run."""

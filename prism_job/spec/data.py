@@ -11,25 +11,30 @@ from prism_job.spec.section import DnsLabel, Section, Uri
 
 
 class CandidatesSpec(Section):
-    """The pool to choose from."""
+    """The pool of training examples to select from."""
 
     uris: Annotated[tuple[Uri, ...], Field(min_length=1, max_length=256)] = Field(
-        description="Files, folders or s3:// prefixes of .jsonl, .json, .parquet, .csv, also .gz and .zst."
+        description="Files, folders or s3:// prefixes with .jsonl, .json, .parquet or .csv files, also as .gz or .zst."
     )
     max_bad_fraction: float = Field(
-        0.01, ge=0, le=1, description="Share of rows (0 to 1) that may be unusable before the run fails."
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of rows (0 to 1) that may be unusable; more fail the run, before it selects from the wrong data.",
     )
 
 
 class TargetSet(Section):
-    """One of several behaviours. Weight and sign are scoring: changing them extracts nothing again."""
+    """One of several behaviours. Weight and sign affect only the scores: changing them extracts nothing again."""
 
-    name: DnsLabel = Field(description="Names the column score_<name> of scores.parquet; unique within the run.")
-    uris: Annotated[tuple[Uri, ...], Field(min_length=1, max_length=16)] = Field(
-        description="Files, folders or s3:// prefixes, read like the candidates. A file may stand in several sets."
+    name: DnsLabel = Field(
+        description="Unique name of the set; its scores are the column score_<name> of scores.parquet."
     )
-    weight: float = Field(1.0, gt=0, le=1_000_000, description="How much the set's score counts in the combined one.")
-    sign: Literal[1, -1] = Field(1, description="1: toward the behaviour. -1: away from it.")
+    uris: Annotated[tuple[Uri, ...], Field(min_length=1, max_length=16)] = Field(
+        description="Files, folders or s3:// prefixes, in the formats of the candidates. A file may be in several sets."
+    )
+    weight: float = Field(1.0, gt=0, le=1_000_000, description="Factor of the set's score in the combined score.")
+    sign: Literal[1, -1] = Field(1, description="1: select for the behaviour. -1: select against it.")
 
     @property
     def signed_weight(self) -> float:
@@ -37,32 +42,33 @@ class TargetSet(Section):
 
 
 class TargetsSpec(Section):
-    """Examples of the behaviour wanted: prompt, chosen, rejected. Every row must be good: they are few and weigh much.
+    """Examples of the behaviour to select for: prompt, chosen, rejected. One unusable row fails the run.
 
-    Exactly one of uris (one behaviour) and sets (several: each is scored by itself, and the combined score is the sum
-    of sign × weight × its score).
+    Give exactly one of uris (one behaviour) and sets (several: each is scored by itself, and the combined score is the
+    sum of sign × weight × its score).
     """
 
     uris: Annotated[tuple[Uri, ...], Field(min_length=1, max_length=256)] | None = Field(
-        None, description="Files, folders or s3:// prefixes, read like the candidates."
+        None, description="Files, folders or s3:// prefixes, in the formats of the candidates."
     )
     sets: Annotated[tuple[TargetSet, ...], Field(min_length=1, max_length=64)] | None = Field(
-        None, description="Named sets of targets, in place of uris; one extraction serves all."
+        None, description="Named sets of targets, instead of uris. One extraction serves all sets."
     )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> TargetsSpec:
         if (self.uris is None) == (self.sets is None):
             raise ValueError("give exactly one of uris, sets")
-        twice = [name for name, count in Counter(one.name for one in self.as_sets()).items() if count > 1]
+        counts = Counter(target_set.name for target_set in self.as_sets())
+        twice = [name for name, count in counts.items() if count > 1]
         if twice:
             raise ValueError(f"two sets have the name {', '.join(twice)}; give each its own")
         return self
 
     def as_sets(self) -> tuple[TargetSet, ...]:
-        """The sets in order; plain uris are one set without a name ("")."""
+        """The sets in order; plain uris are one set with the name ""."""
         return self.sets or (TargetSet.model_construct(name="", uris=self.uris or ()),)
 
     def all_uris(self) -> list[str]:
-        """Of all sets, in order."""
-        return [uri for one in self.as_sets() for uri in one.uris]
+        """The uris of all sets, in order."""
+        return [uri for target_set in self.as_sets() for uri in target_set.uris]

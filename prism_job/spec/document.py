@@ -27,58 +27,65 @@ from prism_job.spec.selection import SelectionSpec
 API_VERSION = "prism.dev/v1alpha1"
 
 LONGEST_DOCUMENT = 2**20
-"""Characters. A cluster keeps no more of an object, and reading takes about 10 s a million."""
+"""Characters: the limit of an object in a cluster. Parsing takes about 10 s a million."""
 
 
 class Metadata(Section):
-    """What Kubernetes calls ObjectMeta, as far as a person writes it."""
+    """Name of the run, and Kubernetes metadata."""
 
-    name: DnsLabel = Field(description="Name of the run: a DNS label, because it becomes part of object names.")
-    namespace: str | None = Field(None, description="Kubernetes namespace; a local run ignores it.")
-    labels: dict[str, str] = Field({}, description="Kubernetes labels, carried along.")
-    annotations: dict[str, str] = Field({}, description="Kubernetes annotations, carried along.")
+    name: DnsLabel = Field(description="Name of the run. A DNS label, because object names are built from it.")
+    namespace: str | None = Field(None, description="Kubernetes namespace; ignored by local runs.")
+    labels: dict[str, str] = Field({}, description="Kubernetes labels.")
+    annotations: dict[str, str] = Field({}, description="Kubernetes annotations.")
 
 
 class RunSpec(Section):
-    """The whole request."""
+    """What to select from which data, with which model, and where to publish it."""
 
     model: ModelSpec = Field(description="The reference model.")
-    candidates: CandidatesSpec = Field(description="The pool.")
-    targets: TargetsSpec = Field(description="The behaviour.")
-    store: Uri = Field(description="Gradient store, shared by many runs.")
-    output: Uri = Field(description="Where selections are published, under <output>/<name>/<selection id>/.")
-    extraction: ExtractionSpec = Field(ExtractionSpec(), description="Rows from candidates.")
-    scoring: ScoringSpec = Field(ScoringSpec(), description="Scores from rows.")
-    selection: SelectionSpec = Field(description="The subset from scores.")
+    candidates: CandidatesSpec = Field(description="The pool of training examples.")
+    targets: TargetsSpec = Field(description="Examples of the behaviour to select for.")
+    store: Uri = Field(description="Gradient store: a path or s3:// prefix. Many runs can share it.")
+    output: Uri = Field(description="Path or s3:// prefix of published selections: <output>/<name>/<selection id>/.")
+    extraction: ExtractionSpec = Field(ExtractionSpec(), description="How examples become rows.")
+    scoring: ScoringSpec = Field(ScoringSpec(), description="How rows become scores.")
+    selection: SelectionSpec = Field(description="How scores become a subset.")
     evaluation: EvaluationSpec | None = Field(
-        None, description="Compare the ranking with a label: figures in the manifest and in the report."
+        None, description="Compares the ranking with a label; the figures are in the manifest and in the report."
     )
-    audit: AuditSpec = Field(AuditSpec(), description="The manifest's word on how far the ranking can be trusted.")
-    cluster: ClusterSpec | None = Field(None, description="Kubernetes only.")
+    audit: AuditSpec = Field(
+        AuditSpec(),
+        description="Measures how reliable the ranking is; the figures are in the manifest and in the report.",
+    )
+    cluster: ClusterSpec | None = Field(None, description="Pods of a submitted run; ignored by local runs.")
     suspend: bool = Field(
-        False, description="Stop the pods and wait, on a cluster. May be changed while the run exists."
+        False,
+        description="On a cluster: stop the pods and wait until it is false again. May be changed while the run exists.",
     )
     retry: int = Field(
         0,
         ge=0,
         le=1_000_000,
-        description="Raise it to run again on a cluster, after an end of any kind. May be changed.",
+        description="On a cluster: raise it to run a finished or failed run again. May be changed while the run exists.",
     )
     ttl_seconds_after_finished: int | None = Field(
-        None, ge=0, le=2**31 - 1, description="Remove the run from the cluster so long after its end; none: keep it."
+        None,
+        ge=0,
+        le=2**31 - 1,
+        description="Seconds after its end at which the run is removed from the cluster; without it the run stays.",
     )
 
 
 class SelectionRun(Section):
-    """The document."""
+    """A selection run: the document that `prism run` and `prism submit` read."""
 
-    api_version: Literal["prism.dev/v1alpha1"] = Field(description="Version of this format.")
+    api_version: Literal["prism.dev/v1alpha1"] = Field(description="Version of the document's format.")
     kind: Literal["SelectionRun"] = Field(description="Always SelectionRun.")
-    metadata: Metadata = Field(description="Name of the run.")
-    spec: RunSpec = Field(description="The request.")
+    metadata: Metadata = Field(description="Name and labels.")
+    spec: RunSpec = Field(description="The run.")
 
     def to_document(self) -> dict[str, Any]:
-        """Plain values, defaults written out: what replays this run whatever later defaults are."""
+        """Plain values with all defaults written out: replays this run even if a later version changes a default."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
@@ -87,7 +94,7 @@ def parse_spec(text: str, where: str) -> SelectionRun:
 
     Args:
         text: the document.
-        where: what to call it in errors, usually its path.
+        where: its name in errors, usually its path.
 
     Raises:
         SpecError: not YAML, or fields missing, unknown (with the nearest known name) or out of bounds; all at once.
@@ -103,13 +110,11 @@ def read_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_NoAliases)
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
-        raise SpecError(f"not YAML: {error}", where=where, fix="correct the syntax at the place named") from error
+        raise SpecError(f"not YAML: {error}", where=where, fix="correct the syntax at that line") from error
 
 
 class _NoAliases(yaml.SafeLoader):
-    """Ten lines of aliases, each ten times the last, stand for more than a machine holds. A date stays the text that it is,
-    as an API server reads it.
-    """
+    """Refuses aliases, because ten lines of them can expand to more than fits in memory. Keeps a date as text."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (as the base class has it)
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
@@ -125,7 +130,7 @@ class _NoAliases(yaml.SafeLoader):
 
 
 def check_document(document: Any, where: str) -> SelectionRun:
-    """A document that was read already, as plain values. Raises SpecError as parse_spec does."""
+    """Check plain values. Raises SpecError as parse_spec does."""
     if not isinstance(document, dict):
         raise SpecError(
             f"the document is a {type(document).__name__}, not a mapping",
@@ -136,11 +141,11 @@ def check_document(document: Any, where: str) -> SelectionRun:
         return SelectionRun.model_validate(document)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        # A list whose items are wrong is counted as empty too: that would be a second complaint about one mistake.
+        # pydantic reports a list with wrong items as too short as well: that would be one mistake twice.
         deeper = {tuple(detail["loc"][:-1]) for detail in details}
         lines = [_explain(it) for it in details if it["type"] != "too_short" or tuple(it["loc"]) not in deeper]
         raise SpecError(
-            "\n  ".join([f"{len(lines)} thing(s) wrong in the document:", *lines]),
+            "\n  ".join([f"the document has {len(lines)} error(s):", *lines]),
             where=where,
             fix="correct the fields named; docs/selection.md lists every field with its unit",
         ) from None
@@ -149,10 +154,10 @@ def check_document(document: Any, where: str) -> SelectionRun:
 def _explain(detail: Any) -> str:
     path = ".".join(str(part) for part in detail["loc"])
     if detail["type"] != "extra_forbidden":
-        # A whole section is not repeated: the value of a secret may stand in it.
+        # A section's value is not printed: it may contain a secret.
         is_plain = detail["type"] != "missing" and not isinstance(detail["input"], dict | list)
-        shown = f" (found {reprlib.repr(detail['input'])})" if is_plain else ""
-        return f"{path}: {detail['msg'].removeprefix('Value error, ')}{shown}"
+        found = f" (found {reprlib.repr(detail['input'])})" if is_plain else ""
+        return f"{path}: {detail['msg'].removeprefix('Value error, ')}{found}"
     known = known_fields(tuple(detail["loc"][:-1]))
     near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
@@ -163,7 +168,7 @@ def known_fields(path: tuple[Any, ...]) -> list[str]:
     """Field names, as the document writes them, of the section at `path`; empty where there is no section."""
     section: Any = SelectionRun
     for part in path:
-        if isinstance(part, int):  # a place in a list of sections
+        if isinstance(part, int):  # an index in a list of sections
             continue
         by_alias = {field.alias: field.annotation for field in section.model_fields.values()}
         section = next(_sections_in(by_alias.get(part)), None)

@@ -12,28 +12,29 @@ Column = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
 class EvaluationSpec(Section):
-    """Columns that say what is good, to compare the ranking with. They change no score and no choice."""
+    """Label columns to compare the ranking with. They change no score and no selection."""
 
     label: Column = Field(
-        description="Column of the candidates that says good or bad. Every row must have it, and the pool both kinds."
+        description="Column of the candidates that marks them good or bad. Every row needs it, and the pool needs both kinds."
     )
     positive: Annotated[str, StringConstraints(max_length=256)] | None = Field(
-        None, description="Its value that means good, in any case; else 1, true and yes mean good, 0, false and no bad."
+        None,
+        description="Its value that means good, in upper or lower case. Without it 1, true, yes mean good, 0, false, no bad.",
     )
     target_label: Column | None = Field(
         None,
-        description="Column of the targets that says whether the pair itself is right, as 1/0, true/false or yes/no; "
-        "without it every pair is taken as right.",
+        description="Column of the targets that marks a pair right or wrong, as 1/0, true/false or yes/no. Without it all "
+        "pairs count as right.",
     )
 
 
 class AuditSpec(Section):
-    """How far the ranking can be trusted: some candidates are extracted and scored again, and the two rankings compared."""
+    """Extracts and scores some candidates again, and compares the two rankings: how reliable is the ranking?"""
 
     examples: int = Field(
         128,
         ge=0,
         le=65_536,
-        description="Candidates, chosen by their ids, that are extracted again at twice the dims under another seed; passes "
-        "over targets make both. 128 tell a Spearman of .95 to within .02; 0: no audit, and no cost.",
+        description="Number of candidates, chosen by their ids, that are extracted again with twice the dimensions and another "
+        "seed. 128 give a Spearman correlation of .95 to within .02. 0: no audit, and no cost.",
     )

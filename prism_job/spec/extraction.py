@@ -12,36 +12,46 @@ from prism_job.spec.section import Section
 class ProjectionSpec(Section):
     """Two-sided Rademacher projection of each layer's gradient to dim × dim numbers."""
 
-    dim: int = Field(64, ge=2, le=512, description="Dims a side; 64 keeps K-FAC useful and costs 9 % of the FLOPs.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Another seed is another projection and reads no old shard.")
+    dim: int = Field(
+        64,
+        ge=2,
+        le=512,
+        description="Projected dimensions per side. 64 is enough for K-FAC and costs 9 % of the FLOPs.",
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the projection. Another seed extracts everything again.")
 
 
 class CodecSpec(Section):
-    """How a projected gradient becomes bytes."""
+    """How a projected gradient is stored."""
 
     kind: Literal["sign", "float16"] = Field(
-        "sign", description="sign: folded, one bit a dim, a scale for each 256. float16: unfolded, the plain twin."
+        "sign",
+        description="sign: folded, one bit per dimension and a scale per 256. float16: not folded, much larger; to compare.",
     )
     dims: int = Field(
-        65_536, ge=256, le=2**24, description="Dims after folding, a power of two; used by codec sign only."
+        65_536,
+        ge=256,
+        le=2**24,
+        description="Dimensions after folding, a power of two; codec sign only. 65536 are about 8.7 kB a row.",
     )
 
     @model_validator(mode="after")
     def _power_of_two(self) -> CodecSpec:
         if self.dims & (self.dims - 1):
-            raise ValueError(f"dims is {self.dims}; folding needs a power of two, e.g. 32768 or 65536")
+            raise ValueError(f"dims is {self.dims}; it must be a power of two, e.g. 32768 or 65536")
         return self
 
 
 class DeepSpeedSpec(Section):
-    """How the weights are spread over the ranks of a world."""
+    """How the weights are distributed over the ranks of a world."""
 
     stage: Literal[0, 3] = Field(
-        0, description="0: each rank holds the model. 3: ZeRO-3, each rank of a world holds a share."
+        0,
+        description="0: each rank holds the whole model. 3: ZeRO-3, each rank holds a share, for models larger than a GPU.",
     )
     offload: Literal["none", "cpu", "nvme"] = Field(
         "none",
-        description="Where ZeRO-3 keeps weights not in use: on the device, in the node's memory, or on its disk.",
+        description="Where ZeRO-3 keeps weights not in use. none: on the GPU. cpu: in the node's memory. nvme: on its disk.",
     )
 
     @model_validator(mode="after")
@@ -52,25 +62,38 @@ class DeepSpeedSpec(Section):
 
 
 class ExtractionSpec(Section):
-    """Everything about how a candidate becomes a row."""
+    """How an example becomes a row of the gradient store."""
 
-    max_length: int = Field(2048, ge=2, le=2**20, description="Tokens an example is cut to, from its end.")
+    max_length: int = Field(
+        2048,
+        ge=2,
+        le=2**20,
+        description="Tokens; longer examples are truncated at the end. A row without a response token left is unusable.",
+    )
     tokens_per_batch: int = Field(
         4096,
         ge=1,
         le=2**24,
-        description="Tokens, padding counted, of a micro-batch. Speed and memory only (135M parameters in float32 take "
-        "1 to 2 MB a token); it changes no row. On a CPU 512 is faster, on a large GPU more.",
+        description="Tokens of a micro-batch, with padding. Affects only speed and memory (135M parameters in float32 take "
+        "1 to 2 MB per token), no row. 512 is faster on a CPU, more than 4096 on a large GPU.",
     )
     examples_per_shard: int = Field(
-        1024, ge=1, le=65_536, description="Rows of a work unit: what a kill can cost, and what one object holds."
+        1024,
+        ge=1,
+        le=65_536,
+        description="Rows of a work unit, which is one object of the store. A killed rank loses at most its current unit.",
     )
     layers: Annotated[
         tuple[Annotated[str, StringConstraints(min_length=1, max_length=256)], ...], Field(min_length=1, max_length=64)
-    ] = Field(("*",), description="Globs over names of linear layers; '*' is every one but the head, or the adapter's.")
+    ] = Field(
+        ("*",),
+        description="Globs over the names of linear layers. '*' is all except the output head, or those of the adapter.",
+    )
     projection: ProjectionSpec = Field(ProjectionSpec(), description="The random projection.")
-    codec: CodecSpec = Field(CodecSpec(), description="The form of a stored row.")
-    deepspeed: DeepSpeedSpec = Field(DeepSpeedSpec(), description="Sharding of the weights.")
+    codec: CodecSpec = Field(CodecSpec(), description="How a row is stored.")
+    deepspeed: DeepSpeedSpec = Field(DeepSpeedSpec(), description="Distribution of the weights over ranks.")
     step_timeout_seconds: float = Field(
-        600, gt=0, description="A micro-batch that takes longer is taken for a hang: its rank ends with exit code 75."
+        600,
+        gt=0,
+        description="Seconds; a micro-batch that takes longer counts as a hang, and its rank ends with exit code 75.",
     )

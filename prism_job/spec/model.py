@@ -10,27 +10,28 @@ from prism_job.spec.section import Section, Uri, check_uri
 
 
 class ModelSpec(Section):
-    """The reference model: the one whose gradients and preferences are taken."""
+    """The reference model: gradients and preferences are computed with it."""
 
     uri: Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(check_uri)] = Field(
-        description="Hub id, folder, s3:// prefix, or a .gguf file. No remote code is run and no pickle is read."
+        description="Hub id, folder, s3:// prefix, or a .gguf file. PRISM runs no remote code and reads no pickles."
     )
     revision: Annotated[str, StringConstraints(max_length=256)] = Field(
-        "main", description="Branch, tag or commit of a hub model; other kinds of uri have none."
+        "main", description="Branch, tag or commit of a hub model; ignored for other kinds of uri."
     )
     adapter: Uri | None = Field(
-        None, description="Folder or s3:// prefix of a PEFT adapter; its layers are then the trainable space."
+        None, description="Folder or s3:// prefix of a PEFT adapter. If set, gradients are taken of its layers only."
     )
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16",
-        description="Type of the weights in the forward and backward pass. In bfloat16 projected inputs and gradients are "
-        "rounded to it as well, else they are float32; sketches and sums are float32.",
+        description="Data type of the weights in the forward and backward pass. With bfloat16, projected inputs and gradients "
+        "are rounded to bfloat16 too, else they are float32. Sketches and sums are always float32.",
     )
     attention: Literal["sdpa", "eager"] = Field(
-        "sdpa", description="Attention backend; part of the extractor digest because it changes last bits."
+        "sdpa",
+        description="Attention backend. Part of the extractor digest, because it changes the last bits of a row.",
     )
 
     @property
     def product_dtype(self) -> Literal["bfloat16", "float32"]:
-        """Type in which layers' inputs and output gradients are multiplied by the projections' signs."""
+        """Data type in which layers' inputs and output gradients are multiplied by the projections' signs."""
         return "bfloat16" if self.dtype == "bfloat16" else "float32"

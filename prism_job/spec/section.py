@@ -1,4 +1,4 @@
-"""What every section of the document has in common: frozen, checked, camelCase. Not: which sections there are."""
+"""The base of all sections of the document, and the types that several of them share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _check_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """A number is no text, as an API server has it: one document means the same to both."""
+        """Refuses a number in quotes, as an API server does: a document means the same to both."""
         kinds = _plain_types(cls.model_fields[str(info.field_name)].annotation)
         if kinds & {bool, int, float} and str not in kinds:
             if bool in kinds and not isinstance(value, bool):

@@ -10,12 +10,17 @@ from prism_job.spec.section import Section
 
 
 class BudgetSpec(Section):
-    """How much is kept, or dropped: exactly one of the three."""
+    """How many examples are kept, or dropped: exactly one of the three fields."""
 
     count: int | None = Field(None, ge=1, le=10**12, description="Number of examples.")
-    fraction: float | None = Field(None, gt=0, le=1, description="Share of the examples, 0 to 1, rounded to nearest.")
+    fraction: float | None = Field(
+        None, gt=0, le=1, description="Share of the examples, 0 to 1; the number is rounded to nearest."
+    )
     tokens: int | None = Field(
-        None, ge=1, le=10**15, description="Response tokens; the ranking is cut before it would pass this."
+        None,
+        ge=1,
+        le=10**15,
+        description="Response tokens; takes examples in ranking order as long as their sum is at most this.",
     )
 
     @model_validator(mode="after")
@@ -27,13 +32,18 @@ class BudgetSpec(Section):
 
 
 class SelectionSpec(Section):
-    """Which end of the ranking the budget takes, and whether those are kept or dropped."""
+    """Which end of the ranking the budget takes, and whether these examples are kept or dropped."""
 
-    keep: Literal["highest", "lowest"] | None = Field(None, description="Keep this end (forward selection).")
-    drop: Literal["highest", "lowest"] | None = Field(None, description="Drop this end, keep the rest (rectification).")
-    budget: BudgetSpec = Field(description="How many are kept, or dropped.")
+    keep: Literal["highest", "lowest"] | None = Field(
+        None, description="Keep this end of the ranking (forward selection)."
+    )
+    drop: Literal["highest", "lowest"] | None = Field(
+        None, description="Drop this end of the ranking, keep the rest (rectification)."
+    )
+    budget: BudgetSpec = Field(description="How many examples are kept, or dropped.")
     dedupe: Literal["exact", "none"] = Field(
-        "exact", description="exact: rows with the same training content count once, the first in plan order stands."
+        "exact",
+        description="exact: of rows with the same training content only the first counts. none: all rows count.",
     )
 
     @model_validator(mode="after")
