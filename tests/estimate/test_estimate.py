@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,16 +152,16 @@ def test_llama_3_70b_gets_a_topology_from_its_config_alone(job: Job) -> None:
     assert "ZeRO stage 3, tokensPerBatch" in tables.estimate_table(predicted)
     assert "none fits" in tables.estimate_table(predicted | {"topology": None})
     assert predicted["topology"]["device_bytes"] <= 0.85 * predicted["gpu_memory_bytes"]
-    by_setting = {(it["stage"], it["offload"]): it for it in predicted["memory"][:4]}
+    by_setting = {(row["stage"], row["offload"]): row for row in predicted["memory"][:4]}
     assert set(by_setting) == {(0, "none"), (3, "none"), (3, "cpu"), (3, "nvme")}
     assert not by_setting[0, "none"]["fits"]
     assert by_setting[0, "none"]["weights_bytes"] == 2 * predicted["parameters"]
     world = by_setting[3, "none"]
     assert world["weights_bytes"] == 2 * predicted["parameters"] // world["ranks"]
-    for it in predicted["memory"]:
-        terms = [value for name, value in it.items() if name.endswith("_bytes")]
-        outside = it["device_bytes"] + it["host_bytes"] + it["nvme_bytes"]
-        assert sum(terms) - outside == pytest.approx(it["device_bytes"], abs=len(terms))  # each term is rounded
+    for row in predicted["memory"]:
+        terms = [value for name, value in row.items() if name.endswith("_bytes")]
+        outside = row["device_bytes"] + row["host_bytes"] + row["nvme_bytes"]
+        assert sum(terms) - outside == pytest.approx(row["device_bytes"], abs=len(terms))  # each term is rounded
 
 
 def test_a_model_on_s3_needs_no_weights(job: Job, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,8 +201,7 @@ class _Counting(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("with_factors", [False, True])
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "tied"])
+@pytest.mark.parametrize(("kind", "with_factors"), [("llama", False), ("llama", True), ("gpt2", True), ("tied", False)])
 def test_flops_are_those_that_torch_counts(job: Job, kind: str, with_factors: bool) -> None:
     job.spec["model"] |= {"uri": str(save_tiny_model(job.folder / "model", kind)), "attention": "eager"}
     spec = spec_of(job)
@@ -347,18 +345,19 @@ def test_projections_of_a_bfloat16_model_are_counted_in_bfloat16(
     assert predicted.workspace == 4096 * (8192 * (gradients + copied) + 24 * 64)
 
 
-def wrong_requests() -> Iterator[Any]:
-    yield "gpu", ["--gpu", "abacus"], 64, "H100"
-    yield "utilisation", ["--utilisation", "1.5"], 64, "out of bounds"
-    yield "sample", ["--sample", "0"], 64, "out of bounds"
-    yield "target", [], 65, "no response token within maxLength"
-    yield "model", [], 64, "no such model"
-    yield "config", [], 64, "config.json"
-
-
-@pytest.mark.parametrize(("case", "options", "exit_code", "says"), wrong_requests())
+@pytest.mark.parametrize(
+    ("case", "options", "exit_code", "mention"),
+    [
+        ("gpu", ["--gpu", "abacus"], 64, "H100"),
+        ("utilisation", ["--utilisation", "1.5"], 64, "out of bounds"),
+        ("sample", ["--sample", "0"], 64, "out of bounds"),
+        ("target", [], 65, "no response token within maxLength"),
+        ("model", [], 64, "no such model"),
+        ("config", [], 64, "config.json"),
+    ],
+)
 def test_what_cannot_be_estimated_is_refused_by_name(
-    job: Job, case: str, options: list[str], exit_code: int, says: str
+    job: Job, case: str, options: list[str], exit_code: int, mention: str
 ) -> None:
     if case == "target":
         write_jsonl(job.folder / "targets.jsonl", [{"prompt": "long " * 200, "chosen": "x", "rejected": "y"}])
@@ -369,4 +368,4 @@ def test_what_cannot_be_estimated_is_refused_by_name(
         job.spec["model"]["uri"] = str(job.folder / "no-config")
     code, words = job.call("estimate", "--spec", str(job.spec_path()), *options)
     assert code == exit_code, words
-    assert says in f"{words['error']} {words['where']} {words['fix']}"
+    assert mention in f"{words['error']} {words['where']} {words['fix']}"
