@@ -51,7 +51,13 @@ def write_jsonl(path: Path, rows: list[Row]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def job_packages() -> None:
+    """Skips a test that runs the job itself where only the launcher is installed."""
+    pytest.importorskip("torch", reason="the job's packages are not installed")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(job_packages: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.models import save_tiny_model
 
     return save_tiny_model(tmp_path_factory.mktemp("model"))

@@ -437,6 +437,7 @@ def tried(rig: Rig, run: SelectionRun, *, cluster: Cluster | None = None, **opti
     return list(bucket_probe.try_buckets(cluster or rig.cluster(tries=3), "default", run, **options))
 
 
+@pytest.mark.usefixtures("job_packages")
 def test_the_probe_tries_each_address_with_the_pods_own_means_and_leaves_nothing(whole: Rig) -> None:
     def keys() -> list[str]:  # servers of one process share what they store
         return [one["Key"] for one in whole.client.list_objects_v2(Bucket="cluster")["Contents"]]
@@ -449,6 +450,7 @@ def test_the_probe_tries_each_address_with_the_pods_own_means_and_leaves_nothing
     assert keys() == before
 
 
+@pytest.mark.usefixtures("job_packages")
 def test_the_probe_names_the_address_that_fails(whole: Rig) -> None:
     run = run_of()
     spec = run.spec.model_copy(update={"store": "s3://no-such-bucket/store"})
@@ -478,6 +480,7 @@ def test_an_image_that_is_no_worker_is_told_by_its_last_words(whole: Rig) -> Non
     assert "the probe did not test all" in one.detail
 
 
+@pytest.mark.usefixtures("job_packages")
 def test_a_job_that_an_earlier_doctor_left_is_replaced(whole: Rig) -> None:
     left = probe_job(run_of(), "default")
     left["spec"]["suspend"] = True
