@@ -1,7 +1,7 @@
 """The definition of SelectionRun is one that an API server accepts, and it refuses the documents that we refuse.
 
-The server here is small and obvious: jsonschema checks the schema, CEL each rule. The budget that a real server has for rules
-is compared with an upper bound.
+The checks are those of our fake API server, whose answers are compared with a real one's. The budget that a real server has
+for rules is compared with an upper bound.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import celpy
-import jsonschema
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -31,6 +30,8 @@ from launcher.resource.status import Status
 from prism_job.errors import SpecError
 from prism_job.spec.cluster import is_secret_name
 from prism_job.spec.document import SelectionRun
+from tests.cluster.server.kinds.rules import rule_errors
+from tests.cluster.server.kinds.schemas import prune, validate
 
 ROOT = Path(__file__).parents[2]
 VERSION = crd.crd()["spec"]["versions"][0]
@@ -64,65 +65,20 @@ def rules() -> Iterator[tuple[str, dict[str, Any], dict[str, str], int]]:
             yield path, node, rule, times
 
 
-# A small API server
-
-
-def to_json_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """The dialect of OpenAPI 3.0 as JSON Schema; an unknown field is an error, as in `kubectl` and strict validation."""
-    handled = ("nullable", "properties", "items", "exclusiveMinimum", "exclusiveMaximum", "format")
-    made = {key: value for key, value in schema.items() if key not in handled}
-    for key, end in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
-        if schema.get(key):
-            made[key] = made.pop(end)
-    if schema.get("format") == "int64":
-        made = {"minimum": -(2**63), "maximum": 2**63 - 1, **made}
-    if "properties" in schema:
-        made["properties"] = {name: to_json_schema(field) for name, field in schema["properties"].items()}
-    if "properties" in schema and schema is not SCHEMA["properties"]["metadata"]:
-        made["additionalProperties"] = False
-    if "items" in schema:
-        made["items"] = to_json_schema(schema["items"])
-    return {"anyOf": [made, {"type": "null"}]} if schema.get("nullable") else made
-
-
-JUDGE = jsonschema.Draft202012Validator(to_json_schema(SCHEMA))
-
-
 def refusals(document: dict[str, Any], old: dict[str, Any] | None = None) -> list[str]:
-    """'path: message' of all that the definition refuses; rules are checked where the schema has no objection."""
-    wrong = []
-    for error in JUDGE.iter_errors(document):
-        deepest = jsonschema.exceptions.best_match([error])
-        wrong.append(f"{'.'.join(str(part) for part in deepest.absolute_path)}: {deepest.message}")
-    return wrong or list(broken_rules(SCHEMA, document, old, ""))
-
-
-def broken_rules(schema: dict[str, Any], value: Any, old: Any, path: str) -> Iterator[str]:
-    for rule in schema.get("x-kubernetes-validations", ()):
-        if "oldSelf" in rule["rule"] and old is None:
-            continue
-        if not holds(rule["rule"], value, old):
-            yield f"{path}{rule.get('fieldPath', '')}: {rule['message']}".lstrip(".")
-    if isinstance(value, dict):
-        for name, field in schema.get("properties", {}).items():
-            if value.get(name) is not None:
-                yield from broken_rules(field, value[name], (old or {}).get(name), f"{path}.{name}")
-    if isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from broken_rules(schema.get("items", {}), item, None, f"{path}[{index}]")
-
-
-PROGRAMS: dict[str, Any] = {}
-
-
-def holds(rule: str, value: Any, old: Any = None) -> bool:
-    if rule not in PROGRAMS:
-        environment = celpy.Environment()
-        PROGRAMS[rule] = environment.program(environment.compile(rule))
-    seen = {"self": celpy.json_to_cel(without_nulls(value))}
-    if "oldSelf" in rule:
-        seen["oldSelf"] = celpy.json_to_cel(without_nulls(old))
-    return bool(PROGRAMS[rule].evaluate(seen))
+    """'field: message' of all that an API server refuses; it checks the rules where the schema has no objection."""
+    unknown = [
+        field for field in prune(SCHEMA, document)[1] if not field.startswith("metadata.")
+    ]  # those of ObjectMeta
+    too_large = [number for number in re.findall(r"\d{19,}", json.dumps(document)) if int(number) >= 2**63]
+    wrong = [
+        *(f"{field}: unknown field" for field in unknown),
+        *(f"{number}: not of format int64" for number in too_large),
+    ]
+    causes = validate(SCHEMA, document)
+    if not wrong and not causes:
+        causes = rule_errors(SCHEMA, without_nulls(document), without_nulls(old))
+    return wrong + [f"{cause.field}: {re.sub('^(Invalid value|Forbidden): ', '', cause.message)}" for cause in causes]
 
 
 def without_nulls(value: Any) -> Any:
@@ -417,19 +373,19 @@ def test_the_definition_accepts_the_examples() -> None:
 
 
 REFUSED = [
-    ("metadata.name", "x" * 41, "is too long"),
-    ("metadata.name", "a.b", "does not match"),
-    ("spec.cluster", ..., "'cluster' is a required property"),
-    ("spec.cluster", None, "None is not of type 'object'"),
-    ("spec.cluster.image", "", "should be non-empty"),
-    ("spec.candidates.uris", [], "should be non-empty"),
+    ("metadata.name", "x" * 41, "metadata.name: Too long"),
+    ("metadata.name", "a.b", "should match"),
+    ("spec.cluster", ..., "spec.cluster: Required value"),
+    ("spec.cluster", None, "spec.cluster in body must be of type object"),
+    ("spec.cluster.image", "", "should be at least 1 chars long"),
+    ("spec.candidates.uris", [], "should have at least 1 items"),
     ("spec.candidates.uris", ["s3://a/b", "pool.jsonl"], "spec.candidates.uris: each must be s3://bucket/prefix"),
     ("spec.targets.uris", ["./wanted.jsonl"], "spec.targets.uris: each must be s3://bucket/prefix"),
     ("spec.targets.uris", None, "spec.targets: give exactly one of uris, sets"),
     ("spec.targets.sets", sets_of("math")["sets"], "spec.targets: give exactly one of uris, sets"),
     ("spec.targets", sets_of("math", "code", "math"), "spec.targets.sets: two sets have the same name"),
     ("spec.targets", {"sets": [{"name": "a", "uris": ["a.jsonl"]}]}, "spec.targets.sets[0].uris: each must be s3://"),
-    ("spec.targets", sets_of("Math"), "does not match"),
+    ("spec.targets", sets_of("Math"), "spec.targets.sets[0].name in body should match"),
     ("spec.store", "gs://bucket", "spec.store: must be s3://bucket/prefix, or an absolute path that podOverlay"),
     ("spec.output", "s3://", "spec.output: must be s3://bucket/prefix"),
     ("spec.model.adapter", "adapters/math", "spec.model.adapter: must be s3://bucket/prefix"),
@@ -443,11 +399,11 @@ REFUSED = [
     ("spec.extraction.deepspeed", {"offload": "cpu"}, "spec.extraction.deepspeed.offload: offload needs stage: 3"),
     ("spec.extraction.deepspeed", {"offload": "nvme", "stage": 0}, "offload needs stage: 3"),
     ("spec.extraction.codec.dims", 3000, "spec.extraction.codec.dims: must be a power of two"),
-    ("spec.cluster.groups", 257, "257 is greater than the maximum of 256"),
+    ("spec.cluster.groups", 257, "257: spec.cluster.groups in body should be less than or equal to 256"),
     ("spec.cluster.env", [{"name": "A"}], "spec.cluster.env[0]: give exactly one of value, valueFrom"),
     ("spec.cluster.env", [{"name": "HF_TOKEN", "value": "hf_x"}], "spec.cluster.env[0].value: a variable of this name"),
     ("spec.cluster.env", [{"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}], "put it into a Secret"),
-    ("spec.budget", 1, "'budget' was unexpected"),
+    ("spec.budget", 1, "spec.budget: unknown field"),
 ]
 
 
@@ -494,10 +450,10 @@ def test_a_number_of_tokens_is_no_secret(name: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4), st.sampled_from([str.upper, str.lower, str.title]))
 def test_the_definition_recognises_the_same_names_of_secrets(words: list[str], spelled: Any) -> None:
-    (rule,) = (rule["rule"] for _, _, rule, _ in rules() if "matches" in rule["rule"])
+    (variable,) = (node for _, node, rule, _ in rules() if "matches" in rule["rule"])
     name = spelled("".join(words))
-    assert holds(rule, {"name": name, "value": "x"}) == (not is_secret_name(name))
-    assert holds(rule, {"name": name, "valueFrom": {}})
+    assert bool(rule_errors(variable, {"name": name, "value": "x"})) == is_secret_name(name)
+    assert not rule_errors(variable, {"name": name, "valueFrom": {}})
 
 
 # What may change
