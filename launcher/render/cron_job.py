@@ -33,8 +33,8 @@ TIMEOUT_SECONDS = 7 * 86_400
 
 BACKOFF_LIMIT = 6
 FINAL_CODES = (2, 3, 100, 101, 102, 103)
-"""Exit codes of `prism submit --wait` that no second try mends: usage, a wrong document, a run that failed, did not end in
-time, was deleted or cancelled. 1, an API server out of reach, is tried again."""
+"""Exit codes of `prism submit --wait` after which a retry is useless (launcher/cli/exit_codes.py). 1 is retried: the API
+server did not answer."""
 
 FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day of month", 1, 31), ("month", 1, 12), ("day of week", 0, 6))
 """Of a cron expression: name, first and last value, as Kubernetes' parser has them. Sunday is 0 there, and never 7."""

@@ -33,17 +33,17 @@ OPENING = f"""\
 
 The same document is the input of `prism run` on this machine and of `prism submit`, and a Kubernetes object for
 `kubectl apply` where the custom resource is installed. Names are camelCase. An unknown field is an error that names
-the nearest known one; all errors are reported at once, before anything starts (exit code 3). A run publishes its document
-with all defaults written out (`spec.yaml` beside the manifest): that file replays the run.
+the nearest known one; all errors are reported at once, before anything starts (exit code 3). A run publishes its
+document with all defaults written out (`spec.yaml` beside the manifest): that file replays the run.
 
 The smallest document:
 
 ```yaml
 {SMALLEST}```
 
-Paths are paths of this machine; a relative one starts from the working directory. `s3://bucket/prefix` can stand in place of
-any path. On a cluster every address is `s3://`, or an absolute path that `podOverlay` mounts, and a name has at most 40
-characters.
+Paths are paths of this machine; a relative one starts from the working directory. `s3://bucket/prefix` can stand in
+place of any path. On a cluster every address is `s3://`, or an absolute path that `podOverlay` mounts, and a name has
+at most 40 characters.
 """
 
 
