@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
-"""Made once: it costs as much as a short example."""
+"""Made once: making it costs as much as encoding a short example."""
 
 
 def digest(value: Any) -> str:

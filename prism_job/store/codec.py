@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 256
-"""Dims that share one scale; smaller blocks spend bytes, larger ones mix layers of unlike size."""
+"""Dims that share one scale: smaller blocks take more bytes, larger ones mix layers of different size."""
 
 Float32 = NDArray[np.float32]
 Arrays = dict[str, NDArray[Any]]
@@ -56,9 +56,9 @@ def decode_float16(arrays: Arrays) -> Float32:
 
 
 def zeros(kind: str, num_rows: int, dims: int) -> Arrays:
-    """Stored arrays of that many rows, all of them zero: what rows that are left out stay."""
-    one = encode(kind, np.zeros((1, dims), np.float32))
-    return {name: np.zeros((num_rows, *array.shape[1:]), array.dtype) for name, array in one.items()}
+    """Stored arrays of that many zero rows, for rows that cannot be used."""
+    zero_row = encode(kind, np.zeros((1, dims), np.float32))
+    return {name: np.zeros((num_rows, *array.shape[1:]), array.dtype) for name, array in zero_row.items()}
 
 
 def encode(kind: str, rows_ND: Float32) -> Arrays:

@@ -1,7 +1,7 @@
-"""The shard: one immutable safetensors object that holds the arrays of one work unit, and proves what it is.
+"""The shard: one immutable safetensors object with the arrays of one work unit.
 
 The header names format version, kind, extractor and unit; a checksum covers header, names, types, shapes and bytes. So a
-shard that is cut short, flipped, renamed or made by another extractor is refused by name. Not: torch, scores.
+shard that is truncated, changed, renamed or of another extractor is refused. Does not know torch or scores.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from prism_job.errors import DataError
 from prism_job.storage.objects import Store
 
 FORMAT = "prism-shard/1"
-"""Any change of the meaning of a byte makes a new version; it is part of the extractor digest."""
+"""Changes with the meaning of any byte; part of the extractor digest."""
 
 Kind = Literal["candidates", "targets", "factors", "sums"]
 _SUFFIX: dict[Kind, str] = {
@@ -32,12 +32,12 @@ _SUFFIX: dict[Kind, str] = {
     "factors": ".factors.safetensors",
     "sums": ".sums.safetensors",
 }
-REDO = "delete that object and run again: only its unit is extracted anew"
+REDO = "delete that object and run again: only its unit is extracted again"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The arrays of one unit and the notes beside them (quarantined rows, say)."""
+    """The arrays of one unit, and notes such as its quarantined rows."""
 
     unit_id: str
     arrays: dict[str, NDArray[Any]]
@@ -45,17 +45,17 @@ class Shard:
 
 
 def unit_id_of(example_ids: list[str]) -> str:
-    """A unit's name: 32 hex digits over its rows' content ids in order. Not of paths, dates or ETags."""
+    """A unit's id: 32 hex digits over its rows' content ids in order. Does not depend on paths, dates or ETags."""
     return hashlib.sha256("".join(example_ids).encode()).hexdigest()[:32]
 
 
 def id_bytes(example_ids: list[str]) -> NDArray[np.uint8]:
-    """Ids as shards hold them: uint8 [N, 16]."""
+    """Ids in the form of shards: uint8 [N, 16]."""
     return np.frombuffer(bytes.fromhex("".join(example_ids)), np.uint8).reshape(len(example_ids), 16)
 
 
 def hex_ids(ids_N16: NDArray[Any]) -> list[str]:
-    """Ids as files and messages show them: 32 hex digits each."""
+    """Ids in the form of files and messages: 32 hex digits each."""
     return [text.decode() for text in hex_array(ids_N16).tolist()]
 
 
@@ -81,8 +81,8 @@ def units_present(store: Store, extractor: str) -> dict[Kind, set[str]]:
     for listed in store.list(f"{extractor}/"):
         name = listed.key.rpartition("/")[2]
         unit_id, _, suffix = name.partition(".")
-        for kind, known in _SUFFIX.items():
-            if f".{suffix}" == known:
+        for kind, kind_suffix in _SUFFIX.items():
+            if f".{suffix}" == kind_suffix:
                 present[kind].add(unit_id)
     return present
 
@@ -95,7 +95,7 @@ def write_shard(
     arrays: Mapping[str, NDArray[Any]],
     notes: Mapping[str, Any],
 ) -> int:
-    """Commit a unit with one atomic put. Returns the bytes written."""
+    """Write a unit with one atomic put. Returns the number of bytes."""
     header = {
         "format": FORMAT,
         "kind": kind,
@@ -113,7 +113,7 @@ def read_shard(store: Store, extractor: str, kind: Kind, unit_id: str) -> Shard:
     """Read and check one unit.
 
     Raises:
-        DataError: missing, cut short, changed, renamed, of another extractor or format; names the object.
+        DataError: missing, truncated, changed, renamed, of another extractor or format; names the object.
     """
     key = shard_key(extractor, kind, unit_id)
     where = store.uri(key)
@@ -124,27 +124,27 @@ def read_shard(store: Store, extractor: str, kind: Kind, unit_id: str) -> Shard:
         raise DataError("missing shard", where=where, fix=fix) from error
     try:
         header, arrays = _parse(content)
-        claimed = header.pop("checksum")
+        checksum = header.pop("checksum")
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"damaged shard, cannot be parsed: {error}", where=where, fix=REDO) from error
     if header.get("format") != FORMAT:
         fix = f"this version reads {FORMAT}; use another store, or delete the object"
         raise DataError(f"shard of another format: {header.get('format')}", where=where, fix=fix)
-    if claimed != _checksum(header, arrays):
-        raise DataError("damaged shard: its checksum does not fit its content", where=where, fix=REDO)
-    for field, wanted in (("extractor", extractor), ("unit", unit_id), ("kind", kind)):
-        if header.get(field) != wanted:
-            what = f"foreign shard: its header says {field} {header.get(field)}, its name {wanted}"
+    if checksum != _checksum(header, arrays):
+        raise DataError("damaged shard: checksum mismatch", where=where, fix=REDO)
+    for field, expected in (("extractor", extractor), ("unit", unit_id), ("kind", kind)):
+        if header.get(field) != expected:
+            what = f"wrong shard: its header has {field} {header.get(field)}, its name {expected}"
             raise DataError(what, where=where, fix=REDO)
     if "ids" in arrays and unit_id_of(hex_ids(arrays["ids"])) != unit_id:
-        raise DataError("foreign shard: its row ids do not make its name", where=where, fix=REDO)
+        raise DataError("wrong shard: its name is not the digest of its row ids", where=where, fix=REDO)
     return Shard(unit_id, arrays, json.loads(header["notes"]))
 
 
 AHEAD_BYTES = 2**26
-"""Shards in hand at a time hold no more than this together (one always may): 64 MiB are seven of 1,024 sign rows."""
+"""Limit of all shards in memory together, except that one is always allowed: 64 MiB are seven of 1,024 sign rows."""
 MAX_AHEAD = 4
-"""Nor are there more of them: enough to hide the wait for S3 behind the scoring, without a crowd of connections."""
+"""Limit of their number: enough to hide S3's latency behind the scoring, with few connections."""
 
 Result = TypeVar("Result")
 
@@ -157,41 +157,41 @@ def read_depth(shard_bytes: int) -> int:
 def read_ahead(
     store: Store, extractor: str, unit_ids: Sequence[str], use: Callable[[Shard], Result], depth: int
 ) -> Iterator[Result]:
-    """What `use` makes of each candidate shard, in the order of the units, as the plain loop would give it.
+    """Apply `use` to each candidate shard; yields its results in the order of the units.
 
-    Threads read, check and use up to `depth` shards at a time; file reads, checksums and numpy let each other run. No shard
+    Threads read, check and use up to `depth` shards at a time: file reads, checksums and numpy release the GIL. No shard
     outlives its `use`.
 
     Raises:
-        DataError: that of the first damaged unit in order, as `read_shard` words it.
+        DataError: that of the first damaged unit in order, from `read_shard`.
     """
 
     def work(unit_id: str) -> Result:
         return use(read_shard(store, extractor, "candidates", unit_id))
 
-    # A pool whose threads do not outlive the process: a stop must not wait for a read that hangs.
+    # Daemon threads: a stop must not wait for a read that hangs.
     with ThreadPool(depth) as pool:
-        waiting: deque[AsyncResult[Result]] = deque()
+        pending: deque[AsyncResult[Result]] = deque()
         for unit_id in unit_ids:
-            waiting.append(pool.apply_async(work, (unit_id,)))
-            if len(waiting) == depth:
-                yield waiting.popleft().get()
-        while waiting:
-            yield waiting.popleft().get()
+            pending.append(pool.apply_async(work, (unit_id,)))
+            if len(pending) == depth:
+                yield pending.popleft().get()
+        while pending:
+            yield pending.popleft().get()
 
 
 _DTYPES = {"U8": "u1", "I32": "<i4", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
-"""Types that shards hold, by safetensors' name."""
+"""Data types of shards, by safetensors' name."""
 
 
 def _parse(content: bytes) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
-    # safetensors' own loader copies every array. These are views of the content; the checksum covers what they show.
+    # safetensors' own loader copies every array; these are views of the content.
     length = int.from_bytes(content[:8], "little")
     described = json.loads(content[8 : 8 + length])
     header = dict(described.pop("__metadata__"))
     payload = memoryview(content)[8 + length :]
     if max(array["data_offsets"][1] for array in described.values()) != len(payload):
-        raise ValueError("cut short, or bytes behind its last array")
+        raise ValueError("truncated, or bytes after its last array")
     arrays: dict[str, NDArray[Any]] = {}
     for name, array in described.items():
         first, end = array["data_offsets"]
@@ -200,7 +200,7 @@ def _parse(content: bytes) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
 
 
 def _checksum(header: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> str:
-    # xxh3 rather than SHA-256: it guards against damage, not malice, and runs at the speed of memory.
+    # xxh3, not SHA-256: it protects against damage, not malice, and runs at the speed of memory.
     state = xxhash.xxh3_128()
     state.update(json.dumps(dict(header), sort_keys=True).encode())
     for name, array in _ordered(arrays):

@@ -1,6 +1,6 @@
-"""The rows of a work unit as the store keeps them: JSON lines under zstd, named by a digest of the rows. Not: what a row means.
+"""The rows of a work unit in the store: JSON lines under zstd, named by the digest of the rows. Does not interpret rows.
 
-Extraction, the report, evaluation and export read rows here: none of them needs the sources, or their formats, again.
+Extraction, report, evaluation and export read rows here, so that none of them needs the data files or their formats.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from prism_job.data.data_files import Row
 from prism_job.errors import DataError
 from prism_job.storage.objects import Store
 
-_REDO = "delete that object and run again: the plan writes it anew"
+_REDO = "delete that object and run again: the plan writes it again"
 
 
 def staged_names(store: Store) -> set[str]:
-    """Names of the rows already there, from one listing."""
+    """Names of all staged rows, from one listing."""
     return {listed.key.removeprefix("rows/").partition(".")[0] for listed in store.list("rows/")}
 
 
-def stage_rows(store: Store, unit_rows: list[Row], known: set[str]) -> str:
-    """Keep the rows, unless `known` names them already. Returns their name and adds it to `known`."""
+def stage_rows(store: Store, unit_rows: list[Row], staged: set[str]) -> str:
+    """Write the rows, unless their name is in `staged`. Returns the name and adds it to `staged`."""
     lines = [_as_json(row) for row in unit_rows]
     name = _digest(lines)
-    if name not in known:
+    if name not in staged:
         store.put(rows_key(name), _pack(lines))
-        known.add(name)
+        staged.add(name)
     return name
 
 
@@ -36,7 +36,7 @@ def read_rows(store: Store, name: str) -> list[Row]:
     """The rows of that name.
 
     Raises:
-        DataError: missing, damaged, or not the rows that the name stands for; names the object.
+        DataError: missing or damaged; names the object.
     """
     where = store.uri(rows_key(name))
     try:
@@ -47,12 +47,12 @@ def read_rows(store: Store, name: str) -> list[Row]:
     except (OSError, pa.ArrowException, ValueError) as error:
         raise DataError(f"damaged rows: {error}", where=where, fix=_REDO) from error
     if _digest(lines) != name:
-        raise DataError("damaged rows: their digest does not fit their name", where=where, fix=_REDO)
+        raise DataError("damaged rows: their digest is not their name", where=where, fix=_REDO)
     return unit_rows
 
 
 _as_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
-"""Made once: it costs as much as a short row."""
+"""Made once: making it costs as much as encoding a short row."""
 
 
 def _pack(lines: list[str]) -> bytes:
@@ -64,10 +64,10 @@ def _pack(lines: list[str]) -> bytes:
 
 
 def rows_key(name: str) -> str:
-    """Where the rows of that name lie."""
+    """Key of the rows of that name."""
     return f"rows/{name}.jsonl.zst"
 
 
 def _digest(lines: list[str]) -> str:
-    """Of the rows as one JSON array, put together from what is written: no row is encoded twice."""
+    """Digest of the rows as one JSON array, built from the lines: no row is encoded twice."""
     return hashlib.sha256(f"[{', '.join(lines)}]".encode("utf-8", "surrogatepass")).hexdigest()[:32]
