@@ -335,6 +335,7 @@ def test_a_verb_fails_like_a_stage(rig: Rig) -> None:
     assert stderr == "error: no such column\n  where: spec.model.uri\n  hint: correct it\n"
 
 
+@pytest.mark.usefixtures("job_packages")
 def test_a_module_in_the_current_folder_shadows_no_library(tmp_path: Path) -> None:
     """`python -m` puts the working folder first: a `random.py` of the user would break numpy."""
     (tmp_path / "random.py").write_text("raise SystemExit('the wrong random')")
