@@ -26,8 +26,8 @@ import torch
 from benchmarks.fidelity import make_pairs
 from benchmarks.job import run_stage, write_document, write_jsonl
 from benchmarks.quality import tuning
-from prism_job.estimate.model_shape import load_tokenizer
 from prism_job.estimate.workload import measure
+from prism_job.extract.model import load_tokenizer
 from prism_job.spec.document import RunSpec, parse_spec
 
 STARTS = {"plan": "prism_job.stages.plan", "extract": "prism_job.stages.extract", "reduce": "prism_job.stages.reduce"}
@@ -156,7 +156,7 @@ def process_starts() -> dict[str, float]:
 
 def count_tokens(spec: RunSpec) -> None:
     """What a new target set is of a full run by tokens, without and with padding; `prism estimate`'s own count."""
-    work = measure(spec, load_tokenizer(spec))
+    work = measure(spec, load_tokenizer(spec.model))
     print(f"{'tokens':<8}{'candidates':>12}{'pairs':>12}{'audit sample':>14}{'a new target set':>18}")
     for name in ("tokens", "padded"):
         pool, pairs, audit = (getattr(load, name) for load in (work.pool, work.pairs, work.audit))

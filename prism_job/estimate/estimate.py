@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from prism_job.errors import RequestError
 from prism_job.estimate import costs
-from prism_job.estimate.model_shape import ModelShape, load_tokenizer, model_shape
+from prism_job.estimate.model_shape import ModelShape, model_shape
 from prism_job.estimate.workload import Workload, measure
+from prism_job.extract.model import load_tokenizer
 from prism_job.plan.extractor import audit_spec
 from prism_job.plan.plan import Block
 from prism_job.spec.digest import digest
 from prism_job.spec.document import RunSpec, SelectionRun
+from prism_job.storage import model_files
 from prism_job.storage.folder import LocalFolder
 from prism_job.store import codec, shards
 
@@ -44,7 +46,8 @@ def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sa
         raise RequestError("an option is out of bounds", where="estimate", fix=fix)
     spec = run.spec
     shape = model_shape(spec)
-    work = measure(spec, load_tokenizer(spec), sample)
+    path = model_files.fetch_config_and_tokenizer(spec.model.uri, spec.model.revision)  # no weights
+    work = measure(spec, load_tokenizer(spec.model, path), sample)
     flops = costs.count_flops(shape, spec, work)
     store = store_bytes(shape, spec, work)
     cluster = spec.cluster

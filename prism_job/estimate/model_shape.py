@@ -8,15 +8,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from prism_job.errors import RequestError
 from prism_job.extract.capture.layers import LinearLayer, captured_layers, layer_dims
+from prism_job.extract.model import files_of
 from prism_job.spec.document import RunSpec
 from prism_job.storage import model_files
 
@@ -103,9 +103,9 @@ def model_shape(spec: RunSpec) -> ModelShape:
 
 
 def _meta_model(spec: RunSpec) -> Any:
-    path, arguments = _config_and_tokenizer(spec.model.uri, spec.model.revision)
+    folder, gguf = files_of(model_files.fetch_config_and_tokenizer(spec.model.uri, spec.model.revision))
     try:
-        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False, **arguments)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **gguf)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=getattr(torch, spec.model.dtype), attn_implementation=spec.model.attention
@@ -120,26 +120,3 @@ def _meta_model(spec: RunSpec) -> Any:
         what = f"no model can be built from its config: {' '.join(str(error).split())[:300]}"
         raise RequestError(what, where=spec.model.uri, fix=fix) from error
     return model.eval().requires_grad_(False)
-
-
-def load_tokenizer(spec: RunSpec) -> PreTrainedTokenizerBase:
-    """The run's tokenizer; does not fetch weights.
-
-    Raises:
-        RequestError: there is none, or only a slow one.
-    """
-    path, arguments = _config_and_tokenizer(spec.model.uri, spec.model.revision)
-    fix = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside config.json"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, **arguments)
-    except Exception as error:  # as above
-        what = f"no tokenizer can be loaded: {' '.join(str(error).split())[:300]}"
-        raise RequestError(what, where=spec.model.uri, fix=fix) from error
-    if not tokenizer.is_fast:
-        raise RequestError("there is no fast version of the tokenizer", where=spec.model.uri, fix=fix)
-    return cast(PreTrainedTokenizerBase, tokenizer)
-
-
-def _config_and_tokenizer(uri: str, revision: str) -> tuple[Path, dict[str, str]]:
-    path = model_files.fetch_config_and_tokenizer(uri, revision)
-    return (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,10 @@ class Load:
     supervised: float = 0
 
     def plus(self, other: Load) -> Load:
-        return Load(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
+        return Load(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def times(self, factor: float) -> Load:
-        return Load(*(value * factor for value in self.values()))
-
-    def values(self) -> tuple[float, ...]:
-        return (self.texts, self.tokens, self.padded, self.squares, self.supervised)
+        return Load(*(value * factor for value in astuple(self)))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Loads hub models, folders, s3:// prefixes and GGUF files alike. No remote code, 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, cast
 
 import safetensors
@@ -18,28 +19,31 @@ from prism_job.spec.model import ModelSpec
 from prism_job.storage import model_files
 
 
-def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+def load_tokenizer(spec: ModelSpec, path: Path | None = None) -> PreTrainedTokenizerBase:
     """The model's own tokenizer.
+
+    Args:
+        path: where its files are already; else the model is fetched.
 
     Raises:
         RequestError: it has none, or only a slow one, which does not report which characters a token covers.
     """
-    path = model_files.fetch_model(spec.uri, spec.revision)
-    arguments = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
-    folder = path.parent if path.suffix == ".gguf" else path
+    folder, gguf = files_of(path or model_files.fetch_model(spec.uri, spec.revision))
+    fix = "check config.json, and put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **arguments)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **gguf)
     except Exception as error:  # transformers raises many kinds; all are about these files
-        fix = (
-            "check that the file is whole and holds a tokenizer"
-            if path.suffix == ".gguf"
-            else "check config.json, and put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights"
-        )
+        fix = "check that the file is whole and holds a tokenizer" if gguf else fix
         raise RequestError(f"no tokenizer can be loaded: {_short(error)}", where=spec.uri, fix=fix) from error
     if not tokenizer.is_fast:
         fix = "convert it (save_pretrained of the fast class) and put tokenizer.json beside the weights"
         raise RequestError("there is no fast version of the tokenizer", where=spec.uri, fix=fix)
     return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def files_of(path: Path) -> tuple[str, dict[str, Any]]:
+    """(folder, arguments) of `from_pretrained`, for a folder or a GGUF file."""
+    return (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (str(path), {})
 
 
 def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | None = None) -> PreTrainedModel:
@@ -52,22 +56,20 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
         RequestError: not a causal language model that transformers knows without remote code.
         DataError: a weight is missing, NaN or infinite; names the tensor.
     """
-    path = model_files.fetch_model(spec.uri, spec.revision)
-    arguments: dict[str, Any] = {"gguf_file": path.name} if path.suffix == ".gguf" else {"use_safetensors": True}
-    folder = path.parent if path.suffix == ".gguf" else path
-    if zero3 is not None and (spec.adapter or path.suffix == ".gguf"):
+    folder, gguf = files_of(model_files.fetch_model(spec.uri, spec.revision))
+    if zero3 is not None and (spec.adapter or gguf):
         what = "an adapter" if spec.adapter else "a GGUF file"
         fix = "merge or convert it to a folder of safetensors, or set extraction.deepspeed.stage: 0"
         raise RequestError(f"{what} cannot be used with ZeRO stage 3", where=spec.adapter or spec.uri, fix=fix)
     partitioning = _partition_while_loading(zero3) if zero3 is not None else None
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
-            str(folder),
+            folder,
             dtype=getattr(torch, spec.dtype),
             attn_implementation=spec.attention,
             trust_remote_code=False,
             output_loading_info=True,
-            **arguments,
+            **(gguf or {"use_safetensors": True}),
         )
     except safetensors.SafetensorError as error:
         fix = "copy the checkpoint again: one of its files is truncated or changed"

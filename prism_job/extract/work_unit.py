@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from prism_job.errors import DataError
 from prism_job.extract import tokenise
 from prism_job.extract.capture.gradients import GradientBatch, GradientCapture
 from prism_job.extract.passes import Computed
-from prism_job.extract.tasks import Task
+from prism_job.extract.tasks import Output, Task
 from prism_job.extract.uploads import Arrays, NewShard
 from prism_job.plan.plan import Unit
 from prism_job.spec.document import RunSpec
@@ -65,18 +64,13 @@ class CandidateUnit:
     mean = False
 
     def __init__(
-        self,
-        task: Task,
-        unit_rows: list[Row],
-        tokenizer: PreTrainedTokenizerBase,
-        spec: RunSpec,
-        capture: GradientCapture,
+        self, task: Task, rows: list[Row], tokenizer: PreTrainedTokenizerBase, spec: RunSpec, capture: GradientCapture
     ) -> None:
         self.task, self.extraction = task, spec.extraction
         self.quarantined: dict[int, str] = {}
         self.ids: list[str] = []
         self.encoded: dict[int, tokenise.Encoded] = {}
-        for index, row in enumerate(unit_rows):
+        for index, row in enumerate(rows):
             content = examples.candidate_content(row)
             self.ids.append(examples.example_id(content))
             try:
@@ -104,27 +98,25 @@ class CandidateUnit:
             reason = f"its {num_tokens} tokens do not fit into memory alone"
             self.quarantined[micro_batch.indices[position]] = reason
 
-    def shards(self) -> list[NewShard]:
+    def shards(self, _: Preference) -> list[NewShard]:
         """One for each output of the task."""
         return [
-            NewShard(output, *(self._factors() if output.kind == "factors" else self._rows()))
-            for output in self.task.outputs
+            self._factors(output) if output.kind == "factors" else self._rows(output) for output in self.task.outputs
         ]
 
-    def _rows(self) -> tuple[Arrays, dict[str, Any]]:
+    def _rows(self, output: Output) -> NewShard:
         quarantined = {str(index): reason for index, reason in self.quarantined.items()}
-        arrays = {"ids": shards.id_bytes(self.ids), **self.columns.arrays(), **self.stored}
-        return arrays, {"quarantined": quarantined}
+        columns: Arrays = {"nll": self.columns.nll_N, "tokens": self.columns.tokens_N, "norm": self.columns.norm_N}
+        arrays = {"ids": shards.id_bytes(self.ids), **columns, **self.stored}
+        return NewShard(output, arrays, {"quarantined": quarantined})
 
-    def _factors(self) -> tuple[Arrays, dict[str, Any]]:
+    def _factors(self, output: Output) -> NewShard:
         assert self.factors is not None
         # Symmetric: the upper half holds everything.
-        upper = np.triu_indices(self.factors.inputs_LPP.shape[1])
-        arrays = {
-            "inputs": self.factors.inputs_LPP.float().cpu().numpy()[:, *upper],
-            "outputs": self.factors.outputs_LPP.float().cpu().numpy()[:, *upper],
-        }
-        return arrays, {"num_tokens": self.factors.num_tokens}
+        upper = np.triu_indices(output.row_format.dim)
+        sums = {"inputs": self.factors.inputs_LPP, "outputs": self.factors.outputs_LPP}
+        arrays = {name: sum_LPP.float().cpu().numpy()[:, *upper] for name, sum_LPP in sums.items()}
+        return NewShard(output, arrays, {"num_tokens": self.factors.num_tokens})
 
 
 class TargetUnit:
@@ -138,19 +130,13 @@ class TargetUnit:
     factors = None
 
     def __init__(
-        self,
-        task: Task,
-        unit_rows: list[Row],
-        tokenizer: PreTrainedTokenizerBase,
-        spec: RunSpec,
-        capture: GradientCapture,
-        preference: Preference,
+        self, task: Task, rows: list[Row], tokenizer: PreTrainedTokenizerBase, spec: RunSpec, capture: GradientCapture
     ) -> None:
-        self.task, self.extraction, self.preference = task, spec.extraction, preference
+        self.task, self.extraction = task, spec.extraction
         self.quarantined: dict[int, str] = {}  # never any: a target that cannot be used is an error
         self.layer_names = capture.layers.names
         needs_rejected = spec.scoring.weighting == "preference"
-        contents = [examples.target_content(row, needs_rejected=needs_rejected) for row in unit_rows]
+        contents = [examples.target_content(row, needs_rejected=needs_rejected) for row in rows]
         self.ids = [examples.example_id(content) for content in contents]
         texts = [(index, side) for side in SIDES for index in range(len(contents))]
         self.encoded = {
@@ -181,8 +167,12 @@ class TargetUnit:
                 rows_ND[text % num_pairs] += row_D if text < num_pairs else -row_D
         self.columns.store(texts, computed.gradients[0])
 
-    def shards(self) -> list[NewShard]:
-        """One for each output of the task."""
+    def shards(self, preference: Preference) -> list[NewShard]:
+        """One for each output of the task.
+
+        Args:
+            preference: π of the pairs, for the sums.
+        """
         num_pairs = len(self.ids)
         beside: Arrays = {"ids": shards.id_bytes(self.ids)}
         for side, part in zip(SIDES, (slice(0, num_pairs), slice(num_pairs, None)), strict=True):
@@ -190,25 +180,10 @@ class TargetUnit:
         new_shards = []
         for output in self.task.outputs:
             rows_ND = self.rows[self.task.row_formats.index(output.row_format)]
-            rows = {"rows": rows_ND} if output.kind == "targets" else self._weighted_sums(rows_ND, beside)
+            rows = {"rows": rows_ND} if output.kind == "targets" else _weighted_sums(rows_ND, beside, preference)
             notes = {"layers": self.layer_names, "dim": output.row_format.dim}
             new_shards.append(NewShard(output, beside | rows, notes))
         return new_shards
-
-    def _weighted_sums(self, rows_ND: NDArray[np.float32], beside: Arrays) -> Arrays:
-        """What the audit keeps in place of the rows: Σ w_q row_q for each `scoring.weighting`, float32 [D] each.
-
-        w is π_q (equation 2; 0 where there is no rejected response) or 1.
-        """
-        chosen, rejected = (beside[f"{side}_nll"] / np.maximum(beside[f"{side}_tokens"], 1) for side in SIDES)
-        preference_N = np.where(beside["rejected_tokens"] > 0, self.preference(chosen, rejected), 0.0)
-        sums: Arrays = {}
-        for weighting, weight_N in (("preference", preference_N), ("uniform", np.ones(len(chosen)))):
-            total_D = np.zeros(rows_ND.shape[1])
-            for weight, row_D in zip(weight_N.tolist(), rows_ND, strict=True):
-                total_D += weight * row_D
-            sums[weighting] = total_D.astype(np.float32)
-        return sums
 
     def _encode(
         self, index: int, side: str, content: examples.Content, tokenizer: PreTrainedTokenizerBase
@@ -226,6 +201,22 @@ class TargetUnit:
         return error_class(f"unusable target, {reason}", where=f"{self.task.origin} line {line}", fix=fix)
 
 
+def _weighted_sums(rows_ND: NDArray[np.float32], columns: Arrays, preference: Preference) -> Arrays:
+    """What the audit keeps in place of the rows: Σ w_q row_q for each `scoring.weighting`, float32 [D] each.
+
+    w is π_q (equation 2; 0 where there is no rejected response) or 1.
+    """
+    chosen, rejected = (columns[f"{side}_nll"] / np.maximum(columns[f"{side}_tokens"], 1) for side in SIDES)
+    preference_N = np.where(columns["rejected_tokens"] > 0, preference(chosen, rejected), 0.0)
+    sums: Arrays = {}
+    for weighting, weight_N in (("preference", preference_N), ("uniform", np.ones(len(chosen)))):
+        total_D = np.zeros(rows_ND.shape[1])
+        for weight, row_D in zip(weight_N.tolist(), rows_ND, strict=True):
+            total_D += weight * row_D
+        sums[weighting] = total_D.astype(np.float32)
+    return sums
+
+
 class Columns:
     """The numbers beside the rows of a unit, one a text; zeros where a row is quarantined."""
 
@@ -238,9 +229,6 @@ class Columns:
         self.nll_N[indices] = gradients.nll_B.double().cpu().numpy()
         self.tokens_N[indices] = gradients.tokens_B.cpu().numpy()
         self.norm_N[indices] = gradients.norm_B.float().cpu().numpy()
-
-    def arrays(self) -> Arrays:
-        return {"nll": self.nll_N, "tokens": self.tokens_N, "norm": self.norm_N}
 
 
 def _micro_batches(encoded: dict[int, tokenise.Encoded], tokens_per_batch: int) -> Iterator[list[int]]:

@@ -25,7 +25,7 @@ from prism_job.extract.distributed.world import World
 from prism_job.extract.passes import Passes, is_out_of_memory
 from prism_job.extract.tasks import Task, audit_does_not_fit
 from prism_job.extract.uploads import Uploads
-from prism_job.extract.work_unit import CandidateUnit, MicroBatch, Preference, TargetTooLarge, TargetUnit
+from prism_job.extract.work_unit import CandidateUnit, Preference, TargetTooLarge, TargetUnit
 from prism_job.plan.checks import check_bad_fraction
 from prism_job.plan.plan import Plan, Quarantined, Unit
 from prism_job.progress import Meter
@@ -106,7 +106,9 @@ class Worker:
     def _extract(self, task: Task) -> None:
         """One unit through the model, to the uploads."""
         passes = self._passes_for(task.row_formats)
-        unit = self._read(task, passes.capture)
+        unit_class = TargetUnit if task.is_targets else CandidateUnit
+        rows = staged_rows.read_rows(self.store, task.unit.rows)
+        unit = unit_class(task, rows, self.tokenizer, self.spec, passes.capture)
         self._refuse_too_many_bad_rows(task, unit.quarantined)
         for micro_batch in unit.micro_batches():
             self._next_pass(has_work=True)
@@ -114,10 +116,13 @@ class Worker:
             computed = passes.compute(micro_batch.examples, mean=unit.mean, factors=unit.factors)
             for gradients in computed.gradients:
                 refuse_non_finite(gradients, micro_batch.names, task.where)
-            self._count(task, micro_batch, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            self.seconds += seconds
+            self.audit_seconds += seconds if task.is_for_audit else 0
+            self.meter.add(micro_batch.num_new, sum(len(example.ids) for example in micro_batch.examples))
             unit.store(micro_batch, computed)
         self._refuse_too_many_bad_rows(task, unit.quarantined)
-        self.uploads.put(task.unit, unit.shards())
+        self.uploads.put(task.unit, unit.shards(self.preference))
 
     def _passes_for(self, row_formats: tuple[RowFormat, ...]) -> Passes:
         if self.passes is None or self.passes.capture.row_formats != row_formats:
@@ -125,12 +130,6 @@ class Worker:
             capture = GradientCapture(self.model, self.layers, row_formats)
             self.passes = Passes(capture, can_halve=not (self.world.sharded and self.world.size > 1))
         return self.passes
-
-    def _read(self, task: Task, capture: GradientCapture) -> CandidateUnit | TargetUnit:
-        unit_rows = staged_rows.read_rows(self.store, task.unit.rows)
-        if task.is_targets:
-            return TargetUnit(task, unit_rows, self.tokenizer, self.spec, capture, self.preference)
-        return CandidateUnit(task, unit_rows, self.tokenizer, self.spec, capture)
 
     def _next_pass(self, *, has_work: bool) -> bool:
         """Wait until all ranks of a world that shares its weights are here. Whether any of them has work."""
@@ -146,12 +145,6 @@ class Worker:
     def _pass_without_work(self) -> None:
         batch = tokenise.collate([tokenise.Encoded([0, 0], [False, True])], self.world.device)
         forward_and_backward(self.model, batch, torch.float32)
-
-    def _count(self, task: Task, micro_batch: MicroBatch, seconds: float) -> None:
-        self.seconds += seconds
-        if task.is_for_audit:
-            self.audit_seconds += seconds
-        self.meter.add(micro_batch.num_new, sum(len(example.ids) for example in micro_batch.examples))
 
     def _refuse_too_many_bad_rows(self, task: Task, quarantined: dict[int, str]) -> None:
         """Counted against the whole plan, so that a run that must fail fails at the first unit that proves it."""

@@ -24,6 +24,7 @@ from prism_job.progress import Meter, event
 from prism_job.score.preference import preference
 from prism_job.spec.digest import digest
 from prism_job.spec.document import RunSpec, SelectionRun
+from prism_job.spec.extraction import ExtractionSpec
 from prism_job.storage.address import open_store
 
 
@@ -59,8 +60,7 @@ def _extract_as_rank(spec: RunSpec, plan: Plan, topology: Topology, watchdog: Wa
     settings = zero3_settings(deepspeed, spec.model.dtype) if world.sharded else None
     model = load_model(spec.model, world.device, settings)
     layers = captured_layers(model, spec.extraction.layers)
-    _refuse_too_long(spec, model.config)
-    _refuse_too_many_dims(spec, len(layers.modules))
+    _refuse_unsuitable_settings(spec.extraction, model.config, len(layers.modules))
     engine = shard_weights(model, settings) if settings else None  # kept: its hooks gather the weights
     model = model if engine is None else engine.module
 
@@ -85,30 +85,18 @@ def _extract_as_rank(spec: RunSpec, plan: Plan, topology: Topology, watchdog: Wa
 
 def _refuse_changed_model(spec: RunSpec, plan: Plan) -> None:
     if digest(extractor_parts(spec)) != plan.extractor:
-        raise DataError(
-            "the model or the extraction settings are not those of the plan",
-            where=spec.model.uri,
-            fix="run the plan stage again: it finds what the new extractor lacks",
-        )
+        fix = "run the plan stage again: it finds what the new extractor lacks"
+        raise DataError("the model or the extraction settings are not those of the plan", where=spec.model.uri, fix=fix)
 
 
-def _refuse_too_long(spec: RunSpec, config: PretrainedConfig) -> None:
+def _refuse_unsuitable_settings(extraction: ExtractionSpec, config: PretrainedConfig, num_layers: int) -> None:
     positions = getattr(config, "max_position_embeddings", None)
-    if positions and spec.extraction.max_length > positions:
-        raise RequestError(
-            f"maxLength {spec.extraction.max_length} is more than the model's {positions} positions",
-            where="spec.extraction.maxLength",
-            fix=f"set it to {positions} or less",
-        )
-
-
-def _refuse_too_many_dims(spec: RunSpec, num_layers: int) -> None:
-    dim, codec = spec.extraction.projection.dim, spec.extraction.codec
+    if positions and extraction.max_length > positions:
+        what = f"maxLength {extraction.max_length} is more than the model's {positions} positions"
+        raise RequestError(what, where="spec.extraction.maxLength", fix=f"set it to {positions} or less")
+    dim, codec = extraction.projection.dim, extraction.codec
     unfolded_dims = num_layers * dim**2
     if codec.kind == "sign" and codec.dims > unfolded_dims:
-        raise RequestError(
-            f"codec.dims {codec.dims} is more than the {unfolded_dims} dims there are to fold "
-            f"({num_layers} layers × {dim}²)",
-            where="spec.extraction.codec.dims",
-            fix=f"set it to {2 ** (unfolded_dims.bit_length() - 1)} or less, or raise projection.dim",
-        )
+        what = f"codec.dims {codec.dims} is more than the {unfolded_dims} dims there are to fold ({num_layers} layers × {dim}²)"
+        fix = f"set it to {2 ** (unfolded_dims.bit_length() - 1)} or less, or raise projection.dim"
+        raise RequestError(what, where="spec.extraction.codec.dims", fix=fix)
