@@ -21,6 +21,7 @@ from launcher.resource.document import parse_for_cluster
 from launcher.resource.names import RUN_LABEL
 from prism_job.spec.data import TargetsSpec
 from prism_job.spec.document import SelectionRun
+from tests.cluster.grants import ACCOUNT, bind
 from tests.cluster.rig import Rig, rig
 from tests.cluster.server.apiserver import ApiServer
 from tests.cluster.server.podsecurity import violations
@@ -58,21 +59,12 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
 
 def as_account(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *roles: str) -> None:
     """From here on we are a service account with these cluster roles of k8s/rbac.yaml, in its namespace."""
-    rbac = [one for one in yaml.safe_load_all((ROOT / "k8s" / "rbac.yaml").read_text()) if one]
-    group = "rbac.authorization.k8s.io"
-    for one in rbac:
-        if one["kind"] == "ClusterRole" and one["metadata"]["name"] in roles:
-            server.create(one)
-            name = one["metadata"]["name"]
-            binding = {
-                "apiVersion": f"{group}/v1",
-                "kind": "RoleBinding",
-                "metadata": {"name": name, "namespace": "default"},
-                "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": name},
-                "subjects": [{"kind": "ServiceAccount", "name": "me", "namespace": "default"}],
-            }
-            server.create(binding)
-    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "account", token="sa:default:me")))
+    for role in yaml.safe_load_all((ROOT / "k8s" / "rbac.yaml").read_text()):
+        if role and role["kind"] == "ClusterRole" and role["metadata"]["name"] in roles:
+            server.create(role)
+            bind(server, "ClusterRole", role["metadata"]["name"])
+    token = f"sa:default:{ACCOUNT}"
+    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "account", token=token)))
 
 
 def lease(server: ApiServer, age_seconds: float, holder: str = "operator-1") -> None:

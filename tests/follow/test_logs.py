@@ -18,6 +18,7 @@ from launcher.kube.cluster import Cluster
 from launcher.kube.errors import Refused
 from launcher.kube.lines import CUT
 from launcher.resource.names import ATTEMPT_LABEL, GROUP_LABEL, ROUND_LABEL, RUN_LABEL, STAGE_LABEL, WORKER_CONTAINER
+from tests.cluster.grants import grant
 from tests.cluster.server.apiserver import ApiServer
 from tests.cluster.server.faults import Request
 
@@ -342,16 +343,8 @@ def test_who_may_not_read_logs_is_told(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follow: bool
 ) -> None:
     put(server, pod_of("plan"), "running", "a")
-    rbac = "rbac.authorization.k8s.io"
-    rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}]
-    reference = {"apiGroup": rbac, "kind": "Role", "name": "reader"}
-    for kind, more in (
-        ("Role", {"rules": rules}),
-        ("RoleBinding", {"roleRef": reference, "subjects": [{"kind": "ServiceAccount", "name": "reader"}]}),
-    ):
-        metadata = {"name": "reader", "namespace": "default"}
-        server.create({"apiVersion": f"{rbac}/v1", "kind": kind, "metadata": metadata, **more})
-    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "reader", token="sa:default:reader")))
+    token = grant(server, ("", ["pods"], ["list", "watch"]))
+    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "reader", token=token)))
     with pytest.raises(Refused, match="pods/log"):
         list(log_lines(Cluster(), "default", "demo", follow=follow))
 
