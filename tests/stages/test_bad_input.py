@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,23 +31,116 @@ from tests.models import save_tiny_adapter, save_tiny_model
 WRONG_REQUEST, DAMAGED_DATA, TRY_AGAIN = 64, 65, 75
 
 
-def test_missing_candidates_are_named(job: Job) -> None:
-    job.spec["candidates"]["uris"] = [str(job.folder / "nowhere.jsonl")]
-    job.fails("plan", WRONG_REQUEST, "nowhere.jsonl", "nothing there")
+def sets(path: str, value: Any) -> Callable[[Job], None]:
+    """Sets a field of the spec; FOLDER in its value is the job's folder."""
+
+    def change(job: Job) -> None:
+        *sections, name = path.split(".")
+        section = job.spec
+        for key in sections:
+            section = section.setdefault(key, {})
+        section[name] = json.loads(json.dumps(value).replace("FOLDER", str(job.folder)))
+
+    return change
 
 
-def test_a_missing_model_is_named(job: Job) -> None:
-    job.spec["model"]["uri"] = str(job.folder / "no-model")
-    job.fails("plan", WRONG_REQUEST, "no-model", "no such model")
+def writes(name: str, content: str) -> Callable[[Job], object]:
+    return lambda job: (job.folder / name).write_text(content)
 
 
-def test_pickled_weights_are_not_read(job: Job) -> None:
-    folder = job.folder / "pickled"
-    folder.mkdir()
-    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    (folder / "config.json").write_text("{}")
-    job.spec["model"]["uri"] = str(folder)
-    job.fails("plan", WRONG_REQUEST, "no .safetensors weights", "pickled weights")
+def writes_targets(*rows: Any) -> Callable[[Job], object]:
+    return lambda job: write_jsonl(job.folder / "targets.jsonl", list(rows))
+
+
+def uses_model(change_folder: Callable[[Path], object], **options: Any) -> Callable[[Job], None]:
+    """A tiny model of the job's own, changed."""
+
+    def change(job: Job) -> None:
+        folder = save_tiny_model(job.folder / "changed", **options)
+        change_folder(folder)
+        job.spec["model"]["uri"] = str(folder)
+
+    return change
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def truncated(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1000])
+
+
+WEIGHT = "model.layers.1.mlp.up_proj.weight"
+
+
+def rewrites_weight(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Job], None]:
+    def rewrite(folder: Path) -> None:
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+        change(weights)
+        safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return uses_model(rewrite)
+
+
+def uses_adapter_as_model(job: Job) -> None:
+    job.spec["model"]["uri"] = str(save_tiny_adapter(job.folder / "adapter"))
+
+
+WHY = [turn("user", "why " * 200)]
+DROP_LOWEST = {"drop": "lowest"}
+REFUSED: list[tuple[str, Callable[[Job], object]]] = [
+    ("plan 64: no.jsonl | nothing there", sets("candidates.uris", ["FOLDER/no.jsonl"])),
+    (
+        "plan 64: none is a data file",
+        lambda job: (job.folder / "pool" / "a.jsonl").rename(job.folder / "pool" / "a.md"),
+    ),
+    ("plan 64: pool is empty", writes("pool/a.jsonl", "")),
+    ("plan 65: b.jsonl line 1 | not JSON | maxBadFraction", writes("pool/b.jsonl", "{broken\n")),
+    (
+        "plan 65: pretty.json | one object over several lines",
+        writes("pool/pretty.json", json.dumps(candidate(1), indent=2)),
+    ),
+    ("plan 64: cannot be printed | b\\udcff.jsonl", writes("pool/b\udcff.jsonl", "")),
+    (
+        "plan 65: b.jsonl | does a link point to nothing",
+        lambda job: (job.folder / "pool" / "b.jsonl").symlink_to("nowhere"),
+    ),
+    ("plan 64: spec.store | inside the data", sets("store", "FOLDER/pool/store")),
+    ("plan 64: no targets", writes_targets()),
+    (
+        "plan 65: targets.jsonl line 1 | chosen and rejected are identical",
+        writes_targets(pair(0) | {"rejected": pair(0)["chosen"]}),
+    ),
+    (
+        "extract 65: targets.jsonl line 2 | chosen response | maxLength",
+        writes_targets(pair(0), pair(1) | {"prompt": WHY}),
+    ),
+    ("plan 64: spec.extraction.tokenPerBatch | did you mean 'tokensPerBatch'?", sets("extraction.tokenPerBatch", 5)),
+    ("plan 64: spec.selection.budget.fraction | less than or equal to 1", sets("selection.budget", {"fraction": 1.5})),
+    ("reduce 64: 1000 | budget.count", sets("selection", DROP_LOWEST | {"budget": {"count": 1000}})),
+    ("reduce 64: nothing would be selected", sets("selection", DROP_LOWEST | {"budget": {"fraction": 1.0}})),
+    ("plan 64: no-model | no such model", sets("model.uri", "FOLDER/no-model")),
+    ("plan 64: no .safetensors weights | pickled weights", uses_model(pickled)),
+    ("plan 64: model.adapter", uses_adapter_as_model),
+    ("extract 65: damaged weights | changed", uses_model(truncated)),
+    (
+        "extract 65: model.layers.1.mlp.up_proj.weight | NaN",
+        rewrites_weight(lambda by_name: by_name[WEIGHT].fill_(torch.nan)),
+    ),
+    ("extract 65: model.layers.1.mlp.up_proj.weight | random", rewrites_weight(lambda by_name: by_name.pop(WEIGHT))),
+    ("extract 64: chat template | chat_template.jinja", uses_model(lambda folder: None, chat_template=False)),
+    ("extract 64: 5000 | 4096", sets("extraction.maxLength", 5000)),
+]
+"""(failing stage and exit code: what the error mentions; the change that causes it)"""
+
+
+@pytest.mark.parametrize(("expected", "change"), REFUSED, ids=[expected for expected, _ in REFUSED])
+def test_bad_input_is_refused_by_name(job: Job, expected: str, change: Callable[[Job], object]) -> None:
+    change(job)
+    outcome, _, mentions = expected.partition(": ")
+    stage, code = outcome.split()
+    job.fails(stage, int(code), *mentions.split(" | "))
 
 
 def test_a_file_that_is_not_what_its_name_says_is_refused(job: Job) -> None:
@@ -64,13 +158,6 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(job: Job) -> None:
         job.fails("plan", DAMAGED_DATA, name, "cannot be read")
 
 
-def test_a_json_object_over_several_lines_is_named_as_such(job: Job) -> None:
-    path = job.folder / "pretty.json"
-    path.write_text(json.dumps(candidate(1), indent=2))
-    job.spec["candidates"]["uris"] = [str(path)]
-    job.fails("plan", DAMAGED_DATA, "pretty.json", "one object over several lines")
-
-
 def test_a_name_that_no_file_system_takes_is_refused_by_every_verb(job: Job) -> None:
     name = "x" * 300
     for verb in (("evaluate", f"/{name}/manifest.json"), ("export", str(job.run()), f"{job.folder}/{name}.jsonl")):
@@ -86,8 +173,8 @@ def test_a_byte_order_mark_before_json_is_read_over(job: Job) -> None:
     assert job.plan()["examples"] == 10
 
 
-def test_last_words_fit_the_termination_message_in_any_script(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = job.folder / "last-words"
+def test_a_termination_message_fits_in_any_script(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = job.folder / "termination-message"
     monkeypatch.setenv("PRISM_TERMINATION_LOG", str(path))
     write_termination_message(
         {"verb": "plan", "error": "七" * 3000, "where": "八" * 3000, "fix": "九" * 3000, "exitCode": 64}
@@ -104,16 +191,6 @@ def test_a_line_without_end_costs_bounded_memory(job: Job, monkeypatch: pytest.M
     long = json.dumps({"text": "x" * 5 * 2**20})
     (job.folder / "pool" / "a.jsonl").write_text("\n".join([rows[0], long, rows[1], long, "", rows[2], long]))
     job.fails("plan", DAMAGED_DATA, "3 of 6", "a line of more than 1 MiB", "a.jsonl line 2", "a.jsonl line 4", "line 7")
-
-
-def test_a_file_name_that_is_not_utf8_is_refused(job: Job) -> None:
-    (job.folder / "pool" / "b\udcff.jsonl").write_text("")
-    job.fails("plan", WRONG_REQUEST, "cannot be printed", "b\\udcff.jsonl")
-
-
-def test_a_link_that_leads_nowhere_is_named(job: Job) -> None:
-    (job.folder / "pool" / "b.jsonl").symlink_to("nowhere")
-    job.fails("plan", DAMAGED_DATA, "b.jsonl", "does a link point to nothing")
 
 
 def test_a_folder_that_cannot_be_listed_is_not_skipped(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,12 +225,6 @@ def test_a_template_that_is_no_template_is_the_models_fault(job: Job) -> None:
         (folder / "chat_template.jinja").write_text(template)
         job.spec["model"]["uri"] = str(folder)
         job.fails("extract", WRONG_REQUEST, "chat template does not work", "chat_template.jinja")
-
-
-def test_a_line_that_is_not_json_is_named(job: Job) -> None:
-    with (job.folder / "pool" / "a.jsonl").open("a") as file:
-        file.write("{broken\n")
-    job.fails("plan", DAMAGED_DATA, "a.jsonl line 11", "not JSON", "maxBadFraction")
 
 
 @pytest.mark.parametrize(
@@ -191,27 +262,10 @@ def test_a_prompt_longer_than_max_length_has_no_supervised_token(job: Job) -> No
     assert json.loads(manifest.read_text())["counts"]["selected"] == 4
 
 
-def test_an_empty_pool_is_refused(job: Job) -> None:
-    write_jsonl(job.folder / "pool" / "a.jsonl", [])
-    job.fails("plan", WRONG_REQUEST, "pool is empty")
-
-
-def test_a_folder_without_data_files_is_refused(job: Job) -> None:
-    (job.folder / "notes").mkdir()
-    (job.folder / "notes" / "README.md").write_text("hello")
-    job.spec["candidates"]["uris"] = [str(job.folder / "notes")]
-    job.fails("plan", WRONG_REQUEST, "none is a data file")
-
-
-def test_files_passed_over_are_said(job: Job) -> None:
+def test_ignored_files_are_listed_in_the_plan(job: Job) -> None:
     (job.folder / "pool" / "README.md").write_text("hello")
     manifest = job.run()
     assert json.loads((manifest.parent / "plan.json").read_text())["ignored"] == [str(job.folder / "pool/README.md")]
-
-
-def test_empty_targets_are_refused(job: Job) -> None:
-    write_jsonl(job.folder / "targets.jsonl", [])
-    job.fails("plan", WRONG_REQUEST, "no targets")
 
 
 def test_a_target_without_rejected_is_refused_under_preference_weighting_alone(job: Job) -> None:
@@ -220,26 +274,6 @@ def test_a_target_without_rejected_is_refused_under_preference_weighting_alone(j
     job.fails("plan", DAMAGED_DATA, "targets.jsonl line 2", "no 'rejected'", "uniform")
     job.spec["scoring"] = {"weighting": "uniform"}
     assert job.run().exists()
-
-
-def test_chosen_equal_to_rejected_is_refused(job: Job) -> None:
-    write_jsonl(job.folder / "targets.jsonl", [pair(0) | {"rejected": pair(0)["chosen"]}])
-    job.fails("plan", DAMAGED_DATA, "targets.jsonl line 1", "chosen and rejected are identical")
-
-
-def test_a_target_prompt_longer_than_max_length_is_refused(job: Job) -> None:
-    write_jsonl(job.folder / "targets.jsonl", [pair(0), pair(1) | {"prompt": [turn("user", "why " * 200)]}])
-    job.fails("extract", DAMAGED_DATA, "targets.jsonl line 2", "chosen response", "maxLength")
-
-
-def test_an_unknown_field_is_answered_with_the_nearest_known_one(job: Job) -> None:
-    job.spec["extraction"]["tokenPerBatch"] = 5
-    job.fails("plan", WRONG_REQUEST, "spec.extraction.tokenPerBatch", "did you mean 'tokensPerBatch'?")
-
-
-def test_a_budget_over_all_is_refused(job: Job) -> None:
-    job.spec["selection"]["budget"] = {"fraction": 1.5}
-    job.fails("plan", WRONG_REQUEST, "spec.selection.budget.fraction", "less than or equal to 1")
 
 
 @pytest.mark.parametrize(
@@ -253,11 +287,11 @@ def test_a_budget_over_all_is_refused(job: Job) -> None:
         ("spec: {candidates: {uris: ['hf://a/b']}}", "hf://' is not supported"),
     ],
 )
-def test_odd_documents_are_refused_at_the_door(text: str, says: str) -> None:
+def test_wrong_fields_are_refused_once_each(text: str, says: str) -> None:
     with pytest.raises(SpecError) as refusal:
         parse_spec(text, "selection.yaml")
     assert says in refusal.value.what
-    assert "at least 1 item" not in refusal.value.what, "one mistake is told once"
+    assert "at least 1 item" not in refusal.value.what, "one mistake is reported once"
 
 
 def test_a_stricter_bad_fraction_judges_a_published_selection_anew(job: Job) -> None:
@@ -270,12 +304,12 @@ def test_a_stricter_bad_fraction_judges_a_published_selection_anew(job: Job) -> 
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "apiVersion: other/v1\nkind: SelectionRun", ""])
-def test_what_is_no_document_is_refused_at_the_door(text: str) -> None:
+def test_a_text_that_is_no_document_is_refused(text: str) -> None:
     with pytest.raises(SpecError, match=r"selection\.yaml"):
         parse_spec(text, "selection.yaml")
 
 
-def test_a_document_that_stands_for_more_than_it_says_is_refused_at_once() -> None:
+def test_yaml_aliases_and_huge_documents_are_refused_at_once() -> None:
     # "Billion laughs": ten levels of ten aliases would be 10**10 words.
     laughs = "\n".join(f"{one}: &{one} [{', '.join([f'*{before}'] * 10)}]" for before, one in pairwise("abcdefghijk"))
     began = time.monotonic()
@@ -284,20 +318,6 @@ def test_a_document_that_stands_for_more_than_it_says_is_refused_at_once() -> No
     with pytest.raises(SpecError, match="has 3,000,000 characters; at most 1,048,576"):
         parse_spec("x: " * 1_000_000, "selection.yaml")
     assert time.monotonic() < began + 2
-
-
-def test_nan_in_weights_is_named(job: Job) -> None:
-    folder = save_tiny_model(job.folder / "nan")
-    weights = safetensors.torch.load_file(folder / "model.safetensors")
-    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
-    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    job.spec["model"]["uri"] = str(folder)
-    job.fails("extract", DAMAGED_DATA, "model.layers.1.mlp.up_proj.weight", "NaN")
-
-
-def test_messages_need_a_chat_template(job: Job) -> None:
-    job.spec["model"]["uri"] = str(save_tiny_model(job.folder / "plain", chat_template=False))
-    job.fails("extract", WRONG_REQUEST, "chat template", "chat_template.jinja")
 
 
 def test_plain_text_needs_no_chat_template(job: Job) -> None:
@@ -408,23 +428,6 @@ def test_a_stopped_extraction_keeps_its_finished_units(job: Job, sent: signal.Si
     assert {path: path.stat().st_mtime_ns for path in kept} == times
 
 
-def test_a_checkpoint_that_lacks_a_weight_is_refused(job: Job) -> None:
-    folder = save_tiny_model(job.folder / "holes")
-    weights = safetensors.torch.load_file(folder / "model.safetensors")
-    del weights["model.layers.1.mlp.up_proj.weight"]
-    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    job.spec["model"]["uri"] = str(folder)
-    job.fails("extract", DAMAGED_DATA, "model.layers.1.mlp.up_proj.weight", "random")
-
-
-def test_damaged_safetensors_of_a_model_are_refused(job: Job) -> None:
-    folder = save_tiny_model(job.folder / "half")
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1000])
-    job.spec["model"]["uri"] = str(folder)
-    job.fails("extract", DAMAGED_DATA, "damaged weights", str(folder))
-
-
 @pytest.mark.parametrize(
     ("file", "code", "says"),
     [
@@ -443,11 +446,6 @@ def test_an_index_names_safetensors_of_its_own_folder_alone(job: Job, file: str 
     job.fails("plan", code, says, "model.safetensors.index.json")
 
 
-def test_an_adapter_is_not_taken_for_a_model(job: Job) -> None:
-    job.spec["model"]["uri"] = str(save_tiny_adapter(job.folder / "adapter"))
-    job.fails("plan", WRONG_REQUEST, "model.adapter")
-
-
 def test_an_adapter_gives_its_own_rows_and_one_that_does_not_fit_is_refused(job: Job) -> None:
     folder = save_tiny_adapter(job.folder / "adapter")
     job.spec["model"]["adapter"] = str(folder)
@@ -464,26 +462,6 @@ def test_a_plan_of_another_document_under_the_same_name_is_refused(job: Job) -> 
     code, words = job.copy(targets={"uris": [str(job.folder / "others.jsonl")]}).stage("extract")
     assert code == WRONG_REQUEST
     assert "another document" in words["error"]
-
-
-def test_max_length_beyond_the_models_positions_is_refused(job: Job) -> None:
-    job.spec["extraction"]["maxLength"] = 5000
-    job.fails("extract", WRONG_REQUEST, "5000", "4096")
-
-
-def test_a_budget_of_more_examples_than_there_are_is_refused(job: Job) -> None:
-    job.spec["selection"] = {"drop": "lowest", "budget": {"count": 1000}}
-    job.fails("reduce", WRONG_REQUEST, "1000", "budget.count")
-
-
-def test_a_selection_of_nothing_is_refused(job: Job) -> None:
-    job.spec["selection"] = {"drop": "lowest", "budget": {"fraction": 1.0}}
-    job.fails("reduce", WRONG_REQUEST, "nothing would be selected")
-
-
-def test_a_store_inside_the_data_is_refused(job: Job) -> None:
-    job.spec["store"] = str(job.folder / "pool" / "store")
-    job.fails("plan", WRONG_REQUEST, "spec.store", "inside the data")
 
 
 @pytest.mark.parametrize(
@@ -555,7 +533,7 @@ def test_a_gradient_that_is_not_finite_is_refused_and_not_stored(
     assert not list((job.folder / "store").rglob("*.safetensors"))
 
 
-def test_running_out_of_memory_is_weather(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_may_be_retried(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     def hungry(*_: object) -> None:
         raise MemoryError
 
