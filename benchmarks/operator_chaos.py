@@ -1,11 +1,11 @@
-"""Runs in bad weather: API faults, operators that die, pods and nodes that go; each run must end as was foretold.
+"""Runs under failures: API faults, operators that die, pods and nodes that are lost; each run must end as predicted.
 
 A whole cluster on this machine (tests/cluster): API server, Job controller, kubelet. Pods are stand-ins, real processes that
-only behave like workers (tests/cluster/standin.py), so that what makes and watches them is under test; the first `--real`
-rounds run the real worker over moto's S3. Each round is one run with a fate drawn from the seed: to complete whatever
-happens, to fail for a reason, to be cancelled, suspended, begun again, or deleted. Meanwhile requests are spoilt, watches
-dropped, the API server goes away for moments, nodes are lost, and operators are killed: threads that stop dead between two
-requests, and `prism operator` processes. Exits non-zero, with the history of each such run, where one did not end as it must.
+behave like workers (tests/cluster/standin.py), so that what creates and watches them is under test; the first `--real` rounds
+run the real worker over moto's S3. Each round is one run with a scenario drawn from the seed: it completes whatever happens,
+fails for a reason, or is cancelled, suspended, retried or deleted. Meanwhile requests fail, watches break, the API server has
+outages, nodes are lost, and operators are killed: threads that stop between two requests, and `prism operator` processes.
+Exits non-zero, with the history of each such run, where an invariant is violated.
 
     python benchmarks/operator_chaos.py --rounds 200 --seed 1 --json operator_chaos.json
 """
@@ -52,41 +52,26 @@ Object = dict[str, Any]
 QUICK = Timeouts(backoff_seconds=0.1, max_backoff_seconds=1.0, lost_pod_seconds=5.0, pod_status_seconds=3.0)
 """Waits of the operators in this process; `prism operator` has its own."""
 
-WEATHER = {
-    "calm": {},
-    "rain": {
-        "429": 0.01,
-        "500": 0.02,
-        "503": 0.01,
-        "409": 0.02,
-        "reset_before": 0.01,
-        "reset_after": 0.02,
-        "delay": 0.03,
-    },
-    "storm": {
-        "429": 0.04,
-        "500": 0.04,
-        "503": 0.04,
-        "409": 0.05,
-        "reset_before": 0.04,
-        "reset_after": 0.05,
-        "delay": 0.05,
-    },
+FAULT_KINDS = ("429", "500", "503", "409", "reset_before", "reset_after", "delay")
+FAULT_RATES = {
+    "none": {},
+    "some": dict(zip(FAULT_KINDS, (0.01, 0.02, 0.01, 0.02, 0.01, 0.02, 0.03), strict=True)),
+    "many": dict(zip(FAULT_KINDS, (0.04, 0.04, 0.04, 0.05, 0.04, 0.05, 0.05), strict=True)),
 }
 WATCH_FAULTS = {"drop_watch": 0.3, "gone_watch": 0.15}
-"""Beside those above, in rain and storm."""
+"""Beside those above, unless there are none."""
 
 END_SECONDS, REAL_END_SECONDS = 150.0, 300.0
-"""A round that has not ended by then never does."""
+"""A round that takes longer counts as hanging."""
 
-SETTLE_SECONDS = 1.5
-"""An ended run is watched for so long: nothing may happen to it any more."""
+QUIET_SECONDS = 1.5
+"""An ended run is watched this long: nothing may happen to it any more."""
 
 GONE_SECONDS = 60.0
-"""A deleted run's children are gone after so long: a node that was lost comes back before."""
+"""A deleted run's children are gone after this long, in which a lost node comes back."""
 
 HARMS = ("kill", "terminate", "oom", "evict", "delete_job")
-FATES = (
+SCENARIOS = (
     *("calm", "harmed", "harmed", "harmed", "exits", "exits", "both", "suspended", "retried mid-run"),
     *("wrong", "damaged", "exhausted", "imageless", "retried", "cancelled", "deleted"),
 )
@@ -94,15 +79,15 @@ PLACES = ("jobs", "pods", "services", "configmaps", "networkpolicies")
 
 
 @dataclass(frozen=True)
-class Fate:
-    """What befalls a run, and how it must end.
+class Scenario:
+    """What happens to a run, and how it must end.
 
     Attributes:
         ends: phase, or `Deleted`.
         reason: of its Failed condition.
         harms: (seconds after the one before, what).
-        orders: what its workers shall do, by file name (standin.py).
-        again: `spec.retry` is raised at the end, and its orders are taken away: it must then complete.
+        orders: what its workers do, by file name (standin.py).
+        again: at the end its orders are removed and `spec.retry` is raised: it must then complete.
     """
 
     name: str
@@ -114,8 +99,8 @@ class Fate:
     cluster: dict[str, Any] = field(default_factory=dict)
 
 
-def draw_fate(seed: int, number: int) -> Fate:
-    """Of one round: the same for the same seed."""
+def draw_scenario(seed: int, number: int) -> Scenario:
+    """The scenario of one round: the same for the same seed."""
     chance = random.Random(f"{seed} {number}")
     shape = {"groups": chance.choice((1, 1, 2)), "nodesPerGroup": chance.choice((1, 1, 1, 2)), "maxRestarts": 12}
     stage = chance.choice(("plan", "extract", "extract", "reduce"))
@@ -124,53 +109,57 @@ def draw_fate(seed: int, number: int) -> Fate:
     exits = {
         f"{chance.choice(('plan', 'extract', 'reduce'))}.{place}": chance.choice(("1", "75")) for place in range(3)
     }
-    name = chance.choice(FATES)
+    name = chance.choice(SCENARIOS)
     match name:
         case "calm":
-            return Fate(name, cluster=shape)
+            return Scenario(name, cluster=shape)
         case "harmed":
-            return Fate(name, harms=some, cluster=shape)
+            return Scenario(name, harms=some, cluster=shape)
         case "exits":
-            return Fate(name, orders=exits, cluster=shape)
+            return Scenario(name, orders=exits, cluster=shape)
         case "both":
-            return Fate(name, harms=some, orders=exits, cluster=shape)
+            return Scenario(name, harms=some, orders=exits, cluster=shape)
         case "suspended":
-            return Fate(name, harms=((mid, "suspend"), (chance.uniform(0.5, 2.0), "resume"), *some[:1]), cluster=shape)
+            return Scenario(
+                name, harms=((mid, "suspend"), (chance.uniform(0.5, 2.0), "resume"), *some[:1]), cluster=shape
+            )
         case "wrong":
-            return Fate(name, "Failed", "WrongRequest", orders={f"{stage}.always": "64"}, cluster=shape)
+            return Scenario(name, "Failed", "WrongRequest", orders={f"{stage}.always": "64"}, cluster=shape)
         case "damaged":
-            return Fate(name, "Failed", "DamagedData", orders={f"{stage}.always": "65"}, cluster=shape)
+            return Scenario(name, "Failed", "DamagedData", orders={f"{stage}.always": "65"}, cluster=shape)
         case "exhausted":
             shape["maxRestarts"] = 2
-            return Fate(name, "Failed", "TooManyRestarts", orders={f"{stage}.always": "1"}, cluster=shape)
+            return Scenario(name, "Failed", "TooManyRestarts", orders={f"{stage}.always": "1"}, cluster=shape)
         case "cancelled":
             orders = {f"{stage}.always": "hang"}
-            return Fate(name, "Cancelled", "Cancelled", harms=((mid, "cancel"),), orders=orders, cluster=shape)
+            return Scenario(name, "Cancelled", "Cancelled", harms=((mid, "cancel"),), orders=orders, cluster=shape)
         case "deleted":
-            return Fate(name, "Deleted", harms=((mid, "delete"),), orders={f"{stage}.always": "hang"}, cluster=shape)
+            return Scenario(
+                name, "Deleted", harms=((mid, "delete"),), orders={f"{stage}.always": "hang"}, cluster=shape
+            )
         case "retried":
-            return Fate(name, "Failed", "WrongRequest", orders={f"{stage}.always": "64"}, again=True, cluster=shape)
+            return Scenario(name, "Failed", "WrongRequest", orders={f"{stage}.always": "64"}, again=True, cluster=shape)
         case "retried mid-run":
-            return Fate(name, harms=((mid, "retry"),), cluster=shape)
+            return Scenario(name, harms=((mid, "retry"),), cluster=shape)
     image = {"image": "registry/no-such-image:1", "startupTimeoutSeconds": 10}
-    return Fate("imageless", "Failed", "StartupTimeout", cluster={**shape, **image})
+    return Scenario("imageless", "Failed", "StartupTimeout", cluster={**shape, **image})
 
 
-def real_fate(seed: int, number: int) -> Fate:
-    """Of a round of real workers: harmed, or a request that cannot be met."""
+def real_scenario(seed: int, number: int) -> Scenario:
+    """For a round of real workers: harmed, or a wrong request."""
     chance = random.Random(f"{seed} {number} real")
     if number % 4 == 3:
-        return Fate("real wrong", "Failed", "WrongRequest", cluster={"maxRestarts": 12})
+        return Scenario("real wrong", "Failed", "WrongRequest", cluster={"maxRestarts": 12})
     some = tuple((chance.uniform(1.0, 4.0), chance.choice(HARMS)) for _ in range(2))
-    return Fate("real harmed", harms=some, cluster={"maxRestarts": 12, "groups": chance.choice((1, 2))})
+    return Scenario("real harmed", harms=some, cluster={"maxRestarts": 12, "groups": chance.choice((1, 2))})
 
 
 class Killed(BaseException):
-    """An operator's end: no handler of its own may hold it up."""
+    """Ends an operator; no handler of its own catches it."""
 
 
-class Mortal(Cluster):
-    """A client that dies, and takes its operator with it, after so many requests: before or after the last one was made."""
+class DyingCluster(Cluster):
+    """A client whose operator dies after a number of requests: before or after the last one was made."""
 
     def __init__(self, num_requests: float, chance: random.Random) -> None:
         super().__init__()
@@ -205,15 +194,15 @@ class Operators:
         *(["thread"], ["thread"], ["thread"]),
         *(["thread", "thread"], ["thread", "process"], ["process", "process"]),
     )
-    """Who reigns at a time, drawn from these."""
+    """Which operators run at a time, drawn from these."""
 
     def __init__(self, folder: Path, environment: dict[str, str], seed: int) -> None:
         self.folder, self.environment, self.chance = folder, environment, random.Random(f"{seed} operators")
         self.ends: Counter[str] = Counter()
         self.over = threading.Event()
         self.tracebacks: list[str] = []
-        self._thread = threading.Thread(target=self._reigns, daemon=True)
-        threading.excepthook = _quiet_about_killed
+        self._thread = threading.Thread(target=self._replace_operators, daemon=True)
+        threading.excepthook = _ignore_killed
 
     def __enter__(self) -> Operators:
         self._thread.start()
@@ -223,28 +212,19 @@ class Operators:
         self.over.set()
         self._thread.join(timeout=60)
 
-    def say(self, **fields: Any) -> None:
-        """A flaw of ours is a traceback in a line of an operator."""
+    def log(self, **fields: Any) -> None:
+        """A traceback in a log line is a bug."""
         if "Traceback" in str(fields.get("error", "")):
             self.tracebacks.append(str(fields["error"]))
 
-    def _reigns(self) -> None:
+    def _replace_operators(self) -> None:
         while not self.over.is_set():
-            kinds = self.chance.choice(
-                (
-                    ["thread"],
-                    ["thread"],
-                    ["thread"],
-                    ["thread", "thread"],
-                    ["thread", "process"],
-                    ["process", "process"],
-                )
-            )
+            kinds = self.chance.choice(self.KINDS)
             self.ends[" and ".join(kinds)] += 1
             seconds = self.chance.uniform(18, 30) if kinds == ["process", "process"] else self.chance.uniform(2, 10)
             with contextlib.ExitStack() as stack:
                 alive = [
-                    stack.enter_context(self._process() if kind == "process" else self._thread_of_ours())
+                    stack.enter_context(self._process() if kind == "process" else self._operator_thread())
                     for kind in kinds
                 ]
                 until = time.monotonic() + seconds
@@ -254,11 +234,11 @@ class Operators:
             self.over.wait(self.chance.uniform(0, 1.0))
 
     @contextlib.contextmanager
-    def _thread_of_ours(self) -> Iterator[Callable[[], bool]]:
-        """One that may die early. Told: whether it lives."""
+    def _operator_thread(self) -> Iterator[Callable[[], bool]]:
+        """An operator that may die early. Yields whether it still lives."""
         lives = self.chance.choice((20, 60, 150, 400, float("inf")))
-        cluster = Mortal(lives * self.chance.uniform(0.3, 1.0), self.chance)
-        controller = Controller(cluster, None, timeouts=QUICK, workers=2, log=self.say)
+        cluster = DyingCluster(lives * self.chance.uniform(0.3, 1.0), self.chance)
+        controller = Controller(cluster, None, timeouts=QUICK, workers=2, log=self.log)
         cluster.die = controller.stop
         thread = threading.Thread(target=controller.run, daemon=True)
         thread.start()
@@ -296,8 +276,8 @@ class Operators:
             self.tracebacks += [line for line in path.read_text().splitlines() if "Traceback" in line]
 
 
-class Weather:
-    """Faults of requests and watches, outages of the API server, nodes that are lost: another every few seconds."""
+class Faults:
+    """Failed requests, violations watches, outages of the API server, lost nodes: another every few seconds."""
 
     def __init__(self, rig: Rig, seed: int) -> None:
         self.rig, self.chance, self.seed = rig, random.Random(f"{seed} weather"), seed
@@ -305,7 +285,7 @@ class Weather:
         self.over = threading.Event()
         self._threads = [threading.Thread(target=one, daemon=True) for one in (self._api, self._nodes)]
 
-    def __enter__(self) -> Weather:
+    def __enter__(self) -> Faults:
         for thread in self._threads:
             thread.start()
         return self
@@ -320,8 +300,8 @@ class Weather:
         server, number = self.rig.server, 0
         while not self.over.is_set():
             number += 1
-            kind = self.chance.choice(("calm", "rain", "rain", "storm"))
-            shares = {**WEATHER[kind], **(WATCH_FAULTS if kind != "calm" else {})}
+            kind = self.chance.choice(("none", "some", "some", "many"))
+            shares = {**FAULT_RATES[kind], **(WATCH_FAULTS if kind != "none" else {})}
             server.faults.rain(shares, seed=self.seed * 1000 + number, only="prism", delay_seconds=0.3)
             self.over.wait(self.chance.uniform(2, 6))
             event = self.chance.choice(("", "", "drop_watches", "compact", "outage"))
@@ -424,10 +404,10 @@ class Rig:
         targets = write_jsonl(self.folder / "targets.jsonl", [pair(number) for number in range(3)])
         client.upload_file(str(targets), "chaos", "targets.jsonl")
 
-    def document(self, run: str, fate: Fate, units: int, seconds: float) -> Object:
+    def document(self, run: str, scenario: Scenario, units: int, seconds: float) -> Object:
         """A run of stand-ins, or of real workers."""
-        is_real = fate.name.startswith("real")
-        model = str(self.folder / "model") if fate.name != "real wrong" else "/nowhere"
+        is_real = scenario.name.startswith("real")
+        model = str(self.folder / "model") if scenario.name != "real wrong" else "/nowhere"
         env = {"STANDIN_RUN": run, "STANDIN_UNITS": str(units), "STANDIN_SECONDS": f"{seconds:.2f}"}
         command = ["python", "-S", "-m", "tests.cluster.standin"]
         cluster = {
@@ -437,7 +417,7 @@ class Rig:
             "memory": "64Mi",
             "env": [{"name": name, "value": value} for name, value in env.items()],
             **({} if is_real else {"podOverlay": {"spec": {"containers": [{"name": "worker", "command": command}]}}}),
-            **fate.cluster,
+            **scenario.cluster,
         }
         extraction: Object = {
             "maxLength": 128,
@@ -512,13 +492,13 @@ class Round:
     def __init__(self, rig: Rig, seed: int, number: int) -> None:
         self.rig, self.number, self.run = rig, number, f"r{number:03}"
         is_real = number < rig.chosen.real
-        self.fate = (real_fate if is_real else draw_fate)(seed, number)
+        self.scenario = (real_scenario if is_real else draw_scenario)(seed, number)
         self.chance = random.Random(f"{seed} {number} times")
         self.num_units = self.chance.randint(3, 8)
         self.end_seconds = REAL_END_SECONDS if is_real else END_SECONDS
         self.home = rig.folder / "work" / self.run
         self.harms: Counter[str] = Counter()
-        self.broken: list[str] = []
+        self.violations: list[str] = []
         self.seconds = 0.0
 
     @property
@@ -529,17 +509,17 @@ class Round:
         started = time.monotonic()
         orders = self.home / "orders"
         orders.mkdir(parents=True)
-        for name, order in self.fate.orders.items():
+        for name, order in self.scenario.orders.items():
             (orders / name).write_text(order)
         seconds = self.chance.uniform(0.05, 0.25)
-        self.rig.server.create(self.rig.document(self.run, self.fate, self.num_units, seconds))
-        for wait_seconds, harm in self.fate.harms:
+        self.rig.server.create(self.rig.document(self.run, self.scenario, self.num_units, seconds))
+        for wait_seconds, harm in self.scenario.harms:
             time.sleep(wait_seconds)
             self.harm(harm)
         round_number = int(self.harms["retry"])
-        if self.fate.ends != "Deleted" and self.wait_for_end(round_number):
-            self.judge(self.fate.ends, self.fate.reason)
-            if self.fate.again:
+        if self.scenario.ends != "Deleted" and self.wait_for_end(round_number):
+            self.judge(self.scenario.ends, self.scenario.reason)
+            if self.scenario.again:
                 for order in orders.iterdir():
                     order.unlink()
                 self.harm("retry")
@@ -548,7 +528,7 @@ class Round:
         self.seconds = time.monotonic() - started
         self.remove()
         self.judge_attempts()
-        self.broken += self.account.broken
+        self.violations += self.account.violations
         return self
 
     def wait_for_end(self, round_number: int) -> bool:
@@ -556,13 +536,15 @@ class Round:
         deadline = time.monotonic() + self.end_seconds
         while self.account.phase not in TERMINAL or self.account.status.get("round") != round_number:
             if time.monotonic() > deadline:
-                self.broken.append(f"not ended after {self.end_seconds} s: {json.dumps(self.account.status)[:2000]}")
+                self.violations.append(
+                    f"not ended after {self.end_seconds} s: {json.dumps(self.account.status)[:2000]}"
+                )
                 return False
             time.sleep(0.05)
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(QUIET_SECONDS)
         if self.chance.random() < 0.3:  # what an ended run left is nobody's business any more
             self.delete_job(any_state=True)
-            time.sleep(SETTLE_SECONDS)
+            time.sleep(QUIET_SECONDS)
         return True
 
     def harm(self, what: str) -> None:
@@ -628,27 +610,27 @@ class Round:
             if one["status"] == "True" and one["type"] in ("Complete", "Failed")
         ]
         if (status["phase"], said) != (phase, [reason]):
-            self.broken.append(f"ended {status['phase']} {said}, not {phase} {reason}")
-        if status["phase"] == "Complete" and not self.fate.name.startswith("real"):
+            self.violations.append(f"ended {status['phase']} {said}, not {phase} {reason}")
+        if status["phase"] == "Complete" and not self.scenario.name.startswith("real"):
             there = sum((self.home / "units" / str(unit)).exists() for unit in range(self.num_units))
             if there != self.num_units or status.get("units") != self.num_units:
-                self.broken.append(
+                self.violations.append(
                     f"Complete with {there} of {self.num_units} units; status says {status.get('units')}"
                 )
             if not (self.home / "manifest.json").exists():
-                self.broken.append("Complete without a manifest")
+                self.violations.append("Complete without a manifest")
 
     def judge_attempts(self) -> None:
         """Every attempt after a stage's first has its cause: a harm, an order, a suspension."""
-        orders = len([name for name in self.fate.orders if not name.endswith("always")])
+        orders = len([name for name in self.scenario.orders if not name.endswith("always")])
         rounds = {place[0] for place in self.account.jobs}
-        always = self.fate.cluster.get("maxRestarts", 0) * self.fate.cluster.get("groups", 1)
-        causes = self.rig.blamed[self.run] + orders + (always if self.fate.name == "exhausted" else 0)
+        always = self.scenario.cluster.get("maxRestarts", 0) * self.scenario.cluster.get("groups", 1)
+        causes = self.rig.blamed[self.run] + orders + (always if self.scenario.name == "exhausted" else 0)
         # A stage that ended well, but not in the status yet, is begun again too where a suspension comes between.
-        causes += self.harms["suspend"] * (self.fate.cluster.get("groups", 1) + 1)
+        causes += self.harms["suspend"] * (self.scenario.cluster.get("groups", 1) + 1)
         found = sum(count - 1 for count in self.account.jobs.values())
         if found > causes:
-            self.broken.append(f"{found} attempts after the first in {len(rounds)} round(s), for {causes} causes")
+            self.violations.append(f"{found} attempts after the first in {len(rounds)} round(s), for {causes} causes")
 
     def remove(self) -> None:
         with contextlib.suppress(ApiError):
@@ -656,49 +638,53 @@ class Round:
         deadline = time.monotonic() + GONE_SECONDS
         while left := self.rig.children(self.run):
             if time.monotonic() > deadline:
-                self.broken.append(f"left behind: {', '.join(left)}")
+                self.violations.append(f"left behind: {', '.join(left)}")
                 return
             time.sleep(0.3)
 
     def report(self, seed: int) -> str:
-        """What was promised, what broke, and all that was seen."""
-        lines = [f"round {self.number} (seed {seed}), {self.fate}", f"harms: {dict(self.harms)}", *self.account.lines()]
-        return "\n  ".join([*lines, *(f"BROKEN: {one}" for one in self.broken)])
+        """The scenario, what was observed, and which invariants were violated."""
+        lines = [
+            f"round {self.number} (seed {seed}), {self.scenario}",
+            f"harms: {dict(self.harms)}",
+            *self.account.lines(),
+        ]
+        return "\n  ".join([*lines, *(f"VIOLATED: {one}" for one in self.violations)])
 
 
 def run(folder: Path, chosen: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[dict[str, Any], list[str]]:
-    """All rounds: (figures, what broke)."""
+    """All rounds: (figures, invariant violations)."""
     started = time.monotonic()
     rig = Rig(folder, chosen, stack)
     environment = {**os.environ, **rig.environment, "KUBECONFIG": str(rig.kubeconfig)}
     operators = Operators(folder, environment, chosen.seed)
-    weather = Weather(rig, chosen.seed)
-    with ThreadPoolExecutor(chosen.at_once) as pool, operators, weather:
+    faults = Faults(rig, chosen.seed)
+    with ThreadPoolExecutor(chosen.at_once) as pool, operators, faults:
         made = [Round(rig, chosen.seed, number) for number in range(chosen.rounds)]
         rounds = []
         for one in pool.map(Round.play, made):
             rounds.append(one)
             if len(rounds) % 20 == 0:
-                broken_so_far = sum(bool(one.broken) for one in rounds)
-                print(f"{len(rounds)} rounds, {broken_so_far} broken", file=sys.stderr, flush=True)
-    broken = [one.report(chosen.seed) for one in rounds if one.broken]
-    broken += [f"an operator's own mistake: {one}" for one in operators.tracebacks]
+                num_violating = sum(bool(one.violations) for one in rounds)
+                print(f"{len(rounds)} rounds, {num_violating} violations", file=sys.stderr, flush=True)
+    violations = [one.report(chosen.seed) for one in rounds if one.violations]
+    violations += [f"a bug in an operator: {one}" for one in operators.tracebacks]
     left, processes = rig.children(), rig.processes()
     if left or processes:
-        broken.append(f"left at the end: {left}, processes {processes}")
-    fates, harms = Counter(one.fate.name for one in rounds), sum((one.harms for one in rounds), Counter())
-    attempts = [one for one in rounds if one.fate.ends == "Complete"]
+        violations.append(f"left at the end: {left}, processes {processes}")
+    scenarios, harms = Counter(one.scenario.name for one in rounds), sum((one.harms for one in rounds), Counter())
+    attempts = [one for one in rounds if one.scenario.ends == "Complete"]
     figures = {
         "rounds": len(rounds),
         "seed": chosen.seed,
-        "broken": len(broken),
-        **{f"fates[{name}]": count for name, count in sorted(fates.items())},
+        "invariant_violations": len(violations),
+        **{f"scenarios[{name}]": count for name, count in sorted(scenarios.items())},
         "harms": sum(harms.values()),
         **{f"harms[{name}]": count for name, count in sorted(harms.items())},
         "requests": sum(rig.server.requests.values()),
         "faults": sum(rig.server.faults.counts.values()),
         **{f"faults[{name}]": count for name, count in sorted(rig.server.faults.counts.items())},
-        **{f"weather[{name}]": count for name, count in sorted(weather.counts.items())},
+        **{f"cluster_faults[{name}]": count for name, count in sorted(faults.counts.items())},
         **{f"operators[{name}]": count for name, count in sorted(operators.ends.items())},
         "jobs": sum(sum(one.account.jobs.values()) for one in rounds),
         "overlaps": len(rig.witness.overlaps),
@@ -707,10 +693,10 @@ def run(folder: Path, chosen: argparse.Namespace, stack: contextlib.ExitStack) -
         "round_seconds_longest": round(max(one.seconds for one in rounds), 1),
         "seconds": round(time.monotonic() - started, 1),
     }
-    return figures, broken
+    return figures, violations
 
 
-def _quiet_about_killed(arguments: threading.ExceptHookArgs) -> None:
+def _ignore_killed(arguments: threading.ExceptHookArgs) -> None:
     if not isinstance(arguments.exc_value, Killed):
         sys.__excepthook__(arguments.exc_type, arguments.exc_value or Killed(), arguments.exc_traceback)
 
@@ -724,13 +710,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="operator-chaos-") as folder, contextlib.ExitStack() as stack:
-        figures, broken = run(Path(folder), chosen, stack)
+        figures, violations = run(Path(folder), chosen, stack)
         for name, value in figures.items():
             print(f"{name:<44}{value}")
         if chosen.json:
             chosen.json.write_text(json.dumps(figures, indent=1))
-    if broken:
-        sys.exit("\n".join(["a promise is broken:", *broken]))
+    if violations:
+        sys.exit("\n".join(["invariant violations:", *violations]))
 
 
 if __name__ == "__main__":

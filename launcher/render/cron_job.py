@@ -1,14 +1,14 @@
-"""A run at set times: a ConfigMap with the document, and a plain CronJob whose pod submits it and waits. Pure: no cluster.
+"""A scheduled run: a ConfigMap with the document, and a CronJob whose pod submits it and waits. Pure: makes no requests.
 
-That pod is light (the launcher's image, no torch); what computes are the Jobs of the run. Each time the same document is
-submitted again: what its data gained since is extracted, and nothing else. A pod that is lost is replaced, and the next one
-attaches to the same run.
+The pod is light (the launcher's image, no torch); the work is done by the Jobs of the run. Each time the same document is
+submitted again, and only what its data gained since is extracted. A pod that is lost is replaced, and the next one attaches
+to the same run. The API server validates the schedule.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
+from zoneinfo import available_timezones
 
 from launcher.resource.names import API_GROUP
 from prism_job.errors import SpecError
@@ -26,29 +26,17 @@ LARGEST_DOCUMENT_BYTES = 900_000
 """A ConfigMap holds 1 MiB, its own fields included."""
 
 START_WITHIN_SECONDS = 3600
-"""A controller that was away catches up within the hour, or leaves it for the next time."""
+"""A start that was missed is made up for within this time, else skipped."""
 
 TIMEOUT_SECONDS = 7 * 86_400
-"""A run that takes longer holds up no later ones: the wait ends, and the next time attaches to it."""
+"""After this long the pod stops waiting; the next one attaches to the run, which continues."""
 
 BACKOFF_LIMIT = 6
 FINAL_CODES = (2, 3, 100, 101, 102, 103)
 """Exit codes of `prism submit --wait` after which a retry is useless (launcher/cli/exit_codes.py). 1 is retried: the API
 server did not answer."""
 
-FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day of month", 1, 31), ("month", 1, 12), ("day of week", 0, 6))
-"""Of a cron expression: name, first and last value, as Kubernetes' parser has them. Sunday is 0 there, and never 7."""
-
-MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-NAMES = {
-    "month": {name: place + 1 for place, name in enumerate(MONTHS)},
-    "day of week": {name: place for place, name in enumerate(WEEKDAYS)},
-}
 MACROS = ("@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly")
-ITEM = re.compile(r"(?:(?P<all>[*?])|(?P<first>\w+)(?:-(?P<last>\w+))?)(?:/(?P<step>\d+))?$")
-DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-ZONE = re.compile(r"[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,2}$")
 
 
 def cron_job(
@@ -66,20 +54,17 @@ def cron_job(
 
     Args:
         run: the checked document.
-        text: the document as it was given; the pod reads the very same.
-        cron: five fields, or @daily and its like.
+        text: the document as it was written; the pod reads this text.
+        cron: five fields, or a macro such as @daily.
         image: the launcher's.
         service_account: one with the driver's rights (k8s/rbac.yaml).
-        time_zone: Europe/Berlin, say; None: that of the cluster's controller, mostly UTC.
-        timeout_seconds: after so long the pod stops waiting.
+        time_zone: for example Europe/Berlin; None: that of the cluster's controller, mostly UTC.
+        timeout_seconds: after this long the pod stops waiting.
 
     Raises:
-        SpecError: no such time, or zone; or the document is too large.
+        SpecError: no schedule or time zone, or the document is too large.
     """
-    check_cron(cron)
-    if time_zone is not None and (not ZONE.match(time_zone) or time_zone == "Local"):
-        fix = "give a name of the time zone database: Etc/UTC, Europe/Berlin"
-        raise SpecError(f"'{time_zone}' is no time zone", where="--time-zone", fix=fix)
+    check_schedule(cron, time_zone)
     if len(text.encode()) > LARGEST_DOCUMENT_BYTES:
         fix = f"at most {LARGEST_DOCUMENT_BYTES:,} bytes fit into a ConfigMap"
         raise SpecError(f"the document has {len(text.encode()):,} bytes", where=run.metadata.name, fix=fix)
@@ -97,73 +82,40 @@ def cron_job(
             "spec": _job(run, namespace, image, service_account, timeout_seconds),
         },
     }
-    # Its own copy of the metadata: a YAML writer would else make the second an alias of the first.
+    # A copy of the metadata: a YAML writer would make an alias of the same object.
     metadata = {**metadata, "labels": _labels(run)}
     return [document, {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": metadata, "spec": spec}]
 
 
 def schedule_name(run: str) -> str:
-    """Of both objects. A run's name on a cluster has at most 40 characters."""
+    """The name of both objects. A run's name on a cluster has at most 40 characters."""
     name = f"{run}-schedule"
     assert len(name) <= LONGEST_NAME, "parse_for_cluster refuses a longer name of a run"
     return name
 
 
-def check_cron(expression: str) -> None:
-    """Raises SpecError unless Kubernetes' parser takes it, and it names a day that there is."""
-    if expression in MACROS:
-        return
-    words = expression.split()
-    if expression.startswith("@"):
-        raise _wrong(expression, f"there are {', '.join(MACROS)}")
-    if words and "TZ=" in words[0]:
-        raise _wrong(expression, "the time zone is an option of its own: --time-zone")
-    if len(words) != len(FIELDS):
-        raise _wrong(expression, f"it has {len(words)} fields; five are wanted: minute hour day month weekday")
-    values = [_values(expression, word, *field) for word, field in zip(words, FIELDS, strict=True)]
-    _, _, days, months, _ = values
-    # A day of the month and a day of the week that are both given mean: either of them.
-    if words[4][0] in "*?" and min(days) > max(DAYS[month - 1] for month in months):
-        raise _wrong(expression, "no such day is in such a month, so it would never run")
+def check_schedule(cron: str, time_zone: str | None) -> None:
+    """An early, clear error for the usual mistakes. The values of the fields are the API server's to check.
 
-
-def _values(expression: str, word: str, name: str, lowest: int, highest: int) -> set[int]:
-    """What a field means."""
-    found: set[int] = set()
-    for item in word.split(","):
-        match = ITEM.match(item)
-        if match is None:
-            raise _wrong(expression, f"'{item}' is no {name}")
-        step = int(match["step"] or 1)
-        first = lowest if match["all"] else _value(expression, match["first"], name)
-        last = _value(expression, match["last"], name) if match["last"] else first
-        if match["all"] or (match["step"] and not match["last"]):
-            last = highest  # 5/15 is short for 5-59/15
-        if not lowest <= first <= last <= highest:
-            sunday = "; Sunday is 0" if name == "day of week" else ""
-            raise _wrong(expression, f"'{item}' is outside of {lowest} to {highest}, the {name}{sunday}, or backwards")
-        if step == 0:
-            raise _wrong(expression, f"'{item}' has a step of 0")
-        found |= set(range(first, last + 1, step))
-    return found
-
-
-def _value(expression: str, word: str, name: str) -> int:
-    named = NAMES.get(name, {}).get(word.lower())
-    if named is not None:
-        return named
-    if not re.fullmatch(r"[0-9]{1,4}", word):
-        raise _wrong(expression, f"'{word}' is no {name}")
-    return int(word)
-
-
-def _wrong(expression: str, why: str) -> SpecError:
-    fix = "say when like this: '0 3 * * *' for every night at three, '30 6 * * mon-fri', or @daily"
-    return SpecError(f"'{expression}' is no cron expression: {why}", where="--cron", fix=fix)
+    Raises:
+        SpecError: neither five fields nor a macro; a time zone in the expression; a name that is no time zone.
+    """
+    num_fields, fix = len(cron.split()), "write it like '0 3 * * *' for every night at three, or @daily"
+    if cron.startswith("@") and cron not in MACROS:
+        raise SpecError(f"'{cron}' is no cron macro; there are {', '.join(MACROS)}", where="--cron", fix=fix)
+    if "TZ=" in cron:
+        raise SpecError(f"'{cron}' contains a time zone", where="--cron", fix="use the option --time-zone for it")
+    if num_fields != 5 and cron not in MACROS:
+        what = f"'{cron}' has {num_fields} fields; a schedule has five: minute, hour, day of month, month, day of week"
+        raise SpecError(what, where="--cron", fix=fix)
+    known_zones = available_timezones()  # empty where the machine has no time zone database
+    if time_zone is not None and known_zones and time_zone not in known_zones:
+        fix = "use a name of the time zone database, for example Etc/UTC or Europe/Berlin"
+        raise SpecError(f"'{time_zone}' is no time zone", where="--time-zone", fix=fix)
 
 
 def _labels(run: SelectionRun) -> dict[str, str]:
-    """Not those of a run's children: this Job is none of them, and is not to be taken for one."""
+    """Without the labels of a run's children: this Job is none of them."""
     names = {"app.kubernetes.io/name": "prism", "app.kubernetes.io/component": "driver"}
     return {**names, f"{API_GROUP}/schedule": run.metadata.name}
 

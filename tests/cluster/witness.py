@@ -34,7 +34,7 @@ class Account:
     """Jobs made, by (round, stage, group)."""
 
     pods: dict[str, Object] = field(default_factory=dict)
-    broken: list[str] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
 
     @property
     def phase(self) -> str:
@@ -93,16 +93,18 @@ class Witness:
             self._note(account, round_number, phase, status.get("message", ""))
         ended = account.ended_rounds.get(round_number)
         if ended and phase != ended:
-            account.broken.append(f"round {round_number} was {ended} and is {phase or 'nothing'}")
+            account.violations.append(f"round {round_number} was {ended} and is {phase or 'nothing'}")
         if before and int(before.get("round", 0)) > round_number:
-            account.broken.append(f"round {before['round']} was followed by {round_number}")
+            account.violations.append(f"round {before['round']} was followed by {round_number}")
         if phase in TERMINAL:
             account.ended_rounds[round_number] = phase
         spec = new["spec"]["cluster"]
         for entry in status.get("stages") or ():
             for name, cap in (("restarts", "maxRestarts"), ("preemptions", "maxPreemptions")):
                 if entry.get(name, 0) > spec.get(cap, entry.get(name, 0)):
-                    account.broken.append(f"{entry['stage']} {entry['group']}: {entry[name]} {name}, of {spec[cap]}")
+                    account.violations.append(
+                        f"{entry['stage']} {entry['group']}: {entry[name]} {name}, of {spec[cap]}"
+                    )
 
     def _note(self, account: Account, round_number: int, what: str, message: str) -> None:
         account.history.append((round(time.monotonic() - account.began, 2), round_number, what, message))
@@ -116,13 +118,13 @@ class Witness:
             account.jobs[labels[ROUND_LABEL], labels[STAGE_LABEL], labels[GROUP_LABEL]] += 1
             self._note(account, int(labels[ROUND_LABEL]), "+ Job", name)
             if ended := account.ended_rounds.get(int(labels[ROUND_LABEL])):
-                account.broken.append(f"{name} was made although its round was {ended}")
+                account.violations.append(f"{name} was made although its round was {ended}")
         if new is None:
             self._note(account, int(labels[ROUND_LABEL]), "- Job", name)
         before = sorted(here)
         (here.add if new is not None and is_unfinished(new) else here.discard)(name)
         if len(here) > 1 and sorted(here) != before:
-            account.broken.append(f"{' and '.join(sorted(here))} were there at once")
+            account.violations.append(f"{' and '.join(sorted(here))} were there at once")
             self._together[tuple(sorted(here))] = time.monotonic()
         if len(here) < len(before) and (since := self._together.pop(tuple(before), None)):
             self.overlaps[" and ".join(before)] = time.monotonic() - since

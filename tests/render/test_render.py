@@ -1,4 +1,4 @@
-"""Laws of rendering: what the objects of a run look like, whatever the run asks for. No cluster, no clock."""
+"""What the objects of a run look like, whatever the run asks for."""
 
 from __future__ import annotations
 
@@ -9,128 +9,32 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
-from launcher.render.attempt import Attempt
-from launcher.render.job import job as job_of
 from launcher.render.pod import GPU
-from launcher.render.run_objects import run_objects, shared_objects
-from launcher.render.service import services
-from launcher.resource.document import parse_for_cluster, pods_document, request_digest
+from launcher.render.run_objects import run_objects
+from launcher.resource.document import pods_document
 from launcher.resource.names import (
-    ATTEMPT_LABEL,
-    GROUP_LABEL,
-    LONGEST_JOB_NAME,
-    LONGEST_NAME,
-    ROUND_LABEL,
     RUN_LABEL,
-    STAGE_LABEL,
-    job_name,
     labels_of_run,
 )
 from launcher.resource.record import Record, config_map_record
 from prism_job.errors import SpecError
-from prism_job.spec.document import SelectionRun, check_document, parse_spec
+from prism_job.spec.document import SelectionRun
 from tests.cluster.server import podsecurity
 from tests.k8s.validation import VERSIONS, validate
-
-Object = dict[str, Any]
-
-OWNER = {"apiVersion": "prism.dev/v1alpha1", "kind": "SelectionRun", "name": "demo", "uid": "u-1", "controller": True}
-DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
-
-EVERYTHING: Object = {
-    "groups": 3,
-    "nodesPerGroup": 4,
-    "gpusPerNode": 8,
-    "cpu": "32",
-    "memory": "256Gi",
-    "sharedMemory": "16Gi",
-    "scratch": "500Gi",
-    "weightsClaim": "weights",
-    "serviceAccount": "prism-worker",
-    "env": [
-        {"name": "AWS_ENDPOINT_URL", "value": "http://minio:9000"},
-        {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},
-        {"name": "HF_HOME", "value": "/cache/elsewhere"},
-    ],
-    "queueName": "team-a",
-    "priorityClass": "batch",
-    "maxRestarts": 1,
-    "startupTimeoutSeconds": 60,
-    "podOverlay": {
-        "spec": {
-            "tolerations": [
-                {"key": "gpu", "operator": "Exists"},
-                {"key": "gpu", "operator": "Exists", "effect": "NoExecute"},
-            ],
-            "nodeSelector": {"pool": "h100"},
-            "runtimeClassName": "nvidia",
-            "volumes": [{"name": "corpus", "persistentVolumeClaim": {"claimName": "corpus"}}],
-            "containers": [
-                {"name": "worker", "volumeMounts": [{"name": "corpus", "mountPath": "/corpus", "readOnly": True}]},
-                {
-                    "name": "proxy",
-                    "image": "registry/proxy:1",
-                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-                },
-            ],
-        }
-    },
-}
-OUR_LABELS = [*labels_of_run("demo"), STAGE_LABEL, GROUP_LABEL, ROUND_LABEL, ATTEMPT_LABEL]
-DOCUMENTS = {
-    "minimal": {},
-    "everything": EVERYTHING,
-    "groups alone": {"groups": 2, "gpusPerNode": 0},
-    "one world of nodes": {"nodesPerGroup": 2, "gpusPerNode": 1},
-    "weights and a queue": {"weightsClaim": "weights", "queueName": "team-a"},
-}
-
-
-def run_of(name: str = "demo", *, labels: dict[str, str] | None = None, **cluster: Any) -> SelectionRun:
-    document = {
-        "apiVersion": "prism.dev/v1alpha1",
-        "kind": "SelectionRun",
-        "metadata": {"name": name, "labels": labels or {}},
-        "spec": {
-            "model": {"uri": "org/model"},
-            "candidates": {"uris": ["s3://bucket/pool/", "s3://bucket/größe 😀.jsonl"]},
-            "targets": {"uris": ["s3://bucket/targets.jsonl"]},
-            "store": "s3://bucket/store",
-            "output": "s3://bucket/selections",
-            "selection": {"keep": "highest", "budget": {"fraction": 0.1}},
-            "cluster": {"image": "registry/prism@sha256:" + "0" * 64, **cluster},
-        },
-    }
-    return parse_for_cluster(json.dumps(document, ensure_ascii=False), "test")
-
-
-def objects_of(document: str) -> list[Object]:
-    return run_objects(run_of(**DOCUMENTS[document]), "team", OWNER)
-
-
-def jobs_of(document: str) -> list[Object]:
-    return [one for one in objects_of(document) if one["kind"] == "Job"]
-
-
-def template(job: Object) -> Object:
-    return dict(job["spec"]["template"])
-
-
-def worker_of(job: Object) -> Object:
-    return next(one for one in template(job)["spec"]["containers"] if one["name"] == "worker")
-
-
-def named(job: Object) -> str:
-    return str(job["metadata"]["name"])
-
-
-every_document = pytest.mark.parametrize("document", DOCUMENTS)
-
+from tests.render.documents import (
+    DOCUMENTS,
+    OUR_LABELS,
+    OWNER,
+    Object,
+    every_document,
+    jobs_of,
+    named,
+    objects_of,
+    run_of,
+    template,
+    worker_of,
+)
 
 # Valid everywhere
 
@@ -165,7 +69,7 @@ def test_the_stages_come_in_the_order_in_which_they_are_made() -> None:
 
 
 @every_document
-def test_no_two_objects_of_a_run_have_one_name(document: str) -> None:
+def test_no_two_objects_of_a_run_share_a_name(document: str) -> None:
     found = [(one["kind"], named(one)) for one in objects_of(document)]
     assert len(set(found)) == len(found)
 
@@ -196,13 +100,13 @@ def test_every_rule_of_the_profile_is_listed_here() -> None:
 
 @every_document
 @pytest.mark.parametrize("rule", podsecurity.RULES, ids=lambda rule: str(rule.__name__))
-def test_every_pod_keeps_each_rule_of_restricted(document: str, rule: Callable[[Object], str]) -> None:
+def test_every_pod_passes_each_rule_of_restricted(document: str, rule: Callable[[Object], str]) -> None:
     for job in jobs_of(document):
         assert rule(template(job)["spec"]) == ""
 
 
 @pytest.mark.parametrize("rule", podsecurity.RULES, ids=lambda rule: str(rule.__name__))
-def test_each_rule_sees_a_pod_that_breaks_it(rule: Callable[[Object], str]) -> None:
+def test_each_rule_finds_a_pod_that_breaks_it(rule: Callable[[Object], str]) -> None:
     pod = template(jobs_of("everything")[0])["spec"]
     SPOILT[rule.__name__](pod)
     assert len(podsecurity.violations(pod)) == 1
@@ -221,7 +125,7 @@ def test_every_pod_is_hardened_beyond_the_profile(document: str) -> None:
 
 
 @every_document
-def test_what_is_written_goes_to_volumes_with_a_bound(document: str) -> None:
+def test_every_writable_volume_has_a_size_limit(document: str) -> None:
     for job in jobs_of(document):
         volumes = {volume["name"]: volume for volume in template(job)["spec"]["volumes"]}
         mounts = {mount["mountPath"]: mount for mount in worker_of(job)["volumeMounts"]}
@@ -248,7 +152,7 @@ def test_weights_on_a_claim_are_writable_and_shared_by_all_stages() -> None:
 
 
 @every_document
-def test_requests_of_gpus_equal_their_limits_and_only_extraction_asks_for_them(document: str) -> None:
+def test_gpu_requests_equal_limits_and_only_extraction_has_them(document: str) -> None:
     wanted = run_of(**DOCUMENTS[document]).spec.cluster
     assert wanted is not None
     for job in jobs_of(document):
@@ -260,7 +164,7 @@ def test_requests_of_gpus_equal_their_limits_and_only_extraction_asks_for_them(d
 
 
 @every_document
-def test_a_job_is_a_gang_that_ends_with_its_first_dead_pod(document: str) -> None:
+def test_a_job_fails_with_its_first_failed_pod(document: str) -> None:
     for job in jobs_of(document):
         spec = job["spec"]
         assert spec["completions"] == spec["parallelism"]
@@ -287,7 +191,7 @@ def test_every_child_is_found_by_the_labels_of_its_run() -> None:
             assert wanted <= template(one)["metadata"]["labels"].items()
 
 
-def test_a_label_of_the_document_never_takes_the_place_of_ours() -> None:
+def test_a_label_of_the_document_never_replaces_ours() -> None:
     # Nor one that others go by: of who owns an object, which queue lets it in, what prunes it.
     theirs = {
         "prism.dev/record": "true",
@@ -327,7 +231,7 @@ def test_no_overlay_takes_a_pod_from_its_run(document: str, labels: Any) -> None
         assert template(job)["metadata"]["labels"]["team"] == "maths"
 
 
-def test_an_object_of_a_run_is_rendered_as_its_document_is() -> None:
+def test_a_stored_record_renders_like_its_document() -> None:
     run = run_of(labels={"team": "maths", RUN_LABEL: "another"})
     document = run.to_document()
     stored = {**document, "metadata": {**document["metadata"], "namespace": "team", "uid": "u-1"}}
@@ -339,14 +243,14 @@ def test_an_object_of_a_run_is_rendered_as_its_document_is() -> None:
     assert Record(stored).document["metadata"]["labels"] == {"team": "maths", RUN_LABEL: "another"}
 
 
-def test_ranks_of_a_run_may_reach_each_other_and_nobody_else_them() -> None:
+def test_only_pods_of_the_run_may_connect_to_its_pods() -> None:
     (policy,) = (one for one in objects_of("everything") if one["kind"] == "NetworkPolicy")
     selector = {"matchLabels": labels_of_run("demo")}
     assert policy["spec"]["podSelector"] == selector
     assert policy["spec"]["ingress"] == [{"from": [{"podSelector": selector}]}]
 
 
-def test_a_service_points_at_the_nodes_of_its_group_before_they_are_ready() -> None:
+def test_a_service_lists_the_nodes_of_its_group_before_they_are_ready() -> None:
     objects = objects_of("everything")
     for service in (one for one in objects if one["kind"] == "Service"):
         assert service["spec"]["clusterIP"] == "None"
@@ -381,7 +285,7 @@ def test_the_queue_the_account_and_the_priority_reach_every_job() -> None:
 
 
 @every_document
-def test_the_worker_understands_the_arguments_that_it_is_given(document: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worker_parses_the_arguments_of_every_job(document: str, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = pytest.importorskip("prism_job.__main__", reason="the job's packages are not installed")
     understood: list[Any] = []
 
@@ -407,7 +311,7 @@ def test_the_worker_understands_the_arguments_that_it_is_given(document: str, mo
             assert str(found.group) == job["metadata"]["labels"]["prism.dev/group"]
 
 
-def test_a_variable_of_the_document_takes_the_place_of_ours_and_none_comes_twice() -> None:
+def test_a_variable_of_the_document_replaces_ours() -> None:
     for job in jobs_of("everything"):
         names = [one["name"] for one in worker_of(job)["env"]]
         assert len(set(names)) == len(names)
@@ -458,155 +362,3 @@ def mappings(value: Any) -> Iterator[Object]:
         yield value
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from mappings(inner)
-
-
-# Names
-
-
-def test_names_stay_within_their_limits_at_the_largest_numbers() -> None:
-    # What the document allows at most; an attempt also counts suspensions, which nothing bounds.
-    for groups, nodes in ((256, 4), (4, 256), (32, 32)):
-        run = run_of("9" + "n" * (LONGEST_NAME - 1), groups=groups, nodesPerGroup=nodes)
-        for stage, group in (("plan", 0), ("extract", groups - 1), ("reduce", 0)):
-            attempt = Attempt(run, stage, group, 1_000_000, 99_999, "team", OWNER)
-            job = job_of(attempt)
-            name, last = named(job), job["spec"]["completions"] - 1
-            assert DNS_LABEL.fullmatch(name)
-            assert len(f"{name}-{last}") <= 63  # the host name of the last pod
-            for service in services(attempt):
-                assert DNS_1035.fullmatch(named(service))
-                assert len(named(service)) <= 63
-                assert len(f"{name}-0.{named(service)}.team.svc") <= 253
-            for labels in (job["metadata"]["labels"], template(job)["metadata"]["labels"]):
-                assert all(len(value) <= 63 and LABEL_VALUE.fullmatch(value) for value in labels.values())
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["plan", "extract", "reduce"]),
-            st.integers(0, 255),
-            st.integers(0, 1_000_000),
-            st.integers(0, 99_999),
-        ),
-        min_size=2,
-        max_size=20,
-        unique=True,
-    )
-)
-def test_each_attempt_has_a_name_of_its_own(places: list[tuple[Any, int, int, int]]) -> None:
-    places = list({(stage, group if stage == "extract" else 0, *rest): None for stage, group, *rest in places})  # type: ignore[misc]
-    for run in ("demo", "n" * LONGEST_NAME):
-        names = [job_name(run, *place) for place in places]
-        assert len(set(names)) == len(names)
-        assert all(len(name) <= LONGEST_JOB_NAME and DNS_LABEL.fullmatch(name) for name in names)
-
-
-PARTS = ["a", "b", "extract", "plan", "reduce", "prism", "document", "record", "0", "1", "00"]
-RUNS = st.lists(st.sampled_from(PARTS), min_size=1, max_size=6).map("-".join).filter(lambda it: len(it) <= LONGEST_NAME)
-
-
-@given(
-    st.lists(
-        st.tuples(
-            RUNS,
-            st.sampled_from(["plan", "extract", "reduce"]),
-            st.integers(0, 2),
-            st.sampled_from([0, 1, 10, 1_000_000]),
-            st.sampled_from([0, 1, 10, 99_999]),
-        ),
-        min_size=2,
-        max_size=30,
-    )
-)
-@settings(deadline=None)
-@example([("x", "extract", 0, 0, 0), ("x-extract-0", "plan", 0, 0, 0), ("x-extract", "extract", 0, 0, 0)])
-@example([("a", "extract", 0, 0, 0), ("a-0", "extract", 0, 0, 0), ("a-0-0", "plan", 0, 0, 0)])
-def test_no_two_runs_of_a_namespace_share_the_name_of_an_object(places: list[tuple[Any, ...]]) -> None:
-    wanted = {(run, stage, group if stage == "extract" else 0, *rest) for run, stage, group, *rest in places}
-    owners: dict[tuple[str, str], tuple[Any, ...]] = {}
-    for run_name, stage, group, round_number, attempt in wanted:
-        run = run_of(run_name, groups=3, nodesPerGroup=2)
-        whole = Attempt(run, stage, group, round_number, attempt, "team", OWNER)
-        job = job_of(whole)
-        assert owners.setdefault(("Job", named(job)), (run_name, stage, group, round_number, attempt))[0] == run_name
-        around = [*shared_objects(run, "team", OWNER), *services(whole)]
-        for one in (config_map_record(run, "", "team"), *around):
-            assert owners.setdefault((one["kind"], named(one)), (run_name,))[0] == run_name
-    assert sum(kind == "Job" for kind, _ in owners) == len(wanted)
-
-
-def test_usual_names_can_be_read() -> None:
-    assert job_name("curate-math", "extract", 2, 0, 1) == "curate-math-extract-2-0-1"
-    assert job_name("curate-math", "plan", 0, 3, 0) == "curate-math-plan-3-0"
-
-
-@every_document
-def test_labels_are_valid(document: str) -> None:
-    for one in objects_of(document):
-        assert all(LABEL_VALUE.fullmatch(value) for value in one["metadata"]["labels"].values())
-        assert DNS_LABEL.fullmatch(named(one))
-
-
-# The document that the pods read
-
-
-@every_document
-def test_pods_read_the_request_that_was_made(document: str) -> None:
-    run, (config, *_) = run_of(**DOCUMENTS[document]), objects_of(document)
-    read = parse_spec(config["data"]["selection.yaml"], "selection.yaml")
-    assert request_digest(read) == request_digest(run)
-    assert pods_document(read) == pods_document(run)
-
-
-def test_what_may_change_while_a_run_exists_changes_nothing_that_pods_read() -> None:
-    run = run_of(**EVERYTHING)
-    changed = run.model_copy(
-        update={"spec": run.spec.model_copy(update={"suspend": True, "retry": 4, "ttl_seconds_after_finished": 60})}
-    )
-    assert run_objects(changed, "team", OWNER) == run_objects(run, "team", OWNER)
-    assert request_digest(changed) == request_digest(run)
-
-
-def test_labels_and_annotations_are_no_part_of_the_request() -> None:
-    assert request_digest(run_of(labels={"team": "maths"})) == request_digest(run_of())
-
-
-# The overlay
-
-
-def nested(levels: int, inner: Any = 1) -> Any:
-    for _ in range(levels):
-        inner = {"a": inner} if levels % 2 else [inner]
-    return inner
-
-
-@pytest.mark.parametrize(
-    ("overlay", "says"),
-    [
-        ({"spec": nested(20)}, "is nested deeper than 20 levels"),
-        ({"spec": nested(9_999)}, "is nested deeper than 20 levels"),
-        ({"spec": nested(10_000)}, "is nested deeper than 20 levels"),
-        ({"spec": {"x": "y" * 32_768}}, "has 32,785 bytes as JSON; at most 32,768"),
-        ({"spec": [[]] * 40_000}, "has more than 32,768 entries"),
-        ({"spec": float("nan")}, "not JSON compliant"),
-        ({"spec": {(1, 2): 3}}, "is no JSON"),
-    ],
-)
-def test_an_overlay_has_its_bounds(overlay: Object, says: str) -> None:
-    document = run_of().to_document()
-    document["spec"]["cluster"]["podOverlay"] = overlay
-    with pytest.raises(SpecError, match=rf"spec\.cluster\.podOverlay: .*{says}"):
-        check_document(document, "test")
-
-
-def test_an_overlay_as_large_and_deep_as_may_be_is_taken() -> None:
-    for overlay in ({"spec": nested(19)}, {"spec": {"a": nested(18)}}, {"spec": {"x": "y" * (32_768 - 17)}}):
-        assert run_of(podOverlay=overlay).spec.cluster.pod_overlay == overlay  # type: ignore[union-attr]
-
-
-def test_yaml_of_the_document_is_plain() -> None:
-    config = objects_of("everything")[0]
-    text = config["data"]["selection.yaml"]
-    assert "größe 😀" in yaml.safe_load(text)["spec"]["candidates"]["uris"][1]
-    assert "&id" not in text
