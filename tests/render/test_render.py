@@ -13,7 +13,7 @@ import yaml
 from launcher.render.pod import GPU
 from launcher.render.run_objects import run_objects
 from launcher.resource.document import pods_document
-from launcher.resource.names import (
+from launcher.resource.names import GROUP_LABEL, STAGE_LABEL, (
     RUN_LABEL,
     labels_of_run,
 )
@@ -285,30 +285,19 @@ def test_the_queue_the_account_and_the_priority_reach_every_job() -> None:
 
 
 @every_document
-def test_the_worker_parses_the_arguments_of_every_job(document: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worker_parses_the_arguments_of_every_job(document: str) -> None:
     worker = pytest.importorskip("prism_job.__main__", reason="the job's packages are not installed")
-    understood: list[Any] = []
-
-    def stage(run: SelectionRun, arguments: Any) -> dict[str, Any]:
-        understood.append(arguments)
-        return {}
-
-    monkeypatch.setattr(worker, "STAGES", dict.fromkeys(("plan", "extract", "reduce"), stage))
-    monkeypatch.setattr(worker, "_read_spec", lambda path: path)
-    monkeypatch.setattr(worker.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(worker, "write_termination_message", lambda words: None)
-    wanted = run_of(**DOCUMENTS[document]).spec.cluster
-    assert wanted is not None
+    cluster = run_of(**DOCUMENTS[document]).spec.cluster
+    assert cluster is not None
     for job in jobs_of(document):
         assert worker_of(job)["command"] == ["python", "-m", "prism_job"]
         arguments = [word.replace("$(JOB_COMPLETION_INDEX)", "0") for word in worker_of(job)["args"]]
-        assert worker.main(arguments) == 0
-        found = understood.pop()
-        assert found.spec == "/etc/prism/selection.yaml"
-        if found.verb == "extract":
-            assert (found.groups, found.nodes) == (wanted.groups, wanted.nodes_per_group)
-            assert found.ranks == max(1, wanted.gpus_per_node)
-            assert str(found.group) == job["metadata"]["labels"]["prism.dev/group"]
+        parsed = worker._parser().parse_args(arguments)
+        assert (parsed.verb, parsed.spec) == (job["metadata"]["labels"][STAGE_LABEL], "/etc/prism/selection.yaml")
+        if parsed.verb == "extract":
+            assert (parsed.groups, parsed.nodes) == (cluster.groups, cluster.nodes_per_group)
+            assert parsed.ranks == max(1, cluster.gpus_per_node)
+            assert str(parsed.group) == job["metadata"]["labels"][GROUP_LABEL]
 
 
 def test_a_variable_of_the_document_replaces_ours() -> None:
