@@ -13,13 +13,14 @@ import yaml
 from launcher.render.pod import GPU
 from launcher.render.run_objects import run_objects
 from launcher.resource.document import pods_document
-from launcher.resource.names import GROUP_LABEL, STAGE_LABEL, (
+from launcher.resource.names import (
+    GROUP_LABEL,
     RUN_LABEL,
+    STAGE_LABEL,
     labels_of_run,
 )
 from launcher.resource.record import Record, config_map_record
 from prism_job.errors import SpecError
-from prism_job.spec.document import SelectionRun
 from tests.cluster.server import podsecurity
 from tests.k8s.validation import VERSIONS, validate
 from tests.render.documents import (
