@@ -1,4 +1,4 @@
-"""What each setting is worth on the facts task: curvature and damping, projection and codec, layers, loss, number of pairs.
+"""Effect of each setting on the facts task: curvature and damping, projection and codec, layers, loss, number of pairs.
 
 Unfolded float16 rows of the job (dim 64) hold most variants at once: a codec is applied to them as extraction applies it,
 layers are slices, curvature acts on the pairs. Other dims are extracted anew. AUROC of right above wrong statements, preference
@@ -25,7 +25,7 @@ from prism_job import projection
 from prism_job.score import curvature
 from prism_job.storage import model_files
 from prism_job.storage.address import open_store
-from prism_job.store import codec, shards
+from prism_job.store import codec
 
 Float32 = NDArray[np.float32]
 DAMPINGS = (0.001, 0.01, 0.1, 1.0, 10.0)
@@ -33,7 +33,7 @@ SIGN_DIMS = (16_384, 65_536, 262_144)
 OTHER_DIMS = (16,)
 NUM_PAIRS = (4, 8, 16, 32, 64, 128)
 NUM_FIRST = 60
-"""Pairs of `make_data`, which every variant but the number of pairs is looked at with."""
+"""Pairs of `make_data`, used by every variant but the number of pairs."""
 DRAWS = 100
 DEFAULT_DAMPING = 0.1
 
@@ -62,15 +62,9 @@ def one_seed(work: Path, model: str, seed: int) -> dict[str, float]:
 def extracted(work: Path, model: str, seed: int, dim: int) -> tuple[Extracted, np.ndarray]:
     """Unfolded rows of the facts task at this dim, with 128 pairs, and which rows are right."""
     candidates, targets = make_data(seed)
+    targets = [*targets, *more_pairs(seed, max(NUM_PAIRS) - len(targets))]
     options = {"projection": {"dim": dim}, "codec": {"kind": "float16"}}
-    run = harness.extract(
-        work,
-        f"facts-{seed}-p{dim}",
-        candidates,
-        [*targets, *more_pairs(seed, max(NUM_PAIRS) - len(targets))],
-        model=model,
-        extraction=options,
-    )
+    run = harness.extract(work, f"facts-{seed}-p{dim}", candidates, targets, model=model, extraction=options)
     return run, np.array([row["label"] == 1 for row in candidates])
 
 
@@ -108,17 +102,13 @@ def measure(work: Path, model: str, seed: int) -> dict[str, float]:
     del rows_NM
     for dim in OTHER_DIMS:
         other, _ = extracted(work, model, seed, dim)
-        add(
-            f"rows: p={dim} float16, unfolded",
-            inner(candidate_rows(other), solved(other, other.pair_rows_QM, DEFAULT_DAMPING)),
-        )
+        solved_QM = solved(other, other.pair_rows_QM, DEFAULT_DAMPING)
+        add(f"rows: p={dim} float16, unfolded", inner(candidate_rows(other), solved_QM))
     return figures
 
 
 def candidate_rows(run: Extracted) -> Float32:
-    store = open_store(run.run.spec.store)
-    parts = [shards.read_shard(store, run.plan.extractor, "candidates", unit.id) for unit in run.plan.candidates]
-    return np.concatenate([codec.decode_float16(part.arrays) for part in parts])
+    return np.concatenate([codec.decode_float16(arrays) for arrays in run.candidate_arrays()])
 
 
 def inner(rows_NM: Float32, pairs_QM: Float32) -> Float64:
@@ -142,9 +132,8 @@ def solved_ekfac(run: Extracted, pairs_QM: Float32, rows_NM: Float32, damping: f
     second_LPP = np.empty_like(factors.inputs_LPP)
     for layer, (_, basis_a, _, basis_b) in enumerate(bases):
         block = rows_NM[:, layer * dim**2 : (layer + 1) * dim**2].reshape(-1, dim, dim)
-        rotated = np.einsum(
-            "ji,njk,kl->nil", basis_b.astype(np.float32), block, basis_a.astype(np.float32), optimize=True
-        )
+        sides = basis_b.astype(np.float32), block, basis_a.astype(np.float32)
+        rotated = np.einsum("ji,njk,kl->nil", *sides, optimize=True)
         second_LPP[layer] = (rotated.astype(np.float64) ** 2).sum(0) / factors.num_tokens
     lam = damping * float(second_LPP.mean())
     return _in_eigenbases(factors, pairs_QM, lambda layer, alpha, beta: second_LPP[layer] + lam)
@@ -176,9 +165,8 @@ def folded_scores(
     """Scores of rows folded to `dims` and stored in some form, against the folded pairs."""
 
     def fold(rows: Float32) -> Float32:
-        return np.stack([projection.fold(row.reshape(len(layers), -1), layers, 0, dims) for row in rows]).astype(
-            np.float32
-        )
+        folded = [projection.fold(row.reshape(len(layers), -1), layers, 0, dims) for row in rows]
+        return np.stack(folded).astype(np.float32)
 
     return inner(store(fold(rows_NM)), fold(pairs_QM))
 

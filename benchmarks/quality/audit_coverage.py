@@ -45,11 +45,11 @@ SHOWN = {
     "spearman_job_exact": "Spearman of the job's scores with exact ones, all rows",
     "spearman_audit_exact": "Spearman of the audit's scores with exact ones",
     "spearman_job_audit": "Spearman of job and audit",
-    "spearman_mean": f"what {RESAMPLINGS} audits of {SAMPLE} rows say, mean",
+    "spearman_mean": f"estimate of {RESAMPLINGS} audits of {SAMPLE} rows, mean",
     "spearman_covered": "how many of their intervals hold the truth",
     "spearman_mean_width": "mean width of the interval",
     "overlap_job_exact": f"overlap with exact scores at {BUDGET:.0%}, all rows",
-    "overlap_mean": "what the audits say, mean",
+    "overlap_mean": "estimate of the audits, mean",
     "overlap_covered": "how many of their intervals hold the truth",
 }
 
@@ -66,17 +66,17 @@ def main() -> None:
     for kind in kinds:
         path = options.work / "audit_coverage" / f"{kind}.json"
         found = harness.once(path, [kind, *settings], lambda kind=kind: rankings.of(kind))
-        of_kind, said = compare(kind, *(np.array(found[name]) for name in ("job", "audit", "exact")))
+        of_kind, estimates = compare(kind, *(np.array(found[name]) for name in ("job", "audit", "exact")))
         figures |= {f"{kind}/{name}": value for name, value in of_kind.items()}
         truth = of_kind["spearman_job_exact"]
-        series |= {f"{kind}: audits": said, f"{kind}: the truth": [Interval(truth, truth, truth)] * len(said)}
+        series |= {f"{kind}: audits": estimates, f"{kind}: the truth": [Interval(truth, truth, truth)] * len(estimates)}
     lines = [[name, *(f"{figures[f'{kind}/{key}']:.4g}" for kind in kinds)] for key, name in SHOWN.items()]
     print(harness.table(["", *(f"curvature: {kind}" for kind in kinds)], lines))
     harness.write_json(options.json, figures)
     if options.figure:
         from benchmarks.quality import figure
 
-        axes = ("audits, by what they say", "Spearman with exact scores")
+        axes = ("audits, by their estimate", "Spearman with exact scores")
         figure.lines(options.figure, f"{RESAMPLINGS} audits of {SAMPLE} rows", axes, range(RESAMPLINGS), series)
 
 
@@ -97,8 +97,8 @@ def compare(kind: str, job_N: Float64, audit_N: Float64, exact_N: Float64) -> tu
         figures[f"{name}_covered"] = sum(one[f"{name}_low"] <= truth <= one[f"{name}_high"] for one in audits)
         figures[f"{name}_mean"] = float(np.mean([one[name] for one in audits]))
         figures[f"{name}_mean_width"] = float(np.mean([one[f"{name}_high"] - one[f"{name}_low"] for one in audits]))
-    said = [Interval(one["spearman"], one["spearman_low"], one["spearman_high"]) for one in audits]
-    return figures, sorted(said, key=lambda one: one.mean)
+    estimates = [Interval(one["spearman"], one["spearman_low"], one["spearman_high"]) for one in audits]
+    return figures, sorted(estimates, key=lambda one: one.mean)
 
 
 class Rankings:
@@ -116,7 +116,6 @@ class Rankings:
 
     def of(self, kind: str) -> dict[str, list[float]]:
         run = self.run if kind == "kfac" else self.run.with_damping(None)
-        assert run.plan.audit is not None
         targets, store, places = run.targets, open_store(run.run.spec.store), run.plan.audit.positions
         _, facts = fold_directions(run.run.spec, run.plan, store, targets.layers, targets.directions_KLPP)
         lam = facts.get("lambda")
@@ -131,28 +130,23 @@ class Rankings:
 def audit_scores(run: harness.Extracted, lam: float | None) -> Float64:
     """The audit's scores of its rows, as the reduce stage takes them of a sample (with the job's λ)."""
     plan, store, form = run.plan, open_store(run.run.spec.store), audit_spec(run.run.spec)
-    assert plan.audit is not None
     summed = sum_targets(form, plan, plan.audit, store)
     audited = plan.model_copy(update={"extractor": plan.audit.extractor, "factors": plan.audit.factors})
     directions_KD, _ = fold_directions(form, audited, store, summed.layers, summed.directions_KLPP, lam)
     return score_sample(form, plan.audit, store, directions_KD)[0]
 
 
-def exact_scores(
-    model_uri: str, candidates: harness.GradientBatch, pairs: harness.GradientBatch, lam: float | None
-) -> Float64:
+def exact_scores(model_uri: str, candidates: harness.Rows, pairs: harness.Rows, lam: float | None) -> Float64:
     """From full weight gradients: plain inner products, or with K-FAC in the full space at this λ."""
     spec = ModelSpec(uri=model_uri, dtype="float32")
     tokenizer, model = load_tokenizer(spec), load_model(spec, torch.device("cpu"))
     layers = captured_layers(model, ("*",))
     direction: exact.Direction = {}
     for pair in pairs:
-        sides = [
-            exact.weight_gradient(
-                model, layers, tokenise.encode_response(pair["prompt"], pair[side], None, tokenizer, 2048)
-            )
-            for side in ("chosen", "rejected")
-        ]
+        sides = []
+        for side in ("chosen", "rejected"):
+            encoded_side = tokenise.encode_response(pair["prompt"], pair[side], None, tokenizer, 2048)
+            sides.append(exact.weight_gradient(model, layers, encoded_side))
         weight = float(preference(np.array([sides[0][1]]), np.array([sides[1][1]]))[0]) / len(pairs)
         for name in layers.modules:
             part = weight * (sides[0][0][name] - sides[1][0][name])

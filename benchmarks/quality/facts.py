@@ -7,7 +7,7 @@ import sys
 from itertools import combinations_with_replacement
 from pathlib import Path
 
-from benchmarks.quality.harness import GradientBatch
+from benchmarks.quality.harness import Rows
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "facts"))
 from capitals import CAPITALS
@@ -16,7 +16,7 @@ from make_data import OPERANDS, Fact, capital_facts, make_data, sum_facts, targe
 __all__ = ["CAPITALS", "OPERANDS", "Fact", "make_data", "more_pairs"]
 
 
-def more_pairs(seed: int, count: int) -> GradientBatch:
+def more_pairs(seed: int, count: int) -> Rows:
     """So many pairs about countries and sums that `make_data(seed)` leaves out; all countries that are left, then sums."""
     candidates, targets = make_data(seed)
     asked = {row["messages"][0]["content"] for row in candidates} | {row["prompt"][0]["content"] for row in targets}

@@ -1,7 +1,7 @@
 """Forward selection: 5 % of a mixed pool that should teach one family of tasks, against random, LESS, uniform and all of it.
 
 The pool is GSM8K train and BIG-Bench-Hard, the shorter rows of each. A seed splits a family's rows: 64 become target pairs
-(the right answer against what the model says itself), half of the rest stays in the pool, of the other half 64 are held out.
+(the right answer against the model's own answer), half of the rest stays in the pool, of the other half 64 are held out.
 The model as it is is tuned on what each method keeps, and asked about the held-out rows: mean loss of the right answers, and
 how often another answer of the same form is the likelier. `--rejected other` takes such an answer for the pairs as well.
 
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality import harness, tuning
-from benchmarks.quality.harness import GradientBatch
+from benchmarks.quality.harness import Rows
 from prism_job.extract import tokenise
 from prism_job.spec.digest import digest
 from prism_job.storage import model_files
@@ -49,25 +49,24 @@ def main() -> None:
     made = harness.parser(__doc__, seeds=3)
     made.add_argument("--all-seeds", type=int, default=1, help="seeds that also tune on the whole pool (%(default)s)")
     made.add_argument("--family", action="append", choices=list(FAMILIES), help="repeatable; all without it")
-    made.add_argument("--rejected", choices=("own", "other"), default="own", help="the unwanted answers (%(default)s)")
+    made.add_argument("--rejected", choices=("own", "other"), default="own", help="the rejected answers (%(default)s)")
     options = made.parse_args()
     pool = read_pool(options.data)
     figures: dict[str, Any] = {"seeds": options.seeds, "pool": len(pool), "all_seeds": options.all_seeds}
     drawn: dict[str, dict[str, harness.Interval]] = {}
     for family in options.family or FAMILIES:
+
+        def family_of(seed: int, family: str = family) -> Family:
+            return Family(options.work, options.model, pool, family, seed, options.rejected)
+
+        methods = [method for method in METHODS if method != "all"]
         by_seed = []
         for seed in range(options.seeds):
-            ranked = Family(options.work, options.model, pool, family, seed, options.rejected)
-            methods = [method for method in METHODS if method != "all"]
-            found = {key: value for method in methods for key, value in ranked.tuned(method).items()}
-            by_seed.append(found)
+            split = family_of(seed)
+            by_seed.append({key: value for method in methods for key, value in split.tuned(method).items()})
         over = harness.over_seeds(by_seed)
         if options.all_seeds:
-            every = [
-                Family(options.work, options.model, pool, family, seed, options.rejected).tuned("all")
-                for seed in range(options.all_seeds)
-            ]
-            over |= harness.over_seeds(every)
+            over |= harness.over_seeds([family_of(seed).tuned("all") for seed in range(options.all_seeds)])
         print(f"\n{family}: {', '.join(FAMILIES[family])}\n")
         lines = [
             [name, *(over[f"{figure}[{method}]"] for figure in ("loss", "wrong", "family"))]
@@ -85,7 +84,7 @@ def main() -> None:
         figure.bars(options.figure, title, "nats a token", drawn)
 
 
-def read_pool(folder: Path) -> GradientBatch:
+def read_pool(folder: Path) -> Rows:
     """The shortest rows of GSM8K and all of the chosen tasks, as prompt and completion, with `task` named."""
     maths = [json.loads(line) for line in (folder / "gsm8k_train.jsonl").open(encoding="utf-8")]
     maths.sort(key=lambda row: (len(row["prompt"]) + len(row["completion"]), row["id"]))
@@ -105,7 +104,7 @@ def row(task: str, prompt: str, completion: str) -> dict[str, Any]:
 class Family:
     """One family of tasks under one seed: its split, the rankings, and what tuning on their tops does."""
 
-    def __init__(self, work: Path, model: str, pool: GradientBatch, family: str, seed: int, rejected: str) -> None:
+    def __init__(self, work: Path, model: str, pool: Rows, family: str, seed: int, rejected: str) -> None:
         self.work, self.model, self.pool, self.family, self.seed = work, model, pool, family, seed
         self.rejected = rejected
         self.depends_on = [model_files.identify(model), digest(pool), harness.constants(__name__)]
@@ -135,8 +134,8 @@ class Family:
     def _settings(self, part: str) -> list[Any]:
         return [part, self.family, self.seed, *self.depends_on]
 
-    def _pairs(self) -> GradientBatch:
-        """The targets, with what the model itself says as the rejected answer (or with another answer, as asked for)."""
+    def _pairs(self) -> Rows:
+        """The targets, with the model's own answer as the rejected one (or another answer, with `--rejected other`)."""
         if self.rejected == "other":
             return self.targets
         path = self.work / "forward" / f"{self.family}-{self.seed}-answers.json"
@@ -192,7 +191,7 @@ class Family:
         uniform = method == "uniform"
         return pairs.scores(np.ones(NUM_PAIRS) if uniform else pairs.targets.preference_Q)
 
-    def _extract(self, name: str, targets: GradientBatch, weighting: str) -> harness.Extracted:
+    def _extract(self, name: str, targets: Rows, weighting: str) -> harness.Extracted:
         # The pool's rows are the same for every family, seed and method: extracted once.
         options = {"model": self.model, "dtype": "bfloat16", "weighting": weighting}
         options["extraction"] = {"examplesPerShard": 256}

@@ -1,8 +1,8 @@
-"""What the quality experiments share: real extraction through the job, scores of any weighting from its store, statistics.
+"""Shared by the quality experiments: extraction through the job, scores of any weighting from its store, statistics.
 
-An experiment is a script with `--work FOLDER` (the store and what is finished; a second run resumes there), `--seeds` and
-`--json FILE`. Rows come from `python -m prism_job plan` and `extract`, as users get them; scores come from the reducer's own
-functions, so that weightings which the product does not offer (1 − π, swapped pairs) differ from it in one array alone.
+An experiment is a script with `--work FOLDER` (the store and finished parts; a second run resumes there), `--seeds` and
+`--json FILE`. Rows come from `python -m prism_job plan` and `extract`; scores come from the reducer's own functions, so
+weightings that the product does not offer (1 − π, swapped pairs) differ from it in one array alone.
 
 Shapes: N candidates, Q pairs, L layers, P projected dims a side, S seeds.
 """
@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +38,7 @@ from prism_job.storage.address import open_store
 from prism_job.store import shards
 
 Float64 = NDArray[np.float64]
-GradientBatch = list[dict[str, Any]]
+Rows = list[dict[str, Any]]
 
 MODEL = "build/model/SmolLM2-135M-Instruct.gguf"
 
@@ -52,9 +52,7 @@ def parser(description: str | None, seeds: int) -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, default=seeds, choices=range(1, 11), help="how many, from 0 (%(default)s)")
     made.add_argument("--work", type=Path, default=Path("build/quality"), help="store and finished parts (%(default)s)")
     made.add_argument("--model", default=MODEL, help="%(default)s")
-    made.add_argument(
-        "--data", type=Path, default=Path(), help="folder of GSM8K and BIG-Bench-Hard, where it is needed"
-    )
+    made.add_argument("--data", type=Path, default=Path(), help="folder of GSM8K and BIG-Bench-Hard")
     made.add_argument("--json", type=Path, help="write the figures there, flat")
     made.add_argument("--figure", type=Path, help="draw them there, as SVG (needs the extra `quality`)")
     return made
@@ -62,19 +60,17 @@ def parser(description: str | None, seeds: int) -> argparse.ArgumentParser:
 
 def constants(module: str) -> dict[str, Any]:
     """The settings that a script states at its top: its names in capitals, as plain values."""
-    named = vars(sys.modules[module])
+    named = vars(sys.modules[module]).items()
     return {
-        name: repr(value)
-        for name, value in named.items()
-        if name.isupper() and isinstance(value, int | float | tuple | dict)
+        name: repr(value) for name, value in named if name.isupper() and isinstance(value, int | float | tuple | dict)
     }
 
 
 def once(path: Path, settings: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `compute` gives, kept at `path`: a run that was stopped, or repeated, finds what it had finished.
+    """The result of `compute`, kept at `path`, so that a run that was stopped or is repeated resumes.
 
-    `settings` says what the figures depend on: the script's constants, model, data. A file made with others, or with other
-    formats of shards and selections, is computed anew. Changed code is not seen: remove the file, or `--work`.
+    `settings` are what the figures depend on: the script's constants, model, data. Figures of other settings, or of other
+    formats of shards and selections, are computed again. Changed code is not noticed: remove the file, or `--work`.
     """
     wanted = digest([settings, shards.FORMAT, MANIFEST_FORMAT])
     if path.exists():
@@ -84,16 +80,11 @@ def once(path: Path, settings: Any, compute: Callable[[], dict[str, Any]]) -> di
     started = time.monotonic()
     figures = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    seconds = time.monotonic() - started
+    part, seconds = path.with_suffix(".part"), time.monotonic() - started
     part.write_text(json.dumps({"settings": wanted, "seconds": seconds, "figures": figures}, indent=1))
     part.rename(path)
-    say(f"{path.stem}: {seconds:.0f} s")
+    print(f"{path.stem}: {seconds:.0f} s", file=sys.stderr, flush=True)
     return figures
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -116,7 +107,7 @@ class Extracted:
 
     @cached_property
     def targets(self) -> Targets:
-        """What the reducer makes of the pairs under the run's own scoring."""
+        """The reducer's targets under the run's own scoring."""
         return weigh_targets(self.run.spec, self.plan, open_store(self.run.spec.store))
 
     @cached_property
@@ -161,16 +152,20 @@ class Extracted:
         return self.loss_sum_N / self.tokens_N
 
     def _column(self, name: str) -> Float64:
+        return np.concatenate([arrays[name] for arrays in self.candidate_arrays()]).astype(np.float64)
+
+    def candidate_arrays(self) -> Iterator[dict[str, NDArray[Any]]]:
+        """The stored arrays of each unit, in plan order."""
         store = open_store(self.run.spec.store)
-        parts = [shards.read_shard(store, self.plan.extractor, "candidates", unit.id) for unit in self.plan.candidates]
-        return np.concatenate([part.arrays[name] for part in parts]).astype(np.float64)
+        for unit in self.plan.candidates:
+            yield shards.read_shard(store, self.plan.extractor, "candidates", unit.id).arrays
 
 
 def extract(
     work: Path,
     name: str,
-    candidates: GradientBatch,
-    targets: GradientBatch,
+    candidates: Rows,
+    targets: Rows,
     *,
     model: str,
     dtype: str = "float32",
@@ -214,7 +209,7 @@ def extract(
     return Extracted(run, read_plan(run))
 
 
-def write_rows(path: Path, rows: GradientBatch) -> None:
+def write_rows(path: Path, rows: Rows) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 

@@ -65,9 +65,8 @@ def main() -> None:
 
 def one_seed(work: Path, model: str, seed: int) -> dict[str, float]:
     settings = [seed, model_files.identify(model), harness.constants(__name__)]
-    return harness.once(
-        work / "noisy_targets" / f"{seed}.json", settings, lambda: measure(*extracted(work, model, seed), seed)
-    )
+    path = work / "noisy_targets" / f"{seed}.json"
+    return harness.once(path, settings, lambda: measure(*extracted(work, model, seed), seed))
 
 
 def extracted(work: Path, model: str, seed: int) -> tuple[Extracted, Extracted, np.ndarray]:

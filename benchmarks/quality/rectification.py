@@ -1,7 +1,7 @@
-"""Rectification where the loss is blind: find what taught a model wrong answers, drop it, and train again.
+"""Rectification where the loss is uninformative: find what taught a model wrong answers, drop it, and train again.
 
 240 answers to short questions, half of them systematically wrong: every capital is Rome, every sum ten too large. Such
-mistakes are easy to learn, so their loss gives little away. The reference is the model tuned on that mixture. Each method
+mistakes are easy to learn, so their loss is no sign of them. The reference is the model tuned on that mixture. Each method
 ranks the mixture with the reference, half of it is dropped, the model as it was is tuned on the rest in the same way, and
 asked held-out questions: how often the wrong answer is the likelier. 60 other pairs want the right answer.
 
@@ -65,19 +65,18 @@ def main() -> None:
     if options.memorised_seeds:
         found |= harness.over_seeds([mixture.memorised() for mixture in mixtures[: options.memorised_seeds]])
     print(
-        f"\nbefore any tuning the wrong answer is the likelier for {found['wrong[before]']} of the held-out questions\n"
+        f"\nbefore any tuning {found['wrong[before]']} of the held-out questions have the wrong answer as the likelier\n"
     )
     lines = [[name, found.get(f"auroc[{method}]", ""), found[f"wrong[{method}]"]] for method, name in METHODS.items()]
     print(harness.table(["dropped half", "AUROC of the ranking", "prefers the wrong answer afterwards"], lines))
     gain = [seed["auroc[preference]"] - seed["auroc[loss]"] for seed in by_seed]
     print(f"\nAUROC of PRISM over the loss: {harness.interval(gain)}; mean π {found['mean_pi']}\n")
     lines = [
-        [name, found[f"auroc[{method}]"], found[f"swapped_auroc[{method}]"]] for method, name in INFLUENCES.items()
+        [name, *(found[f"{kind}[{key}]"] for kind in ("auroc", "swapped_auroc"))] for key, name in INFLUENCES.items()
     ]
     print(harness.table(["AUROC", "clean pairs", f"{SWAPPED:.0%} swapped"], lines) + "\n")
-    memorised = [
-        [name.partition("[")[2][:-1], value] for name, value in found.items() if name.startswith("memorised_auroc[")
-    ]
+    start = "memorised_auroc["
+    memorised = [[name[len(start) : -1], value] for name, value in found.items() if name.startswith(start)]
     lines = [
         [f"{name}, {kind}", *(found[f"{pairs}_mistakes_auroc[{method}][{kind}]"] for pairs in ("same", "other"))]
         for method, name in (("uniform", "uniform"), ("preference", "PRISM"), ("loss", "loss"))
@@ -114,8 +113,8 @@ class Mixture:
             last = first + NUM_CAPITALS[place] if place < len(NUM_CAPITALS) else None
             start = sum(NUM_SUMS[:place])
             return [
-                *(capital(one) for one in countries[first:last]),
-                *(added(*one) for one in sums[start : start + NUM_SUMS[place]]),
+                *map(capital, countries[first:last]),
+                *(added(*both) for both in sums[start : start + NUM_SUMS[place]]),
             ]
 
         rows = [(fact, True) for fact in facts(0)] + [(fact, False) for fact in facts(1)]
@@ -175,9 +174,8 @@ class Mixture:
             return self.good_N.astype(np.float64)
         if method == "loss":
             return -run.loss_N
-        scores_N = run.scores(
-            run.targets.preference_Q if method.startswith("preference") else np.ones(len(self.targets))
-        )
+        weighted = method.startswith("preference")
+        scores_N = run.scores(run.targets.preference_Q if weighted else np.ones(len(self.targets)))
         return scores_N / run.norm_N if method.endswith("cosine") else scores_N
 
     def _rankings(self) -> dict[str, Any]:
@@ -194,18 +192,16 @@ class Mixture:
         the pairs allow: what repeats a rejected answer is wrong."""
         reference = str(self._folder("tuned"))
         same = self._extracted("tuned", reference)
-        other = harness.extract(
-            self.work, f"rectification-other-{self.seed}", self.rows, self.other_targets, model=reference
-        )
+        name = f"rectification-other-{self.seed}"
+        other = harness.extract(self.work, name, self.rows, self.other_targets, model=reference)
         is_capital_N = np.array(["capital" in row["prompt"] for row in self.rows])
         found: dict[str, float] = {}
         for pairs, run in (("same", same), ("other", other)):
             for method in ("uniform", "preference", "loss"):
                 ranking_N = self._ranked(method, run)
                 for kind, rows_N in (("all", is_capital_N | True), ("capitals", is_capital_N), ("sums", ~is_capital_N)):
-                    found[f"{pairs}_mistakes_auroc[{method}][{kind}]"] = harness.area(
-                        ranking_N[rows_N], self.good_N[rows_N]
-                    )
+                    auroc = harness.area(ranking_N[rows_N], self.good_N[rows_N])
+                    found[f"{pairs}_mistakes_auroc[{method}][{kind}]"] = auroc
         rejected = {row["rejected"] for row in self.targets}
         repeats_N = np.array([row["completion"] in rejected for row in self.rows])
         return found | {"repeats_auroc": harness.area(-repeats_N.astype(np.float64), self.good_N)}
@@ -226,9 +222,8 @@ class Mixture:
     def _memorised(self) -> dict[str, float]:
         after = self._extracted("memorised", str(self._folder("memorised")))
         before = self._extracted("before", self.model)
-        rankings = {
-            method: self._ranked(method, after) for method in ("loss", "uniform", "preference", "preference_cosine")
-        }
+        methods = ("loss", "uniform", "preference", "preference_cosine")
+        rankings = {method: self._ranked(method, after) for method in methods}
         rankings["before tuning: loss"] = self._ranked("loss", before)
         rankings["before tuning: PRISM"] = self._ranked("preference", before)
         rankings["before tuning: PRISM by cosine"] = self._ranked("preference_cosine", before)
@@ -245,20 +240,17 @@ class Mixture:
         tuning.tune(model, self._encoded(tokenizer, rows), epochs=EPOCHS, rate=RATE, seed=self.seed)
         return {f"wrong[{method}]": self._wrong((tokenizer, model))}
 
-    def _encoded(self, tokenizer: Any, rows: harness.GradientBatch) -> list[Encoded]:
+    def _encoded(self, tokenizer: Any, rows: harness.Rows) -> list[Encoded]:
         return [tokenise.encode_response(row["prompt"], row["completion"], None, tokenizer, 512) for row in rows]
 
     def _wrong(self, asked: tuple[Any, Any]) -> float:
         """Share of held-out questions whose wrong answer has the higher likelihood, length-normalised."""
         tokenizer, model = asked
-        right, wrong = (
-            tuning.mean_nll(
-                model,
-                self._encoded(tokenizer, [{"prompt": prompt(one), "completion": answer(one)} for one in self.held]),
-            )
-            for answer in (lambda fact: fact.right, lambda fact: fact.wrong)
-        )
-        return float((wrong < right).mean())
+        nll = {}
+        for side in ("right", "wrong"):
+            rows = [{"prompt": prompt(fact), "completion": getattr(fact, side)} for fact in self.held]
+            nll[side] = tuning.mean_nll(model, self._encoded(tokenizer, rows))
+        return float((nll["wrong"] < nll["right"]).mean())
 
 
 def prompt(fact: Fact) -> str:

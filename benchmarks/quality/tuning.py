@@ -1,4 +1,4 @@
-"""Fine-tuning and asking a small model, for experiments that look at what a selection does to it. Not: how rows are chosen.
+"""Fine-tuning and asking a small model, for experiments on the effect of a selection.
 
 Rows are tokenised as extraction does it, loss falls on the same tokens. Weights are float32 on the CPU; everything
 follows from its seed.
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 ASK_TOKENS = 4096
 """Tokens of a batch without gradients."""
 ANSWER_TOKENS, ANSWER_BATCH = 24, 16
-"""Longest answer of the model's own that is asked for: longer than any of the short tasks wants."""
+"""Longest answer that is generated: longer than any of the short tasks needs."""
 
 
 def load(uri: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
@@ -94,7 +94,7 @@ def mean_nll(model: PreTrainedModel, encoded: Sequence[Encoded]) -> NDArray[np.f
 
 @torch.no_grad()
 def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
-    """What the model itself says to each prompt: greedy, at most ANSWER_TOKENS."""
+    """The model's own answer to each prompt: greedy, at most ANSWER_TOKENS."""
     found = []
     for start in range(0, len(prompts), ANSWER_BATCH):
         asked = [tokenizer(prompt)["input_ids"] for prompt in prompts[start : start + ANSWER_BATCH]]
