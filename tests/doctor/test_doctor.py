@@ -1,4 +1,4 @@
-"""Laws of `prism doctor`: each thing that would stop a run is named before it starts, and nothing is left behind."""
+"""Laws of `prism doctor`: whatever would stop a run is named before it starts, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def only(check: str, run: SelectionRun | None = None) -> Finding:
     return one
 
 
-def test_a_cluster_with_all_that_is_needed_is_found_well(server: ApiServer) -> None:
+def test_a_ready_cluster_has_no_problems(server: ApiServer) -> None:
     server.create(crd())
     lease(server, 3)
     node(server, "n")
@@ -107,13 +107,13 @@ def test_a_cluster_with_all_that_is_needed_is_found_well(server: ApiServer) -> N
     assert findings_table(findings).endswith("no problems found")
 
 
-def test_nothing_is_made_without_the_probe(server: ApiServer) -> None:
+def test_nothing_is_created_without_the_probe(server: ApiServer) -> None:
     node(server, "n")
     examine(Cluster(), "default", run_of(), probe=False)
     assert server.objects("pods") == server.objects("jobs") == []
 
 
-def test_a_server_that_does_not_answer_is_all_that_is_said(server: ApiServer) -> None:
+def test_an_unreachable_server_is_the_only_finding(server: ApiServer) -> None:
     with server.outage():
         (one,) = examine(Cluster(), "default", run_of(), probe=True)
     assert (one.level, one.check) == ("error", "server")
@@ -123,26 +123,26 @@ def test_a_server_that_does_not_answer_is_all_that_is_said(server: ApiServer) ->
     ("version", "level"),
     [("v1.28.9", "error"), ("v1.29.0", "ok"), ("v1.37.1-gke.100", "ok"), ("v1.38.0", "warning"), ("odd", "warning")],
 )
-def test_the_version_of_the_server_is_judged(
+def test_old_and_new_server_versions_are_reported(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch, version: str, level: str
 ) -> None:
     monkeypatch.setattr(Cluster, "version", lambda _: version)
     assert only("server").level == level
 
 
-def test_a_namespace_that_is_missing_is_an_error(server: ApiServer) -> None:
+def test_a_missing_namespace_is_an_error(server: ApiServer) -> None:
     findings = examine(Cluster(), "nowhere", None, probe=False)
     assert [one.level for one in findings if one.check == "namespace"] == ["error"]
 
 
-def test_without_the_kind_a_run_can_still_be_waited_for(server: ApiServer) -> None:
+def test_without_the_custom_resource_submit_wait_still_works(server: ApiServer) -> None:
     one = only("kind")
     assert one.level == "warning"
     assert "submit --wait" in one.fix
     assert found("operator") == []
 
 
-def test_a_definition_of_another_version_is_told_by_its_fields(server: ApiServer) -> None:
+def test_a_crd_of_another_version_is_reported_by_its_missing_fields(server: ApiServer) -> None:
     old = crd()
     spec = old["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     del spec["properties"]["cluster"]["properties"]["podOverlay"]
@@ -170,7 +170,7 @@ def test_an_operator_is_alive_if_its_lease_is_fresh(
     assert says in one.detail
 
 
-def test_a_driver_of_ours_has_all_rights_and_is_told_what_it_may_not_look_at(
+def test_a_driver_has_all_rights_and_hears_what_could_not_be_checked(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.create(crd())
@@ -185,7 +185,7 @@ def test_a_driver_of_ours_has_all_rights_and_is_told_what_it_may_not_look_at(
     assert not [one for one in findings if one.level == "error"]
 
 
-def test_rights_that_are_missing_are_named(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_rights_are_named(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     as_account(server, tmp_path, monkeypatch)
     rights = found("rights")
     errors = {one.detail for one in rights if one.level == "error"}
@@ -196,7 +196,7 @@ def test_rights_that_are_missing_are_named(server: ApiServer, tmp_path: Path, mo
     ]
 
 
-def test_where_an_operator_is_alive_few_rights_are_needed(
+def test_with_an_operator_few_rights_are_needed(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.create(crd())
@@ -210,7 +210,7 @@ def test_where_an_operator_is_alive_few_rights_are_needed(
     assert errors == ["you may not get, list, watch, create, patch, delete selectionruns in default"]
 
 
-def test_who_may_not_look_at_the_operators_lease_is_warned_and_may_submit(
+def test_an_unreadable_lease_is_a_warning_only(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.create(crd())
@@ -222,7 +222,7 @@ def test_who_may_not_look_at_the_operators_lease_is_warned_and_may_submit(
     assert (operator.level, "not known" in operator.detail) == ("warning", True)
 
 
-def test_a_tag_instead_of_a_digest_is_warned_of(server: ApiServer) -> None:
+def test_an_image_by_tag_is_a_warning(server: ApiServer) -> None:
     assert only("image", run_of(image="registry/prism:1")).level == "warning"
 
 
@@ -249,7 +249,7 @@ def queue(server: ApiServer, name: str, active: str = "True", version: str = "v1
     )
 
 
-def test_a_queue_without_kueue_or_of_another_name_is_an_error(server: ApiServer) -> None:
+def test_a_missing_kueue_or_queue_is_an_error(server: ApiServer) -> None:
     run = run_of(queueName="gpu")
     assert "Kueue is not installed" in only("queue", run).detail
     kueue(server)
@@ -266,13 +266,13 @@ def test_a_queue_of_another_version_of_kueue_is_found(server: ApiServer) -> None
     assert only("queue", run_of(queueName="gpu")).level == "ok"
 
 
-def test_a_queue_that_is_stopped_is_warned_of(server: ApiServer) -> None:
+def test_a_stopped_queue_is_a_warning(server: ApiServer) -> None:
     kueue(server)
     queue(server, "gpu", active="False")
     assert "its ClusterQueue is stopped" in only("queue", run_of(queueName="gpu")).detail
 
 
-def test_no_node_with_enough_gpus_is_told_with_the_most_there_is(server: ApiServer) -> None:
+def test_too_few_gpus_are_reported_with_the_largest_node(server: ApiServer) -> None:
     node(server, "small", gpus="4")
     node(server, "away", gpus="8", ready=False)
     one = only("nodes", run_of(gpusPerNode=8))
@@ -281,7 +281,7 @@ def test_no_node_with_enough_gpus_is_told_with_the_most_there_is(server: ApiServ
     assert "4 nvidia.com/gpu" in one.detail
 
 
-def test_memory_and_cpu_count_as_gpus_do(server: ApiServer) -> None:
+def test_memory_and_cpu_are_checked_like_gpus(server: ApiServer) -> None:
     node(server, "n", gpus="8")
     details = [one.detail for one in found("nodes", run_of(gpusPerNode=1, cpu="9", memory="64Gi"))]
     assert ["9 cpu" in details[0], "64 GiB memory" in details[1]] == [True, True]
@@ -296,14 +296,14 @@ def test_memory_and_cpu_count_as_gpus_do(server: ApiServer) -> None:
         ({"nodesPerGroup": 3}, "warning", "a group needs 3 at once"),
     ],
 )
-def test_all_groups_together_are_counted(server: ApiServer, cluster: dict[str, int], level: str, says: str) -> None:
+def test_the_pods_of_all_groups_are_counted(server: ApiServer, cluster: dict[str, int], level: str, says: str) -> None:
     node(server, "a", gpus="8")
     node(server, "b", gpus="15")
     one = only("nodes", run_of(gpusPerNode=8, **cluster))
     assert (one.level, says in one.detail) == (level, True), one
 
 
-def test_an_overlay_chooses_nodes_and_amounts(server: ApiServer) -> None:
+def test_an_overlay_selects_nodes(server: ApiServer) -> None:
     node(server, "a", gpus="8", labels={"pool": "cpu"})
     node(server, "b", gpus="2", labels={"pool": "gpu"})
     assert only("nodes", run_of(gpusPerNode=4)).level == "ok"
@@ -312,7 +312,7 @@ def test_an_overlay_chooses_nodes_and_amounts(server: ApiServer) -> None:
     )
 
 
-def test_things_that_a_run_names_must_be_there(server: ApiServer) -> None:
+def test_objects_that_a_run_names_must_exist(server: ApiServer) -> None:
     run = run_of(
         serviceAccount="worker",
         weightsClaim="models",
@@ -337,7 +337,7 @@ def restrict(server: ApiServer) -> None:
     server.update({**there, "metadata": {**there["metadata"], "labels": labels}})
 
 
-def test_a_pod_that_a_policy_refuses_is_an_error_with_its_words(server: ApiServer) -> None:
+def test_a_pod_refused_by_policy_is_an_error_with_the_reason(server: ApiServer) -> None:
     restrict(server)
     assert {one.level for one in found("policies", run_of())} == {"ok"}
     assert "restricted" in found("policies", run_of())[0].detail
@@ -346,7 +346,7 @@ def test_a_pod_that_a_policy_refuses_is_an_error_with_its_words(server: ApiServe
     assert "host namespaces" in refused[0].detail
 
 
-def test_who_may_not_make_pods_hears_the_warnings_of_a_job(
+def test_without_the_right_to_create_pods_the_jobs_warnings_are_shown(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     restrict(server)
@@ -356,7 +356,7 @@ def test_who_may_not_make_pods_hears_the_warnings_of_a_job(
     assert "host namespaces" in refused[0].detail
 
 
-def test_bad_weather_in_one_check_hides_no_other(server: ApiServer) -> None:
+def test_a_transient_error_in_one_check_hides_no_other(server: ApiServer) -> None:
     node(server, "n")
     server.faults.script([({"plural": "nodes"}, "500")])
     findings = examine(Cluster(), "default", run_of(), probe=False)
@@ -371,7 +371,7 @@ def test_quantities_are_read_as_kubernetes_writes_them(text: str, value: float) 
     assert quantity(text) == value
 
 
-def test_a_table_shows_what_to_do_and_no_control_characters() -> None:
+def test_a_table_shows_hints_and_no_control_characters() -> None:
     text = findings_table([Finding("error", "queue", "bad \x1b[2J\nname", "fix it"), Finding("ok", "image", "fine")])
     assert text.splitlines() == [
         "error    queue  bad \\x1b[2J name",
@@ -382,7 +382,7 @@ def test_a_table_shows_what_to_do_and_no_control_characters() -> None:
     ]
 
 
-def test_a_probe_is_a_small_restricted_pod_and_no_part_of_the_run() -> None:
+def test_a_probe_is_a_small_restricted_pod_outside_the_run() -> None:
     run = run_of(gpusPerNode=4, queueName="gpu", weightsClaim="models", serviceAccount="worker")
     job = probe_job(run, "default")
     pod = job["spec"]["template"]["spec"]
@@ -401,7 +401,7 @@ def test_each_version_of_kubernetes_has_the_probes_fields(version: str) -> None:
     validate(probe_job(run_of(), "default"), version)
 
 
-def test_each_address_is_tried_once() -> None:
+def test_each_uri_is_tested_once() -> None:
     assert uris_of(run_of()) == [
         ("write", "s3://cluster/store"),
         ("write", "s3://cluster/selections"),
@@ -430,7 +430,7 @@ def tried(rig: Rig, run: SelectionRun, *, cluster: Cluster | None = None, **opti
 
 
 @pytest.mark.usefixtures("job_packages")
-def test_the_probe_tries_each_address_with_the_pods_own_means_and_leaves_nothing(whole: Rig) -> None:
+def test_the_probe_tests_each_uri_from_a_pod_and_leaves_nothing(whole: Rig) -> None:
     def keys() -> list[str]:  # servers of one process share what they store
         return [one["Key"] for one in whole.client.list_objects_v2(Bucket="cluster")["Contents"]]
 
@@ -443,7 +443,7 @@ def test_the_probe_tries_each_address_with_the_pods_own_means_and_leaves_nothing
 
 
 @pytest.mark.usefixtures("job_packages")
-def test_the_probe_names_the_address_that_fails(whole: Rig) -> None:
+def test_the_probe_names_the_uri_that_fails(whole: Rig) -> None:
     run = run_of()
     spec = run.spec.model_copy(update={"store": "s3://no-such-bucket/store"})
     candidates = run.spec.candidates.model_copy(update={"uris": ("s3://cluster/nothing/",)})
@@ -457,7 +457,7 @@ def test_the_probe_names_the_address_that_fails(whole: Rig) -> None:
     }
 
 
-def test_a_probe_that_cannot_start_says_why_within_its_deadline_and_goes(whole: Rig) -> None:
+def test_a_probe_that_cannot_start_is_explained_and_removed(whole: Rig) -> None:
     run = run_of(podOverlay={"spec": {"nodeSelector": {"pool": "none"}}})
     (one,) = tried(whole, run, deadline_seconds=3)
     assert one.level == "error"
@@ -465,7 +465,7 @@ def test_a_probe_that_cannot_start_says_why_within_its_deadline_and_goes(whole: 
     assert whole.server.objects("jobs") == []
 
 
-def test_an_image_that_is_no_worker_is_told_by_its_last_words(whole: Rig) -> None:
+def test_an_image_that_is_not_a_worker_is_reported_with_its_last_lines(whole: Rig) -> None:
     overlay = {"spec": {"containers": [{"name": "worker", "env": [{"name": "PYTHONHOME", "value": "/nowhere"}]}]}}
     (one,) = tried(whole, run_of(podOverlay=overlay))
     assert one.level == "error"
@@ -473,21 +473,23 @@ def test_an_image_that_is_no_worker_is_told_by_its_last_words(whole: Rig) -> Non
 
 
 @pytest.mark.usefixtures("job_packages")
-def test_a_job_that_an_earlier_doctor_left_is_replaced(whole: Rig) -> None:
+def test_the_job_of_an_earlier_doctor_is_replaced(whole: Rig) -> None:
     left = probe_job(run_of(), "default")
     left["spec"]["suspend"] = True
     whole.server.create(left)
     assert [one.level for one in tried(whole, run_of())] == ["ok"] * 4
 
 
-def test_who_may_not_make_jobs_gets_a_warning(whole: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_rights_to_create_jobs_are_a_warning(
+    whole: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KUBECONFIG", str(whole.server.kubeconfig(tmp_path / "nobody", token="sa:default:nobody")))
     (one,) = tried(whole, run_of(), cluster=Cluster())
     assert one.level == "warning"
     assert one.detail.startswith("not tested: ")
 
 
-def test_an_interrupted_probe_is_removed_too(whole: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_probe_is_removed(whole: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,120 +15,10 @@ from launcher.follow.pod_log import MAX_TRIES
 from launcher.kube.cluster import Cluster
 from launcher.kube.errors import Refused
 from launcher.kube.lines import CUT
-from launcher.resource.names import ATTEMPT_LABEL, GROUP_LABEL, ROUND_LABEL, RUN_LABEL, STAGE_LABEL, WORKER_CONTAINER
+from launcher.resource.names import ATTEMPT_LABEL, GROUP_LABEL, ROUND_LABEL
 from tests.cluster.grants import grant
-from tests.cluster.server.apiserver import ApiServer
 from tests.cluster.server.faults import Request
-
-Pod = dict[str, Any]
-FIRST = datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC)
-
-
-class Server(ApiServer):
-    """Its logs carry the times at which lines were written, as a kubelet's do: the same ones whenever they are asked for.
-
-    `cuts`: each entry breaks one connection after so many lines.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written: dict[str, list[tuple[datetime.datetime, str]]] = {}
-        self.cuts: list[int] = []
-        self.asked: list[dict[str, str]] = []
-
-    def say(self, pod: str, *lines: str, at_once: bool = False) -> None:
-        """Lines of a pod's log, a millisecond apart; or all of one time."""
-        so_far = self.written.setdefault(pod, [])
-        for line in lines:
-            step = datetime.timedelta(milliseconds=0 if at_once and so_far else 1)
-            so_far.append(((so_far[-1][0] if so_far else FIRST) + step, line))
-
-    def read_log(self, request: Request, alive: Callable[[], bool]) -> Iterator[bytes]:
-        super().read_log(request, alive)  # refuses what a kubelet refuses
-        self.asked.append(request.query)
-        return self._lines(request, self.reading.get(request)["metadata"]["uid"], alive)
-
-    def _lines(self, request: Request, uid: str, alive: Callable[[], bool]) -> Iterator[bytes]:
-        query = request.query
-        sent, limit = 0, self.cuts.pop(0) if self.cuts else 10**9
-        place, written = 0, self.written.setdefault(request.name, [])
-        if "tailLines" in query:
-            place = max(0, len(written) - int(query["tailLines"]))
-        since = datetime.datetime.fromisoformat(query["sinceTime"]) if "sinceTime" in query else FIRST
-        while True:
-            while place < len(written):
-                when, line = written[place]
-                place += 1
-                if when < since:
-                    continue
-                if sent == limit:
-                    yield b"2026-03-01T00:0"  # half a line
-                    raise ConnectionResetError
-                sent += 1
-                yield f"{when:%Y-%m-%dT%H:%M:%S.%f}000Z {line}\n".encode()
-            if sent == limit:
-                raise ConnectionResetError
-            if query.get("follow") != "true" or not alive():
-                return
-            if self.subresources.ended_pod(request.namespace, request.name, uid) and place == len(written):
-                return
-            time.sleep(0.01)
-            yield b""
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr("launcher.follow.pod_log.PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(merged_logs, "POLL_INTERVAL_SECONDS", 0.1)
-    monkeypatch.setattr(merged_logs, "WATCH_SECONDS", 1)
-    with Server() as server:
-        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
-        yield server
-
-
-def pod_of(
-    stage: str,
-    *,
-    group: int = 0,
-    attempt: int = 0,
-    node: int | None = None,
-    run: str = "demo",
-    created: str = "2026-03-01T00:00:00Z",
-) -> Pod:
-    labels = {
-        RUN_LABEL: run,
-        STAGE_LABEL: stage,
-        GROUP_LABEL: str(group),
-        ROUND_LABEL: "0",
-        ATTEMPT_LABEL: str(attempt),
-    }
-    spec: dict[str, Any] = {"containers": [{"name": WORKER_CONTAINER, "image": "prism"}], "restartPolicy": "Never"}
-    if node is not None:
-        spec["subdomain"] = "prism-demo-0"
-        labels["batch.kubernetes.io/job-completion-index"] = str(node)
-    name = f"{run}-{stage}-{group}-{attempt}-{node or 0}"
-    metadata = {"name": name, "namespace": "default", "labels": labels, "creationTimestamp": created}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-
-
-def put(server: Server, pod: Pod, state: str = "running", *lines: str) -> str:
-    """The pod in the cluster, in a state, with a log. Returns its name."""
-    name = str(pod["metadata"]["name"])
-    server.create(pod)
-    server.say(name, *lines)
-    turn(server, name, state)
-    return name
-
-
-def turn(server: Server, name: str, state: str) -> None:
-    """A pod's status, as a kubelet writes it: waiting, running or terminated."""
-    phase = {"waiting": "Pending", "running": "Running", "terminated": "Succeeded"}[state]
-    what: dict[str, Any] = {"terminated": {"exitCode": 0}}.get(state, {})
-    container = {"name": WORKER_CONTAINER, "image": "prism", "imageID": "", "ready": False, "restartCount": 0}
-    found = server.object("pods", name)
-    assert found
-    status = {"phase": phase, "containerStatuses": [{**container, "state": {state: what}}]}
-    server.update({**found, "status": status}, subresource="status")
+from tests.follow.log_server import LogServer, Pod, pod_of, put, turn
 
 
 class Follower:
@@ -181,7 +69,7 @@ def test_a_prefix_says_stage_group_attempt_and_node(pod: Pod, prefix: str) -> No
     assert prefix_of(pod) == prefix
 
 
-def test_without_following_pods_come_by_stage_and_attempt_each_from_its_start(server: Server) -> None:
+def test_without_follow_pods_are_printed_by_stage_and_attempt(server: LogServer) -> None:
     put(server, pod_of("reduce"), "running", "r")
     put(server, pod_of("extract", attempt=1), "running", "second")
     put(server, pod_of("extract"), "terminated", "first")
@@ -200,7 +88,7 @@ def test_without_following_pods_come_by_stage_and_attempt_each_from_its_start(se
     ]
 
 
-def test_stage_group_tail_and_timestamps_choose_and_dress_lines(server: Server) -> None:
+def test_stage_group_tail_and_timestamps_are_respected(server: LogServer) -> None:
     put(server, pod_of("plan"), "terminated", "p")
     put(server, pod_of("extract"), "terminated", "a", "b", "c")
     put(server, pod_of("extract", group=1), "terminated", "d")
@@ -213,7 +101,7 @@ def test_stage_group_tail_and_timestamps_choose_and_dress_lines(server: Server) 
     assert lines(group=1, timestamps=True) == ["2026-03-01T00:00:00.001000000Z d"]
 
 
-def test_following_meets_pods_that_start_late_new_attempts_and_later_stages(server: Server) -> None:
+def test_follow_finds_late_pods_new_attempts_and_later_stages(server: LogServer) -> None:
     late = put(server, pod_of("plan"), "waiting")
     follower = Follower()
     time.sleep(0.3)
@@ -230,20 +118,20 @@ def test_following_meets_pods_that_start_late_new_attempts_and_later_stages(serv
     assert follower.end() == [("plan", "p"), ("plan", "p, later"), ("extract-0", "first"), ("extract-0.1", "second")]
 
 
-def test_the_end_waits_for_streams_that_still_bring_lines(server: Server) -> None:
+def test_the_last_lines_of_an_ended_run_are_read(server: LogServer) -> None:
     name = put(server, pod_of("reduce"), "running", "a")
     follower = Follower()
     follower.until(1)
     follower.over.set()
     time.sleep(0.5)
-    server.say(name, "last words")
+    server.say(name, "last line")
     turn(server, name, "terminated")
-    assert follower.end() == [("reduce", "a"), ("reduce", "last words")]
+    assert follower.end() == [("reduce", "a"), ("reduce", "last line")]
 
 
 @pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("follow", [False, True])
-def test_a_broken_connection_neither_loses_nor_repeats_a_line(server: Server, follow: bool, at_once: bool) -> None:
+def test_a_broken_connection_neither_loses_nor_repeats_a_line(server: LogServer, follow: bool, at_once: bool) -> None:
     name = put(server, pod_of("plan"), "running")
     # Equal lines, equal times: only their number tells how many there are.
     lines = ["same", "same", *map(str, range(20)), "same", "same", ""]
@@ -261,14 +149,14 @@ def test_a_broken_connection_neither_loses_nor_repeats_a_line(server: Server, fo
     assert any("sinceTime" in query for query in server.asked)
 
 
-def test_tail_counts_once_whatever_breaks(server: Server) -> None:
+def test_tail_is_counted_once_across_reconnections(server: LogServer) -> None:
     put(server, pod_of("plan"), "terminated", *map(str, range(9)))
     server.cuts = [0, 1, 2]
     found = list(log_lines(Cluster(), "default", "demo", follow=False, tail=3))
     assert [line for _, line in found] == ["6", "7", "8"]
 
 
-def test_a_silent_stream_is_opened_anew(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_stream_is_reopened(server: LogServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.follow.pod_log.MAX_SILENCE_SECONDS", 0.2)
     name = put(server, pod_of("plan"), "running", "a")
     follower = Follower()
@@ -281,7 +169,7 @@ def test_a_silent_stream_is_opened_anew(server: Server, monkeypatch: pytest.Monk
     assert len(server.asked) >= 3
 
 
-def test_a_pod_that_disappears_ends_its_stream_alone(server: Server) -> None:
+def test_a_deleted_pod_ends_only_its_own_stream(server: LogServer) -> None:
     gone = put(server, pod_of("extract"), "running", "a")
     stays = put(server, pod_of("extract", group=1), "running", "b")
     follower = Follower()
@@ -294,7 +182,7 @@ def test_a_pod_that_disappears_ends_its_stream_alone(server: Server) -> None:
     assert sorted(follower.end()) == [("extract-0", "a"), ("extract-1", "b"), ("extract-1", "c")]
 
 
-def test_bad_weather_is_waited_out(server: Server) -> None:
+def test_transient_errors_are_retried(server: LogServer) -> None:
     name = put(server, pod_of("plan"), "running", "a")
     server.faults.rain({"500": 0.2, "reset_before": 0.2, "drop_watch": 0.5, "gone_watch": 0.2}, seed=3)
     follower = Follower()
@@ -310,7 +198,7 @@ def test_bad_weather_is_waited_out(server: Server) -> None:
     assert sorted(follower.end()) == [("plan", "a"), ("plan", "b"), ("reduce", "c")]
 
 
-def test_an_outage_while_a_pod_ran_leaves_all_tries_to_its_end(server: Server) -> None:
+def test_failures_while_a_pod_ran_do_not_count_against_its_end(server: LogServer) -> None:
     name = put(server, pod_of("plan"), "waiting")
     server.faults.script([({"subresource": "log"}, "503")] * (MAX_TRIES + 3))
     server.say(name, "a")
@@ -325,7 +213,7 @@ def test_an_outage_while_a_pod_ran_leaves_all_tries_to_its_end(server: Server) -
     assert follower.end() == [("plan", "a")]
 
 
-def test_a_log_that_can_never_be_read_is_said_and_not_waited_for(server: Server) -> None:
+def test_a_log_that_cannot_be_read_is_reported_and_skipped(server: LogServer) -> None:
     put(server, pod_of("plan"), "terminated", "lost with its node")
     put(server, pod_of("reduce"), "terminated", "r")
 
@@ -339,8 +227,8 @@ def test_a_log_that_can_never_be_read_is_said_and_not_waited_for(server: Server)
 
 
 @pytest.mark.parametrize("follow", [False, True])
-def test_who_may_not_read_logs_is_told(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follow: bool
+def test_missing_rights_to_read_logs_are_an_error(
+    server: LogServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follow: bool
 ) -> None:
     put(server, pod_of("plan"), "running", "a")
     token = grant(server, ("", ["pods"], ["list", "watch"]))
@@ -350,7 +238,7 @@ def test_who_may_not_read_logs_is_told(
 
 
 @pytest.mark.parametrize("follow", [False, True])
-def test_labels_of_another_hand_stop_no_log(server: Server, follow: bool) -> None:
+def test_pods_with_invalid_labels_are_read_too(server: LogServer, follow: bool) -> None:
     put(server, pod_of("plan"), "terminated", "p")
     pod = pod_of("extract")
     pod["metadata"]["labels"] |= {ROUND_LABEL: "x", ATTEMPT_LABEL: "1.5", GROUP_LABEL: "9" * 50}
@@ -366,20 +254,18 @@ def test_labels_of_another_hand_stop_no_log(server: Server, follow: bool) -> Non
     assert sorted(line for _, line in found) == ["p", "theirs"]
 
 
-def test_a_flaw_of_ours_ends_it_with_a_word_and_not_with_silence(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def flawed(_: Pod) -> str:
-        raise KeyError("a flaw of ours")
+def test_a_bug_in_a_thread_is_raised_to_the_reader(server: LogServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Pod) -> str:
+        raise KeyError("a bug of ours")
 
-    monkeypatch.setattr(merged_logs, "prefix_of", flawed)
+    monkeypatch.setattr(merged_logs, "prefix_of", broken)
     put(server, pod_of("plan"), "running", "p")
     follower = Follower()
     follower.thread.join(10)
-    assert "a flaw of ours" in str(follower.failed)
+    assert "a bug of ours" in str(follower.failed)
 
 
-def test_few_logs_are_read_at_a_time_and_all_in_the_end(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_logs_are_read_at_once_and_all_in_the_end(server: LogServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merged_logs, "MAX_STREAMS", 3)
     names = [put(server, pod_of("extract", group=group), "running", str(group)) for group in range(9)]
     follower = Follower()
@@ -395,8 +281,8 @@ def test_few_logs_are_read_at_a_time_and_all_in_the_end(server: Server, monkeypa
 
 
 @pytest.mark.parametrize("cuts", [[], [0], [1]])
-def test_a_very_long_line_is_cut_and_comes_once_however_the_connection_breaks(
-    server: Server, monkeypatch: pytest.MonkeyPatch, cuts: list[int]
+def test_a_very_long_line_is_cut_and_comes_once_across_reconnections(
+    server: LogServer, monkeypatch: pytest.MonkeyPatch, cuts: list[int]
 ) -> None:
     monkeypatch.setattr("launcher.kube.cluster.LONGEST_LINE", 2**16)
     put(server, pod_of("plan"), "terminated", "before", "y" * 2**19, "z" * 2**17, "after")
@@ -406,25 +292,7 @@ def test_a_very_long_line_is_cut_and_comes_once_however_the_connection_breaks(
     assert lines == ["before", "y" * (2**16 - stamp) + CUT, "z" * (2**16 - stamp) + CUT, "after"]
 
 
-def test_a_watch_of_pods_that_ends_as_it_begins_is_not_asked_for_without_a_pause(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[float] = []
-
-    def over_at_once(*_: Any, **__: Any) -> Iterator[Any]:
-        asked.append(time.monotonic())
-        return iter(())
-
-    put(server, pod_of("plan"), "terminated", "p")
-    monkeypatch.setattr(Cluster, "watch", over_at_once)
-    follower = Follower()
-    follower.until(1)
-    time.sleep(1.2)
-    assert follower.end() == [("plan", "p")]
-    assert len(asked) <= 4
-
-
-def test_closing_ends_all_threads_though_streams_are_silent(server: Server) -> None:
+def test_closing_ends_all_threads_even_of_silent_streams(server: LogServer) -> None:
     before = set(threading.enumerate())
     for group in range(3):
         put(server, pod_of("extract", group=group), "running", "a")
@@ -443,9 +311,7 @@ def test_closing_ends_all_threads_though_streams_are_silent(server: Server) -> N
     assert not ours()
 
 
-def test_a_reader_that_is_slow_slows_the_streams_and_loses_nothing(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_reader_loses_no_line(server: LogServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merged_logs, "MAX_QUEUED", 4)
     put(server, pod_of("plan"), "terminated", *map(str, range(200)))
     over = threading.Event()

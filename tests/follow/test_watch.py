@@ -6,15 +6,13 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher.follow import merged_logs, run_view, watch_screen
+from launcher.follow import run_view, watch_screen
 from launcher.follow.run_view import Row, RunView, changes, line_of
 from launcher.follow.watch import watch_run
 from launcher.follow.watch_screen import LiveTable, PlainLines, table_of
@@ -23,7 +21,7 @@ from launcher.operator.executor import write_status
 from launcher.resource.document import parse_for_cluster
 from launcher.resource.record import Record, config_map_record
 from launcher.resource.status import StageStatus, Status
-from tests.follow.test_logs import Server, pod_of, put, turn
+from tests.follow.log_server import LogServer, pod_of, put, turn
 
 DOCUMENT = """
 apiVersion: prism.dev/v1alpha1
@@ -63,7 +61,7 @@ def row(view: RunView, place: str) -> Row:
     return next(one for one in view.rows() if one.label.strip() == place)
 
 
-def test_counts_of_ranks_and_nodes_add_up_to_one_whole() -> None:
+def test_progress_of_ranks_and_nodes_is_summed() -> None:
     view = view_of(stage("plan", state="Succeeded"), stage("extract"))
     view.take_line("extract-0/0", progress(1, 40, 0, tokens=10))
     view.take_line("extract-0/0", progress(6, 40, 0, tokens=60))
@@ -74,7 +72,7 @@ def test_counts_of_ranks_and_nodes_add_up_to_one_whole() -> None:
     assert found.text == "20/40 examples, 10/s, 100 tokens/s, 0:02 left"
 
 
-def test_groups_share_one_whole_and_stand_beneath_their_sum() -> None:
+def test_groups_share_one_total_and_follow_their_sum() -> None:
     view = view_of(stage("plan", state="Succeeded"), stage("extract"), stage("extract", 1))
     view.take_line("extract-0", progress(10, 40))
     view.take_line("extract-1", progress(20, 40))
@@ -83,7 +81,7 @@ def test_groups_share_one_whole_and_stand_beneath_their_sum() -> None:
     assert row(view, "group 1").text.startswith("20 examples, 10/s")
 
 
-def test_what_an_earlier_attempt_wrote_is_taken_off_the_whole() -> None:
+def test_rows_of_an_earlier_attempt_are_subtracted_from_the_total() -> None:
     view = view_of(stage("extract", attempt=1))
     view.take_line("extract-0", progress(17, 40))
     for unit in ("a", "b", "a"):
@@ -94,7 +92,7 @@ def test_what_an_earlier_attempt_wrote_is_taken_off_the_whole() -> None:
     assert (found.done, found.total, found.attempt) == (4, 24, 1)
 
 
-def test_a_unit_of_pairs_and_what_the_audit_keeps_of_it_are_taken_off_once() -> None:
+def test_a_unit_of_pairs_and_its_audit_rows_are_subtracted_once() -> None:
     view = view_of(stage("extract", attempt=1))
     for kind, extractor in (("targets", "own"), ("sums", "audit"), ("candidates", "own"), ("candidates", "audit")):
         event = {"event": "shard", "kind": kind, "extractor": extractor, "unit": kind[0] + "1", "rows": 16, "bytes": 1}
@@ -103,14 +101,14 @@ def test_a_unit_of_pairs_and_what_the_audit_keeps_of_it_are_taken_off_once() -> 
     assert row(view, "extract").total == 100 - 3 * 16
 
 
-def test_a_new_round_counts_from_nothing() -> None:
+def test_a_new_round_counts_from_zero() -> None:
     view = view_of(stage("extract"))
     view.take_line("extract-0", progress(17, 40))
     view.take_status(Status(phase="Extracting", round=1, stages=(stage("extract"),)))
     assert (row(view, "extract").done, row(view, "extract").text) == (0, "starting")
 
 
-def test_rows_say_why_something_waits_or_how_it_ended() -> None:
+def test_rows_show_why_a_stage_waits_or_how_it_ended() -> None:
     view = view_of(
         stage("plan", state="Succeeded"),
         stage("extract", state="Pending", message="Unschedulable: 0/3 nodes have\n8 nvidia.com/gpu"),
@@ -129,7 +127,7 @@ def test_rows_say_why_something_waits_or_how_it_ended() -> None:
     assert row(view, "reduce").text == "4 examples selected"
 
 
-def test_before_the_first_batch_a_row_says_what_is_loaded() -> None:
+def test_before_the_first_batch_a_row_shows_what_is_loading() -> None:
     view = view_of(stage("extract"))
     assert row(view, "extract").text == "starting"
     view.take_line("extract-0", json.dumps({"event": "loading", "model": "m", "device": "cuda:0"}))
@@ -144,7 +142,7 @@ def test_an_ignored_file_is_noted_once() -> None:
     assert view.take_notes() == []
 
 
-def test_whatever_pods_write_the_view_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_view_stays_small_whatever_pods_write(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MAX_UNITS", "MAX_RANKS", "MAX_ENTRIES"):
         monkeypatch.setattr(run_view, name, 5)
     view = view_of(stage("extract"))
@@ -157,14 +155,14 @@ def test_whatever_pods_write_the_view_stays_small(monkeypatch: pytest.MonkeyPatc
                 {"event": "ignored", "uri": f"s3://b/{number}", "reason": "no"},
             ):
                 view.take_line(prefix, json.dumps(event))
-    told = view._reports
-    for table in (told.progress, told.written, told.loading, told.notes):
+    reports = view._reports
+    for table in (reports.progress, reports.written, reports.loading, reports.notes):
         assert len(table) <= 5
-    assert max(map(len, (*told.progress.values(), *told.written.values()))) == 5
+    assert max(map(len, (*reports.progress.values(), *reports.written.values()))) == 5
     assert row(view, "extract").text
 
 
-def test_no_word_of_a_status_moves_a_cursor() -> None:
+def test_a_status_cannot_move_the_cursor() -> None:
     view = RunView(Status(phase="Extracting", groups="1/2\x1b[2J", shards="\x9b1\n2", message="\x1b]0;owned\x07"))
     assert view.headline().isprintable()
 
@@ -182,7 +180,7 @@ anything = st.one_of(
         anything,
     ),
 )
-def test_whatever_a_pod_says_rows_can_be_shown(name: str, fields: dict[str, Any]) -> None:
+def test_rows_can_be_shown_whatever_a_pod_writes(name: str, fields: dict[str, Any]) -> None:
     view = view_of(stage("extract"), stage("extract", 1))
     for line in (json.dumps({"event": name, **fields}), "[" * 3000, '{"event": 3}', "Traceback…"):
         view.take_line("extract-0", line)
@@ -190,7 +188,7 @@ def test_whatever_a_pod_says_rows_can_be_shown(name: str, fields: dict[str, Any]
     assert all("\x1b" not in line_of(one) and "\n" not in line_of(one) for one in view.rows())
 
 
-def test_changes_are_told_once() -> None:
+def test_changes_are_reported_once() -> None:
     waits = view_of(stage("extract", state="Pending", message="no node"))
     runs = view_of(stage("extract"))
     before = waits.rows()
@@ -203,7 +201,7 @@ def test_changes_are_told_once() -> None:
     assert changes(after, runs.rows()) == []
 
 
-def test_plain_lines_say_progress_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_lines_report_progress_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     screen = PlainLines(said.append)
     view = view_of(stage("extract"))
@@ -216,7 +214,7 @@ def test_plain_lines_say_progress_now_and_then(monkeypatch: pytest.MonkeyPatch) 
     assert said[-1].startswith("extract: Running; 1/4 examples")
 
 
-def test_the_table_holds_all_rows_and_takes_nothing_for_markup() -> None:
+def test_the_table_has_all_rows_and_interprets_no_markup() -> None:
     from rich.console import Console
 
     view = view_of(stage("extract", state="Pending", message="[red]x[/red]"), stage("extract", 1))
@@ -230,7 +228,7 @@ def test_the_table_holds_all_rows_and_takes_nothing_for_markup() -> None:
     assert len(text.splitlines()) == 6
 
 
-def test_a_live_table_is_drawn_over_itself_and_stays_at_its_end() -> None:
+def test_a_live_table_is_redrawn_and_stays_at_its_end() -> None:
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=100, height=5, force_terminal=True)
@@ -243,15 +241,6 @@ def test_a_live_table_is_drawn_over_itself_and_stays_at_its_end() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "ignored [b]x: no" in text
     assert "group 7" in text.rpartition("Complete")[2]
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(merged_logs, "POLL_INTERVAL_SECONDS", 0.1)
-    monkeypatch.setattr(merged_logs, "WATCH_SECONDS", 1)
-    with Server() as server:
-        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
-        yield server
 
 
 class Watched:
@@ -279,7 +268,7 @@ class Watched:
 
 
 def test_a_watch_follows_status_and_logs_to_the_end(
-    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: LogServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch_screen, "LINE_INTERVAL_SECONDS", 0.0)
     watched = Watched()
@@ -299,15 +288,15 @@ def test_a_watch_follows_status_and_logs_to_the_end(
     assert err.splitlines()[-1] == "default/demo: Complete; 4 examples selected"
 
 
-def test_a_watch_ends_where_the_record_is_deleted(server: Server) -> None:
+def test_a_watch_ends_when_the_record_is_deleted(server: LogServer) -> None:
     watched = Watched()
     time.sleep(0.3)
     server.delete("configmaps", watched.record.metadata["name"])
     assert watched.end() is None
 
 
-def test_without_the_right_to_read_logs_the_status_is_shown_all_the_same(
-    server: Server, capsys: pytest.CaptureFixture[str]
+def test_without_the_right_to_read_logs_the_status_is_shown(
+    server: LogServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def is_log(request: Any) -> bool:
         return request.plural == "pods" and request.verb == "list"
