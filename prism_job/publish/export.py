@@ -100,9 +100,4 @@ def _write_parquet(path: Path, destination: str, parts: Iterator[list[Row]]) -> 
     return len(rows)
 
 
-_WRITERS = {
-    ".jsonl": _write_jsonl,
-    ".jsonl.gz": _write_jsonl,
-    ".jsonl.zst": _write_jsonl,
-    ".parquet": _write_parquet,
-}
+_WRITERS = {".jsonl": _write_jsonl, ".jsonl.gz": _write_jsonl, ".jsonl.zst": _write_jsonl, ".parquet": _write_parquet}

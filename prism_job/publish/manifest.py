@@ -21,13 +21,7 @@ MANIFEST_FORMAT = "prism-selection/2"
 """Any change of how scores or choices follow from shards makes a new version; it is part of the selection id."""
 
 FileName = Literal[
-    "selected.parquet",
-    "scores.parquet",
-    "targets.parquet",
-    "quarantine.jsonl",
-    "plan.json",
-    "spec.yaml",
-    "report.html",
+    "selected.parquet", "scores.parquet", "targets.parquet", "quarantine.jsonl", "plan.json", "spec.yaml", "report.html"
 ]
 
 

@@ -45,11 +45,7 @@ class Selected:
 
 
 def select(
-    scores_N: NDArray[np.float64],
-    ids: Column,
-    tokens: Column,
-    usable_N: Bools,
-    spec: SelectionSpec,
+    scores_N: NDArray[np.float64], ids: Column, tokens: Column, usable_N: Bools, spec: SelectionSpec
 ) -> Selected:
     """Rank usable rows and let the budget take from one end. Holds about 9 bytes a row beside what it is given (at 10 million).
 

@@ -89,27 +89,13 @@ def _reliability(figures: Figures) -> str:
             f'<p class="note">All {num_pairs:,} pairs are taken as right: no column of labels was named '
             f"(<code>evaluation.targetLabel</code>). {common} against 1.</p>"
         )
-    groups = [
-        Group(
-            f"{(row['from'] + row['to']) / 2:.2f}",
-            (
-                Share(
-                    "claimed",
-                    row["mean"],
-                    None,
-                    f"π {row['from']:.1f} to {row['to']:.1f}: {row['pairs']:,} pairs, mean π {row['mean']:.3f}",
-                ),
-                Share(
-                    "found",
-                    row["right"],
-                    (row["right_low"], row["right_high"]),
-                    f"right: {row['right']:.3f} of {row['pairs']:,} pairs, 95 % interval {row['right_low']:.3f} to "
-                    f"{row['right_high']:.3f}",
-                ),
-            ),
-        )
-        for row in figures["reliability"]
-    ]
+    groups = []
+    for row in figures["reliability"]:
+        claimed = f"π {row['from']:.1f} to {row['to']:.1f}: {row['pairs']:,} pairs, mean π {row['mean']:.3f}"
+        bounds = row["right_low"], row["right_high"]
+        found = f"right: {row['right']:.3f} of {row['pairs']:,} pairs, 95 % interval {bounds[0]:.3f} to {bounds[1]:.3f}"
+        bars = (Share("claimed", row["mean"], None, claimed), Share("found", row["right"], bounds, found))
+        groups.append(Group(f"{(row['from'] + row['to']) / 2:.2f}", bars))
     auroc = "" if figures["preference_auroc"] is None else f"; AUROC of π {figures['preference_auroc']:.3f}"
     return (
         f'<p class="note">Column <code>{safe(label)}</code> calls {figures["num_pairs_right"]:,} of {num_pairs:,} pairs right. '
