@@ -280,7 +280,7 @@ class Faults:
     """Failed requests, violations watches, outages of the API server, lost nodes: another every few seconds."""
 
     def __init__(self, rig: Rig, seed: int) -> None:
-        self.rig, self.chance, self.seed = rig, random.Random(f"{seed} weather"), seed
+        self.rig, self.chance, self.seed = rig, random.Random(f"{seed} faults"), seed
         self.counts: Counter[str] = Counter()
         self.over = threading.Event()
         self._threads = [threading.Thread(target=one, daemon=True) for one in (self._api, self._nodes)]
@@ -450,7 +450,7 @@ class Rig:
                 self.server.update(there)
 
     def pods_on(self, node: str, *, deleted: bool = False) -> list[tuple[str, str]]:
-        """(run, pod) of what is at work there; those that have ended too, where with the node their last words go."""
+        """(run, pod) of the pods that run there; also of ended ones where their termination messages go with the node."""
         over = () if deleted else ("Succeeded", "Failed")
         return [
             (run, name)
@@ -615,7 +615,7 @@ class Round:
             there = sum((self.home / "units" / str(unit)).exists() for unit in range(self.num_units))
             if there != self.num_units or status.get("units") != self.num_units:
                 self.violations.append(
-                    f"Complete with {there} of {self.num_units} units; status says {status.get('units')}"
+                    f"Complete with {there} of {self.num_units} units; the status has {status.get('units')}"
                 )
             if not (self.home / "manifest.json").exists():
                 self.violations.append("Complete without a manifest")

@@ -2,7 +2,7 @@
 
 `prism operator` and the API server (tests/cluster/server/apiserver.py) are processes of their own. This one creates
 the runs, all at once, and plays the Job controller and the kubelet without any process: each new Job gets pods that
-have succeeded, with the last words of its stage, and is Complete. Three sizes show whether the cost of a run stays
+have succeeded, with the result of its stage, and is Complete. Three sizes show whether the cost of a run stays
 the same. Then follows an idle time, in which nothing may be written but the lease, and a restart: the next operator
 must find everything as it is, and write nothing.
 
@@ -73,13 +73,13 @@ def main() -> None:
     print(f"{'requests_a_run_growth':<44}{figures['requests_a_run_growth']}\n{'kb_a_run':<44}{figures['kb_a_run']}")
     if chosen.json:
         chosen.json.write_text(json.dumps(figures, indent=1))
-    promises = {
+    invariants = {
         "idle runs are written to": figures[f"idle_writes[{sizes[-1]}]"] == 0,
         "a restart writes": figures[f"restart_writes[{sizes[-1]}]"] == 0,
         "requests a run grow with their number": figures["requests_a_run_growth"] < 1.2,
     }
-    if broken := [what for what, holds in promises.items() if not holds]:
-        sys.exit(f"a promise is broken: {'; '.join(broken)}")
+    if violations := [what for what, holds in invariants.items() if not holds]:
+        sys.exit(f"invariant violations: {'; '.join(violations)}")
 
 
 def measure(folder: Path, size: int, groups: int, idle_seconds: float) -> dict[str, Any]:

@@ -109,23 +109,18 @@ def test_each_request_of_a_run_may_fail_once(server: ApiServer, fault: str) -> N
     assert server.faults.counts[fault] >= len(kinds)
 
 
-def test_watches_that_break_cost_nothing(server: ApiServer) -> None:
+@pytest.mark.parametrize("is_forgotten", [False, True])
+def test_watches_that_break_cost_nothing(server: ApiServer, is_forgotten: bool) -> None:
     server.create(a_run())
-    with hosted():
-        status = complete_run(server, also=server.drop_watches)
-    assert (status.phase, status.restarts, job_names(server)) == ("Complete", 0, ALL_JOBS)
+    server.faults.script([({"verb": "watch"}, "gone_watch")] * (6 if is_forgotten else 0))
 
-
-def test_a_history_that_is_forgotten_is_listed_again(server: ApiServer) -> None:
-    server.create(a_run())
-    server.faults.script([({"verb": "watch"}, "gone_watch")] * 6)
-
-    def forget() -> None:
-        server.compact()
+    def break_watches() -> None:
+        if is_forgotten:
+            server.compact()
         server.drop_watches()
 
     with hosted():
-        status = complete_run(server, also=forget)
+        status = complete_run(server, also=break_watches)
     assert (status.phase, status.restarts, job_names(server)) == ("Complete", 0, ALL_JOBS)
 
 
@@ -168,9 +163,9 @@ def test_a_transition_that_repeats_has_an_event_each_time(server: ApiServer) -> 
         eventually(lambda: unfinished(server))
         for wanted in (True, False, True):
             suspend(wanted)
-        told = [it for it in server.objects("events") if it["reason"] == "Suspended"]
+        suspended = [it for it in server.objects("events") if it["reason"] == "Suspended"]
         eventually(lambda: len([it for it in server.objects("events") if it["reason"] == "Suspended"]) == 2)
-    assert len({it["message"] for it in told}) == 1
+    assert len({it["message"] for it in suspended}) == 1
 
 
 def test_an_outage_is_retried_and_what_ended_in_it_is_seen(server: ApiServer) -> None:
@@ -271,10 +266,12 @@ def uid_of(server: ApiServer, name: str) -> str:
 def test_a_decision_sees_the_last_refusal_of_a_job_and_the_time_of_the_first(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[Observed] = []
+    observations: list[Observed] = []
     decide = hosts.decide
     monkeypatch.setattr(
-        hosts, "decide", lambda record, seen, *rest: told.append(copy.deepcopy(seen)) or decide(record, seen, *rest)
+        hosts,
+        "decide",
+        lambda record, observed, *rest: observations.append(copy.deepcopy(observed)) or decide(record, observed, *rest),
     )
     logged = iter([403, 403, 503])
 
@@ -286,13 +283,13 @@ def test_a_decision_sees_the_last_refusal_of_a_job_and_the_time_of_the_first(
     server.create(a_run())
     with hosted():
         eventually(lambda: unfinished(server))
-    refusals = [it.create_errors["demo-plan-0-0"] for it in told if it.create_errors]
+    refusals = [it.create_errors["demo-plan-0-0"] for it in observations if it.create_errors]
     assert [(it.code, it.since == refusals[0].since) for it in refusals] == [(403, True)] * len(refusals)
     assert len(refusals) >= 2
-    assert not told[0].create_errors
+    assert not observations[0].create_errors
     with hosted():
         assert complete_run(server).phase == "Complete"
-    assert not told[-1].create_errors
+    assert not observations[-1].create_errors
 
 
 def test_a_job_that_the_server_calls_invalid_ends_the_run(server: ApiServer) -> None:
@@ -416,13 +413,6 @@ def test_a_document_deeper_than_python_reads_stops_no_other(
         assert complete_run(server).phase == "Complete"
         assert not host.events("watch")
         eventually(lambda: status_of(server, "bad").message and status_of(server, "worse").message, 5)
-
-
-def test_two_operators_at_once_make_each_job_once(server: ApiServer) -> None:
-    server.create(a_run())
-    with hosted(), hosted():
-        status = complete_run(server)
-    assert (status.phase, status.restarts, job_names(server)) == ("Complete", 0, ALL_JOBS)
 
 
 def test_a_crash_is_counted_once_by_two_operators(server: ApiServer) -> None:

@@ -48,8 +48,8 @@ def test_events_of_many_jobs_are_read_once_and_the_newest_counts(
             }
             if when == "eventTime":
                 event |= {"reportingComponent": "prism.dev/test", "reportingInstance": "test", "action": "Test"}
-            told = {"involvedObject": about, "type": "Warning", "reason": "R", "message": str(minute), when: at}
-            server.create({**event, **told})
+            content = {"involvedObject": about, "type": "Warning", "reason": "R", "message": str(minute), when: at}
+            server.create({**event, **content})
     controller = Controller(Cluster(), None)
     for kind in ("SelectionRun", "Job"):
         controller.cache.replace(kind, controller.cluster.list(kind, None).items, "0")

@@ -133,7 +133,7 @@ class World:
         self.end(name, "Complete", "CompletionsReached", "Reached expected number of succeeded pods")
 
     def fail(self, name: str, code: int, message: str = "", *, reason: str = "", index: int = 0) -> None:
-        """One pod fails by itself: it is kept. Its peers are deleted, and gone before the Job says Failed."""
+        """One pod fails by itself: it is kept. Its peers are deleted, and gone before the Job has the condition Failed."""
         kept = self.pods_of(name)[index]
         kept["status"] = ended_pod(code, message, reason)
         self._drop_pods(name, keep=kept)
@@ -153,7 +153,7 @@ class World:
         ]
 
     def evict(self, name: str, *, is_observed: bool = False) -> None:
-        """An eviction: the pod is gone before the Job says Failed."""
+        """An eviction: the pod is gone before the Job has the condition Failed."""
         self.mark_evicted(name)
         if is_observed:
             self.reconcile()

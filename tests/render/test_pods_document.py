@@ -55,7 +55,7 @@ def nested(levels: int, inner: Any = 1) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("overlay", "says"),
+    ("overlay", "message"),
     [
         ({"spec": nested(20)}, "is nested deeper than 20 levels"),
         ({"spec": nested(9_999)}, "is nested deeper than 20 levels"),
@@ -63,13 +63,13 @@ def nested(levels: int, inner: Any = 1) -> Any:
         ({"spec": {"x": "y" * 32_768}}, "has 32,785 bytes as JSON; at most 32,768"),
         ({"spec": [[]] * 40_000}, "has more than 32,768 entries"),
         ({"spec": float("nan")}, "not JSON compliant"),
-        ({"spec": {(1, 2): 3}}, "is no JSON"),
+        ({"spec": {(1, 2): 3}}, "is not JSON"),
     ],
 )
-def test_an_overlay_that_is_too_large_or_deep_is_refused(overlay: Object, says: str) -> None:
+def test_an_overlay_that_is_too_large_or_deep_is_refused(overlay: Object, message: str) -> None:
     document = run_of().to_document()
     document["spec"]["cluster"]["podOverlay"] = overlay
-    with pytest.raises(SpecError, match=rf"spec\.cluster\.podOverlay: .*{says}"):
+    with pytest.raises(SpecError, match=rf"spec\.cluster\.podOverlay: .*{message}"):
         check_document(document, "test")
 
 
