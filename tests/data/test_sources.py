@@ -71,7 +71,7 @@ def unit_ids(job: Job) -> tuple[list[str], list[str]]:
 TOO_LONG = "why " * 200
 
 
-def test_every_row_and_every_bad_row_is_named_at_its_own_place(job: Job) -> None:
+def test_every_row_and_every_bad_row_has_its_own_line_number(job: Job) -> None:
     """In jsonl and csv the line, in json and parquet the position from 1; blank lines count as lines and are no rows."""
     good, long = [question(number) for number in range(20)], question(99, TOO_LONG)
     lines = [json.dumps(row) for row in (*good[:4], long)]
@@ -196,7 +196,7 @@ def test_a_shared_beginning_of_several_messages_is_the_prompt(job: Job) -> None:
     assert unit_ids(job) != wanted
 
 
-def test_what_parquet_adds_to_a_structure_changes_no_example(job: Job) -> None:
+def test_nulls_that_parquet_adds_change_no_example(job: Job) -> None:
     """Parquet gives every struct of a column the keys of all, null where absent, however deep they lie."""
 
     def call(name: str, **arguments: Any) -> Row:

@@ -166,7 +166,7 @@ def test_a_name_that_no_file_system_takes_is_refused_by_every_verb(job: Job) -> 
         assert "File name too long" in words["error"]
 
 
-def test_a_byte_order_mark_before_json_is_read_over(job: Job) -> None:
+def test_a_byte_order_mark_before_json_is_skipped(job: Job) -> None:
     rows = json.dumps([candidate(number) for number in range(10)])
     (job.folder / "pool" / "a.jsonl").rename(job.folder / "a.jsonl")
     (job.folder / "pool" / "a.json").write_bytes(b"\xef\xbb\xbf" + rows.encode())
@@ -206,7 +206,7 @@ def test_a_folder_that_cannot_be_listed_is_not_skipped(job: Job, monkeypatch: py
     job.fails("plan", WRONG_REQUEST, "Permission denied", "pool")
 
 
-def test_tools_may_be_json_text_and_count_alike(job: Job) -> None:
+def test_tools_as_json_text_and_as_json_are_the_same_example(job: Job) -> None:
     tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
     write_jsonl(
         job.folder / "pool" / "a.jsonl", [candidate(1) | {"tools": tools}, candidate(1) | {"tools": json.dumps(tools)}]
@@ -218,7 +218,7 @@ def test_tools_may_be_json_text_and_count_alike(job: Job) -> None:
     job.fails("plan", DAMAGED_DATA, "tools is text, but not JSON")
 
 
-def test_a_template_that_is_no_template_is_the_models_fault(job: Job) -> None:
+def test_a_broken_chat_template_is_a_wrong_request(job: Job) -> None:
     job.spec["candidates"]["maxBadFraction"] = 1
     for template in ("{% if %}", "{{ messages | no_such_filter }}"):
         folder = save_tiny_model(job.folder / "untemplated")
@@ -268,7 +268,7 @@ def test_ignored_files_are_listed_in_the_plan(job: Job) -> None:
     assert json.loads((manifest.parent / "plan.json").read_text())["ignored"] == [str(job.folder / "pool/README.md")]
 
 
-def test_a_target_without_rejected_is_refused_under_preference_weighting_alone(job: Job) -> None:
+def test_only_preference_weighting_needs_rejected(job: Job) -> None:
     rows = [pair(0), {key: value for key, value in pair(1).items() if key != "rejected"}]
     write_jsonl(job.folder / "targets.jsonl", rows)
     job.fails("plan", DAMAGED_DATA, "targets.jsonl line 2", "no 'rejected'", "uniform")
@@ -294,7 +294,7 @@ def test_wrong_fields_are_refused_once_each(text: str, says: str) -> None:
     assert "at least 1 item" not in refusal.value.what, "one mistake is reported once"
 
 
-def test_a_stricter_bad_fraction_judges_a_published_selection_anew(job: Job) -> None:
+def test_a_stricter_bad_fraction_is_checked_again_after_publication(job: Job) -> None:
     with (job.folder / "pool" / "a.jsonl").open("a") as file:
         file.write(json.dumps({"messages": [turn("user", "long " * 200), turn("assistant", "yes")]}) + "\n")
     job.spec["candidates"]["maxBadFraction"] = 0.2
@@ -332,14 +332,6 @@ def test_too_few_dims_to_fold_are_refused(job: Job) -> None:
     job.fails("extract", WRONG_REQUEST, "codec.dims", "896", "set it to 512 or less")
     job.spec["extraction"]["codec"]["dims"] = 512
     job.run()
-
-
-def test_an_output_that_holds_this_selection_is_left_as_it_is(job: Job) -> None:
-    manifest = job.run()
-    before = {path.name: path.stat().st_mtime_ns for path in manifest.parent.iterdir()}
-    code, words = job.stage("reduce")
-    assert (code, words["unchanged"]) == (0, True)
-    assert {path.name: path.stat().st_mtime_ns for path in manifest.parent.iterdir()} == before
 
 
 def test_an_output_that_holds_a_damaged_copy_of_this_selection_is_refused(job: Job) -> None:
@@ -437,7 +429,7 @@ def test_a_stopped_extraction_keeps_its_finished_units(job: Job, sent: signal.Si
     ],
     ids=["elsewhere", "a pickle", "no index"],
 )
-def test_an_index_names_safetensors_of_its_own_folder_alone(job: Job, file: str | None, code: int, says: str) -> None:
+def test_an_index_may_name_only_safetensors_of_its_own_folder(job: Job, file: str | None, code: int, says: str) -> None:
     folder = save_tiny_model(job.folder / "sharded")
     (folder / "weights.bin").write_bytes(b"a pickle")
     index = {"weight_map": {"model.norm.weight": file}} if file else ["weight_map"]
@@ -474,7 +466,7 @@ def test_a_plan_of_another_document_under_the_same_name_is_refused(job: Job) -> 
         '{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "x"}]}',
     ],
 )
-def test_no_row_however_odd_ends_the_run(job: Job, line: str) -> None:
+def test_no_row_can_end_the_run(job: Job, line: str) -> None:
     with (job.folder / "pool" / "a.jsonl").open("a") as file:
         file.write(line + "\n")
     job.spec["candidates"]["maxBadFraction"] = 0.2

@@ -206,7 +206,7 @@ def close(found_ND: NDArray[Any], wanted_ND: Float64, tolerance: float = FLOAT32
     assert (deviation_N < tolerance).all(), deviation_N
 
 
-def test_what_is_stored_is_what_the_text_means(job: Job) -> None:
+def test_shards_hold_what_the_oracle_computes_from_the_text(job: Job) -> None:
     """Rows, pairs, NLLs, token counts, norms and factors of every convention, from text to shard."""
     known = oracle()
     job_over_all_conventions(job, "float16").run()
@@ -262,7 +262,7 @@ def wanted_scores(kind: str, scoring: dict[str, Any]) -> tuple[Float64, Float64]
 
 
 @pytest.mark.parametrize("kind", ["sign", "float16"])
-def test_every_score_is_the_formula_applied_to_the_text(job: Job, kind: str) -> None:
+def test_every_score_equals_the_oracles_formula(job: Job, kind: str) -> None:
     job_over_all_conventions(job, kind)
     for scoring in SCORINGS:
         job.spec["scoring"] = scoring

@@ -88,7 +88,7 @@ def test_an_empty_prefix_is_named(job: Job, s3: Any) -> None:
     job.fails("plan", 64, "s3://corpora/nothing-here/", "nothing there")
 
 
-def test_missing_credentials_are_said(job: Job, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_named(job: Job, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     s3_client._client.cache_clear()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -98,7 +98,7 @@ def test_missing_credentials_are_said(job: Job, s3: Any, monkeypatch: pytest.Mon
     on_s3_.fails("plan", 64, "credentials", "AWS_ACCESS_KEY_ID")
 
 
-def test_a_server_that_does_not_answer_is_weather(job: Job, no_pauses: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_is_a_transient_error(job: Job, no_pauses: pytest.MonkeyPatch) -> None:
     # Port 9 of this machine: nobody listens, every try is refused at once; only the pauses between tries are cut.
     point_at("http://127.0.0.1:9", no_pauses)
     job.spec["candidates"]["uris"] = ["s3://corpora/pool/"]
@@ -106,7 +106,7 @@ def test_a_server_that_does_not_answer_is_weather(job: Job, no_pauses: pytest.Mo
     assert job.events[-1]["retries"] == retries.MAX_TRIES - 1
 
 
-def test_an_endpoint_that_is_no_address_is_named(job: Job, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_endpoint_is_named(job: Job, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     point_at("nowhere", monkeypatch)
     job.spec["candidates"]["uris"] = ["s3://corpora/pool/"]
     job.fails("plan", 64, "nowhere", "AWS_ENDPOINT_URL")
@@ -169,7 +169,7 @@ Rough = Callable[..., RoughServer]
 
 
 @pytest.mark.parametrize("bad", [SLOW, CUT_SHORT, CHANGED], ids=["SlowDown", "cut short", "changed on the way"])
-def test_a_bad_answer_is_asked_for_again_and_counted(rough: Rough, bad: tuple[int, bytes, int]) -> None:
+def test_a_bad_response_is_retried_and_counted(rough: Rough, bad: tuple[int, bytes, int]) -> None:
     server, before = rough(bad, bad, WHOLE), retries.num_retries()
     assert open_store("s3://bucket/x").get("row") == ROW
     assert len(server.asked) == 3
@@ -181,9 +181,7 @@ def test_a_bad_answer_is_asked_for_again_and_counted(rough: Rough, bad: tuple[in
     [(SLOW, "SlowDown"), (CUT_SHORT, "cut off or changed on the way"), (CHANGED, "cut off or changed on the way")],
     ids=["SlowDown", "cut short", "changed on the way"],
 )
-def test_bad_weather_that_stays_ends_after_a_bounded_number_of_tries(
-    rough: Rough, bad: tuple[int, bytes, int], says: str
-) -> None:
+def test_retries_are_bounded(rough: Rough, bad: tuple[int, bytes, int], says: str) -> None:
     server = rough(bad)
     with pytest.raises(TransientError, match=says) as ended:
         open_store("s3://bucket/x").get("row")
@@ -192,7 +190,7 @@ def test_bad_weather_that_stays_ends_after_a_bounded_number_of_tries(
     assert re.search(rf"\({retries.MAX_TRIES} tries in \d+ s\)$", ended.value.what)
 
 
-def test_the_waits_span_about_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_waits_together_take_about_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr("tenacity.nap.sleep_using_event.__call__", lambda _, seconds: waits.append(seconds))
 
@@ -228,7 +226,7 @@ def test_a_missing_output_bucket_is_named_before_anything_is_read_and_at_export(
         (500, "InternalError", TransientError, "run again later"),
     ],
 )
-def test_an_answer_of_the_server_is_of_its_family(
+def test_each_error_code_of_s3_has_its_family(
     rough: Rough, status: int, code: str, family: type[PrismError], says: str
 ) -> None:
     body = f"<Error><Code>{code}</Code><Message>No.</Message></Error>".encode()
@@ -257,7 +255,7 @@ def test_a_truncated_object_on_s3_is_refused_by_name(job: Job, s3: Any) -> None:
     assert shard.key in words["where"]
 
 
-def test_folders_and_prefixes_keep_the_same_promises(job: Job, s3: Any) -> None:
+def test_a_folder_and_a_prefix_behave_alike(job: Job, s3: Any) -> None:
     for uri in (str(job.folder / "objects"), "s3://prism/objects"):
         store = open_store(uri)
         assert not store.exists("a/b")
@@ -275,17 +273,7 @@ def test_folders_and_prefixes_keep_the_same_promises(job: Job, s3: Any) -> None:
         assert (job.folder / "down").read_bytes() == b"two"
 
 
-def test_a_listing_of_many_pages_is_whole(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Pages of two in place of a thousand: the paging is the same, and five objects are soon put.
-    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "2")
-    names = [f"many/{number}" for number in range(5)]
-    for name in names:
-        s3.put_object(Bucket="prism", Key=name, Body=b"x")
-    assert s3.list_objects_v2(Bucket="prism")["KeyCount"] == 2, "the server does cut its listing into pages"
-    assert [listed.key for listed in open_store("s3://prism").list("many/")] == names
-
-
-def test_a_denied_look_is_not_taken_for_an_absence(rough: Callable[..., RoughServer]) -> None:
+def test_a_denied_head_request_does_not_mean_absent(rough: Callable[..., RoughServer]) -> None:
     handler: Any = rough((403, b"", 0)).server.RequestHandlerClass
     handler.do_HEAD = handler.do_GET
     with pytest.raises(RequestError, match="denies access") as refusal:
@@ -328,7 +316,7 @@ def test_a_put_in_a_folder_shows_nothing_until_it_is_whole(tmp_path: Path, monke
     assert store.get("old") == b"old bytes"
 
 
-def test_what_a_kill_left_half_written_is_not_listed(tmp_path: Path) -> None:
+def test_a_half_written_file_is_not_listed(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     store.put("a/b", b"whole")
     (tmp_path / "a" / ".put-1234").write_bytes(b"hal")
@@ -336,7 +324,7 @@ def test_what_a_kill_left_half_written_is_not_listed(tmp_path: Path) -> None:
     assert [listed.key for listed in store.list("a/")] == ["a/b"]
 
 
-def test_a_file_put_in_a_folder_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+def test_a_file_put_in_a_folder_has_the_mode_of_the_umask(tmp_path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     store = open_store(str(tmp_path / "store"))

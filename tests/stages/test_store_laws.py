@@ -38,8 +38,10 @@ def scores_of(manifest: Path) -> dict[str, float]:
 def test_a_second_identical_run_extracts_nothing_and_selects_the_same_bytes(job: Job) -> None:
     first = job.run()
     assert job.plan()["missing"] == 0
+    before = {path.name: path.stat().st_mtime_ns for path in first.parent.iterdir()}
     _, words = job.stage("reduce")
     assert (words["unchanged"], words["selected"], words["manifest"]) == (True, 4, str(first))
+    assert {path.name: path.stat().st_mtime_ns for path in first.parent.iterdir()} == before
     second = job.copy(output=str(job.folder / "elsewhere"))
     manifest = second.run()
     assert manifest != first
@@ -52,7 +54,7 @@ def test_a_run_from_a_clean_store_selects_the_same_bytes(job: Job) -> None:
     assert selected_sha(other.run()) == first
 
 
-def test_appended_rows_cost_their_own_units_only(job: Job) -> None:
+def test_appended_rows_cost_only_their_own_units(job: Job) -> None:
     # 8 rows are two whole units of 4, so what is appended begins a unit of its own.
     write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(number) for number in range(8)])
     job.run()
@@ -139,7 +141,7 @@ def test_batch_size_budget_and_scoring_reuse_every_shard(job: Job) -> None:
     assert job.plan()["missing"] == 0
 
 
-def test_factors_asked_for_later_cost_only_the_units_that_carry_them(job: Job) -> None:
+def test_factors_needed_later_cost_only_the_units_that_carry_them(job: Job) -> None:
     job.spec["scoring"] = {"curvature": {"kind": "none"}}
     job.run()
     del job.spec["scoring"]
@@ -147,7 +149,7 @@ def test_factors_asked_for_later_cost_only_the_units_that_carry_them(job: Job) -
     assert job.run().exists()
 
 
-def test_factor_units_depend_on_ids_alone_and_are_never_none() -> None:
+def test_factor_units_depend_only_on_ids_and_are_never_empty() -> None:
     def unit(text: str, num_rows: int = 1024) -> Any:
         from prism_job.plan.plan import Unit
 
@@ -278,7 +280,7 @@ def test_exact_duplicates_count_once(job: Job) -> None:
     assert max(lines) <= 6, "of equal rows the first stands"
 
 
-def test_the_manifest_vouches_for_every_file_beside_it(job: Job) -> None:
+def test_the_manifest_has_a_checksum_of_every_file_beside_it(job: Job) -> None:
     manifest = job.run()
     files = json.loads(manifest.read_text())["files"]
     beside = {path.name for path in manifest.parent.iterdir()} - {"manifest.json"}
@@ -345,7 +347,7 @@ def test_a_budget_that_rounds_to_nothing_has_no_precision(job: Job) -> None:
     assert words["auroc"] is not None
 
 
-def test_labels_of_rows_that_are_not_ranked_are_not_asked_for(job: Job) -> None:
+def test_rows_that_are_not_ranked_need_no_label(job: Job) -> None:
     rows = [candidate(number) for number in range(6)]
     write_jsonl(job.folder / "pool" / "a.jsonl", [*rows, {"messages": rows[0]["messages"]}])
     code, words = job.call("evaluate", str(job.run()))
@@ -389,7 +391,7 @@ def test_another_store_is_another_selection_that_exports_from_its_own(job: Job) 
     assert other.call("export", str(second), str(job.folder / "subset.jsonl"))[0] == 0
 
 
-def test_an_export_writes_any_row_or_says_which_column_it_cannot(job: Job) -> None:
+def test_an_export_writes_any_row_or_names_the_column_it_cannot_write(job: Job) -> None:
     odd = {"empty": {}, "half": "\ud800", "mixed": "0"}
     path = job.folder / "pool" / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in (candidate(1) | odd, candidate(2) | {"mixed": 0})))
@@ -508,7 +510,7 @@ def test_no_unit_has_rows_before_the_factors_that_go_with_them(job: Job, monkeyp
         assert present["candidates"] <= present["factors"]
 
 
-def test_staged_rows_and_shards_that_are_not_what_their_names_say_are_refused_by_name(job: Job) -> None:
+def test_staged_rows_and_shards_under_a_wrong_name_are_refused(job: Job) -> None:
     job.plan()
     plan, store = read_plan(parse(job)), open_store(job.spec["store"])
     victim, other = (job.folder / "store" / "rows" / f"{unit.rows}.jsonl.zst" for unit in plan.candidates[:2])

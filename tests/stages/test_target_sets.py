@@ -184,8 +184,8 @@ def test_a_file_in_two_sets_is_extracted_once(job: Job) -> None:
     for one in sets["sets"]:
         one["uris"].append(str(job.folder / "targets.jsonl"))  # three pairs, two units; those of math.jsonl
     both = job.copy(targets=sets)
-    code, told = both.call("estimate", "--spec", str(both.spec_path()))
-    assert code == 0, told
+    code, estimate = both.call("estimate", "--spec", str(both.spec_path()))
+    assert code == 0, estimate
     planned = both.plan()
     assert planned["pairs"] == 3 + 3 + 1 + 3
     assert planned["missing"] == 3 + 2 + 1, "units of candidates, of the file, of law.jsonl"
@@ -195,7 +195,7 @@ def test_a_file_in_two_sets_is_extracted_once(job: Job) -> None:
     assert len(written) == len(set(written)) == 3
     progress = [event for event in both.events if event["event"] == "progress"][-1]
     assert progress["done"] == progress["total"] == 10 + 3 + 1
-    assert told["tokens"] == words["tokens"]
+    assert estimate["tokens"] == words["tokens"]
     code, words = both.stage("reduce")
     assert code == 0, words
     targets = pq.read_table(Path(words["manifest"]).parent / "targets.parquet")
@@ -211,7 +211,7 @@ def test_two_sets_of_the_same_pairs_and_opposite_signs_leave_no_direction(job: J
     assert [one["share"] for one in of_manifest(manifest)["target_sets"]] == [0.0, 0.0]
 
 
-def test_what_is_published_replays_the_selection_from_any_folder(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_published_spec_replays_the_selection_from_any_folder(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     sets = three_sets(job)
     for one in sets.spec["targets"]["sets"]:
         one["uris"] = [str(Path(uri).relative_to(job.folder)) for uri in one["uris"]]
@@ -239,7 +239,7 @@ def test_other_verbs_read_a_selection_of_sets(job: Job) -> None:
     assert three_sets(job).plan()["missing"] == 0, "nothing that it needs is gone"
 
 
-# What is told of the sets
+# What is reported of the sets
 
 
 def test_contributions_and_shares_are_those_of_the_combined_direction(job: Job) -> None:
@@ -285,7 +285,7 @@ def test_contributions_and_shares_are_those_of_the_combined_direction(job: Job) 
 
 
 @pytest.mark.parametrize(("weight", "drowned"), [(1.0, False), (1000.0, True)])
-def test_the_report_shows_the_sets_and_says_when_one_drowns_the_others(job: Job, weight: float, drowned: bool) -> None:
+def test_the_report_shows_the_sets_and_warns_when_one_dominates(job: Job, weight: float, drowned: bool) -> None:
     manifest = job.copy(targets=sets_of(job, {"math": weight, "law": 1.0})).run()
     stated = of_manifest(manifest)["target_sets"]
     page = html.unescape(re.sub(r"<[^>]*>", " ", (manifest.parent / "report.html").read_text()))
@@ -321,7 +321,7 @@ def test_the_report_shows_the_sets_and_says_when_one_drowns_the_others(job: Job,
         ({"sets": [{"name": f"s{number}", "uris": ["x"]} for number in range(65)]}, "at most 64"),
     ],
 )
-def test_sets_are_checked_at_the_door(job: Job, targets: dict[str, Any], message: str) -> None:
+def test_wrong_sets_are_refused(job: Job, targets: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as caught:
         parse_spec(job.copy(targets=targets).spec_path().read_text(), "here")
     assert message in str(caught.value)

@@ -65,7 +65,7 @@ def test_the_ranks_of_a_node_share_one_download(s3: Any, model: str, monkeypatch
     assert len(gets(proxy)) == NUM_PIECES + 2
 
 
-def test_a_rank_killed_in_the_middle_blocks_nobody_and_its_pieces_are_kept(
+def test_a_killed_rank_blocks_nobody_and_its_pieces_are_kept(
     s3: Any, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with UnreliableProxy(s3.meta.endpoint_url, 1.0, seed=0, kinds=("delay",), delay_seconds=0.1) as proxy:
@@ -92,7 +92,7 @@ def test_a_rank_killed_in_the_middle_blocks_nobody_and_its_pieces_are_kept(
     assert len(asked) == NUM_PIECES - noted
 
 
-def test_a_download_that_breaks_off_is_no_model_and_goes_on_later(
+def test_an_interrupted_download_is_no_model_and_resumes_later(
     s3: Any, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest, sent = S3Prefix._get_piece, []
@@ -134,9 +134,7 @@ def test_a_model_that_changes_while_it_is_read_is_refused(s3: Any, model: str, m
     assert (model_files.fetch_model(model) / "model.safetensors").read_bytes() == bytes(len(WEIGHTS))
 
 
-def test_a_model_whose_bytes_are_not_those_stored_is_refused(
-    s3: Any, model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_fails_its_checksum_is_refused(s3: Any, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = S3Prefix._get_piece
 
     def one_bit_off(self: S3Prefix, key: str, *rest: Any) -> bytes:
@@ -151,7 +149,7 @@ def test_a_model_whose_bytes_are_not_those_stored_is_refused(
     assert whole(model_files.fetch_model(model))
 
 
-def test_one_gguf_file_costs_one_page_and_is_brought_alone(
+def test_one_gguf_file_costs_one_page_and_is_downloaded_alone(
     s3: Any, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3.put_object(Bucket="corpora", Key="model/tiny.gguf", Body=WEIGHTS)

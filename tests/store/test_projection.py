@@ -42,7 +42,7 @@ def hash_of(thing: np.ndarray | FoldTable) -> str:
 
 
 @pytest.mark.parametrize("key", GOLDEN_RADEMACHER)
-def test_projections_are_the_golden_ones(key: tuple[int, str, str, int, int]) -> None:
+def test_projections_equal_the_golden_ones(key: tuple[int, str, str, int, int]) -> None:
     matrix = rademacher(*key)
     assert matrix.shape == key[3:]
     assert matrix.dtype == np.float32
@@ -50,7 +50,7 @@ def test_projections_are_the_golden_ones(key: tuple[int, str, str, int, int]) ->
 
 
 @pytest.mark.parametrize("key", GOLDEN_FOLD)
-def test_fold_tables_are_the_golden_ones(key: tuple[int, str, int, int]) -> None:
+def test_fold_tables_equal_the_golden_ones(key: tuple[int, str, int, int]) -> None:
     table = fold_table(*key)
     assert (table.bucket_M.dtype, table.sign_M.dtype) == (np.int64, np.float32)
     assert hash_of(table) == GOLDEN_FOLD[key]
@@ -212,7 +212,7 @@ def test_a_blocks_scale_is_the_best_fit_to_its_signs() -> None:
     assert (misfit(1.0) < misfit(0.99)).all()
 
 
-def test_sign_rows_take_an_eighth_of_a_byte_a_dim_and_one_scale_a_block() -> None:
+def test_a_sign_row_takes_one_bit_per_dim_and_one_scale_per_block() -> None:
     arrays = codec.encode_sign(made_up_rows(dims=1024))
     assert {name: (array.dtype.name, array.shape) for name, array in arrays.items()} == {
         "signs": ("uint8", (12, 128)),
@@ -230,7 +230,7 @@ def test_float16_codec_stays_within_half_precision() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sign", "float16"])
-def test_zero_rows_come_back_as_zero(kind: str) -> None:
+def test_zero_rows_decode_to_zero(kind: str) -> None:
     rows_ND = made_up_rows()
     rows_ND[[2, 5]] = 0.0
     with np.errstate(over="raise", invalid="raise", divide="raise"):
@@ -256,7 +256,7 @@ def test_huge_and_tiny_rows_keep_their_relative_precision(kind: str, size: float
 
 
 @pytest.mark.parametrize("kind", ["sign", "float16"])
-def test_scaling_a_row_by_a_power_of_two_changes_its_unit_alone(kind: str) -> None:
+def test_scaling_a_row_by_a_power_of_two_changes_only_its_unit(kind: str) -> None:
     rows_ND = made_up_rows()
     plain, scaled = codec.encode(kind, rows_ND), codec.encode(kind, rows_ND * np.float32(2.0**40))
     for name in plain:
@@ -276,7 +276,7 @@ def test_a_rows_bytes_do_not_depend_on_the_rows_beside_it(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sign", "float16"])
-def test_places_left_out_hold_the_bytes_of_no_row_and_decode_to_zero(kind: str) -> None:
+def test_unusable_rows_are_stored_as_zeros(kind: str) -> None:
     rows_ND = made_up_rows()
     encoded, stored = codec.encode(kind, rows_ND), codec.zeros(kind, len(rows_ND), rows_ND.shape[1])
     assert {name: (a.dtype, a.shape) for name, a in stored.items()} == {

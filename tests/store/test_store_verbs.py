@@ -59,7 +59,7 @@ def output_beside(job: Job) -> str:
     return job.spec["output"] + "-2"
 
 
-def test_a_kept_selection_stays_whole_and_everything_else_goes(stored: Job) -> None:
+def test_prune_removes_everything_that_no_kept_selection_needs(stored: Job) -> None:
     manifest = run(stored)
     needed = keys(stored)
     run(other_selection(stored, output_beside(stored)))
@@ -70,14 +70,14 @@ def test_a_kept_selection_stays_whole_and_everything_else_goes(stored: Job) -> N
     assert keys(stored) > needed
     held = keys(stored)
 
-    told = store_verb(stored, "prune", "--keep", stored.spec["output"], *AT_ONCE)
+    listed = store_verb(stored, "prune", "--keep", stored.spec["output"], *AT_ONCE)
     assert keys(stored) == held, "a dry run removes nothing"
-    assert not told["removed"]
+    assert not listed["removed"]
     done = store_verb(stored, "prune", "--keep", stored.spec["output"], *AT_ONCE, "--yes")
-    assert (done["objects"], done["bytes"], done["keys"]) == (told["objects"], told["bytes"], told["keys"])
+    assert (done["objects"], done["bytes"], done["keys"]) == (listed["objects"], listed["bytes"], listed["keys"])
     assert keys(stored) == needed | {"notes.txt"}
     assert set(done["keys"]) == held - needed - {"notes.txt"}
-    assert "without --yes" in tables.prune_table(told)
+    assert "without --yes" in tables.prune_table(listed)
     assert f"removed: {done['objects']} objects, {done['bytes']:,} bytes" in tables.prune_table(done)
 
     assert stored.call("evaluate", manifest)[0] == 0
@@ -92,7 +92,7 @@ def test_a_kept_selection_stays_whole_and_everything_else_goes(stored: Job) -> N
     assert again["objects"] == 0
 
 
-def test_every_output_named_is_kept(stored: Job) -> None:
+def test_every_named_output_is_kept(stored: Job) -> None:
     run(stored)
     run(other_selection(stored, output_beside(stored)))
     held = keys(stored)
@@ -116,7 +116,7 @@ def test_young_objects_are_never_removed(stored: Job) -> None:
     assert later["bytes"] == done["too_young_bytes"]
 
 
-def test_age_is_counted_from_the_put(job: Job) -> None:
+def test_age_counts_from_the_put(job: Job) -> None:
     run(job)
     run(other_selection(job, output_beside(job)))
     doomed = store_verb(job, "prune", "--keep", job.spec["output"], *AT_ONCE)["keys"]
@@ -147,10 +147,6 @@ def refused(job: Job, *options: str) -> Row:
     return {**words, "code": code}
 
 
-def without_keep(job: Job) -> list[str]:
-    return []
-
-
 def keep_of_nothing(job: Job) -> list[str]:
     return ["--keep", job.spec["output"], "--keep", str(job.folder / "outputt")]
 
@@ -163,35 +159,26 @@ def keep_of_another_store(job: Job) -> list[str]:
     return ["--keep", str(job.folder / "elsewhere")]
 
 
-def keep_with_a_damaged_plan(job: Job) -> list[str]:
-    next((job.folder / "output").glob("*/*/plan.json")).write_text("{}")
-    return ["--keep", job.spec["output"]]
+def keep_with_damaged(pattern: str) -> Callable[[Job], list[str]]:
+    def damage(job: Job) -> list[str]:
+        next((job.folder / "output").glob(pattern)).write_text("{}")
+        return ["--keep", job.spec["output"]]
 
-
-def keep_with_a_damaged_unfinished_plan(job: Job) -> list[str]:
-    (job.folder / "output" / "test" / "plan.json").write_text("{}")
-    return ["--keep", job.spec["output"]]
-
-
-def keep_with_a_damaged_manifest(job: Job) -> list[str]:
-    next((job.folder / "output").glob("*/*/manifest.json")).write_text("{}")
-    return ["--keep", job.spec["output"]]
+    return damage
 
 
 @pytest.mark.parametrize(
     ("keeps", "says"),
     [
-        (without_keep, "all of the store would be removed"),
+        (lambda job: [], "all of the store would be removed"),
         (keep_of_nothing, "no manifest is found there"),
         (keep_of_another_store, "need nothing of this store"),
-        (keep_with_a_damaged_plan, "checksum mismatch: plan.json"),
-        (keep_with_a_damaged_unfinished_plan, "damaged plan"),
-        (keep_with_a_damaged_manifest, "damaged manifest"),
+        (keep_with_damaged("*/*/plan.json"), "checksum mismatch: plan.json"),
+        (keep_with_damaged("test/plan.json"), "damaged plan"),
+        (keep_with_damaged("*/*/manifest.json"), "damaged manifest"),
     ],
 )
-def test_a_prune_that_cannot_know_what_to_keep_is_refused(
-    job: Job, keeps: Callable[[Job], list[str]], says: str
-) -> None:
+def test_a_prune_with_unknown_needs_is_refused(job: Job, keeps: Callable[[Job], list[str]], says: str) -> None:
     run(job)
     assert says in refused(job, *keeps(job))["error"]
 
@@ -215,9 +202,9 @@ def test_list_counts_what_the_plans_count(stored: Job) -> None:
         assert (it["units"], it["rows"], it["target_units"], it["pairs"]) == (3, 10, 2, 18)
         assert it["units"] + it["target_units"] == plan["units"]
         assert it["needed_by"] is None
-    told = store_verb(stored, "list", "--keep", stored.spec["output"])
-    assert len(tables.store_table(told).splitlines()) == 3
-    judged = told["extractors"]
+    kept = store_verb(stored, "list", "--keep", stored.spec["output"])
+    assert len(tables.store_table(kept).splitlines()) == 3
+    judged = kept["extractors"]
     assert {it["extractor"]: it["needed_by"] for it in judged} == {
         extractor: int(extractor == plan["extractor"]) for extractor in listed
     }
@@ -238,9 +225,7 @@ def test_du_counts_every_byte_once(stored: Job) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "s3"])
-def test_delete_removes_these_and_no_others_in_any_number(
-    tmp_path: Path, request: pytest.FixtureRequest, kind: str
-) -> None:
+def test_delete_removes_exactly_these_in_any_number(tmp_path: Path, request: pytest.FixtureRequest, kind: str) -> None:
     if kind == "s3":
         request.getfixturevalue("s3")
     store = open_store("s3://prism/objects" if kind == "s3" else str(tmp_path / "objects"))
@@ -264,7 +249,7 @@ def test_an_object_that_s3_will_not_delete_is_named(s3: Any, monkeypatch: pytest
     assert "s3:DeleteObject" in refusal.value.fix
 
 
-def test_a_folder_that_was_moved_away_is_no_reason_to_stop(job: Job) -> None:
+def test_deleting_from_a_missing_folder_is_no_error(job: Job) -> None:
     store = open_store(job.spec["store"])
     store.put("a/b", b"1")
     shutil.rmtree(job.spec["store"])

@@ -1,4 +1,4 @@
-"""Over S3 in bad weather (a proxy that spoils a fifth of the requests) the job does what it does in good; what it asks for."""
+"""S3 through a proxy that spoils a fifth of the requests: the same results; and which requests are sent."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_fifth_of_bad_answers_changes_no_byte_and_each_is_one_retry(
+def test_a_fifth_of_failed_requests_changes_no_byte_and_each_is_one_retry(
     job: Job, s3: Any, no_pauses: pytest.MonkeyPatch, small_pieces: int, seed: int
 ) -> None:
     clean = on_s3(job, s3)
@@ -56,19 +56,19 @@ def test_a_fifth_of_bad_answers_changes_no_byte_and_each_is_one_retry(
     calm = selected(clean)
     no_pauses.setenv("PRISM_CACHE", str(job.folder / "another-node"))
     rough = clean.copy(store="s3://prism/other-gradients", output="s3://prism/other-selections")
-    told = 0
+    num_retries = 0
     with UnreliableProxy(endpoint(s3), 0.2, seed, delay_seconds=0.01) as proxy:
         point_at(proxy.url, no_pauses)
         for stage in ("plan", "extract", "reduce"):
             code, words = rough.stage(stage)
             assert code == 0, words
-            told += words["retries"]
+            num_retries += words["retries"]
         content = open_store(words["manifest"].removesuffix("/manifest.json")).get("selected.parquet")
     assert content == calm
-    # The get above was asked after the last stage's last words.
-    assert told <= proxy.num_faults <= told + retries.MAX_TRIES
-    assert told > 10
-    print(f"seed {seed}: {told} retries; {dict(proxy.counts)}")
+    # The get above comes after the last stage's termination message.
+    assert num_retries <= proxy.num_faults <= num_retries + retries.MAX_TRIES
+    assert num_retries > 10
+    print(f"seed {seed}: {num_retries} retries; {dict(proxy.counts)}")
 
 
 def selected(job: Job) -> bytes:
@@ -80,7 +80,7 @@ def selected(job: Job) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["slow_down", "reset_before", "reset_after", "cut"])
-def test_every_verb_passes_through_every_fault(
+def test_every_operation_survives_every_fault(
     s3: Any, no_pauses: pytest.MonkeyPatch, small_pieces: int, tmp_path: Path, kind: str
 ) -> None:
     content = random.Random(kind).randbytes(10 * small_pieces + 1)
@@ -103,7 +103,7 @@ def test_every_verb_passes_through_every_fault(
         assert not s3.list_parts(Bucket="prism", Key=left["Key"], UploadId=left["UploadId"]).get("Parts")
 
 
-def test_an_upload_whose_last_answer_was_lost_is_known_to_be_done(
+def test_an_upload_whose_last_response_was_lost_counts_as_done(
     no_pauses: pytest.MonkeyPatch, small_pieces: int, tmp_path: Path
 ) -> None:
     from botocore.exceptions import ClientError, ReadTimeoutError
@@ -124,12 +124,12 @@ def test_an_upload_whose_last_answer_was_lost_is_known_to_be_done(
     store.put_file("once", tmp_path / "up")
     assert len(tries) == 2
     assert store.get("once") == b"x" * 3 * small_pieces
-    # Without an upload of ours that became the object, the same answer is what it says.
+    # If the object is not from this upload, the same response is an error.
     with pytest.raises(TransientError, match="NoSuchUpload"):
         store.put_file("once", tmp_path / "up")
 
 
-def test_a_listing_goes_on_from_the_page_that_failed(s3: Any, no_pauses: pytest.MonkeyPatch) -> None:
+def test_a_listing_retries_only_the_page_that_failed(s3: Any, no_pauses: pytest.MonkeyPatch) -> None:
     keys = [f"many/{number:05d}" for number in range(4 * PAGE + 1)]
     fill("prism", keys)
     with UnreliableProxy(endpoint(s3), 0.4, seed=2, kinds=("slow_down", "cut", "reset_after")) as proxy:
@@ -159,7 +159,7 @@ def test_what_a_store_holds_costs_one_page_for_each_thousand_objects(s3: Any, mo
         assert len(proxy.paths) == len(rows) // PAGE
 
 
-def test_a_file_in_parts_is_checked_against_what_the_server_states(
+def test_a_file_in_parts_is_checked_against_the_servers_checksum(
     s3: Any, small_pieces: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = random.Random(0).randbytes(3 * small_pieces + 5)
@@ -187,7 +187,7 @@ def test_a_file_in_parts_is_checked_against_what_the_server_states(
 @pytest.mark.parametrize(
     "sizes", [None, [1000, 1000, 500], [700, 1500, 300]], ids=["whole", "equal parts", "odd parts"]
 )
-def test_a_checksum_fits_its_content_and_no_other(
+def test_a_checksum_matches_only_its_content(
     tmp_path: Path, algorithm: checksums.Algorithm, sizes: list[int] | None
 ) -> None:
     content = random.Random(1).randbytes(2500)
@@ -214,7 +214,7 @@ def plain_sum(algorithm: str, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("head", "found"),
+    ("head", "expected"),
     [
         ({"ETag": f'"{"0" * 32}"'}, ("MD5", 0)),
         ({"ETag": f'"{"0" * 32}-7"'}, ("MD5", 7)),
@@ -228,12 +228,12 @@ def plain_sum(algorithm: str, content: bytes) -> bytes:
         ({"ETag": '"CJjT4q"'}, None),
     ],
 )
-def test_only_what_is_a_checksum_is_taken_for_one(head: dict[str, str], found: tuple[str, int] | None) -> None:
-    told = checksums.expected_checksum(head, "bucket")
-    assert (told and (told.algorithm, told.num_parts)) == found
+def test_only_a_checksum_is_used_as_one(head: dict[str, str], expected: tuple[str, int] | None) -> None:
+    checksum = checksums.expected_checksum(head, "bucket")
+    assert (checksum and (checksum.algorithm, checksum.num_parts)) == expected
 
 
-def test_pieces_that_a_cut_off_download_left_are_not_asked_for_again(tmp_path: Path, small_pieces: int) -> None:
+def test_an_interrupted_download_requests_only_the_missing_pieces(tmp_path: Path, small_pieces: int) -> None:
     content = random.Random(2).randbytes(6 * small_pieces + 9)
     asked: list[int] = []
 
