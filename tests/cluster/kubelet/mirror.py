@@ -1,6 +1,6 @@
 """How the rig's controllers see and ask an API server: requests, a mirror of each kind (list, then watch), a work queue.
 
-Knows nothing of what the objects mean. All weather (429, 5xx, a dead connection, 410) is survived here.
+Knows nothing of what the objects mean. Survives transient errors (429, 5xx, a dead connection, 410).
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ class Api:
         self.stopping = threading.Event()
 
     def ask(self, method: str, path: str, body: Thing | None = None, **query: str | int) -> Thing:
-        """The answer as an object. Bad weather is retried for about two seconds.
+        """The answer as an object. Transient errors are retried for about two seconds.
 
         Raises:
             Refused: by the API server, for good.
-            Unreachable: bad weather all the time.
+            Unreachable: no try succeeded.
         """
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         for attempt in range(TRIES):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ssl
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -56,16 +55,6 @@ def test_a_container_under_always_is_started_again_with_a_back_off_and_ends_with
         assert server.object("pods", "pod")["status"]["phase"] == "Running"
         server.delete("pods", "pod")
         eventually(lambda: server.object("pods", "pod") is None, 20)
-
-
-@pytest.mark.parametrize(("policy", "code", "phase"), [("OnFailure", 0, "Succeeded"), ("Never", 3, "Failed")])
-def test_a_container_that_its_policy_leaves_ended_ends_its_pod(
-    server: ApiServer, tmp_path: Path, policy: str, code: int, phase: str
-) -> None:
-    server.create(pod_of(f"exit({code})", policy))
-    with run_pod(server, tmp_path):
-        eventually(lambda: server.object("pods", "pod")["status"].get("phase") == phase, 20)
-        assert container_status(server)["restartCount"] == 0
 
 
 def test_a_token_is_that_of_the_pods_account_and_renewed_when_its_share_of_life_is_over(
@@ -134,16 +123,3 @@ def test_logs_are_shown_to_who_has_a_certificate_of_the_ca_alone(served: tuple[L
         fetch(server, authority, log, None).read()
     with pytest.raises(urllib.error.HTTPError, match="404"):
         fetch(server, authority, "/containerLogs/default/other/main", client)
-
-
-def test_a_followed_log_ends_with_its_container(served: tuple[LogServer, Authority, Path], tmp_path: Path) -> None:
-    server, authority, path = served
-    path.write_text("first\n")
-    with fetch(server, authority, "/containerLogs/default/pod/main?follow=true", authority.sign("c")) as answer:
-        assert answer.readline() == b"first\n"
-        with path.open("a") as log:
-            log.write("second\n")
-        assert answer.readline() == b"second\n"
-        time.sleep(0.1)
-        (tmp_path / "ended").touch()
-        assert answer.read() == b""

@@ -75,7 +75,7 @@ class Faults:
         self.clear()
 
     def clear(self) -> None:
-        """Fine weather."""
+        """No faults from here on."""
         with self._lock:
             self._shares: dict[str, float] = {}
             self._only: str | Predicate = None

@@ -107,7 +107,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             word = {"list": "LIST", "watch": "WATCH"}.get(request.verb, request.method)
             with api.store.lock:
                 api.requests[word, request.plural] += 1
-            self._with_weather(request, api.faults.draw(request))
+            self._with_fault(request, api.faults.draw(request))
         except ApiError as err:
             self._fail(err)
         except PageNotFound:
@@ -167,7 +167,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         verb = verbs.get(self.command) or ("watch" if watching else "get" if name else "list")
         return replace(request, verb=verb, resource=resource, namespace=namespace, name=name, subresource=subresource)
 
-    def _with_weather(self, request: Request, action: Action) -> None:
+    def _with_fault(self, request: Request, action: Action) -> None:
         kind, _, rest = action.partition(":") if isinstance(action, str) else ("", "", "")
         if callable(action):
             action(request)
@@ -177,7 +177,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self._reset()
         elif kind.isdigit():
             code = int(kind)
-            text = STALE if code == 409 else "the server is in bad weather"
+            text = STALE if code == 409 else "a fault was injected"
             wait = self.server.api.faults.retry_after_seconds
             details = {"retryAfterSeconds": wait} if code in (429, 503) and wait is not None else {}
             return self._fail(ApiError(code, text, details=details))
@@ -192,7 +192,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self._reset()
         return self._answer(request, kind)
 
-    def _answer(self, request: Request, weather: str) -> None:
+    def _answer(self, request: Request, fault: str) -> None:
         api = self.server.api
         user = user_of(self.headers.get("Authorization"))
         if user is None:
@@ -205,7 +205,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._check_served(request)
         warnings: list[str] = []
         if request.verb == "watch":
-            return self._stream_watch(request, weather)
+            return self._stream_watch(request, fault)
         if request.subresource == "log":
             pieces = api.read_log(request, self._alive)
             return self._send_bytes(204, b"", "") if pieces is None else self._stream(pieces, "text/plain")
@@ -318,14 +318,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         kind = f"{resource.kind}List"
         return self._send(200, {"kind": kind, "apiVersion": resource.api_version, "metadata": metadata, "items": items})
 
-    def _stream_watch(self, request: Request, weather: str) -> None:
+    def _stream_watch(self, request: Request, fault: str) -> None:
         api, resource = self.server.api, request.resource
         assert resource
         api.reading.selected(request)
         if not re.fullmatch(r"\d*", version := request.query.get("resourceVersion", "")):
             text = f'Invalid value: "{version}": strconv.ParseUint: parsing "{version}": invalid syntax'
             raise ApiError(500, f"resourceVersion: {text}", reason="")
-        ends = time.monotonic() + random.uniform(0.02, 0.5) if weather else None
+        ends = time.monotonic() + random.uniform(0.02, 0.5) if fault else None
 
         def alive() -> bool:
             return self._alive()
@@ -333,9 +333,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         def lines() -> Iterator[bytes]:
             for event in api.reading.watch(request, alive):
                 if ends and time.monotonic() > ends:
-                    if weather == "drop_watch":
+                    if fault == "drop_watch":
                         raise ConnectionResetError
-                    event = ("ERROR", ApiError(410, "too old resource version (bad weather)").status)
+                    event = ("ERROR", ApiError(410, "too old resource version (a fault was injected)").status)
                 if event is None:
                     yield b""
                     continue

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import urllib3.exceptions
-from kubernetes import client, config, watch
+from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
 from tests.cluster.recording.session import OBJECTS
@@ -105,13 +105,7 @@ def placed(server: ApiServer, body: dict[str, Any]) -> dict[str, Any]:
 # Watches
 
 
-def test_a_dropped_watch_is_no_api_exception(core: client.CoreV1Api, server: ApiServer) -> None:
-    threading.Timer(0.3, server.drop_watches).start()
-    with pytest.raises(urllib3.exceptions.ProtocolError):
-        list(watch.Watch().stream(core.list_namespaced_config_map, "default", timeout_seconds=30))
-
-
-def test_bad_weather_ends_watches_with_410_or_a_cut(core: client.CoreV1Api, server: ApiServer) -> None:
+def test_a_fault_ends_a_watch_with_410_or_a_cut_connection(core: client.CoreV1Api, server: ApiServer) -> None:
     server.faults.script([({"verb": "watch"}, "gone_watch"), ({"verb": "watch"}, "drop_watch")])
     answer = core.list_namespaced_config_map("default", watch=True, _preload_content=False, timeout_seconds=30)
     events = [json.loads(line) for line in answer.read().splitlines()]
@@ -176,27 +170,6 @@ def test_a_finalizer_keeps_a_forced_pod_until_it_is_stripped(server: ApiServer, 
     assert server.object("pods", "worker") is None
 
 
-def test_a_namespace_takes_its_contents_along_and_accepts_nothing_meanwhile(
-    server: ApiServer, core: client.CoreV1Api
-) -> None:
-    core.create_namespace({"metadata": {"name": "team"}})
-    core.create_namespaced_config_map("team", {"metadata": {"name": "held", "finalizers": ["prism.dev/hold"]}})
-    core.delete_namespace("team")
-    assert core.read_namespace("team").status.phase == "Terminating"
-
-    def make() -> Any:
-        return core.create_namespaced_config_map("team", {"metadata": {"name": "late"}})
-
-    _refused(make, 403, "because it is being terminated")
-    _until(lambda: "deletionTimestamp" in server.object("configmaps", "held", "team")["metadata"], "contents stay")
-    core.patch_namespaced_config_map("held", "team", {"metadata": {"finalizers": None}}, **MERGE)
-    _until(lambda: server.object("namespaces", "team") is None, "the namespace stays")
-
-
-def test_a_pod_needs_its_service_account(core: client.CoreV1Api) -> None:
-    _refused(lambda: core.create_namespaced_pod("default", pod(serviceAccountName="none")), 403, "serviceaccount")
-
-
 # Logs
 
 
@@ -225,17 +198,7 @@ def test_a_log_is_followed_until_its_pod_has_ended(server: ApiServer, core: clie
     timer.join()
 
 
-# Bad weather
-
-
-def test_scripted_faults_befall_the_requests_they_name(server: ApiServer, core: client.CoreV1Api) -> None:
-    server.faults.retry_after_seconds = None
-    server.faults.script([({"verb": "create", "plural": "configmaps"}, code) for code in ("429", "500", "503")])
-    for code in (429, 500, 503):
-        core.list_namespaced_config_map("default")
-        _refused(lambda: core.create_namespaced_config_map("default", config_map()), code)
-    core.create_namespaced_config_map("default", config_map())
-    assert server.faults.pending == 0
+# Faults
 
 
 def test_a_lost_answer_was_carried_out(server: ApiServer, core: client.CoreV1Api) -> None:
@@ -245,12 +208,6 @@ def test_a_lost_answer_was_carried_out(server: ApiServer, core: client.CoreV1Api
     with pytest.raises(urllib3.exceptions.ProtocolError):
         core.create_namespaced_config_map("default", config_map("undone"))
     assert [item["metadata"]["name"] for item in server.objects("configmaps")] == ["done"]
-
-
-def test_something_else_can_happen_just_before_a_request(server: ApiServer, core: client.CoreV1Api) -> None:
-    server.create(config_map())
-    server.faults.script([({"verb": "patch"}, lambda request: server.delete("configmaps", "settings"))])
-    _refused(lambda: core.patch_namespaced_config_map("settings", "default", {"data": {"a": "1"}}), 404)
 
 
 def test_the_same_seed_spoils_the_same_requests_and_only_those_meant(
@@ -272,31 +229,6 @@ def test_the_same_seed_spoils_the_same_requests_and_only_those_meant(
     assert 0 < len(first) < 60
     assert {code for _, code in first} == {500}
     assert spoiled(60) == first
-
-
-def _pass_through(server: ApiServer) -> None:
-    with server.outage():
-        pass
-
-
-def test_an_outage_refuses_connections_and_forgets_nothing(server: ApiServer, core: client.CoreV1Api) -> None:
-    server.create(config_map())
-    brief = threading.Timer(0.3, lambda: _pass_through(server))
-    brief.start()
-    with pytest.raises(urllib3.exceptions.ProtocolError):
-        list(watch.Watch().stream(core.list_namespaced_config_map, "default", timeout_seconds=30))
-    brief.join()
-    with server.outage(), pytest.raises(urllib3.exceptions.MaxRetryError):
-        core.list_namespaced_config_map("default")
-    assert len(core.list_namespaced_config_map("default").items) == 1
-
-
-def test_requests_are_counted_so_that_idleness_can_be_shown(server: ApiServer, core: client.CoreV1Api) -> None:
-    core.create_namespaced_config_map("default", config_map())
-    assert server.requests.writes() == server.requests["POST", "configmaps"] == 1
-    server.requests.reset()
-    core.list_namespaced_config_map("default")
-    assert server.requests.writes() == 0
 
 
 # kubectl
