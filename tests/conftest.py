@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest's workers share the cores
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from tests.cluster.rig import Rig
 
 Row = dict[str, Any]
+
+# How long an example takes says more about the machine, which other workers use too, than about the test.
+settings.register_profile("shared-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared-machine")
 
 
 def turn(role: str, content: str) -> dict[str, str]:

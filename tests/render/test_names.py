@@ -86,7 +86,7 @@ RUNS = st.lists(st.sampled_from(PARTS), min_size=1, max_size=6).map("-".join).fi
         max_size=30,
     )
 )
-@settings(deadline=None)
+@settings(max_examples=40)
 @example([("x", "extract", 0, 0, 0), ("x-extract-0", "plan", 0, 0, 0), ("x-extract", "extract", 0, 0, 0)])
 @example([("a", "extract", 0, 0, 0), ("a-0", "extract", 0, 0, 0), ("a-0-0", "plan", 0, 0, 0)])
 def test_no_two_runs_of_a_namespace_share_the_name_of_an_object(places: list[tuple[Any, ...]]) -> None:
