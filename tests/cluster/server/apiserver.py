@@ -30,6 +30,7 @@ from tests.cluster.server.kinds.ownership import from_fields_v1, merge, owned, w
 from tests.cluster.server.kinds.resources import BUILTIN, OBJECT_META, Resource, custom_resources
 from tests.cluster.server.kinds.rules import rule_errors
 from tests.cluster.server.kinds.schemas import Cause, prune, set_defaults, tidied, validate
+from tests.cluster.server.kinds.selectors import merge_patch
 from tests.cluster.server.reading import Reading
 from tests.cluster.server.refusals import (
     STALE,
@@ -45,7 +46,6 @@ from tests.cluster.server.refusals import (
     unconditional,
     undecodable,
 )
-from tests.cluster.server.selectors import merge_patch
 from tests.cluster.server.store import Object, Store, copied, is_ending, owned_by, stamp
 from tests.cluster.server.subresources import Subresources
 from tests.cluster.server.writes import (

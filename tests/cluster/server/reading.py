@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 from tests.cluster.server.faults import Request
 from tests.cluster.server.kinds.resources import Resource
+from tests.cluster.server.kinds.selectors import field_test, label_test
 from tests.cluster.server.refusals import TOO_OLD, ApiError, not_found
-from tests.cluster.server.selectors import field_test, label_test
 from tests.cluster.server.store import Change, Object, Store
 from tests.cluster.server.writes import as_asked
 
