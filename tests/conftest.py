@@ -93,7 +93,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, request: An
 
 
 class Job:
-    """A run in a folder of its own. Change `document`, write data, call stages; each gives (exit code, last words)."""
+    """A run in a folder of its own. Change `document`, write data, call stages; each gives (exit code, termination message)."""
 
     def __init__(self, folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder, self.capsys = folder, capsys

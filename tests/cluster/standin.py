@@ -1,4 +1,4 @@
-"""A worker that does nothing but behave like one: stages, units as files, last words, exit codes by script. Stdlib alone.
+"""A stand-in for a worker: stages, units as files, termination messages, exit codes by script. Standard library only.
 
 `python -S -m tests.cluster.standin STAGE …` as a pod's command stands for `python -m prism_job STAGE …`: it starts in a few
 hundredths of a second, so that hundreds of runs test what makes and watches pods. Its folder is

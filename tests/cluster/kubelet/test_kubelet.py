@@ -1,4 +1,4 @@
-"""The test cluster's Job controller and kubelet do what a real cluster was seen to do: each law and trap of theirs."""
+"""The test cluster's Job controller and kubelet behave as a real cluster was observed to: its laws, and its surprises."""
 
 from __future__ import annotations
 

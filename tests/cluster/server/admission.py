@@ -1,4 +1,4 @@
-"""Admission: Pod Security, service accounts, ValidatingAdmissionPolicies and quotas. Not: schemas and a kind's own rules."""
+"""Admission: Pod Security, service accounts, ValidatingAdmissionPolicies and quotas. No schemas, no rules of a kind."""
 
 from __future__ import annotations
 
