@@ -1,4 +1,4 @@
-"""A whole cluster for a test: API server, Job controller, kubelet, S3, and data for a small run. Does not know what is tested."""
+"""A whole cluster for a test: API server, Job controller, kubelet, S3, and data for a small run. Knows no test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sees every change in the API server's store as it is made, and checks it against the laws of a run. Does not know who made it.
+"""Sees every change in the API server's store as it is made, and checks it against the laws of a run. Knows no writer.
 
 The laws: one unfinished Job of a (stage, group) at a time; no Job of a round that has ended; a terminal phase stays for its
 round; counters within their caps.
