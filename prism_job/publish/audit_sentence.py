@@ -10,7 +10,7 @@ def audit_sentence(figures: Figures) -> str:
     if is_noise(figures):
         between = _shown(figures, "spearman_between", ".3f")
         stated = "How well the ranking agrees with exact scores is not known: "
-        stated += f"its Spearman with the audit's ranking, {between}, cannot be told from noise."
+        stated += f"its Spearman with the audit's ranking, {between}, cannot be distinguished from noise."
     elif figures["spearman"] is None:
         return f"How well the ranking agrees with exact scores is not known: {figures['reason']}."
     else:

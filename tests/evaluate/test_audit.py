@@ -156,7 +156,7 @@ def test_unknown_figures_are_none_with_a_reason(job: Float64, other: Float64, re
     found = audit.agreement(job, other, 0.5, "highest")
     assert found["spearman"] is found["overlap"] is None
     assert reason in found["reason"]
-    sentence = "cannot be told from noise" if reason == "nothing in common" else found["reason"]
+    sentence = "cannot be distinguished from noise" if reason == "nothing in common" else found["reason"]
     assert sentence in audit_sentence(found)
     json.dumps(found, allow_nan=False)
 
@@ -170,7 +170,7 @@ def test_an_agreement_that_noise_alone_explains_is_reported_as_unknown() -> None
             job = random.standard_normal(60)
             found = audit.agreement(job, slope * job + random.standard_normal(60), 0.1, "highest")
             value, low, high = (found[f"spearman_between{end}"] for end in ("", "_low", "_high"))
-            no_finding = f"{value:.3f} ({low:.3f} to {high:.3f}), cannot be told from noise."
+            no_finding = f"{value:.3f} ({low:.3f} to {high:.3f}), cannot be distinguished from noise."
             sentence = audit_sentence(found)
             assert (low <= 0) == (no_finding in sentence) == ("agrees with exact scores at" not in sentence)
             times += no_finding in sentence

@@ -155,7 +155,7 @@ ASKED = {"label": "verdict", "positive": "fine", "targetLabel": "right"}
 
 
 def ranked_rows(manifest: Path) -> list[dict[str, Any]]:
-    """Rows of scores.parquet that are ranked, each with what its source says of it."""
+    """Rows of scores.parquet that are ranked, each with the label of its source."""
     rows = []
     for row in table_of(manifest, "scores.parquet"):
         if row["score"] is not None and not row["duplicate"]:

@@ -145,7 +145,7 @@ def heavy_tails(num: int) -> np.ndarray:
 def figures_of(
     label: str = "label", target_label: str | None = "right", source: str = "s3://pool/a.jsonl"
 ) -> dict[str, Any]:
-    """What an evaluation says, with figures that can be told apart."""
+    """Figures of an evaluation, each different from the others."""
     figures: dict[str, Any] = {
         "label": label,
         "num_examples": 1234,
