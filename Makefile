@@ -86,7 +86,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(LAUNCHER_VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(LAUNCHER_VENV)
-	$(LAUNCHER_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(LAUNCHER_VENV)/bin/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
 clean:
