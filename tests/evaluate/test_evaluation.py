@@ -317,10 +317,10 @@ def test_a_row_that_is_not_accepted_needs_no_label(job: Job) -> None:
 
 def test_a_label_of_one_kind_fails_in_the_plan(job: Job) -> None:
     job.spec["evaluation"] = {"label": "label", "positive": "7"}
-    job.fails("plan", 64, "column 'label' calls all 10 candidates bad", "positive")
+    job.fails("plan", 64, "column 'label' marks all 10 candidates bad", "positive")
     write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(1), candidate(3)])
     job.spec["evaluation"] = {"label": "label"}
-    job.fails("plan", 64, "calls all 2 candidates good", "spec.evaluation.label")
+    job.fails("plan", 64, "marks all 2 candidates good", "spec.evaluation.label")
 
 
 @pytest.mark.parametrize("left_out", ["duplicate", "quarantined"])
@@ -332,7 +332,7 @@ def test_labels_that_turn_out_one_sided_are_reported_and_end_no_selection(job: J
     job.spec["candidates"]["maxBadFraction"] = 0.5
     job.spec["evaluation"] = {"label": "label"}
     manifest = job.run()
-    reason = "column 'label' calls all 6 candidates good"
+    reason = "column 'label' marks all 6 candidates good"
     assert json.loads(manifest.read_text())["evaluation"] == {"reason": reason}
     assert f"Not known: {reason}." in html.unescape((manifest.parent / "report.html").read_text())
     code, words = job.call("evaluate", str(manifest))

@@ -19,7 +19,7 @@ def wrong_token(session: Session) -> None:
 
 @recorded(
     "doctor.cluster_checks._leases",
-    "doctor.findings.looked",
+    "doctor.findings.run_check",
     "operator.executor.Executor._create_job",
     "follow.pod_log.PodLog.lines",
 )
@@ -43,7 +43,7 @@ def not_allowed(session: Session) -> None:
         session.ask("GET", path, who="driver")
 
 
-@recorded("kube.cluster.Cluster.may", "doctor.cluster_checks.missing_rights")
+@recorded("kube.cluster.Cluster.may", "doctor.rights.missing_rights")
 def access_review(session: Session) -> None:
     """What one may do oneself, asked of the administrator and of an account; an unknown resource is merely not allowed."""
     session.account("driver", [{"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get"]}])

@@ -47,7 +47,7 @@ def unknown_resource(session: Session) -> None:
 @recorded(
     "kube.cluster.Cluster.find",
     "kube.cluster.Cluster.get",
-    "doctor.cluster_checks._namespace",
+    "doctor.cluster_checks._check_namespace",
     "doctor.run_checks._service_account",
 )
 def missing_object(session: Session) -> None:

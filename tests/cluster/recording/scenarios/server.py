@@ -5,7 +5,9 @@ from __future__ import annotations
 from tests.cluster.recording.session import MERGE, Session, recorded
 
 
-@recorded("kube.cluster.Cluster.version", "doctor.cluster_checks._server", "kube.cluster.Cluster.serves_selection_runs")
+@recorded(
+    "kube.cluster.Cluster.version", "doctor.cluster_checks._check_server", "kube.cluster.Cluster.serves_selection_runs"
+)
 def discovery(session: Session) -> None:
     """The server's version, and what it serves of ours."""
     session.ask("GET", "/version")
@@ -35,7 +37,7 @@ def new_definition(session: Session) -> None:
     session.ask("GET", "/apis/recorded.example/v1alpha1")
 
 
-@recorded("follow.pod_log.PodLog.lines", "kube.cluster.Cluster.log_lines", "doctor.bucket_probe._said")
+@recorded("follow.pod_log.PodLog.lines", "kube.cluster.Cluster.log_lines", "doctor.bucket_probe._log_lines")
 def pod_log(session: Session) -> None:
     """Logs of a pod that is not there, has no node, has no such container, or whose node is gone."""
     query = "container=worker&follow=false&timestamps=true"
