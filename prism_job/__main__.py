@@ -3,8 +3,6 @@
 Each function imports what it needs: a plan must not import torch.
 """
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys

@@ -10,8 +10,6 @@ Every error states what is wrong, where, and a fix. Any other exception that esc
 | 143       | Stopped         | SIGTERM arrived; finished units are kept.               |
 """
 
-from __future__ import annotations
-
 
 class _ErrorWithFix(BaseException):
     exit_code = 1

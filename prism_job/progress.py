@@ -4,8 +4,6 @@ The termination message (a small JSON object) goes to the file that PRISM_TERMIN
 /dev/termination-log, so the launcher learns the outcome without bucket credentials (docs/architecture.md, Contracts).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

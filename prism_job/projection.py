@@ -6,8 +6,6 @@ device and no order of calls can change them. Only numpy: extraction and reducti
 Shapes: P projected dims a side, D folded dims, M = P·P numbers of one layer's sketch.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 

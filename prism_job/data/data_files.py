@@ -1,7 +1,5 @@
 """Data files -> rows: jsonl, json, csv, parquet, plain or .gz or .zst, in a folder or a bucket. Does not interpret rows."""
 
-from __future__ import annotations
-
 import codecs
 import csv
 import gzip
@@ -48,8 +46,7 @@ class Unreadable:
 def list_sources(uris: Iterable[str]) -> tuple[list[Source], list[str]]:
     """The data files at each uri (a file, a folder, a prefix) in key order, and the addresses of all other files there.
 
-    Raises:
-        RequestError: nothing there, or a single file of an unsupported kind.
+    Raises RequestError: nothing there, or a single file of an unsupported kind.
     """
     sources: list[Source] = []
     ignored: list[str] = []
@@ -101,8 +98,7 @@ def _kind(key: str) -> tuple[str, str] | None:
 def read_rows(source: Source) -> Iterator[tuple[int, Row | Unreadable]]:
     """Each row with its number: the line in jsonl and csv, the position from 1 in json and parquet.
 
-    Raises:
-        DataError: the file cannot be read: cut short, or not of the kind or compression in its name.
+    Raises DataError: the file cannot be read: cut short, or not of the kind or compression in its name.
     """
     kind, compression = _kind(source.key) or ("", "")
     with source.store.as_file(source.key) as path:

@@ -4,8 +4,6 @@ Candidates: `messages`, or `prompt` + `completion`, or `text`. Targets: `prompt`
 Other columns are carried along and change nothing: only the content makes the example's id.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,8 +40,7 @@ class Layout:
 def candidate_content(row: dict[str, Any]) -> Content:
     """The content of a candidate row: that of the first layout whose columns it has.
 
-    Raises:
-        BadRow: no known columns, no response, or wrong types.
+    Raises BadRow: no known columns, no response, or wrong types.
     """
     for layout in CANDIDATE_LAYOUTS:
         if all(row.get(column) is not None for column in layout.columns):
@@ -93,8 +90,7 @@ def describe_columns(row: dict[str, Any]) -> str:
 def target_content(row: dict[str, Any], needs_rejected: bool) -> Content:
     """The content of a target row: prompt, chosen and, unless the weighting does without it, rejected.
 
-    Raises:
-        BadRow: a part is missing or of the wrong type, or chosen and rejected are identical.
+    Raises BadRow: a part is missing or of the wrong type, or chosen and rejected are identical.
     """
     for name in ("chosen", "rejected"):
         if row.get(name) is None and (name == "chosen" or needs_rejected):

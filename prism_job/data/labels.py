@@ -1,7 +1,5 @@
 """What a label column says about a row: good or bad. A label changes no score."""
 
-from __future__ import annotations
-
 import reprlib
 from typing import Any
 
@@ -15,8 +13,7 @@ _NO = {"0", "0.0", "false", "no"}
 def label_of(row: dict[str, Any], column: str, positive: str | None, where: str) -> bool:
     """Whether the row is good: the column holds `positive`, or, where that is None, 1, true or yes; case does not matter.
 
-    Raises:
-        RequestError: the column is missing or null, or `positive` is None and it holds neither yes nor no.
+    Raises RequestError: the column is missing or null, or `positive` is None and it holds neither yes nor no.
     """
     if row.get(column) is None:
         raise RequestError(

@@ -3,8 +3,6 @@
 One multiply and add counts as two FLOPs. A micro-batch of t tokens, padding counted; P projected dims a side.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal

@@ -3,8 +3,6 @@
 From the document, the model's config and tokenizer, and the listed data. Reads no weights and writes to no store.
 """
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -36,8 +34,7 @@ def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sa
         utilisation: share of the card's peaks that extraction reaches, above 0 and at most 1.
         sample: tokenise one row in this many, and scale.
 
-    Raises:
-        RequestError, DataError: what plan and extract would raise, as far as that can be known without weights.
+    Raises RequestError, DataError: what plan and extract would raise, as far as that can be known without weights.
     """
     started = time.monotonic()
     card = _card(gpu)

@@ -3,8 +3,6 @@
 Sizes are in parameters unless the name says otherwise.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -63,8 +61,7 @@ class ModelShape:
 def model_shape(spec: RunSpec) -> ModelShape:
     """The shape of spec.model, with its adapter, from config files alone. A 70B Llama takes under a second.
 
-    Raises:
-        RequestError: no config of a causal language model; layers that cannot be captured.
+    Raises RequestError: no config of a causal language model; layers that cannot be captured.
     """
     model = _meta_model(spec)
     layers = captured_layers(model, spec.extraction.layers)

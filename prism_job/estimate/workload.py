@@ -107,8 +107,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     Args:
         sample: tokenise one row in this many and scale; 1 tokenises all. All rows are read either way.
 
-    Raises:
-        RequestError, DataError: what plan and extract would raise for these data.
+    Raises RequestError, DataError: what plan and extract would raise for these data.
     """
     max_length = spec.extraction.max_length
     needs_rejected = spec.scoring.weighting == "preference"

@@ -20,8 +20,6 @@ All rows of a run share one draw of the projections; the interval does not cover
 Shapes: N rows of the sample.
 """
 
-from __future__ import annotations
-
 import math
 from statistics import NormalDist
 from typing import Any

@@ -3,8 +3,6 @@
 Shapes: A rows of the plan, N ranked ones (usable, duplicates left out), Q target pairs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The labels that candidates and target pairs carry in a column of their data, read from the staged rows."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

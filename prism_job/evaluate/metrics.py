@@ -3,8 +3,6 @@
 Shapes: N labelled candidates, V distinct values of a ranking, B budgets, Q target pairs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Loads hub models, folders, s3:// prefixes and GGUF files alike. No remote code, no pickle.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -25,8 +23,7 @@ def load_tokenizer(spec: ModelSpec, path: Path | None = None) -> PreTrainedToken
     Args:
         path: where its files are already; else the model is fetched.
 
-    Raises:
-        RequestError: it has none, or only a slow one, which does not report which characters a token covers.
+    Raises RequestError: it has none, or only a slow one, which does not report which characters a token covers.
     """
     folder, gguf = files_of(path or model_files.fetch_model(spec.uri, spec.revision))
     fix = "check config.json, and put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights"

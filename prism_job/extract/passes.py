@@ -1,7 +1,5 @@
 """One micro-batch through the model, or its halves where it does not fit into memory. Does not know units, shards or ranks."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass, fields
 
@@ -42,8 +40,7 @@ class Passes:
     def compute(self, examples: list[tokenise.Encoded], *, mean: bool, factors: FactorSums | None = None) -> Computed:
         """The gradients of a micro-batch; for `mean` and `factors` see `GradientCapture.gradients_of`.
 
-        Raises:
-            TransientError: it does not fit into memory and cannot be halved.
+        Raises TransientError: it does not fit into memory and cannot be halved.
         """
         num_tokens = len(examples) * max(len(example.ids) for example in examples)
         if len(examples) == 1 or num_tokens <= self.max_tokens:

@@ -3,8 +3,6 @@
 Does not know ranks, models or passes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Shapes: B examples of a batch, T tokens of the longest.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, cast

@@ -5,8 +5,6 @@ Does not know which rank computes them, or where they are written.
 Shapes: N rows of the unit, D stored dims.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

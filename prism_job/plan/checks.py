@@ -1,7 +1,5 @@
 """What a plan refuses: too many bad rows, bad or missing targets, labels that cannot be used, output inside the data."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The extractor digest covers everything that changes a number in a row: not batch sizes, unit sizes, paths or world sizes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from prism_job import projection

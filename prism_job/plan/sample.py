@@ -4,8 +4,6 @@ Ids are digests of the content, so the sample is drawn uniformly from the distin
 data are added.
 """
 
-from __future__ import annotations
-
 import heapq
 
 from prism_job.data.data_files import Row

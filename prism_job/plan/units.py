@@ -1,7 +1,5 @@
 """Data files -> work units: read the rows, set bad ones apart, cut the others into units, stage each unit in the store."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice

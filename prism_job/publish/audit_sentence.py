@@ -1,7 +1,5 @@
 """The audit's figures as one or two English sentences, for the end of a run and the report."""
 
-from __future__ import annotations
-
 from prism_job.evaluate.audit import LOW_AGREEMENT, Figures
 
 

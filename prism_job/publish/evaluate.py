@@ -1,7 +1,5 @@
 """The verb `evaluate`: a published selection compared with labels that its rows carry."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from prism_job.evaluate.comparison import Outcome, compare

@@ -1,7 +1,5 @@
 """The selected subset as a data file: the candidates' own rows, all columns, in plan order."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import tempfile

@@ -4,8 +4,6 @@ A selection lies under <output>/<run>/<selection id>/. Its manifest is written l
 of every file beside it, so whoever finds a manifest can prove the selection whole.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import numpy as np

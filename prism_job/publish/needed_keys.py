@@ -3,8 +3,6 @@
 A plan whose selection is not published yet counts as well: its run may be in progress.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from pydantic import ValidationError

@@ -3,8 +3,6 @@
 Shapes: N candidates in plan order, R runs of lines (mostly one a unit), S sources.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

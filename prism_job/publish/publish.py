@@ -3,8 +3,6 @@
 Shapes: N candidates in plan order, Q target pairs.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 from pathlib import Path

@@ -26,11 +26,7 @@ class Published:
     folder: Store
 
     def read(self, name: FileName) -> bytes:
-        """A file beside the manifest.
-
-        Raises:
-            DataError: it is missing, or its checksum is not the manifest's.
-        """
+        """A file beside the manifest. Raises DataError: it is missing, or its checksum is not the manifest's."""
         content = self.folder.get(name)
         self._check_digest(name, digest_of(content))
         return content
@@ -59,11 +55,7 @@ class Published:
 
 
 def find_published(output: Store, folder: str) -> Published | None:
-    """A selection already published whole, or None.
-
-    Raises:
-        DataError: a manifest is there and something is damaged.
-    """
+    """A selection already published whole, or None. Raises DataError: a manifest is there and something is damaged."""
     key = f"{folder}/manifest.json"
     return load(output.uri(key)).check() if output.exists(key) else None
 

@@ -1,7 +1,5 @@
 """The result of reduction, to be published."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The document that replays a run: local paths made absolute, a hub model pinned to its commit."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

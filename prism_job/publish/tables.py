@@ -3,8 +3,6 @@
 Shapes: N candidates in plan order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -24,11 +22,7 @@ from prism_job.store import shards
 
 
 def write_tables(reduced: Reduced, origins: Origins, folder: Path) -> dict[FileName, Path]:
-    """Write the tables into the folder. Returns their paths.
-
-    Raises:
-        TransientError: the folder has no room.
-    """
+    """Write the tables into the folder. Returns their paths. Raises TransientError: the folder has no room."""
     targets = reduced.targets
     in_sets = {"set": np.array(reduced.set_names)[targets.set_Q]} if reduced.run.spec.targets.sets else {}
     target_columns = {

@@ -3,8 +3,6 @@
 Shapes: K directions, one a target set; N rows; D dims.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -94,8 +92,7 @@ def score_units(
 ) -> Iterator[ScoredUnit]:
     """Equation 4 for the rows of these units, in their order; shards are read ahead.
 
-    Raises:
-        DataError: a shard is missing or damaged, or its arrays do not fit together.
+    Raises DataError: a shard is missing or damaged, or its arrays do not fit together.
     """
     codec = spec.extraction.codec.kind
     scorers = [scorer(codec, direction_D) for direction_D in directions_KD]

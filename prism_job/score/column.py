@@ -5,8 +5,6 @@ What selection needs whole is held in memory; all else of a candidate lies in co
 Shapes: N rows in plan order.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Iterator
@@ -32,8 +30,7 @@ def parts(num_rows: int) -> Iterator[slice]:
 class Column:
     """Values of one type in an unnamed file of the scratch folder (TMPDIR); gone with the object.
 
-    Raises:
-        TransientError: the scratch folder has no room.
+    Raises TransientError: the scratch folder has no room.
     """
 
     def __init__(self, dtype: DTypeLike) -> None:

@@ -3,8 +3,6 @@
 Shapes: K target sets, L layers, P projected dims a side, M = P² numbers of a layer's sketch, D stored dims.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

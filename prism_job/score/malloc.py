@@ -3,8 +3,6 @@
 Settings of glibc and pyarrow; other C libraries lack the first and keep their defaults.
 """
 
-from __future__ import annotations
-
 import ctypes
 
 import pyarrow as pa

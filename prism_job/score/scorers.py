@@ -3,8 +3,6 @@
 Shapes: N rows, D dims, S = D / 256 blocks, B = 256 dims of a block.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -3,8 +3,6 @@
 Shapes: N rows in plan order.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

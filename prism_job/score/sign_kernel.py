@@ -7,8 +7,6 @@ so every processor gives the same bits.
 Shapes: N rows, S blocks of 256 dims, W = 32 S bytes of signs.
 """
 
-from __future__ import annotations
-
 import platform
 import sys
 from collections.abc import Callable
@@ -90,8 +88,7 @@ def _loop(
 def compiled_loop() -> Callable[..., None]:
     """The loop as machine code that releases the GIL; one for the process.
 
-    Raises:
-        RequestError: a system that forbids code made at run time, or a processor whose lowest byte does not come first.
+    Raises RequestError: a system that forbids code made at run time, or a processor whose lowest byte does not come first.
     """
     fix = "run the reduce stage elsewhere, or extract with codec float16, which needs none"
     if sys.byteorder != "little":

@@ -3,8 +3,6 @@
 Shapes: K target sets, Q target pairs, L layers, P projected dims a side, M = L·P² numbers of a pair's row.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The digest of any plain value."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from typing import Any

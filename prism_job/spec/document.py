@@ -4,8 +4,6 @@ The same document is the input of a local run and of `prism submit`, and an obje
 (docs/architecture.md, Formats).
 """
 
-from __future__ import annotations
-
 import difflib
 import reprlib
 from collections.abc import Iterator
@@ -96,8 +94,7 @@ def parse_spec(text: str, where: str) -> SelectionRun:
         text: the document.
         where: its name in errors, usually its path.
 
-    Raises:
-        SpecError: not YAML, or fields missing, unknown (with the nearest known name) or out of bounds; all at once.
+    Raises SpecError: not YAML, or fields missing, unknown (with the nearest known name) or out of bounds; all at once.
     """
     return check_document(read_yaml(text, where), where)
 

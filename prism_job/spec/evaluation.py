@@ -1,7 +1,5 @@
 """The sections `spec.evaluation` and `spec.audit`: how good the ranking is. They change no score."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import Field, StringConstraints

@@ -1,7 +1,5 @@
 """The section `spec.model`: the reference model."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints

@@ -1,7 +1,5 @@
 """The section `spec.scoring`: how rows and targets become scores."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

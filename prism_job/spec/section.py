@@ -1,7 +1,5 @@
 """The base of all sections of the document, and the types that several of them share."""
 
-from __future__ import annotations
-
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 

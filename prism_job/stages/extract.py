@@ -1,7 +1,5 @@
 """The extract stage: for every unit that the store lacks, its rows through the model, and one atomic put a shard."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from typing import Any

@@ -3,8 +3,6 @@
 Reads each candidate file once. Later stages need neither the data files nor their formats.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -6,8 +6,6 @@ files, never its row.
 Shapes: N candidates in plan order, K target sets, D stored dims.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

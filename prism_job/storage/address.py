@@ -1,7 +1,5 @@
 """Addresses: a path or `s3://bucket/prefix` -> the store there."""
 
-from __future__ import annotations
-
 from prism_job.storage.folder import LocalFolder
 from prism_job.storage.objects import Store
 from prism_job.storage.s3 import S3Prefix

@@ -5,8 +5,6 @@ Not verified: CRC32C and CRC64NVME, which Python's library does not compute, and
 encrypted with KMS or customer keys, and of directory buckets. Then only the size and an unchanged ETag are checked.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re

@@ -1,7 +1,5 @@
 """A store in a local folder, and `local_errors`, which translates the errors of the file system."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io

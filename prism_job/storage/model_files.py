@@ -4,8 +4,6 @@ A model is a hub id, a folder, an s3:// prefix or one .gguf file. Only safetenso
 and no code.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import hashlib
 import json

@@ -3,8 +3,6 @@
 Both make a put atomic: a reader sees the whole object or none. Both raise only errors of the three families (errors.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

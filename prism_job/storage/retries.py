@@ -3,8 +3,6 @@
 There are no other retries: boto3's own are switched off, so that these limits hold.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable
@@ -33,8 +31,7 @@ def with_retries(request: Callable[[], Response], cancelled: threading.Event | N
 
     Setting `cancelled` ends the waiting.
 
-    Raises:
-        TransientError: the last one, with the number of tries and the seconds they took in its text.
+    Raises TransientError: the last one, with the number of tries and the seconds they took in its text.
     """
     cancelled = cancelled or threading.Event()
     started = time.monotonic()

@@ -3,8 +3,6 @@
 Does not know S3: the caller requests a piece, and retries it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -4,8 +4,6 @@ Shapes: N rows, D dims, W = D / 8 bytes of signs, S = D / 256 blocks that share 
 Every row carries a float32 factor `unit_N`, so that float16 holds relative sizes and cannot overflow.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

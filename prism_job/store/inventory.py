@@ -3,8 +3,6 @@
 `publish/needed_keys.py` finds out which keys are needed.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections import Counter, defaultdict
@@ -71,11 +69,7 @@ class Needed:
 
 
 def list_contents(store_uri: str) -> Contents:
-    """List a store.
-
-    Raises:
-        RequestError: there is no shard and no staged row.
-    """
+    """List a store. Raises RequestError: there is no shard and no staged row."""
     store = open_store(store_uri)
     objects: list[StoredObject] = []
     others: list[Listed] = []
@@ -97,8 +91,7 @@ def count_rows(contents: Contents, needed: Needed | None = None) -> dict[str, An
 
     Reads one shard of each size: within an extractor, shards of equal size hold equally many rows.
 
-    Raises:
-        DataError: a damaged shard; named.
+    Raises DataError: a damaged shard; named.
     """
     rows_of: dict[tuple[str, Part, int], int] = {}
     extractors: dict[str, Counter[str]] = defaultdict(Counter)
@@ -161,8 +154,7 @@ def prune(
     in between is not in the list and cannot be removed. A run in progress that publishes to an output that is not kept can
     lose older shards that it needs; run it again.
 
-    Raises:
-        RequestError: nothing of this store is needed, so all of it would be removed; or a negative age.
+    Raises RequestError: nothing of this store is needed, so all of it would be removed; or a negative age.
     """
     if older_than_hours < 0:
         raise RequestError("a negative age", where="--older-than", fix="give hours, 0 or more")

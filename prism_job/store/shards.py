@@ -4,8 +4,6 @@ The header names format version, kind, extractor and unit; a checksum covers hea
 shard that is truncated, changed, renamed or of another extractor is refused. Does not know torch or scores.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import deque
@@ -112,8 +110,7 @@ def write_shard(
 def read_shard(store: Store, extractor: str, kind: Kind, unit_id: str) -> Shard:
     """Read and check one unit.
 
-    Raises:
-        DataError: missing, truncated, changed, renamed, of another extractor or format; names the object.
+    Raises DataError: missing, truncated, changed, renamed, of another extractor or format; names the object.
     """
     key = shard_key(extractor, kind, unit_id)
     where = store.uri(key)
@@ -162,8 +159,7 @@ def read_ahead(
     Threads read, check and use up to `depth` shards at a time: file reads, checksums and numpy release the GIL. No shard
     outlives its `use`.
 
-    Raises:
-        DataError: that of the first damaged unit in order, from `read_shard`.
+    Raises DataError: that of the first damaged unit in order, from `read_shard`.
     """
 
     def work(unit_id: str) -> Result:

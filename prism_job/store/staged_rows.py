@@ -3,8 +3,6 @@
 Extraction, report, evaluation and export read rows here, so that none of them needs the data files or their formats.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 
@@ -33,11 +31,7 @@ def stage_rows(store: Store, unit_rows: list[Row], staged: set[str]) -> str:
 
 
 def read_rows(store: Store, name: str) -> list[Row]:
-    """The rows of that name.
-
-    Raises:
-        DataError: missing or damaged; names the object.
-    """
+    """The rows of that name. Raises DataError: missing or damaged; names the object."""
     where = store.uri(rows_key(name))
     try:
         with pa.CompressedInputStream(pa.BufferReader(store.get(rows_key(name))), "zstd") as stream:

@@ -3,8 +3,6 @@
 Shapes: B examples, T tokens, E hidden dims, K supervised tokens of the batch, V vocabulary.
 """
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch

@@ -6,8 +6,6 @@ a_t, a hook on the output's gradient projects b_t, and their product summed over
 Shapes: B examples, D stored dims, L layers, P projected dims a side.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,8 +67,7 @@ class GradientCapture:
             mean: of the token-mean loss (targets, equation 3), else of the token sum (candidates, equation 4).
             factors: sums to add this batch's factors to. Only for a single row format.
 
-        Raises:
-            RequestError: a layer that cannot be captured, by name, or a model that is not causal.
+        Raises RequestError: a layer that cannot be captured, by name, or a model that is not causal.
         """
         assert factors is None or len(self.projections) == 1
         sketches = PassSketches(batch, self.projections, with_factors=factors is not None)

@@ -1,7 +1,5 @@
 """Which layers of a model are captured, and their shapes. Does not compute gradients."""
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,8 +38,7 @@ class Layers:
 def captured_layers(model: nn.Module, globs: tuple[str, ...]) -> Layers:
     """The linear layers that the globs match, without embeddings and head; of an adapted model only the adapter's.
 
-    Raises:
-        RequestError: no head, a glob that matches no layer, or under COVERAGE_FLOOR of the requested matrix parameters.
+    Raises RequestError: no head, a glob that matches no layer, or under COVERAGE_FLOOR of the requested matrix parameters.
     """
     head = cast(Any, model).get_output_embeddings()
     embedding = cast(Any, model).get_input_embeddings()

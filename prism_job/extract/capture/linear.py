@@ -6,8 +6,6 @@ Another type of layer is captured by a module of its own beside this one, which 
 Shapes: B examples, T tokens, P projected dims a side.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 

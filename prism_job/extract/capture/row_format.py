@@ -3,8 +3,6 @@
 Shapes: P projected dims a side, D stored dims, M = P·P numbers of one layer's sketch.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, cast
 

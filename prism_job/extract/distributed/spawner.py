@@ -4,8 +4,6 @@ torchrun turns every failure into exit code 1. Here the exit code and message of
 the node, so that a Job policy can tell a bad request from a transient error. torch starts the processes (`start_processes`).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

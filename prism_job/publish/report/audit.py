@@ -1,7 +1,5 @@
 """The section of the audit: how far the ranking can be trusted."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from prism_job.publish.audit_sentence import audit_sentence, is_low, is_noise

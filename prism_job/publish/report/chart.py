@@ -1,7 +1,5 @@
 """Histograms, and shares side by side, as inline SVG. Labels must be safe HTML already."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

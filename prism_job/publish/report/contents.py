@@ -3,8 +3,6 @@
 Shapes: N candidates in plan order, Q target pairs, S sources.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -3,8 +3,6 @@
 Knows only the figures of `evaluate.comparison.compare`. Labels and sources are untrusted text.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from prism_job.publish.report.chart import Group, Share, shares

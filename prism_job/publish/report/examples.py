@@ -1,7 +1,5 @@
 """The sections of examples: those of the highest and of the lowest scores."""
 
-from __future__ import annotations
-
 from prism_job.publish.report.chart import number
 from prism_job.publish.report.contents import ShownExample
 from prism_job.publish.report.markup import safe

@@ -1,7 +1,5 @@
 """Gathers the contents of the report from the result of reduction and its manifest."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

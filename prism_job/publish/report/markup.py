@@ -1,7 +1,5 @@
 """Small pieces of a page, as HTML that is safe whatever the data hold."""
 
-from __future__ import annotations
-
 import html
 import json
 import re

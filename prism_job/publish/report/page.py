@@ -4,8 +4,6 @@ Knows only the `Report` it is given: no store, no clock, no network, so the same
 untrusted text: every string from data passes through `markup.safe` on its way into the page.
 """
 
-from __future__ import annotations
-
 from importlib import resources
 
 from prism_job.publish.report.audit import audit_section

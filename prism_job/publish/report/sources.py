@@ -1,7 +1,5 @@
 """The sections of data: candidates by source, quarantined rows, ignored files."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The sections of targets: named sets, preference π, and the contribution of each pair."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 
