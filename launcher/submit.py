@@ -3,8 +3,6 @@
 Where the custom resource is not installed, a ConfigMap keeps the record and the process that waits drives the run itself.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import threading

@@ -1,7 +1,5 @@
 """The verbs for runs in a cluster: submit, list, status, watch, wait, logs, cancel, retry."""
 
-from __future__ import annotations
-
 import sys
 from datetime import UTC, datetime
 from typing import Annotated

@@ -15,8 +15,6 @@
 The stages in the container have exit codes of their own (64, 65, 75, 143): prism_job/errors.py.
 """
 
-from __future__ import annotations
-
 import functools
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The verbs that run the job on this machine: the stages, and one call each of `python -m prism_job <verb>`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Annotated, Any
 

@@ -3,8 +3,6 @@
 `prism --help` starts fast: a verb imports what it needs when it is called.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated
 

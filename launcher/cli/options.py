@@ -1,7 +1,5 @@
 """Arguments and options that several verbs share, each declared once."""
 
-from __future__ import annotations
-
 import enum
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """What `prism` prints: data on stdout in the format asked for, everything else on stderr. Knows no verb."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """The verbs that prepare a cluster, and what PRISM puts into it: doctor, render, schedule, crd, operator."""
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import Annotated

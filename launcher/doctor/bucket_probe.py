@@ -3,8 +3,6 @@
 The only check of the doctor that creates anything: the Job, and a small object in store and output. It removes both.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import time

@@ -3,8 +3,6 @@
 What one run needs is checked in run_checks.py, its buckets in bucket_probe.py.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import re

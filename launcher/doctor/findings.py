@@ -1,7 +1,5 @@
 """A finding of `prism doctor`, and how findings are printed. Runs no check."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal

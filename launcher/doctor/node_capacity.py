@@ -1,7 +1,5 @@
 """Whether the cluster's nodes have room for a run's pods. Looks at the nodes as if they were empty; ignores taints."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Which rights a run needs, and which of them we lack: the role prism-driver of k8s/rbac.yaml."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from launcher.doctor.findings import Finding, error, ok, warning

@@ -3,8 +3,6 @@
 Checks the objects that the run would create, podOverlay included. Creates nothing: policies are tested by a dry run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What `prism estimate` prints for a person. Does not know how the figures are computed."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from launcher.follow.terminal_text import aligned, printable

@@ -1,7 +1,5 @@
 """Events of the stages as short English text. Does not know where the text is shown."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

@@ -4,8 +4,6 @@ With `follow`, one thread finds new pods and one thread per pod reads its log, u
 bounded queue, so a slow reader slows them down.
 """
 
-from __future__ import annotations
-
 import contextlib
 import queue
 import re

@@ -1,7 +1,5 @@
 """What `prism evaluate` prints for a person: four tables with an empty line between them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from launcher.follow.terminal_text import printable

@@ -1,7 +1,5 @@
 """The log of one pod: resumed after a broken connection, each line once. Does not know the other pods."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import re

@@ -1,14 +1,9 @@
 """What `prism list` and `prism status` print for a person."""
 
-from __future__ import annotations
-
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from launcher.follow.terminal_text import aligned, one_line
-
-if TYPE_CHECKING:
-    from launcher.resource.record import Record
+from launcher.resource.record import Record
 
 
 def runs_table(records: list[Record], now: datetime) -> str:

@@ -4,14 +4,12 @@ Each rank counts its own work out of the total of all ranks of all groups: the c
 totals are equal. What an earlier attempt wrote is skipped by the next one, so it is subtracted from the next one's total.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from launcher.follow.event_text import note_text, outcome_text, progress_text
 from launcher.follow.terminal_text import one_line
@@ -58,17 +56,15 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
 
-    def plus(self, other: Progress) -> Progress:
+    def plus(self, other: Self) -> Self:
         """Of two that work at the same time towards the same total."""
-        return Progress(
-            self.done + other.done,
-            max(self.total, other.total),
-            self.tokens + other.tokens,
-            max(self.seconds, other.seconds),
+        total, seconds = max(self.total, other.total), max(self.seconds, other.seconds)
+        return replace(
+            self, done=self.done + other.done, total=total, tokens=self.tokens + other.tokens, seconds=seconds
         )
 
-    def minus_total(self, num_done_before: int) -> Progress:
-        return Progress(self.done, max(0, self.total - num_done_before), self.tokens, self.seconds)
+    def minus_total(self, num_done_before: int) -> Self:
+        return replace(self, total=max(0, self.total - num_done_before))
 
     def group_text(self) -> str:
         """Of one group among several: its share of the total is not known."""

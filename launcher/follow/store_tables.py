@@ -1,7 +1,5 @@
 """What `prism store list`, `du` and `prune` print for a person."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from launcher.follow.terminal_text import aligned

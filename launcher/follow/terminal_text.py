@@ -1,7 +1,5 @@
 """Text from data, made safe for a terminal, and columns of it. Knows nothing of what it means."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -2,8 +2,6 @@
 and the main thread draws what they know.
 """
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The Kubernetes API in a few verbs: plain dicts in and out, and errors of our own. Knows no run and no stage."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Who we are and where the API server is: kubeconfig or service account, read again once the server refuses them."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 import socket

@@ -1,7 +1,5 @@
 """JSON of any depth. An API server takes objects that nest 10,000 levels deep, Python's parser about 1,000."""
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any

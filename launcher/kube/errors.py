@@ -1,7 +1,5 @@
 """The errors of a request to the API server: what an answer, or the lack of one, means. Makes no requests."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The kinds that the launcher reads or writes, and their paths at the API server."""
 
-from __future__ import annotations
-
 import urllib.parse
 from collections.abc import Callable
 

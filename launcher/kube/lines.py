@@ -1,7 +1,5 @@
 """Chunks of bytes as lines of text: of a watch, and of a container's log. Makes no requests."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 LONGEST_LINE = 2**20

@@ -1,7 +1,5 @@
 """The objects of a kind as they are, then each change to them, through outages. Does not know what follows from a change."""
 
-from __future__ import annotations
-
 import random
 import threading
 import time

@@ -3,8 +3,6 @@
 For a second or two after its start a server answers 403 to everybody, until it has read its roles. Makes no requests.
 """
 
-from __future__ import annotations
-
 import re
 import time
 

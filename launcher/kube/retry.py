@@ -1,7 +1,5 @@
 """When to try again, and when to report an outage. Makes no requests."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 

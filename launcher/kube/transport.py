@@ -4,8 +4,6 @@ The client's typed models are not used: they refuse fields that they do not know
 authentication and its configuration are. What a real server answers stands in docs/architecture.md, Kubernetes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import json

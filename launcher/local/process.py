@@ -4,8 +4,6 @@ A verb writes JSON lines on stdout; the last one is its outcome (docs/architectu
 killed with SIGKILL, the verb meets a broken pipe at its next line and ends too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,11 +1,9 @@
 """The signals that stop a local run: noted when they arrive, and how a second one differs from the first."""
 
-from __future__ import annotations
-
 import signal
 import time
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 GRACE_SECONDS = 20.0
 """From SIGTERM to SIGKILL: extract ends its micro-batch first, a few seconds even on a slow CPU."""
@@ -29,7 +27,7 @@ class Signals:
         self.received: list[tuple[int, float]] = []
         self._previous_handlers: dict[int, Any] = {}
 
-    def __enter__(self) -> Signals:
+    def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous_handlers[number] = signal.signal(number, self._note)

@@ -3,8 +3,6 @@
 Does not know what they compute (prism_job) or how progress is drawn (follow/).
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import sys

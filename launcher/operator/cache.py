@@ -4,8 +4,6 @@ What we write ourselves is put in at once, and no older answer replaces it: a Jo
 like one that somebody removed.
 """
 
-from __future__ import annotations
-
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ one continues from what the cluster shows. Two at once do no harm: names are fun
 onto the version that was read. What to do is decided in launcher/reconcile/decide.py.
 """
 
-from __future__ import annotations
-
 import datetime
 import threading
 import time

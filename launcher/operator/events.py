@@ -1,7 +1,5 @@
 """What the operator reports and reads as events: Kubernetes Events of a run, Warning events of its Jobs, JSON log lines."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import json

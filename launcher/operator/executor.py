@@ -1,7 +1,5 @@
 """Turns the actions of a decision into API calls, and remembers which Jobs the server refused. Decides nothing."""
 
-from __future__ import annotations
-
 import datetime
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The operator's HTTP server: /healthz, /readyz and /metrics."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import socketserver
@@ -9,7 +7,7 @@ import threading
 import time
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 
 from prometheus_client import generate_latest
 
@@ -40,7 +38,7 @@ class Health:
         self.server = _open_server(port, self._handler())
         self.port = self.server.server_address[1]
 
-    def __enter__(self) -> Health:
+    def __enter__(self) -> Self:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self
 

@@ -1,7 +1,5 @@
 """Keeps the cache up to date: lists each kind, then watches it from there. Does not decide what follows from a change."""
 
-from __future__ import annotations
-
 import threading
 import traceback
 from collections.abc import Callable

@@ -5,8 +5,6 @@ so this is ours: take, renew, release, each onto the version that was read. Time
 clock: a lease is stale once we ourselves have seen it unchanged for its duration.
 """
 
-from __future__ import annotations
-
 import datetime
 import threading
 import time

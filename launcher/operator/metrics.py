@@ -1,7 +1,5 @@
 """Prometheus metrics of the operator, read from the controller and the lease when they are asked for."""
 
-from __future__ import annotations
-
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector

@@ -1,7 +1,5 @@
 """The process `prism operator`: its signals, its lease, its exit code. Decides nothing about runs."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

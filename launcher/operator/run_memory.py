@@ -1,7 +1,5 @@
 """What the controller remembers of each run beside the cache. Losing it costs time, never a wrong decision."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, field
 

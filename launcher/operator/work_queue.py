@@ -1,7 +1,5 @@
 """The queue of runs that are due for a reconcile pass: each run once, and never at two workers at a time."""
 
-from __future__ import annotations
-
 import heapq
 import threading
 import time

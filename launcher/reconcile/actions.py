@@ -1,7 +1,5 @@
 """What a decision reads of the cluster, the actions it may return, and its timeouts: plain data. Decides nothing."""
 
-from __future__ import annotations
-
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

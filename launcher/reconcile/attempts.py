@@ -4,8 +4,6 @@ Does not know what the end of a stage means for the run or for other groups. How
 (docs/architecture.md, Kubernetes).
 """
 
-from __future__ import annotations
-
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Conditions of a run, and the events for a change of its status. Pure. Does not know why a status changes."""
 
-from __future__ import annotations
-
 import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass

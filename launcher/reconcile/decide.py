@@ -6,8 +6,6 @@ has the flow of a run from stage to stage. The attempts at one stage are in atte
 failure_policy.py.
 """
 
-from __future__ import annotations
-
 import datetime
 from dataclasses import dataclass, field
 from typing import Any

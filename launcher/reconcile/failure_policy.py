@@ -3,8 +3,6 @@
 `failures.py` finds the cause from what a Job and its pods show; `attempts.py` carries the action out.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal

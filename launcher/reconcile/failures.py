@@ -3,8 +3,6 @@
 The Job's own reason does not distinguish an eviction from a crash, so its pods are read too (docs/architecture.md, Kubernetes).
 """
 
-from __future__ import annotations
-
 import datetime
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The state of a Job, from its conditions. Pure."""
 
-from __future__ import annotations
-
 from typing import Any
 
 Object = dict[str, Any]

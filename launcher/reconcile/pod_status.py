@@ -1,7 +1,5 @@
 """The state of a Job's pods: evicted, ended, lost, or not running and why. Pure. Does not decide what follows."""
 
-from __future__ import annotations
-
 import datetime
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The termination message of a stage's pods: its result, or its error. Pure. An image of another version may write anything."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

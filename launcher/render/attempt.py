@@ -1,7 +1,5 @@
 """One attempt at one stage of a run: what the objects of a stage depend on, and the names and labels that follow from it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The ConfigMap with the document that the pods of a run read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -5,8 +5,6 @@ submitted again, and only what its data gained since is extracted. A pod that is
 to the same run. The API server validates the schedule.
 """
 
-from __future__ import annotations
-
 from typing import Any
 from zoneinfo import available_timezones
 

@@ -1,7 +1,5 @@
 """The Job of one attempt. Pure: no clock, no cluster. A pod that fails ends its Job; the next attempt is another Job."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from launcher.render.attempt import Attempt

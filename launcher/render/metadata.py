@@ -1,7 +1,5 @@
 """Metadata that every rendered object of a run has: name, namespace, labels, owner."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The NetworkPolicy of a run: its pods accept connections from each other only."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

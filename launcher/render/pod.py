@@ -3,8 +3,6 @@
 Every pod passes Pod Security *restricted*: no root, no privilege, a read-only root file system, nothing of the node's.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from launcher.render.attempt import Attempt

@@ -1,7 +1,5 @@
 """Every object of a run, in the order in which they are created."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

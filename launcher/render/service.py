@@ -1,7 +1,5 @@
 """The headless Service by which the nodes of a group find their first node."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from launcher.render.attempt import Attempt

@@ -10,8 +10,6 @@ place decides what a document means, the stored object is the person's own text,
 descriptions name them for `kubectl explain`. The `spec.yaml` beside a manifest, which replays a run, has every default in it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import yaml

@@ -1,7 +1,5 @@
 """The document of a run on a cluster: what a cluster can run, what pods read of it, and which two are the same request."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 A test compares the file with what this prints.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

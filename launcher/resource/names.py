@@ -3,8 +3,6 @@
 Names of children are functions of (run, stage, group, round, attempt) alone, so that doing a thing twice makes one object.
 """
 
-from __future__ import annotations
-
 from pydantic import TypeAdapter, ValidationError
 
 from prism_job.spec.digest import digest

@@ -13,8 +13,6 @@ is not determined:
 - A directive that has no useful effect is refused; see overlay_refusals.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

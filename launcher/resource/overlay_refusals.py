@@ -1,7 +1,5 @@
 """What is refused in an overlay of a pod template. Does not merge."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

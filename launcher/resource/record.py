@@ -2,8 +2,6 @@
 document and status in it. Makes no requests, and does not decide what comes next.
 """
 
-from __future__ import annotations
-
 import datetime
 import functools
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How far a run has come, as the cluster keeps it: phases, stages and conditions. Does not decide what comes next."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field

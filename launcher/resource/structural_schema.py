@@ -1,7 +1,5 @@
 """A pydantic model's JSON Schema as the structural schema of a custom resource. Knows no model."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

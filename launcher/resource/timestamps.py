@@ -1,7 +1,5 @@
 """Times as Kubernetes writes them: RFC 3339, in UTC, to whole seconds."""
 
-from __future__ import annotations
-
 import datetime
 from typing import Annotated
 

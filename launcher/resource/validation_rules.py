@@ -3,8 +3,6 @@
 A test holds them to what `parse_for_cluster` accepts.
 """
 
-from __future__ import annotations
-
 from pydantic import BaseModel
 
 from launcher.resource.document import MAY_CHANGE
