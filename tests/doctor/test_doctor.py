@@ -41,12 +41,7 @@ def run_of(**cluster: Any) -> SelectionRun:
         "selection": {"keep": "highest", "budget": {"count": 4}},
         "cluster": {"image": DIGEST, "gpusPerNode": 0, "cpu": "1", "memory": "1Gi", **cluster},
     }
-    document = {
-        "apiVersion": "prism.dev/v1alpha1",
-        "kind": "SelectionRun",
-        "metadata": {"name": "demo"},
-        "spec": spec,
-    }
+    document = {"apiVersion": "prism.dev/v1alpha1", "kind": "SelectionRun", "metadata": {"name": "demo"}, "spec": spec}
     return parse_for_cluster(yaml.safe_dump(document), "test")
 
 

@@ -1,4 +1,4 @@
-"""Laws of the image: a few that can be read in Dockerfile and .dockerignore, and a real build where a builder is.
+"""Laws of the image: what goes into it, and a real build where a builder is.
 
 The build needs root, `buildah` and PRISM_TEST_BASE_IMAGE, a base image that this buildah knows. PRISM_TEST_BUILDAH is the
 command with its storage options, PRISM_TEST_BUILD_ARGS what `buildah bud` needs besides (a secret, a network).
@@ -29,76 +29,24 @@ BASE_IMAGE = os.environ.get("PRISM_TEST_BASE_IMAGE", "")
 BUILDAH = shlex.split(os.environ.get("PRISM_TEST_BUILDAH", "buildah"))
 
 
-def instructions() -> list[tuple[str, str]]:
-    """(instruction, its rest) of the Dockerfile in order, continuation lines joined."""
-    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    lines = filter(str.strip, re.sub(r"\\\n", " ", text).splitlines())
-    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines]
-
-
-LINES = instructions()
-
-
-def stage(name: str) -> list[tuple[str, str]]:
-    """The instructions of one stage."""
-    starts = [number for number, (kind, _) in enumerate(LINES) if kind == "FROM"] + [len(LINES)]
-    (first,) = (number for number in starts[:-1] if LINES[number][1].endswith(f" AS {name}"))
-    return LINES[first : starts[starts.index(first) + 1]]
-
-
-def test_a_build_without_a_target_makes_the_worker() -> None:
-    stages = [rest.split(" AS ")[1] for kind, rest in LINES if kind == "FROM"]
-    assert stages[-1] == "worker"
-    assert set(TARGETS) <= set(stages)
-
-
-def test_both_images_start_without_a_shell_as_a_numbered_user() -> None:
-    # In shell form /bin/sh would be process 1, and SIGTERM would never reach Python; runAsNonRoot needs a number.
-    wanted = {
-        "operator": {"ENTRYPOINT": ["prism"], "CMD": ["operator"]},
-        "worker": {"ENTRYPOINT": ["python", "-P", "-m", "prism_job"]},
-    }
-    for target, starts in wanted.items():
-        lines = stage(target)
-        assert lines[0] == ("FROM", f"runtime AS {target}")
-        assert {kind: json.loads(rest) for kind, rest in lines if kind in ("ENTRYPOINT", "CMD")} == starts
-        assert not {"RUN", "USER"} & {kind for kind, _ in lines}  # nothing is installed above the common stage
-    assert ("USER", f"{UID}:{UID}") in stage("runtime")
-
-
-def test_everything_that_is_written_goes_below_cache_or_tmp() -> None:
-    pairs = [pair for kind, rest in stage("runtime") if kind == "ENV" for pair in shlex.split(rest)]
-    variables = dict(pair.split("=", 1) for pair in pairs)
-    folders = {name: value for name, value in variables.items() if re.search(r"(_CACHE|HOME|_DIR|DIR)$", name)}
-    assert folders.pop("TMPDIR") == "/tmp"
-    needed = {"HOME", "XDG_CACHE_HOME", "PRISM_CACHE", "HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"}
-    assert needed | {"MPLCONFIGDIR", "TORCH_EXTENSIONS_DIR"} <= set(folders)
-    assert all(value == "/cache" or value.startswith("/cache/") for value in folders.values()), folders
+DOCKERFILE = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
 
 
 def test_every_install_is_pinned_and_takes_its_secrets_from_a_mount() -> None:
-    installs = [rest for kind, rest in LINES if kind == "RUN" and " install --" in rest]
+    installs = re.findall(r"^RUN .* install --.*", DOCKERFILE, re.MULTILINE)
     assert len(installs) == 3
-    for rest in installs:
-        assert "-c constraints.txt" in rest
-        assert (
-            "unchecked-hash" in rest
-        )  # dates change when an image is built again or copied; the bytecode still counts
-        assert "--mount=type=secret,id=pip.conf " in rest
-    names = re.findall(r"(\w+)=", " ".join(rest for kind, rest in LINES if kind in ("ARG", "ENV")))
-    assert not [name for name in names if re.search(r"TOKEN|PASSWORD|SECRET|CREDENTIAL|_KEY$", name)]
-    assert not [rest for kind, rest in LINES if kind == "ADD" or "://" in rest]
+    assert all("-c constraints.txt" in it and "--mount=type=secret,id=pip.conf " in it for it in installs)
+
+
+def test_both_images_state_the_version_of_the_project() -> None:
+    assert DOCKERFILE.count(f"VERSION={PROJECT['version']}") == len(TARGETS)
 
 
 def test_the_build_sees_what_it_copies_and_nothing_else() -> None:
-    copies = [rest.split()[:-1] for kind, rest in LINES if kind == "COPY" and "--from=" not in rest]
+    """Whatever lies in the working tree, a secret say, stays out of the image."""
+    copies = [line.split()[1:-1] for line in re.findall(r"^COPY .*", DOCKERFILE, re.MULTILINE) if "--from=" not in line]
     copied = {source for sources in copies for source in sources}
-    ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    patterns = [line for line in ignore if line and not line.startswith("#")]
-    assert patterns[0] == "*"
-    assert {pattern[1:] for pattern in patterns if pattern.startswith("!")} == copied
-    assert patterns[-2:] == ["**/__pycache__", "**/*.pyc"]
-    assert copied == {
+    needed = {
         PROJECT["readme"],
         *PROJECT["license-files"],
         "pyproject.toml",
@@ -106,15 +54,12 @@ def test_the_build_sees_what_it_copies_and_nothing_else() -> None:
         "prism_job",
         "launcher",
     }
+    assert copied == needed
+    ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    patterns = [line for line in ignore if line and not line.startswith("#")]
+    assert (patterns[0], patterns[-2:]) == ("*", ["**/__pycache__", "**/*.pyc"])
+    assert {pattern[1:] for pattern in patterns if pattern.startswith("!")} == copied
     assert all((ROOT / source).exists() for source in copied)
-
-
-def test_the_labels_state_the_version_of_the_project() -> None:
-    for target in TARGETS:
-        text = " ".join(rest for kind, rest in stage(target) if kind in ("LABEL", "ARG"))
-        assert f"VERSION={PROJECT['version']}" in text
-        assert f'image.title="prism-{target}"' in text
-        assert f'image.licenses="{PROJECT["license"]}"' in text
 
 
 # The same, built and run

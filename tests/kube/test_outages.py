@@ -30,6 +30,7 @@ from launcher.resource.crd import crd
 from launcher.resource.names import GROUP_LABEL, RUN_LABEL, STAGE_LABEL, WORKER_CONTAINER
 from launcher.resource.record import Record
 from launcher.submit import find_record, has_ended, wait_until
+from tests.cluster.grants import ACCOUNT, grant
 from tests.cluster.rig import eventually, variables
 from tests.cluster.server.apiserver import ApiServer
 from tests.cluster.server.refusals import ApiError
@@ -226,11 +227,8 @@ FAILURE = [({"plural": "selectionruns"}, "500")]
     [
         ("", NOT_ALLOWED, Refused),
         *((failure, NOT_ALLOWED, Starting) for failure in ("500", "reset_before", "drop_watch")),
-        (
-            "500",
-            QUOTA,
-            Refused,
-        ),  # a server checks quotas after roles: one that has not read its roles does not get there
+        # A server checks quotas after roles: one that has not read its roles does not get there.
+        ("500", QUOTA, Refused),
         ("500 of a kubelet", NOT_ALLOWED, Refused),
     ],
 )
@@ -301,23 +299,14 @@ def test_a_missing_right_is_checked_again_after_an_outage(server: RunningServer)
     server.faults.script(FAILURE)
     with pytest.raises(Unavailable):
         cluster.without_retries().list("SelectionRun", "default")
-    with variables(KUBECONFIG=str(server.kubeconfig(server.folder / "person", token="sa:default:person"))):
+    with variables(KUBECONFIG=str(server.kubeconfig(server.folder / "person", token=f"sa:default:{ACCOUNT}"))):
         person = Cluster(tries=5)
     assert not person.may("create", "batch", "jobs", "default")
     person.recent_outage = cluster.recent_outage
     began = time.monotonic()
-    threading.Timer(1.0, grant_jobs, [server]).start()
+    threading.Timer(1.0, grant, [server, ("batch", ["jobs"], ["create"])]).start()
     assert person.may("create", "batch", "jobs", "default")
     assert time.monotonic() > began + 0.9
-
-
-def grant_jobs(server: ApiServer) -> None:
-    api = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "person", "namespace": "default"}}
-    rules = [{"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["create"]}]
-    server.create({**api, "kind": "Role", "rules": rules})
-    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "person"}
-    subject = {"kind": "ServiceAccount", "name": "person", "namespace": "default"}
-    server.create({**api, "kind": "RoleBinding", "roleRef": reference, "subjects": [subject]})
 
 
 # Waiting for a record

@@ -22,6 +22,7 @@ from launcher.kube.errors import ClusterError, Gone, NotFound, Refused, Unavaila
 from launcher.kube.lines import CUT
 from launcher.kube.list_and_watch import list_and_watch
 from launcher.resource.crd import crd
+from tests.cluster.grants import grant
 from tests.cluster.rig import variables
 from tests.cluster.server.apiserver import ApiServer
 
@@ -36,23 +37,14 @@ def server(tmp_path: Path) -> Iterator[ApiServer]:
 # Credentials
 
 
-def reader(server: ApiServer, name: str) -> str:
-    """A token that may read Jobs."""
-    rbac = "rbac.authorization.k8s.io"
-    rules = [{"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["list", "watch"]}]
-    reference = {"apiGroup": rbac, "kind": "Role", "name": name}
-    subjects = [{"kind": "ServiceAccount", "name": name}]
-    for kind, more in (("Role", {"rules": rules}), ("RoleBinding", {"roleRef": reference, "subjects": subjects})):
-        metadata = {"name": name, "namespace": "default"}
-        server.create({"apiVersion": f"{rbac}/v1", "kind": kind, "metadata": metadata, **more})
-    return f"sa:default:{name}"
+READ_JOBS = ("batch", ["jobs"], ["list", "watch"])
 
 
 def test_a_token_that_was_renewed_on_disk_is_read_again(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(credentials, "RELOAD_SECONDS", 0.0)
-    token, file = reader(server, "reader"), tmp_path / "own"
+    token, file = grant(server, READ_JOBS), tmp_path / "own"
     server.kubeconfig(file, token="expired")
     with variables(KUBECONFIG=str(file)):
         cluster = Cluster()
@@ -68,7 +60,7 @@ def test_the_command_of_a_kubeconfig_runs_again(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(credentials, "RELOAD_SECONDS", 0.0)
-    token, file, answer = reader(server, "reader"), tmp_path / "own", tmp_path / "answer"
+    token, file, answer = grant(server, READ_JOBS), tmp_path / "own", tmp_path / "answer"
     document = yaml.safe_load(server.kubeconfig(file, token="").read_text())
     command = {"apiVersion": "client.authentication.k8s.io/v1", "command": "cat", "args": [str(answer)]}
     document["users"][0]["user"] = {"exec": {**command, "interactiveMode": "Never"}}

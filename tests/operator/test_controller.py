@@ -26,16 +26,7 @@ from launcher.resource.status import Status
 from tests.cluster.rig import eventually
 from tests.cluster.server.apiserver import ApiServer
 from tests.cluster.server.refusals import ApiError
-from tests.operator.host import (
-    ALL_JOBS,
-    a_run,
-    complete_run,
-    end,
-    hosted,
-    job_names,
-    status_of,
-    unfinished,
-)
+from tests.operator.host import ALL_JOBS, a_run, complete_run, end, hosted, job_names, status_of, unfinished
 
 Object = dict[str, Any]
 

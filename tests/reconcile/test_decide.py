@@ -35,11 +35,7 @@ from tests.reconcile.world import (
 def test_a_new_record_gets_a_config_map_a_network_policy_and_a_plan_job() -> None:
     world = World()
     decision = world.reconcile()
-    assert places(decision.actions) == [
-        ("apply", "ConfigMap"),
-        ("apply", "NetworkPolicy"),
-        ("create", "demo-plan-0-0"),
-    ]
+    assert places(decision.actions) == [("apply", "ConfigMap"), ("apply", "NetworkPolicy"), ("create", "demo-plan-0-0")]
     assert (world.status.phase, world.status.holds("Accepted"), world.status.round) == ("Planning", True, 0)
     assert world.status.start_time == "2026-05-01T12:00:00Z"
     assert [one.type for one in world.status.conditions if one.status == "True"] == ["Accepted"]
@@ -56,8 +52,7 @@ def test_a_run_goes_from_stage_to_stage_and_ends() -> None:
     true = {one.type for one in status.conditions if one.status == "True"}
     assert true == {"Accepted", "Planned", "Extracted", "Reduced", "Complete"}
     assert [status.phase for status in world.statuses] == sorted(
-        (status.phase for status in world.statuses),
-        key=["Planning", "Extracting", "Reducing", "Complete"].index,
+        (status.phase for status in world.statuses), key=["Planning", "Extracting", "Reducing", "Complete"].index
     )
 
 

@@ -10,13 +10,7 @@ import pytest
 
 from launcher.render.run_objects import run_objects
 from launcher.resource.document import parse_for_cluster
-from launcher.resource.names import (
-    ATTEMPT_LABEL,
-    GROUP_LABEL,
-    ROUND_LABEL,
-    STAGE_LABEL,
-    labels_of_run,
-)
+from launcher.resource.names import ATTEMPT_LABEL, GROUP_LABEL, ROUND_LABEL, STAGE_LABEL, labels_of_run
 from prism_job.spec.document import SelectionRun
 
 Object = dict[str, Any]

@@ -11,15 +11,7 @@ from launcher.render.run_objects import run_objects
 from launcher.resource.document import pods_document, request_digest
 from prism_job.errors import SpecError
 from prism_job.spec.document import check_document, parse_spec
-from tests.render.documents import (
-    DOCUMENTS,
-    EVERYTHING,
-    OWNER,
-    Object,
-    every_document,
-    objects_of,
-    run_of,
-)
+from tests.render.documents import DOCUMENTS, EVERYTHING, OWNER, Object, every_document, objects_of, run_of
 
 # The document that the pods read
 

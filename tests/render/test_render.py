@@ -13,12 +13,7 @@ import yaml
 from launcher.render.pod import GPU
 from launcher.render.run_objects import run_objects
 from launcher.resource.document import pods_document
-from launcher.resource.names import (
-    GROUP_LABEL,
-    RUN_LABEL,
-    STAGE_LABEL,
-    labels_of_run,
-)
+from launcher.resource.names import GROUP_LABEL, RUN_LABEL, STAGE_LABEL, labels_of_run
 from launcher.resource.record import Record, config_map_record
 from prism_job.errors import SpecError
 from tests.cluster.server import podsecurity

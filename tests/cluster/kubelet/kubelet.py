@@ -293,13 +293,7 @@ class _Runner(Controller):
             return
         try:
             container = start(
-                pod,
-                self._folder,
-                self.logs,
-                self._fetch(key[0]),
-                self._environment,
-                self._names,
-                self._tokens,
+                pod, self._folder, self.logs, self._fetch(key[0]), self._environment, self._names, self._tokens
             )
         except NotYet as missing:
             if missing.reason == "ContainerCreating":

@@ -40,11 +40,7 @@ class Nodes(Controller):
     ALL = ("", "")
 
     def __init__(
-        self,
-        kubeconfig: Path,
-        nodes: Mapping[str, Mapping[str, str]],
-        with_controllers: bool,
-        pod_gc_seconds: float,
+        self, kubeconfig: Path, nodes: Mapping[str, Mapping[str, str]], with_controllers: bool, pod_gc_seconds: float
     ) -> None:
         super().__init__(kubeconfig, "default-scheduler")
         self.capacities, self.away = {name: dict(capacity) for name, capacity in nodes.items()}, set[str]()
@@ -79,10 +75,7 @@ class Nodes(Controller):
             "lastTransitionTime": now,
         }
         status: Thing = {"capacity": capacity, "allocatable": capacity, "conditions": [ready]}
-        status["addresses"] = [
-            {"type": "InternalIP", "address": "127.0.0.1"},
-            {"type": "Hostname", "address": name},
-        ]
+        status["addresses"] = [{"type": "InternalIP", "address": "127.0.0.1"}, {"type": "Hostname", "address": name}]
         if self.log_port:
             status["daemonEndpoints"] = {"kubeletEndpoint": {"Port": self.log_port}}
         self.api.ask("PATCH", f"/api/v1/nodes/{name}/status", {"status": status})

@@ -12,10 +12,7 @@ from typing import Protocol
 from tests.cluster.kubelet.mirror import Api, Key, Mirror, Refused, Thing, key_of, stamp, uid_of
 
 OVER = ("Succeeded", "Failed")
-MESSAGES = {
-    "EvictionByEvictionAPI": "Eviction API: evicting",
-    "DeletionByPodGC": "PodGC: node no longer exists",
-}
+MESSAGES = {"EvictionByEvictionAPI": "Eviction API: evicting", "DeletionByPodGC": "PodGC: node no longer exists"}
 """Reason of a DisruptionTarget condition -> its message."""
 
 
@@ -40,12 +37,7 @@ def patch_status(host: Host, pod: Thing, status: Thing) -> Thing:
 
 def disrupt(host: Host, key: Key, reason: str, **status: str) -> Thing:
     """The pod with a DisruptionTarget condition; tried anew when another wrote meanwhile."""
-    condition = {
-        "type": "DisruptionTarget",
-        "status": "True",
-        "reason": reason,
-        "message": MESSAGES[reason],
-    }
+    condition = {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": MESSAGES[reason]}
     while True:
         pod = host.api.ask("GET", pod_path(key))
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +12,10 @@ from typing import Any
 import pytest
 
 from tests.cluster.kubelet.job_controller import JobController
-from tests.cluster.kubelet.job_rules import decide, job_to_pod
 from tests.cluster.kubelet.kubelet import Kubelet
-from tests.cluster.kubelet.mirror import TRIES, Api
+from tests.cluster.kubelet.mirror import Api
+from tests.cluster.rig import NODES, eventually
 from tests.cluster.server.apiserver import ApiServer
-from tests.cluster.server.faults import Request
 
 Thing = dict[str, Any]
 SLEEP = "import time; time.sleep(60)"
@@ -89,13 +87,8 @@ def path_of(pod: Thing) -> str:
     return f"/api/v1/namespaces/default/pods/{pod['metadata']['name']}"
 
 
-def until(holds: Callable[[], Any], seconds: float = 15.0) -> Any:
-    """What it returned once that was true."""
-    end = time.monotonic() + seconds
-    while not (seen := holds()):
-        assert time.monotonic() < end, "it did not come to be"
-        time.sleep(0.03)
-    return seen
+def until(holds: Callable[[], Any]) -> Any:
+    return eventually(holds, 15)
 
 
 def terminated(pod: Thing) -> Thing:
@@ -109,61 +102,32 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def is_finished(job: Thing) -> bool:
-    return any(c["type"] in ("Complete", "Failed") for c in job.get("status", {}).get("conditions", []))
-
-
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    nodes = {
-        "node-a": {"nvidia.com/gpu": "8", "cpu": "64", "memory": "512Gi"},
-        "node-b": {"nvidia.com/gpu": "8", "cpu": "64", "memory": "512Gi"},
-    }
     with ApiServer(log_folder=tmp_path / "logs") as server:
-        kubeconfig = tmp_path / "kubeconfig"
-        server.kubeconfig(kubeconfig, namespace="default")
-        kubelet = Kubelet(kubeconfig, tmp_path / "pods", nodes=nodes, log_folder=tmp_path / "logs", pod_gc_seconds=0.3)
+        kubeconfig = server.kubeconfig(tmp_path / "kubeconfig")
+        kubelet = Kubelet(kubeconfig, tmp_path / "pods", nodes=NODES, log_folder=tmp_path / "logs", pod_gc_seconds=0.3)
         with JobController(kubeconfig), kubelet:
             yield Cluster(server, kubelet, Api(kubeconfig, "test"), tmp_path)
-
-
-# A Job that goes well.
-
-
-def test_a_job_makes_a_pod_an_index_and_completes_when_all_have(cluster: Cluster) -> None:
-    cluster.run(
-        "print('rank', os.environ['JOB_COMPLETION_INDEX']); open(os.environ['PRISM_TERMINATION_LOG'], 'w').write('{}')"
-    )
-    until(lambda: "Complete" in cluster.conditions())
-    status = cluster.job()["status"]
-    assert cluster.conditions() == ["SuccessCriteriaMet", "Complete"]
-    assert cluster.reason("Complete")[0] == "CompletionsReached"
-    assert (status["succeeded"], status["completedIndexes"], status.get("active", 0)) == (2, "0-1", 0)
-    assert status["startTime"] <= status["completionTime"]
-    for index, pod in cluster.pods().items():
-        metadata = pod["metadata"]
-        assert metadata["name"].startswith(f"gang-{index}-")
-        assert metadata["annotations"]["batch.kubernetes.io/job-completion-index"] == str(index)
-        assert metadata["labels"]["batch.kubernetes.io/controller-uid"] == cluster.job()["metadata"]["uid"]
-        assert pod["spec"]["hostname"] == f"gang-{index}"
-        assert not metadata.get("finalizers")
-        assert pod["status"]["phase"] == "Succeeded"
-        ended = terminated(pod)
-        assert (ended["exitCode"], ended["reason"], ended["message"]) == (0, "Completed", "{}")
-        assert cluster.log(pod) == f"rank {index}\n"
 
 
 # How a Job fails.
 
 
-def test_an_exit_code_with_a_rule_fails_the_job_and_is_named(cluster: Cluster) -> None:
-    cluster.run([SLEEP, "sys = __import__('sys'); print('no such key'); sys.exit(65)"])
+def test_an_exit_code_with_a_rule_fails_the_job_and_the_end_of_the_log_is_its_termination_message(
+    cluster: Cluster,
+) -> None:
+    policy = {"container": {"terminationMessagePolicy": "FallbackToLogsOnError"}}
+    script = "sys = __import__('sys'); print('x' * 4096); print('no such key'); sys.exit(65)"
+    cluster.run([SLEEP, script], pod=policy)
     until(lambda: "Failed" in cluster.conditions())
     reason, message = cluster.reason("Failed")
     name = cluster.pods()[1]["metadata"]["name"]
     said = f"Container worker for pod default/{name} failed with exit code 65 matching FailJob rule at index 1"
     assert (reason, message) == ("PodFailurePolicy", said) == cluster.reason("FailureTarget")
     assert cluster.conditions() == ["FailureTarget", "Failed"]
+    assert terminated(cluster.pods()[1])["message"].endswith("x\nno such key\n")
+    assert len(terminated(cluster.pods()[1])["message"]) <= 2048
 
 
 def test_a_failed_gang_keeps_the_pod_that_failed_and_deletes_the_survivor(cluster: Cluster) -> None:
@@ -280,45 +244,6 @@ def test_a_deleted_node_fails_its_pods_as_disrupted_after_a_while(cluster: Clust
 # What waits, and why.
 
 
-def test_a_suspended_job_has_no_pods_and_starts_anew_when_it_resumes(cluster: Cluster) -> None:
-    cluster.run("import time; time.sleep(1.5)", suspend=True)
-    until(lambda: "Suspended" in cluster.conditions())
-    assert not cluster.pods()
-    assert "startTime" not in cluster.job()["status"]
-    path = "/apis/batch/v1/namespaces/default/jobs/gang"
-    cluster.api.ask("PATCH", path, {"spec": {"suspend": False}})
-    first = {pod["metadata"]["uid"] for pod in cluster.running().values()}
-    assert "Suspended" not in cluster.conditions()
-    started = cluster.job()["status"]["startTime"]
-    cluster.api.ask("PATCH", path, {"spec": {"suspend": True}})
-    until(lambda: "Suspended" in cluster.conditions() and not cluster.pods())
-    assert cluster.job()["status"]["startTime"] == started  # set anew when it resumes, not cleared before
-    assert "failed" not in cluster.job()["status"]  # pods taken away count for nothing
-    time.sleep(1)  # times have whole seconds
-    cluster.api.ask("PATCH", path, {"spec": {"suspend": False}})
-    until(lambda: "Complete" in cluster.conditions())
-    assert cluster.job()["status"]["startTime"] > started
-    assert not first & {pod["metadata"]["uid"] for pod in cluster.pods().values()}
-
-
-def test_a_pod_without_room_says_why_and_is_placed_when_room_comes(cluster: Cluster) -> None:
-    take = {"resources": {"limits": {"nvidia.com/gpu": "5"}, "requests": {"nvidia.com/gpu": "5"}}}
-    cluster.run(SLEEP, pod={"container": take})
-    cluster.running()
-    cluster.run("pass", "second", num=1, pod={"container": take})
-
-    def held() -> Thing | None:
-        conditions = [c for pod in cluster.pods("second").values() for c in pod["status"].get("conditions", [])]
-        return next((c for c in conditions if c["type"] == "PodScheduled" and c["status"] == "False"), None)
-
-    condition = until(held)
-    said = "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."
-    assert (condition["reason"], condition["message"]) == ("Unschedulable", said)
-    assert until(lambda: cluster.events("FailedScheduling")) == [said]
-    cluster.kubelet.kill("default", cluster.pods()[0]["metadata"]["name"])
-    until(lambda: "Complete" in cluster.conditions("second"))
-
-
 def test_a_job_whose_pods_are_refused_hangs_with_events_and_no_condition(cluster: Cluster) -> None:
     label = {"pod-security.kubernetes.io/enforce": "restricted"}
     cluster.api.ask("PATCH", "/api/v1/namespaces/default", {"metadata": {"labels": label}})
@@ -363,26 +288,11 @@ def test_nothing_of_the_hosts_environment_reaches_a_pod_but_its_path(
     assert said["JOB_COMPLETION_INDEX"] == "0"
 
 
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        ({"volumes": [{"name": "host", "hostPath": {"path": "/"}}]}, "hostPath"),
-        ({"container": {"envFrom": [{"configMapRef": {"name": "run"}}]}}, "envFrom"),
-        ({"container": {"command": ["no-such-thing"]}}, "no-such-thing"),
-    ],
-)
-def test_what_these_nodes_cannot_do_fails_loudly(cluster: Cluster, asked: Thing, said: str) -> None:
-    cluster.run("pass", num=1, pod=copy.deepcopy(asked))
-    until(lambda: "Failed" in cluster.conditions())
-    assert said in cluster.pods()[0]["status"]["message"]
-
-
 def test_no_process_outlives_the_kubelet_not_even_in_a_group_of_its_own(tmp_path: Path) -> None:
     spawn = f"child = subprocess.Popen([sys.executable, '-c', {DEAF!r}], start_new_session=True)"
     script = f"import subprocess, sys; {spawn}; print(child.pid, flush=True)\n{DEAF}"
     with ApiServer(log_folder=tmp_path / "logs") as server:
-        kubeconfig = tmp_path / "kubeconfig"
-        server.kubeconfig(kubeconfig, namespace="default")
+        kubeconfig = server.kubeconfig(tmp_path / "kubeconfig")
         kubelet = Kubelet(kubeconfig, tmp_path / "pods", log_folder=tmp_path / "logs")
         with JobController(kubeconfig), kubelet:
             cluster = Cluster(server, kubelet, Api(kubeconfig, "test"), tmp_path)
@@ -396,62 +306,3 @@ def test_no_process_outlives_the_kubelet_not_even_in_a_group_of_its_own(tmp_path
         # A kubelet that starts anew says that they are lost.
         with JobController(kubeconfig), Kubelet(kubeconfig, tmp_path / "pods", log_folder=tmp_path / "logs"):
             until(lambda: "Failed" in cluster.conditions())
-
-
-# Transient errors of the API server
-
-
-def test_despite_transient_errors_each_job_ends_as_it_should_and_counts_each_pod_once(cluster: Cluster) -> None:
-    kinds = ("429", "500", "409", "410", "reset_before", "reset_after", "drop_watch", "gone_watch")
-    cluster.server.faults.rain(dict.fromkeys(kinds, 0.04), seed=1)
-    for number in range(4):
-        cluster.server.create(gang("pass", f"good-{number}"))
-        cluster.server.create(gang(["pass", "import time; time.sleep(0.3); exit(64)"], f"bad-{number}"))
-    until(lambda: all(is_finished(job) for job in cluster.server.objects("jobs", "default")), 40)
-    cluster.server.faults.clear()
-    for job in cluster.server.objects("jobs", "default"):
-        status, good = job["status"], job["metadata"]["name"].startswith("good")
-        types = [c["type"] for c in status["conditions"]]
-        assert types == (["SuccessCriteriaMet", "Complete"] if good else ["FailureTarget", "Failed"])
-        # Where the news of a good end comes after that of a bad one, the good pod is a survivor, and counts as failed.
-        assert status.get("succeeded", 0) + status.get("failed", 0) == 2
-        assert ("failed" in status) is not good
-    until(lambda: not any(pod["metadata"].get("finalizers") for pod in cluster.server.objects("pods", "default")))
-
-
-def test_a_pod_counted_in_a_write_whose_answer_is_lost_is_not_counted_again(cluster: Cluster) -> None:
-    def counts_pods(request: Request) -> bool:
-        return request.plural == "jobs/status" and "failed" in request.body["status"]
-
-    def asks_of_the_job(request: Request) -> bool:
-        written = cluster.server.faults.counts["reset_after"] > 0
-        return written and request.user_agent == "rig/job-controller" and request.name == "gang"
-
-    # All further tries of the write, and all of the look whether it was done.
-    cluster.server.faults.script([(counts_pods, "reset_after"), *[(asks_of_the_job, "500")] * (2 * TRIES - 1)])
-    cluster.run("exit(3)")
-    until(lambda: "Failed" in cluster.conditions())
-    assert not cluster.server.faults.pending
-    assert cluster.job()["status"]["failed"] == 2
-
-
-# What is pure.
-
-
-def failed_pod(job: Thing, index: int, code: int, *conditions: str) -> Thing:
-    pod = job_to_pod(job, index)
-    state = {"terminated": {"exitCode": code, "reason": "Error", "finishedAt": "2026-01-01T00:00:00Z"}}
-    status = {"phase": "Failed", "containerStatuses": [{"name": "worker", "state": state}]}
-    pod["status"] = {**status, "conditions": [{"type": kind, "status": "True"} for kind in conditions]}
-    pod["metadata"] |= {"uid": f"uid-{index}", "creationTimestamp": "2026-01-01T00:00:00Z"}
-    return pod
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_of_pods_that_fail_in_one_sync_a_rule_wins_over_none_in_either_order(order: int) -> None:
-    job = gang("pass")
-    job["metadata"]["uid"] = "uid"
-    pods = [failed_pod(job, 0, 1), failed_pod(job, 1, 65)][::order]
-    decision = decide(job, pods, set(), 0.0)
-    assert decision.status["conditions"][0]["reason"] == "PodFailurePolicy"
-    assert "exit code 65" in decision.status["conditions"][0]["message"]

@@ -158,12 +158,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         resource = self.server.api.find(group, version, rest[0]) or Resource(group, version, rest[0], "")
         name, subresource = (*rest[1:3], "", "")[:2]
         watching = query.get("watch") in ("true", "1")
-        verbs = {
-            "POST": "create",
-            "PUT": "update",
-            "PATCH": "patch",
-            "DELETE": "delete",
-        }
+        verbs = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
         verb = verbs.get(self.command) or ("watch" if watching else "get" if name else "list")
         return replace(request, verb=verb, resource=resource, namespace=namespace, name=name, subresource=subresource)
 

@@ -94,9 +94,7 @@ def admission_policy(session: Session) -> None:
 
 
 @recorded(
-    "kube.transport.Transport._note_warnings",
-    "doctor.run_checks._policies",
-    "reconcile.failures.classify_create_error",
+    "kube.transport.Transport._note_warnings", "doctor.run_checks._policies", "reconcile.failures.classify_create_error"
 )
 def pod_security(session: Session) -> None:
     """A namespace that enforces *restricted* refuses pods, and only warns of the Jobs that will make them."""

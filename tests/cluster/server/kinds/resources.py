@@ -163,10 +163,7 @@ def custom_resources(definition: dict[str, Any]) -> list[Resource]:
     out = []
     for version in spec["versions"]:
         schema = version.get("schema", {}).get("openAPIV3Schema", {"type": "object", **ANY})
-        whole = {
-            **schema,
-            "properties": {**schema.get("properties", {}), "metadata": OBJECT_META, **_TYPE_META},
-        }
+        whole = {**schema, "properties": {**schema.get("properties", {}), "metadata": OBJECT_META, **_TYPE_META}}
         out.append(
             Resource(
                 spec["group"],
