@@ -1,13 +1,6 @@
 """The errors that PRISM raises on purpose, each with its exit code (docs/architecture.md, Contracts).
 
 Every error states what is wrong, where, and a fix. Any other exception that escapes is a bug of PRISM.
-
-| exit code | error           | meaning                                                 |
-|-----------|-----------------|---------------------------------------------------------|
-| 64        | RequestError    | The request is wrong; repeating it fails the same way.  |
-| 65        | DataError       | Stored data are damaged.                                |
-| 75        | TransientError  | Network, disk or service failed; the run may be retried. |
-| 143       | Stopped         | SIGTERM arrived; finished units are kept.               |
 """
 
 
@@ -54,7 +47,7 @@ class RankFailed(PrismError):
 
 
 class Stopped(_ErrorWithFix):
-    """SIGTERM arrived. Exit code 143, as in a shell.
+    """SIGTERM arrived; finished units are kept. Exit code 143, as in a shell.
 
     Derives from BaseException, like KeyboardInterrupt: `except Exception` in a library that is loading a model must not
     turn a stop into "this model cannot be loaded".

@@ -26,12 +26,7 @@ class BadRow(Exception):
 
 @dataclass(frozen=True)
 class Layout:
-    """One convention of column names.
-
-    Attributes:
-        columns: a row has this layout if none of them is null.
-        content: the content of such a row; raises BadRow.
-    """
+    """One convention of column names: a row has it if none of `columns` is null. `content` raises BadRow."""
 
     columns: tuple[str, ...]
     content: Callable[[dict[str, Any]], Content]
@@ -62,14 +57,10 @@ def _prompt_and_completion(row: dict[str, Any]) -> Content:
     return _with_tools({"prompt": prompt, "completion": completion}, row)
 
 
-def _plain_text(row: dict[str, Any]) -> Content:
-    return {"text": _text(row["text"], "text")}
-
-
 CANDIDATE_LAYOUTS = (
     Layout(("messages",), _conversation),
     Layout(("prompt", "completion"), _prompt_and_completion),
-    Layout(("text",), _plain_text),
+    Layout(("text",), lambda row: {"text": _text(row["text"], "text")}),
 )
 UNSUPPORTED_LAYOUTS = {
     ("conversations",): "ShareGPT's conversations: make each turn {role, content} and name the column messages",
@@ -120,13 +111,13 @@ def as_text(content: Content, *, labelled: bool = False) -> str:
         value = content.get(key)
         if value is None:
             continue
-        turns = [value] if isinstance(value, str) else [_turn(message) for message in value]
+        turns = (
+            [value]
+            if isinstance(value, str)
+            else [f"{it['role']}: {it.get('content', it.get('tool_calls'))}" for it in value]
+        )
         parts.append((f"{key}: " if labelled else "") + "\n".join(turns))
     return "\n".join(parts)
-
-
-def _turn(message: Message) -> str:
-    return f"{message['role']}: {message.get('content', message.get('tool_calls'))}"
 
 
 def _pair(prompt: Any, response: Any, name: str) -> tuple[Any, Any]:

@@ -14,11 +14,9 @@ from prism_job.progress import event
 
 @dataclass(frozen=True)
 class Computed:
-    """What a micro-batch gave.
+    """The gradients of a micro-batch, by row format.
 
-    Attributes:
-        gradients: by row format.
-        too_large: positions of examples that do not fit into memory alone: their rows are zero, their token counts 0.
+    `too_large`: positions of examples that do not fit into memory alone; their rows are zero, their token counts 0.
     """
 
     gradients: list[GradientBatch]

@@ -16,11 +16,7 @@ from prism_job.store import shards
 
 @dataclass(frozen=True)
 class Output:
-    """A kind of shard, under the extractor that names its folder in the store.
-
-    Attributes:
-        for_audit: the audit needs it, the run itself does not.
-    """
+    """A kind of shard, under the extractor that names its folder. `for_audit`: only the audit needs it, not the run."""
 
     kind: shards.Kind
     extractor: str
@@ -30,11 +26,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Task:
-    """One unit and the shards to write of it, all from the same passes.
-
-    Attributes:
-        origin: where its rows come from, for messages.
-    """
+    """One unit and the shards to write of it, all from the same passes. `origin`: of its rows, for messages."""
 
     unit: Block
     origin: str

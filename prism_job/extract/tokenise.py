@@ -22,17 +22,9 @@ MAX_EXAMPLES_PER_BATCH = 256
 """Bounds a batch of very short examples: its unfolded rows would outgrow its activations."""
 
 
-_TEMPLATE_DATE = date.fromisoformat(TEMPLATE_DATE)
-
-
 @dataclass(frozen=True)
 class Encoded:
-    """One tokenised text.
-
-    Attributes:
-        ids: token ids.
-        supervised: for each token, whether it carries loss. The first never does: nothing predicts it.
-    """
+    """One tokenised text: for each token its id, and whether it carries loss. The first never does: nothing predicts it."""
 
     ids: list[int]
     supervised: list[bool]
@@ -132,7 +124,7 @@ def _encode_chat(
 def _fix_date(template: str) -> None:
     # A row must not depend on the day. transformers passes no function to a template, so the clock is replaced in the
     # compiled template that it caches; test_tokenise checks that this still works.
-    _compile_jinja_template(template).globals["strftime_now"] = _TEMPLATE_DATE.strftime
+    _compile_jinja_template(template).globals["strftime_now"] = date.fromisoformat(TEMPLATE_DATE).strftime
 
 
 def _spans(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -25,13 +25,7 @@ MIN_FACTOR_ROWS = 1024
 
 @dataclass(frozen=True)
 class Example:
-    """A good row.
-
-    Attributes:
-        source: index of its data file.
-        line: its number in that file, from 1.
-        where: both, for messages.
-    """
+    """A good row: index of its data file, line in that file from 1, and both for messages (`where`)."""
 
     source: int
     line: int
@@ -53,11 +47,7 @@ def list_targets(spec: RunSpec) -> tuple[list[Source], list[str]]:
 def read_examples(
     sources: list[Source], content_of: Callable[[Row], Content], quarantine: list[Quarantined]
 ) -> Iterator[Example]:
-    """The good rows of the sources in order; bad ones are added to `quarantine`.
-
-    Args:
-        content_of: the training content of a row; raises BadRow.
-    """
+    """The good rows of the sources in order; bad ones, for which `content_of` raises BadRow, are added to `quarantine`."""
     meter = Meter("plan", len(sources))
     for index, source in enumerate(sources):
         for line, row in data_files.read_rows(source):

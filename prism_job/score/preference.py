@@ -25,8 +25,3 @@ def mean_nll(nll_Q: NDArray[np.floating], tokens_Q: NDArray[np.integer]) -> Floa
     tokens = tokens_Q.astype(np.float64)
     mean: Float64 = np.divide(nll_Q, tokens, out=np.full(len(tokens), np.nan), where=tokens > 0)
     return mean
-
-
-def target_weights(weighting: str, preference_Q: Float64) -> Float64:
-    """Weight of each pair in the direction: π_q (PRISM) or 1 (the baseline)."""
-    return preference_Q if weighting == "preference" else np.ones_like(preference_Q)

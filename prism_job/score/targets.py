@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism_job.plan.plan import Audit, Plan, Unit
-from prism_job.score.preference import mean_nll, preference, target_weights
+from prism_job.score.preference import mean_nll, preference
 from prism_job.spec.document import RunSpec
 from prism_job.storage.objects import Store
 from prism_job.store import shards
@@ -54,7 +54,7 @@ def weigh_targets(spec: RunSpec, plan: Plan, store: Store) -> Targets:
         )
         # A pair without a rejected response (weighting: uniform) has no preference.
         preferred = np.where(np.isnan(rejected), np.nan, preference(chosen, np.nan_to_num(rejected)))
-        weight = target_weights(spec.scoring.weighting, preferred)
+        weight = preferred if spec.scoring.weighting == "preference" else np.ones_like(preferred)
         by_set.add(unit, weight @ arrays["rows"].astype(np.float64))
         ids += shards.hex_ids(arrays["ids"])
         for name, values in zip(columns, (chosen, rejected, preferred, weight), strict=True):

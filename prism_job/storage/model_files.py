@@ -4,12 +4,13 @@ A model is a hub id, a folder, an s3:// prefix or one .gguf file. Only safetenso
 and no code.
 """
 
+import contextlib
 import fnmatch
 import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from prism_job.errors import DataError, RequestError, TransientError
@@ -102,16 +103,13 @@ def fetch_config_and_tokenizer(uri: str, revision: str = "main") -> Path:
     if _is_hub(uri):
         from huggingface_hub import snapshot_download
 
-        with _HubErrors(uri):
+        with _hub_errors(uri):
             return Path(snapshot_download(uri, revision=revision, allow_patterns=patterns))
     if uri.endswith(".gguf"):
         return fetch_model(uri)
+    store = _open_folder(uri)
     if not uri.startswith("s3://"):
-        if not Path(uri).is_dir():
-            fix = "give a hub id (org/name), a folder, an s3:// prefix or a .gguf file"
-            raise RequestError("no such model", where=uri, fix=fix)
         return Path(uri)
-    store = open_store(uri)
     files = _matching(list(store.list()), patterns)
     target = cache_folder() / digest([uri, *(f"{file.key} {file.tag}" for file in files)])
     for file in files:
@@ -152,10 +150,7 @@ def _files(uri: str, is_adapter: bool) -> tuple[Store, list[Listed]]:
         if not files:
             raise RequestError("no such GGUF file", where=uri, fix="check model.uri")
         return store, files
-    if not uri.startswith("s3://") and not Path(uri).is_dir():
-        fix = "give a hub id (org/name), a folder, an s3:// prefix or a .gguf file"
-        raise RequestError("no such model", where=uri, fix=fix)
-    store = open_store(uri)
+    store = _open_folder(uri)
     everything = list(store.list())
     if not everything:
         fix = "check the address: give a hub id (org/name), a folder, an s3:// prefix or a .gguf file"
@@ -172,6 +167,13 @@ def _files(uri: str, is_adapter: bool) -> tuple[Store, list[Listed]]:
         if key.endswith(".safetensors.index.json"):
             _check_index(store, key, keys)
     return store, files
+
+
+def _open_folder(uri: str) -> Store:
+    if not uri.startswith("s3://") and not Path(uri).is_dir():
+        fix = "give a hub id (org/name), a folder, an s3:// prefix or a .gguf file"
+        raise RequestError("no such model", where=uri, fix=fix)
+    return open_store(uri)
 
 
 def _check_index(store: Store, key: str, keys: list[str]) -> None:
@@ -197,33 +199,30 @@ def _hub_commit(repo: str, revision: str) -> str:
 
     if constants.HF_HUB_OFFLINE or re.fullmatch(r"[0-9a-f]{40}", revision):
         return Path(_hub_snapshot(repo, revision)).name if constants.HF_HUB_OFFLINE else revision
-    with _HubErrors(repo):
+    with _hub_errors(repo):
         return str(HfApi().model_info(repo, revision=revision).sha)
 
 
 def _hub_snapshot(repo: str, revision: str) -> str:
     from huggingface_hub import snapshot_download
 
-    with _HubErrors(repo):
+    with _hub_errors(repo):
         return str(snapshot_download(repo, revision=revision, allow_patterns=list(READ_PATTERNS)))
 
 
-class _HubErrors:
+@contextlib.contextmanager
+def _hub_errors(repo: str) -> Iterator[None]:
     """Translates the hub's errors, naming the model."""
+    from huggingface_hub import errors
 
-    def __init__(self, repo: str) -> None:
-        self.repo = repo
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from huggingface_hub import errors
-
-        if isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)):
-            fix = "check the id and revision; for a gated or private model set HF_TOKEN; a local folder must exist"
-            what = "there is no such folder, and the hub has no such model, or it is private"
-            raise RequestError(what, where=self.repo, fix=fix) from error
-        if isinstance(error, Exception):
-            fix = "check the network, or download the model and name its folder in model.uri"
-            what = f"there is no such folder, and the hub does not answer: {error}"
-            raise TransientError(what, where=self.repo, fix=fix) from error
+    try:
+        yield
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        fix = "check the id and revision; for a gated or private model set HF_TOKEN; a local folder must exist"
+        what = "there is no such folder, and the hub has no such model, or it is private"
+        raise RequestError(what, where=repo, fix=fix) from error
+    except Exception as error:
+        fix = "check the network, or download the model and name its folder in model.uri"
+        raise TransientError(
+            f"there is no such folder, and the hub does not answer: {error}", where=repo, fix=fix
+        ) from error

@@ -12,12 +12,10 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Listed:
-    """One object of a listing.
+    """One object of a listing, with its key below the store's address.
 
-    Attributes:
-        key: below the store's address.
-        tag: changes when the content does (ETag, or modification time).
-        modified: when it was put, in seconds since 1970 by the clock of the server or the file system.
+    `tag` changes when the content does (ETag, or modification time). `modified`: when it was put, in seconds since 1970 by
+    the clock of the server or the file system.
     """
 
     key: str

@@ -27,9 +27,7 @@ Response = TypeVar("Response")
 
 
 def with_retries(request: Callable[[], Response], cancelled: threading.Event | None = None) -> Response:
-    """Call `request` until it raises no TransientError. Other errors pass at once: the same request would fail again.
-
-    Setting `cancelled` ends the waiting.
+    """Call `request` until it raises no TransientError, or `cancelled` is set. Other errors pass: they would come again.
 
     Raises TransientError: the last one, with the number of tries and the seconds they took in its text.
     """

@@ -226,14 +226,8 @@ def _client() -> S3Client:
 
 
 _TRANSIENT = {
-    *(
-        "RequestTimeout",
-        "SlowDown",
-        "Throttling",
-        "ThrottlingException",
-        "RequestLimitExceeded",
-        "BandwidthLimitExceeded",
-    ),
+    *("RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"),
+    *("RequestLimitExceeded", "BandwidthLimitExceeded"),
     *("BadDigest", "IncompleteBody", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"),
     "NoSuchUpload",
 }

@@ -8,7 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from prism_job.errors import RequestError
 from prism_job.storage.address import open_store
@@ -18,14 +18,8 @@ from prism_job.store import shards
 Part = Literal["candidates", "targets", "factors", "sums", "staged"]
 PARTS: tuple[Part, ...] = ("candidates", "targets", "factors", "sums", "staged")
 
-_SHARD = re.compile(r"^([0-9a-f]{32})/([0-9a-f]{32})(\.targets|\.factors|\.sums)?\.safetensors$")
+_SHARD = re.compile(r"^([0-9a-f]{32})/[0-9a-f]{32}(?:\.(targets|factors|sums))?\.safetensors$")
 _STAGED = re.compile(r"^rows/[0-9a-f]{32}\.jsonl\.zst$")
-_PARTS_BY_NAME: dict[str | None, Part] = {
-    None: "candidates",
-    ".targets": "targets",
-    ".factors": "factors",
-    ".sums": "sums",
-}
 
 STAGED = "rows"
 """Stands for the extractor in listings of staged rows, which belong to no extractor."""
@@ -58,8 +52,7 @@ class Contents:
 class Needed:
     """Keys of a store that kept selections need, and the number of selections that need each extractor.
 
-    Attributes:
-        selections, unfinished: addresses of the manifests, and of the plans that are not published yet.
+    `selections`, `unfinished`: addresses of the manifests, and of the plans that are not published yet.
     """
 
     keys: set[str] = field(default_factory=set)
@@ -75,7 +68,7 @@ def list_contents(store_uri: str) -> Contents:
     others: list[Listed] = []
     for listed in store.list():
         if match := _SHARD.match(listed.key):
-            objects.append(StoredObject(match[1], _PARTS_BY_NAME[match[3]], listed))
+            objects.append(StoredObject(match[1], cast(Part, match[2] or "candidates"), listed))
         elif _STAGED.match(listed.key):
             objects.append(StoredObject(STAGED, "staged", listed))
         else:

@@ -199,12 +199,7 @@ def _checksum(header: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> 
     # xxh3, not SHA-256: it protects against damage, not malice, and runs at the speed of memory.
     state = xxhash.xxh3_128()
     state.update(json.dumps(dict(header), sort_keys=True).encode())
-    for name, array in _ordered(arrays):
+    for name, array in sorted(arrays.items(), key=lambda named: named[0]):
         state.update(f"{name} {array.dtype.str} {array.shape};".encode())
         state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return state.hexdigest()
-
-
-def _ordered(arrays: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, NDArray[Any]]]:
-    for name in sorted(arrays):
-        yield name, arrays[name]

@@ -20,12 +20,7 @@ COVERAGE_FLOOR = 0.9
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers whose weight gradients are projected, in model order.
-
-    Attributes:
-        modules: by name.
-        coverage: share of the requested matrix parameters that belongs to these layers.
-    """
+    """The layers whose weight gradients are projected, in model order, and their share of the requested matrix parameters."""
 
     modules: dict[str, nn.Module]
     coverage: float

@@ -15,13 +15,7 @@ from prism_job.extract.capture.layers import Layers, layer_dims
 
 @dataclass(frozen=True)
 class RowFormat:
-    """What rows of one kind have in common.
-
-    Attributes:
-        dim: P.
-        seed: of projections and fold.
-        fold_dims: D of the signed count-sketch, or None for unfolded rows.
-    """
+    """What rows of one kind have in common. `fold_dims`: D of the signed count-sketch, or None for unfolded rows."""
 
     dim: int
     seed: int

@@ -44,7 +44,8 @@ def spawn_ranks(arguments: list[str], topology: Topology) -> dict[str, Any]:
             "MASTER_ADDR": host,
             "MASTER_PORT": port,
             # Ranks share the cores of their node; if each used all of them, they would wait for each other.
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, _cores() // topology.ranks)),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
+            or str(max(1, len(os.sched_getaffinity(0)) // topology.ranks)),
         }
         environments = {
             local: {
@@ -130,7 +131,3 @@ def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -42,12 +42,7 @@ class Topology:
 
 @dataclass(frozen=True)
 class World:
-    """One rank in its world.
-
-    Attributes:
-        rank, size: of the world; local_rank: of the node.
-        sharded: whether the weights are partitioned over the ranks (ZeRO-3).
-    """
+    """One rank: its index in the world and on the node. `sharded`: the weights are partitioned over the ranks (ZeRO-3)."""
 
     rank: int
     size: int
