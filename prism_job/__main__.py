@@ -1,12 +1,8 @@
-"""`python -m prism_job <verb>`: the three stages, and the verbs behind the CLI. Errors become exit codes: the only sys.exit.
-
-Each function imports what it needs: a plan must not import torch.
-"""
+"""`python -m prism_job <verb>`: the three stages, and the verbs behind the CLI. Errors become exit codes: the only sys.exit."""
 
 import argparse
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +12,49 @@ from prism_job.spec.document import SelectionRun, parse_spec
 from prism_job.storage.retries import num_retries
 
 
-def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
-    from prism_job.stages.plan import make_plan
+def _run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run the verb. Returns its outcome. Imports only what the verb needs: a plan must not import torch."""
+    match arguments.verb:
+        case "plan":
+            from prism_job.stages.plan import make_plan
 
-    plan = make_plan(_read_spec(arguments.spec))
-    return {
-        "units": plan.num_units,
-        "missing": plan.num_missing,
-        "examples": plan.num_examples,
-        "pairs": plan.num_pairs,
-        "badRows": len(plan.quarantine),
-        "extractor": plan.extractor,
-    }
+            plan = make_plan(_read_spec(arguments.spec))
+            return {
+                "units": plan.num_units,
+                "missing": plan.num_missing,
+                "examples": plan.num_examples,
+                "pairs": plan.num_pairs,
+                "badRows": len(plan.quarantine),
+                "extractor": plan.extractor,
+            }
+        case "extract":
+            from prism_job.extract.distributed.world import Topology
+            from prism_job.stages.extract import extract
 
+            topology = Topology(**{name: getattr(arguments, name) for name in TOPOLOGY})
+            given = ["--spec", arguments.spec, *(f"--{name}={getattr(arguments, name)}" for name in TOPOLOGY)]
+            return extract(_read_spec(arguments.spec), topology, given)
+        case "reduce":
+            from prism_job.stages.reduce import reduce
 
-def _extract(arguments: argparse.Namespace) -> dict[str, Any]:
-    from prism_job.extract.distributed.world import Topology
-    from prism_job.stages.extract import extract
+            return reduce(_read_spec(arguments.spec))
+        case "evaluate":
+            from prism_job.publish.evaluate import evaluate
 
-    topology = Topology(**{name: getattr(arguments, name) for name in TOPOLOGY})
-    given = ["--spec", arguments.spec, *(f"--{name}={getattr(arguments, name)}" for name in TOPOLOGY)]
-    return extract(_read_spec(arguments.spec), topology, given)
+            return evaluate(arguments.manifest, arguments.label, arguments.positive, arguments.target_label)
+        case "export":
+            from prism_job.publish.export import export
 
+            return export(arguments.manifest, arguments.destination)
+        case "estimate":
+            from prism_job.estimate.estimate import estimate
 
-def _reduce(arguments: argparse.Namespace) -> dict[str, Any]:
-    from prism_job.stages.reduce import reduce
-
-    return reduce(_read_spec(arguments.spec))
-
-
-def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    from prism_job.publish.evaluate import evaluate
-
-    return evaluate(arguments.manifest, arguments.label, arguments.positive, arguments.target_label)
-
-
-def _export(arguments: argparse.Namespace) -> dict[str, Any]:
-    from prism_job.publish.export import export
-
-    return export(arguments.manifest, arguments.destination)
-
-
-def _estimate(arguments: argparse.Namespace) -> dict[str, Any]:
-    from prism_job.estimate.estimate import estimate
-
-    return estimate(_read_spec(arguments.spec), arguments.gpu, arguments.utilisation, arguments.sample)
+            return estimate(_read_spec(arguments.spec), arguments.gpu, arguments.utilisation, arguments.sample)
+        case _:
+            return _inspect_store(arguments)
 
 
-def _store(arguments: argparse.Namespace) -> dict[str, Any]:
+def _inspect_store(arguments: argparse.Namespace) -> dict[str, Any]:
     from prism_job.publish.needed_keys import find_needed
     from prism_job.store import inventory
 
@@ -80,15 +71,7 @@ def _store(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 STAGES = ("plan", "extract", "reduce")
-VERBS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    "plan": _plan,
-    "extract": _extract,
-    "reduce": _reduce,
-    "evaluate": _evaluate,
-    "export": _export,
-    "estimate": _estimate,
-    "store": _store,
-}
+VERBS = (*STAGES, "evaluate", "export", "estimate", "store")
 TOPOLOGY = {
     "ranks": (0, "processes of this node; 0: one per GPU, or one"),
     "nodes": (1, "nodes of this world"),
@@ -106,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _on_sigterm)
     retries_before = num_retries()
     try:
-        outcome = VERBS[chosen.verb](chosen)
+        outcome = _run_verb(chosen)
     except (PrismError, Stopped) as error:
         failure = {"error": error.what, "where": error.where, "fix": error.fix, "exitCode": error.exit_code}
         write_termination_message({"verb": chosen.verb, **failure, "retries": num_retries() - retries_before})

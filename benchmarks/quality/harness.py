@@ -33,7 +33,7 @@ from prism_job.score.direction import fold_directions
 from prism_job.score.targets import Targets, weigh_targets
 from prism_job.spec.digest import digest
 from prism_job.spec.document import SelectionRun, check_document
-from prism_job.spec.scoring import CurvatureSpec
+from prism_job.spec.ranking import CurvatureSpec
 from prism_job.storage.address import open_store
 from prism_job.store import shards
 

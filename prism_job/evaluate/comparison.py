@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prism_job.data.labels import refuse_one_sided
-from prism_job.evaluate.labels import read_labels
+from prism_job.data.labels import label_of, refuse_one_sided
 from prism_job.evaluate.metrics import Measure, auroc, preference_figures, ranking_figures, with_intervals
-from prism_job.plan.plan import Plan
-from prism_job.spec.evaluation import EvaluationSpec
-from prism_job.spec.selection import SelectionSpec
+from prism_job.plan.plan import Plan, Unit
+from prism_job.spec.ranking import EvaluationSpec, SelectionSpec
 from prism_job.storage.objects import Store
+from prism_job.store import staged_rows
 
 Float64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -62,7 +61,7 @@ def compare(
         RequestError: a ranked row without a readable label (names source and line), or all labels equal.
         DataError: staged rows are missing or damaged.
     """
-    good_N = read_labels(plan.candidates, plan.sources, store, outcome.ranked_A, evaluation.label, evaluation.positive)
+    good_N = _read_labels(plan.candidates, plan.sources, store, outcome.ranked_A, evaluation.label, evaluation.positive)
     num_ranked, num_good = len(good_N), int(good_N.sum())
     refuse_one_sided(num_good, num_ranked, evaluation.label, ", ".join(plan.sources[:3]))
     keeps = selection.keep is not None
@@ -80,7 +79,7 @@ def compare(
     known_Q = ~np.isnan(outcome.preference_Q)
     column, right_Q = evaluation.target_label, None
     if column is not None:
-        right_Q = read_labels(plan.targets, plan.target_sources, store, known_Q, column, None)
+        right_Q = _read_labels(plan.targets, plan.target_sources, store, known_Q, column, None)
     return {
         "label": evaluation.label,
         "num_examples": num_ranked,
@@ -94,6 +93,19 @@ def compare(
         "target_label": column,
         **preference_figures(outcome.preference_Q[known_Q], right_Q),
     }
+
+
+def _read_labels(
+    units: list[Unit], sources: list[str], store: Store, wanted_A: Bools, column: str, positive: str | None
+) -> Bools:
+    """Whether the column calls them good: of the wanted ones among the A rows of the units."""
+    good: list[bool] = []
+    is_wanted = iter(wanted_A.tolist())
+    for unit in units:
+        for line, row in zip(unit.line_numbers(), staged_rows.read_rows(store, unit.rows), strict=True):
+            if next(is_wanted):
+                good.append(label_of(row, column, positive, f"{sources[unit.source]} line {line}"))
+    return np.array(good, np.bool_)
 
 
 _ENDS = ("", "_low", "_high")

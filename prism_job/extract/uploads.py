@@ -1,10 +1,8 @@
 """Puts finished shards into the store on a thread of its own, while the next unit is computed. Does not make their content."""
 
-from __future__ import annotations
-
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from numpy.typing import NDArray
 
@@ -41,7 +39,7 @@ class Uploads:
         self.pending: Future[None] | None = None
         self.num_written = 0
 
-    def __enter__(self) -> Uploads:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, error_type: object, *_: object) -> None:

@@ -8,7 +8,7 @@ from prism_job.errors import DataError, RequestError
 from prism_job.plan.plan import Quarantined, Unit
 from prism_job.plan.units import Example
 from prism_job.spec.document import RunSpec
-from prism_job.spec.evaluation import EvaluationSpec
+from prism_job.spec.ranking import EvaluationSpec
 
 
 def check_bad_fraction(bad: list[Quarantined], num_good: int, spec: RunSpec) -> None:

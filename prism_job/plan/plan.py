@@ -3,10 +3,8 @@
 `stages/plan.py` makes it; every later stage reads it. Does not know how many GPUs there are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -129,7 +127,7 @@ class Plan(_Plain):
         audited = 0 if self.audit is None else len(self.audit.units) + len(targets)
         return len(candidates) + len(targets) + audited
 
-    def settled(self) -> Plan:
+    def settled(self) -> Self:
         """Without what the store lacked when it was made, which does not change the outcome."""
         audit = self.audit and self.audit.model_copy(
             update={"missing_candidates": [], "missing_sums": [], "missing_factors": []}

@@ -4,7 +4,7 @@ from typing import Any
 
 from prism_job.evaluate.comparison import Outcome, compare
 from prism_job.publish.published import load
-from prism_job.spec.evaluation import EvaluationSpec
+from prism_job.spec.ranking import EvaluationSpec
 from prism_job.storage.address import open_store
 
 

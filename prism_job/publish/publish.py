@@ -12,15 +12,16 @@ import numpy as np
 import yaml
 
 from prism_job import __version__
+from prism_job.plan.plan import Plan
 from prism_job.publish.manifest import Counts, FileName, Manifest, TargetSetFacts, summary
 from prism_job.publish.origins import Origins
 from prism_job.publish.published import digest_of
 from prism_job.publish.reduced import Reduced
-from prism_job.publish.replay import replaying
-from prism_job.publish.report.gather import gather
+from prism_job.publish.report.contents import gather
 from prism_job.publish.report.page import render
 from prism_job.publish.tables import write_tables
 from prism_job.score.column import parts
+from prism_job.spec.document import SelectionRun
 from prism_job.storage.objects import Store
 
 
@@ -72,7 +73,7 @@ def _manifest(reduced: Reduced, folder: str) -> Manifest:
     return Manifest(
         run=reduced.run.metadata.name,
         selection_id=folder.rpartition("/")[2],
-        spec=replaying(reduced.run, plan),
+        spec=_replaying(reduced.run, plan),
         extractor=plan.extractor,
         extractor_parts=plan.extractor_parts,
         work=plan.work_digest(),
@@ -105,3 +106,33 @@ def _target_sets(reduced: Reduced) -> list[TargetSetFacts]:
             )
         )
     return facts
+
+
+def _replaying(run: SelectionRun, plan: Plan) -> SelectionRun:
+    """The same run from any folder and at any time: local paths made absolute, a hub model pinned to its commit."""
+    spec = run.spec
+    sets = spec.targets.sets
+    targets = (
+        spec.targets.model_copy(update={"sets": tuple(map(_full_uris, sets))}) if sets else _full_uris(spec.targets)
+    )
+    model = {
+        "uri": _full(spec.model.uri),
+        "adapter": spec.model.adapter and _full(spec.model.adapter),
+        "revision": plan.extractor_parts["model"].get("commit", spec.model.revision),
+    }
+    changed = {
+        "model": spec.model.model_copy(update=model),
+        "candidates": _full_uris(spec.candidates),
+        "targets": targets,
+        "store": _full(spec.store),
+        "output": _full(spec.output),
+    }
+    return run.model_copy(update={"spec": spec.model_copy(update=changed)})
+
+
+def _full(uri: str) -> str:
+    return str(Path(uri).resolve()) if "://" not in uri and Path(uri).exists() else uri
+
+
+def _full_uris(section: Any) -> Any:
+    return section.model_copy(update={"uris": tuple(map(_full, section.uris))})

@@ -1,11 +1,10 @@
 """Reads a published selection back and checks its files against the manifest."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,7 +45,7 @@ class Published:
     def plan(self) -> Plan:
         return Plan.model_validate_json(self.read("plan.json"))
 
-    def check(self) -> Published:
+    def check(self) -> Self:
         """Itself, after reading every file that the manifest names; none of them is held in memory."""
         for name in self.manifest.files:
             with self.folder.as_file(name) as path:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from prism_job.errors import RequestError
 from prism_job.score.column import Column, parts
-from prism_job.spec.selection import SelectionSpec
+from prism_job.spec.ranking import SelectionSpec
 
 Bools = NDArray[np.bool_]
 Rows = NDArray[np.uint32]

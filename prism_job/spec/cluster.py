@@ -1,10 +1,8 @@
 """The section `spec.cluster`: the pods of a submitted run. `launcher/render` makes them."""
 
-from __future__ import annotations
-
 import json
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
@@ -61,7 +59,7 @@ class EnvVar(Section):
     value_from: ValueFrom | None = Field(None, description="Where its value comes from.")
 
     @model_validator(mode="after")
-    def _one_source(self) -> EnvVar:
+    def _one_source(self) -> Self:
         if (self.value is None) == (self.value_from is None):
             raise ValueError(f"{self.name}: give exactly one of value, valueFrom")
         if self.value is not None and is_secret_name(self.name):
@@ -150,7 +148,7 @@ class ClusterSpec(Section):
     )
 
     @model_validator(mode="after")
-    def _bounded(self) -> ClusterSpec:
+    def _bounded(self) -> Self:
         if self.groups * self.nodes_per_group > MAX_PODS:
             raise ValueError(f"groups × nodesPerGroup is {self.groups * self.nodes_per_group}; at most {MAX_PODS}")
         return self

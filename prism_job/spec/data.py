@@ -1,9 +1,7 @@
 """The sections `spec.candidates` and `spec.targets`: where the rows come from."""
 
-from __future__ import annotations
-
 from collections import Counter
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -56,7 +54,7 @@ class TargetsSpec(Section):
     )
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> TargetsSpec:
+    def _one_of_two(self) -> Self:
         if (self.uris is None) == (self.sets is None):
             raise ValueError("give exactly one of uris, sets")
         counts = Counter(target_set.name for target_set in self.as_sets())

@@ -15,12 +15,10 @@ from pydantic import Field, ValidationError
 from prism_job.errors import SpecError
 from prism_job.spec.cluster import ClusterSpec
 from prism_job.spec.data import CandidatesSpec, TargetsSpec
-from prism_job.spec.evaluation import AuditSpec, EvaluationSpec
 from prism_job.spec.extraction import ExtractionSpec
 from prism_job.spec.model import ModelSpec
-from prism_job.spec.scoring import ScoringSpec
+from prism_job.spec.ranking import AuditSpec, EvaluationSpec, ScoringSpec, SelectionSpec
 from prism_job.spec.section import DnsLabel, Section, Uri
-from prism_job.spec.selection import SelectionSpec
 
 API_VERSION = "prism.dev/v1alpha1"
 

@@ -1,8 +1,6 @@
 """The section `spec.extraction`: how an example becomes a row."""
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -36,7 +34,7 @@ class CodecSpec(Section):
     )
 
     @model_validator(mode="after")
-    def _power_of_two(self) -> CodecSpec:
+    def _power_of_two(self) -> Self:
         if self.dims & (self.dims - 1):
             raise ValueError(f"dims is {self.dims}; it must be a power of two, e.g. 32768 or 65536")
         return self
@@ -55,7 +53,7 @@ class DeepSpeedSpec(Section):
     )
 
     @model_validator(mode="after")
-    def _offload_needs_shares(self) -> DeepSpeedSpec:
+    def _offload_needs_shares(self) -> Self:
         if self.offload != "none" and self.stage != 3:
             raise ValueError(f"offload: {self.offload} needs stage: 3")
         return self

@@ -28,7 +28,7 @@ from prism_job.score.direction import fold_directions
 from prism_job.score.selection import Selected, select
 from prism_job.score.targets import sum_targets, weigh_targets
 from prism_job.spec.document import RunSpec, SelectionRun
-from prism_job.spec.evaluation import EvaluationSpec
+from prism_job.spec.ranking import EvaluationSpec
 from prism_job.storage.address import open_store
 from prism_job.storage.objects import Store
 

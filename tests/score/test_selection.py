@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prism_job.errors import RequestError
 from prism_job.score.column import Column
 from prism_job.score.selection import Selected, select
-from prism_job.spec.selection import BudgetSpec, SelectionSpec
+from prism_job.spec.ranking import BudgetSpec, SelectionSpec
 
 
 def selected_by_hand(

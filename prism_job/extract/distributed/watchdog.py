@@ -1,10 +1,9 @@
 """Ends a rank that hangs, or whose spawner is gone. Does not know what a step does, or how long one should take."""
 
-from __future__ import annotations
-
 import os
 import threading
 import time
+from typing import Self
 
 from prism_job.progress import write_termination_message
 
@@ -31,7 +30,7 @@ class Watchdog:
         # Set by the spawner, not asked of the system here: it may be gone before this process has imported torch.
         self.spawner = int(os.environ.get(SPAWNER, 0))
 
-    def __enter__(self) -> Watchdog:
+    def __enter__(self) -> Self:
         threading.Thread(target=self._watch, daemon=True).start()
         return self
 

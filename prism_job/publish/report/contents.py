@@ -1,19 +1,29 @@
-"""The contents of the report: all that the page shows, as plain data.
+"""The contents of the report, all that the page shows as plain data, gathered from the result of reduction.
 
 Shapes: N candidates in plan order, Q target pairs, S sources.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prism_job.plan.plan import Quarantined
-from prism_job.publish.manifest import TargetSetFacts
+from prism_job.data import examples
+from prism_job.data.data_files import Row
+from prism_job.plan.plan import Quarantined, Unit
+from prism_job.publish.manifest import Manifest, TargetSetFacts
+from prism_job.publish.origins import Origins
+from prism_job.publish.reduced import Reduced
 from prism_job.score.column import Column
+from prism_job.storage.objects import Store
+from prism_job.store import staged_rows
 
 Float64 = NDArray[np.float64]
+
+NUM_PAIRS = 3
+"""Target pairs shown in the report, those of the largest share in the direction."""
 
 
 @dataclass(frozen=True)
@@ -81,3 +91,77 @@ class Report:
     @property
     def num_usable(self) -> int:
         return int(self.usable.sum())
+
+
+def gather(reduced: Reduced, origins: Origins, manifest: Manifest) -> Report:
+    """The report's contents. Reads the shown examples and pairs from the store."""
+    plan, scored, chosen, spec = reduced.plan, reduced.scored, reduced.chosen, reduced.run.spec
+    return Report(
+        run=manifest.run,
+        selection_id=manifest.selection_id,
+        model=spec.model.uri,
+        settings={
+            "weighting": spec.scoring.weighting,
+            "score": spec.scoring.score,
+            "loss": spec.scoring.loss,
+            "curvature": json.dumps(reduced.curvature),
+            "selection": json.dumps(spec.selection.model_dump(mode="json", exclude_none=True)),
+            "extractor": plan.extractor,
+        },
+        counts=manifest.counts.model_dump(),
+        threshold=chosen.threshold,
+        action=f"drop {spec.selection.drop}" if spec.selection.drop else f"keep {spec.selection.keep}",
+        scores=reduced.scores,
+        usable=scored.usable_N,
+        summary=manifest.scores,
+        selected=chosen.selected_N,
+        preference=reduced.known_preference,
+        contribution=reduced.targets.contribution_Q,
+        sets=manifest.target_sets,
+        pairs=_shown_pairs(reduced),
+        sources=plan.sources,
+        usable_by_source=origins.count_by_source(scored.usable_N),
+        selected_by_source=origins.count_by_source(chosen.selected_N),
+        highest=_shown_examples(reduced, origins, chosen.highest),
+        lowest=_shown_examples(reduced, origins, chosen.lowest),
+        quarantine=reduced.quarantine,
+        ignored=plan.ignored,
+        evaluation=reduced.evaluation,
+        audit=reduced.audit,
+    )
+
+
+def _shown_examples(reduced: Reduced, origins: Origins, rows: list[int]) -> list[ShownExample]:
+    plan = reduced.plan
+    sources, lines = origins.of(np.array(rows, np.int64))
+    scores = reduced.scores.at(np.array(rows, np.int64)).tolist()
+    return [
+        ShownExample(
+            score=score,
+            source=plan.sources[source],
+            line=line,
+            selected=bool(reduced.chosen.selected_N[row]),
+            text=examples.as_text(examples.candidate_content(_staged_row(plan.candidates, row, reduced.store))),
+        )
+        for row, score, source, line in zip(rows, scores, sources.tolist(), lines.tolist(), strict=True)
+    ]
+
+
+def _shown_pairs(reduced: Reduced) -> list[ShownPair]:
+    targets = reduced.targets
+    largest = np.argsort(-targets.contribution_Q, kind="stable")[:NUM_PAIRS]
+    shown = []
+    for row in largest.tolist():
+        content = examples.target_content(_staged_row(reduced.plan.targets, row, reduced.store), needs_rejected=False)
+        text = examples.as_text(content, labelled=True)
+        shown.append(ShownPair(number=row + 1, share=float(targets.contribution_Q[row]), text=text))
+    return shown
+
+
+def _staged_row(units: list[Unit], row: int, store: Store) -> Row:
+    """The row at this index in the order of all units' rows."""
+    for unit in units:
+        if row < unit.num_rows:
+            return staged_rows.read_rows(store, unit.rows)[row]
+        row -= unit.num_rows
+    raise IndexError(row)
