@@ -115,30 +115,17 @@ def gpu_hours(flops: Flops, gpu: Gpu, model: ModelSpec, utilisation: float) -> f
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak bytes of one rank, term by term; `host` and `nvme` are outside the card.
+    """Peak bytes of one rank, term by term; `host` and `nvme` are outside the card."""
 
-    Attributes:
-        weights: its share of the model: parameters / R under ZeRO-3, all of them under stage 0, none when offloaded.
-        gathered: ZeRO-3's whole layers in use: the current block and the next, or the largest tensor if that is larger.
-        activations: what the backward pass needs of all layers.
-        logits: of the supervised positions, in the model's type and three times in float32: a bound on them, their copy, its
-            log-softmax (which becomes the gradient) and that gradient in the model's type.
-        captured: projected inputs that wait for their gradients, also those for the audit's rows of a pair.
-        projections: the ±1 matrices (2 bytes a sign for bfloat16 models, else 4) and the fold tables, of run and audit.
-        rows: rows of the micro-batch and one layer's sketches; the sums of factors.
-        workspace: one layer's gradients, for float16 one side in float32, and copies of the projected numbers of both sides.
-        buffers: of the model, beside its weights.
-    """
-
-    weights: float
-    gathered: float
-    activations: float
-    logits: float
-    captured: float
-    projections: float
-    rows: float
-    workspace: float
-    buffers: float
+    weights: float  # its share: parameters / ranks under ZeRO-3, all of them under stage 0, none when offloaded
+    gathered: float  # ZeRO-3's whole layers in use: the current block and the next, or the largest tensor if larger
+    activations: float  # what the backward pass needs of all layers
+    logits: float  # of supervised positions: themselves and their gradient in the model's type, thrice float32: a bound
+    captured: float  # projected inputs that wait for their gradients, also those for the audit's rows of a pair
+    projections: float  # ±1 matrices (2 bytes a sign for bfloat16 models, else 4) and fold tables, of run and audit
+    rows: float  # rows of the micro-batch and one layer's sketches; the sums of factors
+    workspace: float  # one layer's gradients, for float16 one side in float32, copies of both projected sides
+    buffers: float  # of the model, beside its weights
     host: float = 0
     nvme: float = 0
 

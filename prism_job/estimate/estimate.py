@@ -37,7 +37,9 @@ def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sa
     Raises RequestError, DataError: what plan and extract would raise, as far as that can be known without weights.
     """
     started = time.monotonic()
-    card = _card(gpu)
+    if gpu not in costs.GPUS:
+        raise RequestError(f"unknown GPU {gpu!r}", where="--gpu", fix=f"use one of {', '.join(costs.GPUS)}")
+    card = costs.GPUS[gpu]
     if not 0 < utilisation <= 1 or sample < 1:
         fix = "use a utilisation above 0 and at most 1, and a sample of 1 or more"
         raise RequestError("an option is out of bounds", where="estimate", fix=fix)
@@ -169,13 +171,6 @@ def _header_bytes(kind: shards.Kind, arrays: Mapping[str, NDArray[Any]], notes: 
 
 def _num_rows(units: Sequence[Block]) -> int:
     return sum(unit.num_rows for unit in units)
-
-
-def _card(name: str) -> costs.Gpu:
-    if name not in costs.GPUS:
-        fix = f"use one of {', '.join(costs.GPUS)}"
-        raise RequestError(f"unknown GPU {name!r}", where="--gpu", fix=fix)
-    return costs.GPUS[name]
 
 
 def _topology_facts(topology: costs.Topology, groups: int, hours: float) -> dict[str, Any]:

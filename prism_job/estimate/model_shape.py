@@ -24,38 +24,22 @@ _BLOCK = re.compile(r"^(.*?\.\d+)\.")
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes that costs depend on.
+    """The sizes that costs depend on."""
 
-    Attributes:
-        parameters: of the model; shared ones count once.
-        covered: weights of the captured layers.
-        coverage: their share of the matrix weights that spec.extraction.layers requests.
-        matrices: weights that every token is multiplied with: all matrices but embeddings and head. All fused experts
-            count, although a token visits few of them.
-        head: the output head; vocabulary × hidden.
-        vocabulary: outputs of the head.
-        largest_block: of the repeated blocks; largest_tensor: of all tensors.
-        attention_width: Σ over layers of heads × head size.
-        sides: (inputs, outputs) of each captured layer, by name, in model order.
-        linear_sides: Σ inputs + outputs over all linear layers of the blocks, captured or not; widest_side: the largest.
-        dtype_bytes: of one weight in the forward pass.
-        buffer_bytes: of what a model keeps beside its weights, such as RoPE's frequencies.
-    """
-
-    parameters: int
-    covered: int
-    coverage: float
-    matrices: int
-    head: int
+    parameters: int  # of the model; shared ones count once
+    covered: int  # weights of the captured layers
+    coverage: float  # their share of the matrix weights that spec.extraction.layers requests
+    matrices: int  # weights that every token is multiplied with: all but embeddings and head, with all fused experts
+    head: int  # of the output head: vocabulary × hidden
     vocabulary: int
-    largest_block: int
+    largest_block: int  # of the repeated blocks
     largest_tensor: int
-    attention_width: int
-    sides: dict[str, tuple[int, int]]
-    linear_sides: int
+    attention_width: int  # Σ over layers of heads × head size
+    sides: dict[str, tuple[int, int]]  # (inputs, outputs) of each captured layer, in model order
+    linear_sides: int  # Σ inputs + outputs over all linear layers of the blocks, captured or not
     widest_side: int
-    dtype_bytes: int
-    buffer_bytes: int
+    dtype_bytes: int  # of one weight in the forward pass
+    buffer_bytes: int  # of what a model keeps beside its weights, such as RoPE's frequencies
 
 
 def model_shape(spec: RunSpec) -> ModelShape:

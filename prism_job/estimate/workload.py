@@ -32,20 +32,13 @@ UNREAD = -1
 
 @dataclass(frozen=True)
 class Load:
-    """Sums over texts that go through the model; floats where they are scaled from a sample.
-
-    Attributes:
-        tokens: without padding, as extraction reports them.
-        padded: tokens of the micro-batches, padding counted.
-        squares: Σ of padded lengths squared, the cost of attention.
-        supervised: tokens that carry loss.
-    """
+    """Sums over texts that go through the model; floats where they are scaled from a sample."""
 
     texts: float = 0
-    tokens: float = 0
-    padded: float = 0
-    squares: float = 0
-    supervised: float = 0
+    tokens: float = 0  # without padding, as extraction reports them
+    padded: float = 0  # tokens of the micro-batches, padding counted
+    squares: float = 0  # Σ of padded lengths squared, the cost of attention
+    supervised: float = 0  # tokens that carry loss
 
     def plus(self, other: Load) -> Load:
         return Load(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -56,40 +49,25 @@ class Load:
 
 @dataclass(frozen=True)
 class Workload:
-    """Everything that a run extracts into an empty store.
-
-    Attributes:
-        candidates, targets: units, without repeats, as in extraction.
-        factors: ids of the units that carry factor sums.
-        num_examples, num_pairs: rows that the plan lists, repeated units included.
-        num_bad: rows that the plan or the tokenisation quarantines.
-        staged_bytes: of the rows of all units, as the store keeps them.
-        pool, pairs, factor_load: texts of candidates, of both sides of the targets, of the units with factors.
-        longest: tokens of the longest text.
-        largest_batch: texts of the largest micro-batch.
-        supervised_share: largest share of a micro-batch's padded tokens that carries loss.
-        is_exact: every text was tokenised.
-        sampled: units of the audit's sample; audit: its texts (the audit's rows of targets need no passes of their own);
-            audit_factor_load: those of them that carry factor sums.
-    """
+    """Everything that a run extracts into an empty store. Units are listed without repeats, as in extraction."""
 
     candidates: list[Unit]
     targets: list[Unit]
-    factors: list[str]
-    num_examples: int
+    factors: list[str]  # ids of the units that carry factor sums
+    num_examples: int  # rows that the plan lists, repeated units included
     num_pairs: int
-    num_bad: int
-    staged_bytes: int
-    pool: Load
-    pairs: Load
-    factor_load: Load
-    longest: int
-    largest_batch: int
-    supervised_share: float
-    is_exact: bool
-    sampled: list[Block] = field(default_factory=list)
-    audit: Load = Load()
-    audit_factor_load: Load = Load()
+    num_bad: int  # rows that the plan or the tokenisation quarantines
+    staged_bytes: int  # of the rows of all units, as the store keeps them
+    pool: Load  # texts of the candidates
+    pairs: Load  # texts of both sides of the targets
+    factor_load: Load  # texts of the units with factors
+    longest: int  # tokens of the longest text
+    largest_batch: int  # texts of the largest micro-batch
+    supervised_share: float  # largest share of a micro-batch's padded tokens that carries loss
+    is_exact: bool  # every text was tokenised
+    sampled: list[Block] = field(default_factory=list)  # units of the audit's sample
+    audit: Load = Load()  # texts of the sample; the audit's rows of targets need no passes of their own
+    audit_factor_load: Load = Load()  # those of them that carry factor sums
 
     @property
     def audited(self) -> Load:

@@ -27,6 +27,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prism_job.evaluate.metrics import wilson
+
 Float64 = NDArray[np.float64]
 Figures = dict[str, Any]
 
@@ -80,7 +82,7 @@ def agreement(
     if from_end == "lowest":
         scores_N, audit_scores_N = -scores_N, -audit_scores_N
     both = int((_highest(scores_N, taken) & _highest(audit_scores_N, taken)).sum())
-    figures |= _with_interval("overlap_between", both / taken, *_wilson(both, taken))
+    figures |= _with_interval("overlap_between", both / taken, *wilson(both, taken))
     between = spearman(scores_N, audit_scores_N)
     low, high = _interval(scores_N, audit_scores_N, between)
     figures |= _with_interval("spearman_between", between, low, high)
@@ -203,12 +205,6 @@ def _mean_above(values_N: Float64, of_N: Float64) -> Float64:
     _, place_N = np.unique(values_N, return_inverse=True)
     sums = np.bincount(place_N, weights=of_N)
     return (np.cumsum(sums[::-1])[::-1] - sums / 2)[place_N] / len(values_N)
-
-
-def _wilson(hits: int, trials: int) -> tuple[float, float]:
-    share, square = hits / trials, WIDTH**2 / trials
-    half = math.sqrt(square * (share * (1 - share) + square / 4))
-    return max(0.0, (share + square / 2 - half) / (1 + square)), min(1.0, (share + square / 2 + half) / (1 + square))
 
 
 def _with_interval(name: str, value: float, low: float, high: float) -> Figures:

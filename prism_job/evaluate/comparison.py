@@ -26,22 +26,15 @@ PERCENTS = (1, 2, 5, 10, 20, 50)
 
 @dataclass(frozen=True)
 class Outcome:
-    """A selection's result for each row, in plan order.
+    """A selection's result for each row, in plan order."""
 
-    Attributes:
-        ranked_A: which of the plan's rows were ranked. The other fields cover these rows alone.
-        nll_N: own losses, token sums. tokens_N: response tokens. selected_N: rows of the subset.
-        preference_Q: π, nan where a pair has none.
-        num_taken: rows the budget took, kept or dropped.
-    """
-
-    ranked_A: Bools
+    ranked_A: Bools  # which of the plan's rows were ranked; the other fields cover these rows alone
     score_N: Float64
-    nll_N: Float64
-    tokens_N: NDArray[np.int32]
-    selected_N: Bools
-    preference_Q: Float64
-    num_taken: int
+    nll_N: Float64  # own losses, token sums
+    tokens_N: NDArray[np.int32]  # response tokens
+    selected_N: Bools  # rows of the subset
+    preference_Q: Float64  # π, nan where a pair has none
+    num_taken: int  # rows the budget took, kept or dropped
 
 
 def compare(

@@ -26,14 +26,12 @@ class Computed:
 class Passes:
     """Computes micro-batches with one capture, and remembers what does not fit into memory.
 
-    Attributes:
-        can_halve: no other rank must make the same passes.
-        max_tokens: micro-batches of more tokens are halved at once; a larger one did not fit before.
+    `can_halve`: no other rank must make the same passes.
     """
 
     def __init__(self, capture: GradientCapture, *, can_halve: bool) -> None:
         self.capture, self.can_halve = capture, can_halve
-        self.max_tokens = sys.maxsize
+        self.max_tokens = sys.maxsize  # micro-batches of more tokens are halved at once: such a one did not fit before
 
     def compute(self, examples: list[tokenise.Encoded], *, mean: bool, factors: FactorSums | None = None) -> Computed:
         """The gradients of a micro-batch; for `mean` and `factors` see `GradientCapture.gradients_of`.

@@ -6,7 +6,6 @@ Does not know ranks, models or passes.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from prism_job.errors import RequestError
 from prism_job.extract.capture.row_format import RowFormat
 from prism_job.plan.extractor import audit_spec
 from prism_job.plan.plan import Block, Plan, Unit
@@ -91,12 +90,3 @@ def _row_formats(spec: RunSpec) -> tuple[RowFormat, RowFormat]:
     projection, codec = spec.extraction.projection, spec.extraction.codec
     fold_dims = codec.dims if codec.kind == "sign" else None
     return RowFormat(projection.dim, projection.seed, fold_dims), RowFormat(projection.dim, projection.seed, None)
-
-
-def audit_does_not_fit(spec: RunSpec) -> RequestError:
-    dim = audit_spec(spec).extraction.projection.dim
-    return RequestError(
-        f"the audit does not fit into memory: its rows have {dim} projected dims a side, twice those of the run",
-        where="spec.audit",
-        fix="set audit: {examples: 0}, or lower extraction.projection.dim",
-    )

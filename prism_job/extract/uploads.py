@@ -28,16 +28,13 @@ class Uploads:
     """Writes one unit at a time while the next is computed; at most one unit waits, so that memory stays bounded.
 
     Use as a context manager: leaving it waits for the last unit.
-
-    Attributes:
-        num_written: units, as the plan counts them: one for each extractor.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.thread = ThreadPoolExecutor(1, "upload")
         self.pending: Future[None] | None = None
-        self.num_written = 0
+        self.num_written = 0  # units, as the plan counts them: one for each extractor
 
     def __enter__(self) -> Self:
         return self

@@ -37,27 +37,16 @@ class TargetTooLarge(DataError):
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Texts that go through the model together.
+    """Texts that go through the model together."""
 
-    Attributes:
-        indices: of these texts among those of their unit.
-        names: their example ids, for messages.
-        num_new: examples that they finish; of a pair only the chosen response counts.
-    """
-
-    indices: list[int]
+    indices: list[int]  # of these texts among those of their unit
     examples: list[tokenise.Encoded]
-    names: list[str]
-    num_new: int
+    names: list[str]  # their example ids, for messages
+    num_new: int  # examples that they finish; of a pair only the chosen response counts
 
 
 class CandidateUnit:
-    """The rows of a unit of candidates, folded and encoded, and its factor sums where they are wanted.
-
-    Attributes:
-        quarantined: index of a row -> why it cannot be used; it stays a zero row.
-        stored: encoded micro-batch by micro-batch: a unit's float32 rows would be gigabytes with codec float16.
-    """
+    """The rows of a unit of candidates, folded and encoded, and its factor sums where they are wanted."""
 
     mean = False
 
@@ -65,7 +54,7 @@ class CandidateUnit:
         self, task: Task, rows: list[Row], tokenizer: PreTrainedTokenizerBase, spec: RunSpec, capture: GradientCapture
     ) -> None:
         self.task, self.extraction = task, spec.extraction
-        self.quarantined: dict[int, str] = {}
+        self.quarantined: dict[int, str] = {}  # index of a row -> why it cannot be used; it stays a zero row
         self.ids: list[str] = []
         self.encoded: dict[int, tokenise.Encoded] = {}
         for index, row in enumerate(rows):
@@ -75,6 +64,7 @@ class CandidateUnit:
                 self.encoded[index] = tokenise.encode_candidate(content, tokenizer, self.extraction.max_length)
             except BadRow as error:
                 self.quarantined[index] = str(error)
+        # Encoded micro-batch by micro-batch: a unit's float32 rows would be gigabytes with codec float16.
         self.stored = codec.zeros(self.extraction.codec.kind, len(self.ids), capture.projections[0].width)
         self.columns = Columns(len(self.ids))
         wants_factors = any(output.kind == "factors" for output in task.outputs)
@@ -96,7 +86,7 @@ class CandidateUnit:
             reason = f"its {num_tokens} tokens do not fit into memory alone"
             self.quarantined[micro_batch.indices[position]] = reason
 
-    def shards(self, _: Preference) -> list[NewShard]:
+    def shards(self) -> list[NewShard]:
         """One for each output of the task."""
         return [
             self._factors(output) if output.kind == "factors" else self._rows(output) for output in self.task.outputs
@@ -128,9 +118,15 @@ class TargetUnit:
     factors = None
 
     def __init__(
-        self, task: Task, rows: list[Row], tokenizer: PreTrainedTokenizerBase, spec: RunSpec, capture: GradientCapture
+        self,
+        task: Task,
+        rows: list[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        spec: RunSpec,
+        capture: GradientCapture,
+        preference: Preference,
     ) -> None:
-        self.task, self.extraction = task, spec.extraction
+        self.task, self.extraction, self.preference = task, spec.extraction, preference
         self.quarantined: dict[int, str] = {}  # never any: a target that cannot be used is an error
         self.layer_names = capture.layers.names
         needs_rejected = spec.scoring.weighting == "preference"
@@ -165,12 +161,8 @@ class TargetUnit:
                 rows_ND[text % num_pairs] += row_D if text < num_pairs else -row_D
         self.columns.store(texts, computed.gradients[0])
 
-    def shards(self, preference: Preference) -> list[NewShard]:
-        """One for each output of the task.
-
-        Args:
-            preference: π of the pairs, for the sums.
-        """
+    def shards(self) -> list[NewShard]:
+        """One for each output of the task."""
         num_pairs = len(self.ids)
         beside: Arrays = {"ids": shards.id_bytes(self.ids)}
         for side, part in zip(SIDES, (slice(0, num_pairs), slice(num_pairs, None)), strict=True):
@@ -178,7 +170,7 @@ class TargetUnit:
         new_shards = []
         for output in self.task.outputs:
             rows_ND = self.rows[self.task.row_formats.index(output.row_format)]
-            rows = {"rows": rows_ND} if output.kind == "targets" else _weighted_sums(rows_ND, beside, preference)
+            rows = {"rows": rows_ND} if output.kind == "targets" else _weighted_sums(rows_ND, beside, self.preference)
             notes = {"layers": self.layer_names, "dim": output.row_format.dim}
             new_shards.append(NewShard(output, beside | rows, notes))
         return new_shards

@@ -3,18 +3,16 @@
 Does not know which tasks there are, or how a micro-batch is computed.
 """
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prism_job.errors import Stopped
+from prism_job.errors import RequestError, Stopped
 from prism_job.extract import tokenise
 from prism_job.extract.capture.forward_backward import forward_and_backward
 from prism_job.extract.capture.gradients import GradientCapture, refuse_non_finite
@@ -23,7 +21,7 @@ from prism_job.extract.capture.row_format import RowFormat
 from prism_job.extract.distributed.watchdog import Watchdog
 from prism_job.extract.distributed.world import World
 from prism_job.extract.passes import Passes, is_out_of_memory
-from prism_job.extract.tasks import Task, audit_does_not_fit
+from prism_job.extract.tasks import Task
 from prism_job.extract.uploads import Uploads
 from prism_job.extract.work_unit import CandidateUnit, Preference, TargetTooLarge, TargetUnit
 from prism_job.plan.checks import check_bad_fraction
@@ -34,15 +32,24 @@ from prism_job.storage.objects import Store
 from prism_job.store import shards, staged_rows
 
 
+class StopRequest:
+    """While entered, SIGTERM sets a flag; the worker looks at it between micro-batches."""
+
+    def __init__(self) -> None:
+        self.is_requested = False
+        self.handler_before: Callable[..., Any] | int | None = None
+
+    def __enter__(self) -> Self:
+        self.handler_before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "is_requested", True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self.handler_before)
+
+
 @dataclass
 class Worker:
-    """One rank.
-
-    Attributes:
-        preference: how a pair's weight π follows from its losses.
-        passes: with the matrices of the row formats of the current task, and of no others.
-        seconds: what the passes took; audit_seconds: of these, the passes that only the audit needs.
-    """
+    """One rank."""
 
     spec: RunSpec
     plan: Plan
@@ -51,26 +58,19 @@ class Worker:
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
     layers: Layers
-    preference: Preference
+    preference: Preference  # how a pair's weight π follows from its losses
     meter: Meter
     watchdog: Watchdog
     uploads: Uploads
-    stop: StopRequest = field(default_factory=lambda: StopRequest())
-    seconds: float = 0.0
-    audit_seconds: float = 0.0
+    stop: StopRequest = field(default_factory=StopRequest)
+    seconds: float = 0.0  # what the passes took
+    audit_seconds: float = 0.0  # of these, the passes that only the audit needs
     quarantine: list[Quarantined] = field(default_factory=list)
-    passes: Passes | None = None
+    passes: Passes | None = None  # with the matrices of the current row formats, and of no others
     num_passes: int = 0
 
     def run(self, tasks: Iterable[Task]) -> None:
-        """Write the shards of these tasks that nobody has written yet.
-
-        Raises:
-            RequestError: a layer that cannot be captured, or an audit that does not fit into memory.
-            DataError: non-finite gradients, too many bad rows, a target that cannot be used.
-            TransientError: a pass of a world that shares its weights does not fit into memory.
-            Stopped: SIGTERM came; the current micro-batch is finished, the current unit is lost.
-        """
+        """Write the shards of these tasks that nobody has written yet. For its errors see `stages/extract.py`."""
         with self.stop, self.uploads:
             self.watchdog.step("reading the first unit")
             for task in tasks:
@@ -101,14 +101,20 @@ class Worker:
         outputs = tuple(output for output in task.outputs if not output.for_audit)
         if outputs:
             self._extract(replace(task, outputs=outputs))  # raises an error of its own where the audit is not the cause
-        raise audit_does_not_fit(self.spec) from cause
+        dim = 2 * self.spec.extraction.projection.dim
+        what = f"the audit does not fit into memory: its rows have {dim} projected dims a side, twice those of the run"
+        fix = "set audit: {examples: 0}, or lower extraction.projection.dim"
+        raise RequestError(what, where="spec.audit", fix=fix) from cause
 
     def _extract(self, task: Task) -> None:
         """One unit through the model, to the uploads."""
         passes = self._passes_for(task.row_formats)
-        unit_class = TargetUnit if task.is_targets else CandidateUnit
         rows = staged_rows.read_rows(self.store, task.unit.rows)
-        unit = unit_class(task, rows, self.tokenizer, self.spec, passes.capture)
+        unit: TargetUnit | CandidateUnit
+        if task.is_targets:
+            unit = TargetUnit(task, rows, self.tokenizer, self.spec, passes.capture, self.preference)
+        else:
+            unit = CandidateUnit(task, rows, self.tokenizer, self.spec, passes.capture)
         self._refuse_too_many_bad_rows(task, unit.quarantined)
         for micro_batch in unit.micro_batches():
             self._next_pass(has_work=True)
@@ -122,7 +128,7 @@ class Worker:
             self.meter.add(micro_batch.num_new, sum(len(example.ids) for example in micro_batch.examples))
             unit.store(micro_batch, computed)
         self._refuse_too_many_bad_rows(task, unit.quarantined)
-        self.uploads.put(task.unit, unit.shards(self.preference))
+        self.uploads.put(task.unit, unit.shards())
 
     def _passes_for(self, row_formats: tuple[RowFormat, ...]) -> Passes:
         if self.passes is None or self.passes.capture.row_formats != row_formats:
@@ -159,18 +165,3 @@ class Worker:
         ]
         num_good = self.plan.num_examples - len(self.quarantine)
         check_bad_fraction([*self.plan.quarantine, *self.quarantine], num_good, self.spec)
-
-
-class StopRequest:
-    """While entered, SIGTERM sets a flag; the worker looks at it between micro-batches."""
-
-    def __init__(self) -> None:
-        self.is_requested = False
-        self.handler_before: Callable[..., Any] | int | None = None
-
-    def __enter__(self) -> StopRequest:
-        self.handler_before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "is_requested", True))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self.handler_before)

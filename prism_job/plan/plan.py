@@ -21,28 +21,18 @@ class _Plain(BaseModel):
 
 
 class Block(_Plain):
-    """Rows that are extracted and stored together.
+    """Rows that are extracted and stored together."""
 
-    Attributes:
-        id: digest of the rows' content ids in order; names the shard.
-        rows: digest of the staged rows, carried columns included; names the staged object.
-    """
-
-    id: str
-    rows: str
+    id: str  # digest of the rows' content ids in order; names the shard
+    rows: str  # digest of the staged rows, carried columns included; names the staged object
     num_rows: int
 
 
 class Unit(Block):
-    """Rows of one source.
+    """Rows of one source."""
 
-    Attributes:
-        source: index in `Plan.sources`.
-        lines: runs of line numbers in the source: (first, how many).
-    """
-
-    source: int
-    lines: list[tuple[int, int]]
+    source: int  # index in `Plan.sources`
+    lines: list[tuple[int, int]]  # runs of line numbers in the source: (first, how many)
 
     def line_numbers(self) -> Iterator[int]:
         for first, count in self.lines:
@@ -58,45 +48,31 @@ class Quarantined(_Plain):
 
 
 class Audit(_Plain):
-    """What the audit extracts under `audit_spec`, and what the store lacked of it.
-
-    Attributes:
-        extractor: digest of `audit_spec`.
-        units: the sample's rows, smallest example id first.
-        positions: of each of these rows in plan order; of equal rows the first.
-        factors: units of the sample that carry factor sums.
-        missing_sums: target units whose weighted sums the store lacked.
-    """
+    """What the audit extracts under `audit_spec`, whose digest `extractor` is, and what the store lacked of it."""
 
     extractor: str
-    units: list[Block]
-    positions: list[int] = Field(alias="places")
-    factors: list[str]
+    units: list[Block]  # the sample's rows, smallest example id first
+    positions: list[int] = Field(alias="places")  # of each of these rows in plan order; of equal rows the first
+    factors: list[str]  # units of the sample that carry factor sums
     missing_candidates: list[str]
-    missing_sums: list[str]
+    missing_sums: list[str]  # target units whose weighted sums the store lacked
     missing_factors: list[str]
 
 
 class Plan(_Plain):
-    """All work of a run, and what the store lacked of it when the plan was made.
-
-    Attributes:
-        spec_digest: of the whole spec; tells two documents under one name apart.
-        target_sets: name of the set of each target source, "" for plain uris. A file in two sets is two sources.
-        factors: ids of the units that carry factor sums.
-    """
+    """All work of a run, and what the store lacked of it when the plan was made."""
 
     format: Literal["prism-plan/2"] = "prism-plan/2"
-    spec_digest: str = Field(alias="request")
+    spec_digest: str = Field(alias="request")  # of the whole spec; tells two documents under one name apart
     extractor: str
     extractor_parts: dict[str, Any]
     sources: list[str]
     ignored: list[str]
     candidates: list[Unit]
     target_sources: list[str]
-    target_sets: list[str]
+    target_sets: list[str]  # the set of each target source, "" for plain uris; a file in two sets is two sources
     targets: list[Unit]
-    factors: list[str]
+    factors: list[str]  # ids of the units that carry factor sums
     quarantine: list[Quarantined]
     missing_candidates: list[str]
     missing_targets: list[str]

@@ -49,52 +49,35 @@ class Counts(_Plain):
 
 
 class TargetSetFacts(_Plain):
-    """One named set of targets.
-
-    Attributes:
-        preference: five-number summary of π of its pairs.
-        norm: ‖g_k‖ of its own direction, before weight and curvature.
-        share: of the combined direction g, ⟨sign·weight·g_k, g⟩ / ‖g‖²; over all sets they add up to 1.
-    """
+    """One named set of targets."""
 
     name: str
     pairs: int
     weight: float
     sign: int
-    preference: dict[str, float]
-    norm: float
-    share: float
+    preference: dict[str, float]  # five-number summary of π of its pairs
+    norm: float  # ‖g_k‖ of its own direction, before weight and curvature
+    share: float  # of the combined direction g, ⟨sign·weight·g_k, g⟩ / ‖g‖²; over all sets they add up to 1
 
 
 class Manifest(_Plain):
-    """The document that describes a selection, with the checksums of its files.
-
-    Attributes:
-        extractor: digest under which the shards lie; `extractor_parts`: all that it covers.
-        work: digest of the plan: data, units, targets.
-        threshold: score of the last row that the budget took.
-        target_sets: where targets are in named sets, the part of each in the direction.
-        scores, preference: five-number summaries; curvature: kind, λ and the tokens it rests on.
-        evaluation: agreement with the labels that `spec.evaluation` names (evaluate/comparison.py), or the reason
-            why there is none; None where it names none.
-        audit: how far the ranking can be trusted (evaluate/audit.py), and its cost; None: switched off.
-    """
+    """The document that describes a selection, with the checksums of its files."""
 
     format: Literal["prism-selection/2"] = "prism-selection/2"
     run: str
     selection_id: str
     spec: SelectionRun
-    extractor: str
-    extractor_parts: dict[str, Any]
-    work: str
+    extractor: str  # digest under which the shards lie
+    extractor_parts: dict[str, Any]  # all that it covers
+    work: str  # digest of the plan: data, units, targets
     counts: Counts
-    threshold: float | None
-    scores: dict[str, float]
-    preference: dict[str, float]
-    target_sets: list[TargetSetFacts]
-    curvature: dict[str, Any]
-    evaluation: dict[str, Any] | None = None
-    audit: dict[str, Any] | None = None
+    threshold: float | None  # score of the last row that the budget took
+    scores: dict[str, float]  # five-number summary
+    preference: dict[str, float]  # five-number summary
+    target_sets: list[TargetSetFacts]  # the part of each named set in the direction
+    curvature: dict[str, Any]  # kind, λ and the tokens it rests on
+    evaluation: dict[str, Any] | None = None  # of spec.evaluation (evaluate/comparison.py), or the reason why not
+    audit: dict[str, Any] | None = None  # how far the ranking can be trusted (evaluate/audit.py); None: switched off
     code_version: str
     files: dict[FileName, FileDigest] = {}
 

@@ -18,22 +18,20 @@ from prism_job.storage.objects import Store
 
 @dataclass(frozen=True)
 class Reduced:
-    """The targets, the candidates' scores, the rows that the budget took, and how far the ranking can be trusted.
-
-    `scores`: combined over the target sets; those of each set alone are `scored.scores`.
-    `evaluation`: the figures of `evaluate.comparison.compare`, where the document asks for them.
-    """
+    """The targets, the candidates' scores, the rows that the budget took, and how far the ranking can be trusted."""
 
     run: SelectionRun
     plan: Plan
     store: Store
     targets: Targets
     scored: Scored
-    scores: Column
+    scores: Column  # combined over the target sets; those of each set alone are `scored.scores`
     chosen: Selected
     curvature: dict[str, Any]
     audit: dict[str, Any] | None = None
-    evaluation: dict[str, Any] | None = None
+    evaluation: dict[str, Any] | None = (
+        None  # the figures of `evaluate.comparison.compare`, where the document asks for them
+    )
 
     @property
     def set_names(self) -> list[str]:

@@ -37,13 +37,10 @@ class ScoredUnit:
 
 @dataclass
 class Scored:
-    """What is kept of the candidates: in columns, all but one byte a row.
+    """What is kept of the candidates: in columns, all but one byte a row."""
 
-    `scores`: a column a direction. `usable_N`: False for rows without a response token; extraction quarantined them.
-    """
-
-    scores: list[Column]
-    usable_N: NDArray[np.bool_]
+    scores: list[Column]  # one for each direction
+    usable_N: NDArray[np.bool_]  # False for rows without a response token; extraction quarantined them
     ids: Column = field(default_factory=lambda: Column("V16"))
     tokens: Column = field(default_factory=lambda: Column("i4"))
     nll: Column = field(default_factory=lambda: Column("f8"))

@@ -6,9 +6,8 @@ sides. One λ serves all layers, so that λ → ∞ leaves the plain inner produ
 Shapes: K directions, L layers, P projected dims a side; a sketch is [P, P], b side by a side.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ class Factors:
     outputs_LPP: Float64
     num_tokens: int
 
-    def merge(self, other: Factors) -> None:
+    def merge(self, other: Self) -> None:
         self.inputs_LPP += other.inputs_LPP
         self.outputs_LPP += other.outputs_LPP
         self.num_tokens += other.num_tokens

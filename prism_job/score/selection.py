@@ -22,23 +22,14 @@ NUM_ENDS = 10
 
 @dataclass(frozen=True)
 class Selected:
-    """The outcome.
+    """The outcome."""
 
-    Attributes:
-        selected_N: rows in the subset.
-        duplicate_N: rows that repeat an earlier row's content (never selected; all False where dedupe is none).
-        order: indices of the selected rows, highest score first.
-        threshold: score of the last row that the budget took; None where it took none.
-        num_taken: rows the budget took, kept or dropped.
-        highest, lowest: indices of the first rows from either end of the ranking.
-    """
-
-    selected_N: Bools
-    duplicate_N: Bools
-    order: Rows
-    threshold: float | None
-    num_taken: int
-    highest: list[int]
+    selected_N: Bools  # rows in the subset
+    duplicate_N: Bools  # rows that repeat an earlier row's content, never selected; all False where dedupe is none
+    order: Rows  # indices of the selected rows, highest score first
+    threshold: float | None  # score of the last row that the budget took; None where it took none
+    num_taken: int  # rows the budget took, kept or dropped
+    highest: list[int]  # indices of the first rows from this end of the ranking
     lowest: list[int]
 
 

@@ -19,20 +19,15 @@ Float64 = NDArray[np.float64]
 
 @dataclass
 class Targets:
-    """The plain direction g_k of each target set [K, L, P, P], and a few numbers for each pair.
-
-    Attributes:
-        set_Q: index of each pair's set in `spec.targets.as_sets()`.
-        contribution_Q: share in the combined direction g = Σ_k sign_k weight_k g_k.
-    """
+    """The plain direction g_k of each target set [K, L, P, P], and a few numbers for each pair."""
 
     ids: list[str]
     layers: list[str]
     directions_KLPP: Float64
-    set_Q: NDArray[np.int64]
+    set_Q: NDArray[np.int64]  # index of each pair's set in `spec.targets.as_sets()`
     preference_Q: Float64
     weight_Q: Float64
-    contribution_Q: Float64
+    contribution_Q: Float64  # share in the combined direction g = Σ_k sign_k weight_k g_k
     chosen_nll_Q: Float64
     rejected_nll_Q: Float64
 

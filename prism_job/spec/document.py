@@ -86,11 +86,7 @@ class SelectionRun(Section):
 
 
 def parse_spec(text: str, where: str) -> SelectionRun:
-    """Read a document from YAML or JSON text.
-
-    Args:
-        text: the document.
-        where: its name in errors, usually its path.
+    """Read a document from YAML or JSON text. `where`: its name in errors, usually its path.
 
     Raises SpecError: not YAML, or fields missing, unknown (with the nearest known name) or out of bounds; all at once.
     """

@@ -34,7 +34,8 @@ def extract(run: SelectionRun, topology: Topology, arguments: list[str]) -> dict
 
     Raises:
         RequestError: no plan, a model that cannot be captured, or an audit that does not fit into memory.
-        DataError: the model changed since the plan; non-finite weights or gradients; too many bad rows.
+        DataError: the model changed since the plan; non-finite weights or gradients; too many bad rows; an unusable target.
+        TransientError: a pass of ranks that share the weights does not fit into memory.
         RankFailed: a rank failed.
         Stopped: SIGTERM came; the current micro-batch is finished, the current unit is lost.
     """

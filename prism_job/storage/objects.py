@@ -12,16 +12,12 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Listed:
-    """One object of a listing, with its key below the store's address.
+    """One object of a listing."""
 
-    `tag` changes when the content does (ETag, or modification time). `modified`: when it was put, in seconds since 1970 by
-    the clock of the server or the file system.
-    """
-
-    key: str
+    key: str  # below the store's address
     size_bytes: int
-    tag: str
-    modified: float
+    tag: str  # changes when the content does: ETag, or modification time
+    modified: float  # when it was put: seconds since 1970 by the clock of the server or the file system
 
 
 class Store(Protocol):

@@ -61,7 +61,3 @@ def zeros(kind: str, num_rows: int, dims: int) -> Arrays:
 
 def encode(kind: str, rows_ND: Float32) -> Arrays:
     return encode_sign(rows_ND) if kind == "sign" else encode_float16(rows_ND)
-
-
-def decode(kind: str, arrays: Arrays) -> Float32:
-    return decode_sign(arrays) if kind == "sign" else decode_float16(arrays)

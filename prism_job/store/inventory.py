@@ -50,15 +50,12 @@ class Contents:
 
 @dataclass
 class Needed:
-    """Keys of a store that kept selections need, and the number of selections that need each extractor.
-
-    `selections`, `unfinished`: addresses of the manifests, and of the plans that are not published yet.
-    """
+    """Keys of a store that kept selections need, and the number of selections that need each extractor."""
 
     keys: set[str] = field(default_factory=set)
     extractors: Counter[str] = field(default_factory=Counter)
-    selections: list[str] = field(default_factory=list)
-    unfinished: list[str] = field(default_factory=list)
+    selections: list[str] = field(default_factory=list)  # addresses of their manifests
+    unfinished: list[str] = field(default_factory=list)  # addresses of plans that are not published yet
 
 
 def list_contents(store_uri: str) -> Contents:

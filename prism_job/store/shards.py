@@ -86,12 +86,7 @@ def units_present(store: Store, extractor: str) -> dict[Kind, set[str]]:
 
 
 def write_shard(
-    store: Store,
-    extractor: str,
-    kind: Kind,
-    unit_id: str,
-    arrays: Mapping[str, NDArray[Any]],
-    notes: Mapping[str, Any],
+    store: Store, extractor: str, kind: Kind, unit_id: str, arrays: Mapping[str, NDArray[Any]], notes: Mapping[str, Any]
 ) -> int:
     """Write a unit with one atomic put. Returns the number of bytes."""
     header = {

@@ -106,7 +106,7 @@ def report_of(scores: list[float] | np.ndarray, **changes: object) -> Report:
         run="curate",
         selection_id="0123abcd",
         model="org/model",
-        settings={"weighting": "preference", "curvature": '{"kind": "kfac", "damping": 0.1}'},
+        settings={"weighting": "preference", "curvature": {"kind": "kfac", "damping": 0.1}},
         counts={
             "candidates": len(values),
             "quarantined": 0,

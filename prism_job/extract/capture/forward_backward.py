@@ -50,9 +50,7 @@ def _refuse_looking_ahead(model: PreTrainedModel, batch: Batch, gradient_BTE: Te
     """Of a causal model no gradient reaches what follows an example's last predicting token, such as padding."""
     predicts_BT = batch.supervised_BT.flip(1).cumsum(1).flip(1) > batch.supervised_BT.long()
     late_E = gradient_BTE[~predicts_BT]
-    if bool(
-        (late_E.isfinite() & (late_E != 0)).any()
-    ):  # a gradient that is not finite is refused by its example's name
+    if bool((late_E.isfinite() & (late_E != 0)).any()):  # one that is not finite is refused by its example's name
         what = "tokens of this model attend to later tokens, padding included: its attention is not causal"
         raise RequestError(what, where=type(model).__name__, fix="use a causal language model")
 

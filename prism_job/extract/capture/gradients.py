@@ -26,32 +26,22 @@ from prism_job.extract.tokenise import Batch
 
 @dataclass(frozen=True)
 class GradientBatch:
-    """The gradients of one micro-batch in one row format.
+    """The gradients of one micro-batch in one row format."""
 
-    Attributes:
-        rows_BD: folded, or unfolded (D = L·P², layers in model order, each b-side by a-side).
-        nll_B: summed negative log-likelihood of the supervised tokens, nats.
-        tokens_B: their number.
-        norm_B: norm of the unfolded projected gradient.
-    """
-
-    rows_BD: Tensor
-    nll_B: Tensor
-    tokens_B: Tensor
-    norm_B: Tensor
+    rows_BD: Tensor  # folded, or unfolded (D = L·P², layers in model order, each b-side by a-side)
+    nll_B: Tensor  # summed negative log-likelihood of the supervised tokens, nats
+    tokens_B: Tensor  # number of supervised tokens
+    norm_B: Tensor  # norm of the unfolded projected gradient
 
 
 class GradientCapture:
-    """A frozen model that turns micro-batches into rows. Several row formats share one forward and one backward pass.
-
-    Attributes:
-        dtype: of sketches and sums: float32 whatever the model's type, and float64 for a float64 model.
-    """
+    """A frozen model that turns micro-batches into rows. Several row formats share one forward and one backward pass."""
 
     def __init__(self, model: PreTrainedModel, layers: Layers, row_formats: Sequence[RowFormat]) -> None:
         self.model, self.layers, self.row_formats = model, layers, tuple(row_formats)
         parameter = next(model.parameters())
         self.device = parameter.device
+        # Of sketches and sums: float32 whatever the model's type, but float64 for a float64 model.
         self.dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
         self.projections = [Projections(each, layers, self.dtype, self.device) for each in self.row_formats]
 

@@ -29,16 +29,13 @@ class RowFormat:
 class Projections:
     """The matrices of one row format for the layers of one model; gigabytes for a large one.
 
-    Attributes:
-        width: D.
-        positions: of each layer among the layers of the model.
-        sides: for each layer the ±1 matrices of its inputs and of the gradients of its outputs.
-        folds: for each layer the bucket and the sign of its M numbers; None for unfolded rows.
+    `sides`: for each layer the ±1 matrices of its inputs and of the gradients of its outputs. `folds`: for each layer the
+    bucket and the sign of its M numbers; None for unfolded rows.
     """
 
     def __init__(self, row_format: RowFormat, layers: Layers, dtype: torch.dtype, device: torch.device) -> None:
         self.row_format, self.layers, self.dtype, self.device = row_format, layers, dtype, device
-        self.width = row_format.width(len(layers.modules))
+        self.width = row_format.width(len(layers.modules))  # D
         self.positions = {name: position for position, name in enumerate(layers.names)}
         self.scale = float(projection.scale(row_format.dim))
         self.sides = {name: self._signs_of(name) for name in layers.modules}

@@ -4,11 +4,10 @@ Shapes: B examples, T tokens, P projected dims a side, L layers, D stored dims, 
 N real tokens of the batch.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -25,31 +24,26 @@ class FactorSums:
     outputs_LPP: Tensor
     num_tokens: int = 0
 
-    @staticmethod
-    def zeros(projections: Projections) -> FactorSums:
+    @classmethod
+    def zeros(cls, projections: Projections) -> Self:
         shape = (len(projections.layers.modules), projections.row_format.dim, projections.row_format.dim)
-        return FactorSums(projections.zeros(*shape), projections.zeros(*shape))
+        return cls(projections.zeros(*shape), projections.zeros(*shape))
 
-    def add(self, other: FactorSums) -> None:
+    def add(self, other: Self) -> None:
         self.inputs_LPP += other.inputs_LPP
         self.outputs_LPP += other.outputs_LPP
         self.num_tokens += other.num_tokens
 
 
 class PassSketches:
-    """What one pass has given so far, in each row format.
-
-    Attributes:
-        sums: rows, norms and factors, by row format.
-        num_pending: how many calls of each layer still wait for their gradient; a model may call one layer several times.
-        finished: layers whose gradients have all come.
-    """
+    """What one pass has given so far, in each row format."""
 
     def __init__(self, batch: Batch, projections: Sequence[Projections], *, with_factors: bool) -> None:
         self.batch, self.projections = batch, projections
         self.sums = [RowSums(batch, each, with_factors=with_factors) for each in projections]
+        # Calls of each layer that still wait for their gradient; a model may call one layer several times.
         self.num_pending: Counter[str] = Counter()
-        self.finished: set[str] = set()
+        self.finished: set[str] = set()  # layers whose gradients have all come
 
     def expect_gradient(self, name: str) -> None:
         """This layer has run forward."""
@@ -66,19 +60,15 @@ class PassSketches:
 
 
 class RowSums:
-    """Rows, squared norms and factors of a pass in one row format.
-
-    Attributes:
-        factors: of this pass alone: a pass that fails leaves no part of itself in the sums of its unit.
-        earlier_BM: of layers called several times, the sketches of the calls so far.
-    """
+    """Rows, squared norms and factors of a pass in one row format."""
 
     def __init__(self, batch: Batch, projections: Projections, *, with_factors: bool) -> None:
         self.batch, self.projections = batch, projections
         self.rows_BD = projections.zeros(batch.size, projections.width)
         self.norm2_B = projections.zeros(batch.size)
+        # Of this pass alone: a pass that fails leaves no part of itself in the sums of its unit.
         self.factors = FactorSums.zeros(projections) if with_factors else None
-        self.earlier_BM: dict[str, Tensor] = {}
+        self.earlier_BM: dict[str, Tensor] = {}  # of layers called several times, the sketches of the calls so far
 
     def add(self, name: str, a_BTP: Tensor, b_BTP: Tensor, *, is_last: bool) -> None:
         """Add one call of a layer; its row needs the sum over all calls, so it waits for the last."""

@@ -58,11 +58,7 @@ def spawn_ranks(arguments: list[str], topology: Topology) -> dict[str, Any]:
         }
         command = ("-m", "prism_job", "extract", *arguments)
         context = start_processes(
-            "extract",
-            sys.executable,
-            dict.fromkeys(messages, command),
-            environments,
-            DefaultLogsSpecs(log_dir=folder),
+            "extract", sys.executable, dict.fromkeys(messages, command), environments, DefaultLogsSpecs(log_dir=folder)
         )
         try:
             result = _wait(context)

@@ -5,13 +5,11 @@ make the same number of passes: before each pass they exchange whether any of th
 stop. Without sharding ranks do not wait for each other.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -23,21 +21,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Topology:
-    """Where the extract stage runs; the defaults are a single process.
+    """Where the extract stage runs; the defaults are a single process. `groups` share the store and nothing else."""
 
-    Attributes:
-        ranks: processes of this node; 0: one a GPU, or one.
-        nodes, node: number of nodes of this group's world, and the index of this one.
-        master: host:port of the first node, where the ranks of several nodes connect.
-        groups, group: number of worlds that share the store and nothing else, and the index of this one.
-    """
-
-    ranks: int = 0
-    nodes: int = 1
-    node: int = 0
-    master: str = "127.0.0.1:0"
+    ranks: int = 0  # processes of this node; 0: one a GPU, or one
+    nodes: int = 1  # of this group's world
+    node: int = 0  # index of this one
+    master: str = "127.0.0.1:0"  # host:port of the first node, where the ranks of several nodes connect
     groups: int = 1
-    group: int = 0
+    group: int = 0  # index of this one
 
 
 @dataclass(frozen=True)
@@ -52,8 +43,8 @@ class World:
     sharded: bool
     device: torch.device
 
-    @staticmethod
-    def init(topology: Topology, deepspeed: DeepSpeedSpec, timeout_seconds: float) -> World:
+    @classmethod
+    def init(cls, topology: Topology, deepspeed: DeepSpeedSpec, timeout_seconds: float) -> Self:
         """This process's rank, from RANK, WORLD_SIZE and LOCAL_RANK; a world of one without them.
 
         Under stage 3 the ranks are connected here: by NCCL where there are GPUs, else by gloo.
@@ -67,7 +58,7 @@ class World:
             torch.cuda.set_device(device)
         if deepspeed.stage == 3:
             _connect("nccl" if on_gpu else "gloo", timeout_seconds)
-        return World(rank, size, local_rank, topology.groups, topology.group, deepspeed.stage == 3, device)
+        return cls(rank, size, local_rank, topology.groups, topology.group, deepspeed.stage == 3, device)
 
     def assign(self, items: Sequence[T]) -> list[T]:
         """The items of this rank: its part of its group's, in order, then its part of the other groups', from the end.

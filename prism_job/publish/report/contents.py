@@ -3,7 +3,6 @@
 Shapes: N candidates in plan order, Q target pairs, S sources.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,44 +47,31 @@ class ShownPair:
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page shows.
-
-    Attributes:
-        counts: candidates, quarantined, duplicates, taken_by_budget, selected, selected_tokens, tokens, target_pairs.
-        threshold: score of the last row that the budget took; None where it took none.
-        action: the verb and the end, such as "drop lowest".
-        scores: finite, float64 [N], of which the `usable` bool [N] count, and the `selected` bool [N] are chosen.
-        summary: `manifest.summary` of the usable scores.
-        usable_by_source, selected_by_source: how many of the usable, and of those selected, each source holds, int [S].
-        preference: π of the pairs that have one, float64 [at most Q].
-        contribution: each pair's share of the direction, float64 [Q]; sums to 1, or all zero where there is no direction.
-        pairs: the pairs of the largest shares, largest first.
-        evaluation, audit: as in the manifest.
-    """
+    """All that the page shows."""
 
     run: str
     selection_id: str
     model: str
-    settings: dict[str, str]
+    settings: dict[str, str | dict[str, Any]]
     counts: dict[str, int]
-    threshold: float | None
-    action: str
-    scores: Column
+    threshold: float | None  # score of the last row that the budget took; None where it took none
+    action: str  # the verb and the end, such as "drop lowest"
+    scores: Column  # finite, float64 [N]; the `usable` ones count, the `selected` ones are chosen
     usable: NDArray[np.bool_]
-    summary: dict[str, float]
+    summary: dict[str, float]  # `manifest.summary` of the usable scores
     selected: NDArray[np.bool_]
-    preference: Float64
-    contribution: Float64
+    preference: Float64  # π of the pairs that have one, [at most Q]
+    contribution: Float64  # share of each pair in the direction, [Q]; sums to 1, or all zero without a direction
     sets: list[TargetSetFacts]
-    pairs: list[ShownPair]
+    pairs: list[ShownPair]  # those of the largest shares, largest first
     sources: list[str]
-    usable_by_source: NDArray[np.int64]
+    usable_by_source: NDArray[np.int64]  # how many each source holds: [S]
     selected_by_source: NDArray[np.int64]
     highest: list[ShownExample]
     lowest: list[ShownExample]
     quarantine: list[Quarantined]
     ignored: list[str]
-    evaluation: dict[str, Any] | None = None
+    evaluation: dict[str, Any] | None = None  # as in the manifest
     audit: dict[str, Any] | None = None
 
     @property
@@ -104,8 +90,8 @@ def gather(reduced: Reduced, origins: Origins, manifest: Manifest) -> Report:
             "weighting": spec.scoring.weighting,
             "score": spec.scoring.score,
             "loss": spec.scoring.loss,
-            "curvature": json.dumps(reduced.curvature),
-            "selection": json.dumps(spec.selection.model_dump(mode="json", exclude_none=True)),
+            "curvature": reduced.curvature,
+            "selection": spec.selection.model_dump(mode="json", exclude_none=True),
             "extractor": plan.extractor,
         },
         counts=manifest.counts.model_dump(),

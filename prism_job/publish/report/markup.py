@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from typing import Any
 
 MAX_ROWS = 50
 """Rows of the long tables (quarantine, sources, ignored files)."""
@@ -40,15 +41,11 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]} …"
 
 
-def flat(value: str) -> str:
-    """A JSON object of one level as `name value` pairs; any other text as it is."""
-    try:
-        parts = json.loads(value)
-    except ValueError:
+def flat(value: str | dict[str, Any]) -> str:
+    """A mapping as `name value` pairs; text as it is."""
+    if isinstance(value, str):
         return value
-    if not isinstance(parts, dict):
-        return value
-    return " · ".join(f"{name} {part if isinstance(part, str) else json.dumps(part)}" for name, part in parts.items())
+    return " · ".join(f"{name} {part if isinstance(part, str) else json.dumps(part)}" for name, part in value.items())
 
 
 def percent(part: float, whole: float) -> str:

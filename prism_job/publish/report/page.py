@@ -5,6 +5,7 @@ untrusted text: every string from data passes through `markup.safe` on its way i
 """
 
 from importlib import resources
+from typing import Any
 
 from prism_job.publish.report.audit import audit_section
 from prism_job.publish.report.chart import compact
@@ -78,7 +79,7 @@ def _header(report: Report) -> str:
     )
 
 
-def _settings(settings: dict[str, str]) -> str:
+def _settings(settings: dict[str, str | dict[str, Any]]) -> str:
     rows = "".join(
         f"<tr><th>{safe(name)}</th><td><code>{safe(flat(value))}</code></td></tr>" for name, value in settings.items()
     )

@@ -57,7 +57,7 @@ def preference_section(report: Report) -> str:
     used = {
         "preference": "This run weights pairs by π, so those near 0 get little weight.",
         "uniform": "This run weights all pairs alike and does not use π.",
-    }[report.settings["weighting"]]
+    }[str(report.settings["weighting"])]
     gap = f" {missing:,} pairs have no rejected response and no π." if missing else ""
     ticks = [(25.0 * n, f"{n / 4:g}") for n in range(5)]
     mean = float(pi.mean())
