@@ -111,13 +111,13 @@ def as_text(content: Content, *, labelled: bool = False) -> str:
         value = content.get(key)
         if value is None:
             continue
-        turns = (
-            [value]
-            if isinstance(value, str)
-            else [f"{it['role']}: {it.get('content', it.get('tool_calls'))}" for it in value]
-        )
+        turns = [value] if isinstance(value, str) else [_turn(message) for message in value]
         parts.append((f"{key}: " if labelled else "") + "\n".join(turns))
     return "\n".join(parts)
+
+
+def _turn(message: Message) -> str:
+    return f"{message['role']}: {message.get('content', message.get('tool_calls'))}"
 
 
 def _pair(prompt: Any, response: Any, name: str) -> tuple[Any, Any]:

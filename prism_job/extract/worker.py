@@ -49,7 +49,7 @@ class StopRequest:
 
 @dataclass
 class Worker:
-    """One rank."""
+    """One rank at work."""
 
     spec: RunSpec
     plan: Plan

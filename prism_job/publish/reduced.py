@@ -29,9 +29,7 @@ class Reduced:
     chosen: Selected
     curvature: dict[str, Any]
     audit: dict[str, Any] | None = None
-    evaluation: dict[str, Any] | None = (
-        None  # the figures of `evaluate.comparison.compare`, where the document asks for them
-    )
+    evaluation: dict[str, Any] | None = None  # figures of `evaluate.comparison.compare`, where the document asks
 
     @property
     def set_names(self) -> list[str]:

@@ -223,6 +223,5 @@ def _hub_errors(repo: str) -> Iterator[None]:
         raise RequestError(what, where=repo, fix=fix) from error
     except Exception as error:
         fix = "check the network, or download the model and name its folder in model.uri"
-        raise TransientError(
-            f"there is no such folder, and the hub does not answer: {error}", where=repo, fix=fix
-        ) from error
+        what = f"there is no such folder, and the hub does not answer: {error}"
+        raise TransientError(what, where=repo, fix=fix) from error

@@ -38,14 +38,14 @@ def spawn_ranks(arguments: list[str], topology: Topology) -> dict[str, Any]:
     port = port if topology.nodes > 1 else str(_free_port())
     with tempfile.TemporaryDirectory(prefix="prism-ranks-") as folder:
         messages = {rank: Path(folder) / f"{rank}.json" for rank in range(topology.ranks)}
+        cores = len(os.sched_getaffinity(0))
         shared = {
             SPAWNER: str(os.getpid()),
             "WORLD_SIZE": str(topology.ranks * topology.nodes),
             "MASTER_ADDR": host,
             "MASTER_PORT": port,
             # Ranks share the cores of their node; if each used all of them, they would wait for each other.
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
-            or str(max(1, len(os.sched_getaffinity(0)) // topology.ranks)),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // topology.ranks)),
         }
         environments = {
             local: {
