@@ -96,6 +96,7 @@ class Rig:
     def start(self, *arguments: str, **plan: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-c", RUN_MAIN, str(self.fake), *arguments],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

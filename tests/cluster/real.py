@@ -26,24 +26,9 @@ from tests.cluster.certificates import Authority
 from tests.cluster.kubelet.mirror import Api, Refused, Unreachable
 
 BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
-GROUPS = {
-    "configmaps": "v1",
-    "cronjobs": "batch/v1",
-    "deployments": "apps/v1",
-    "events": "v1",
-    "jobs": "batch/v1",
-    "leases": "coordination.k8s.io/v1",
-    "namespaces": "v1",
-    "networkpolicies": "networking.k8s.io/v1",
-    "nodes": "v1",
-    "pods": "v1",
-    "resourcequotas": "v1",
-    "selectionruns": "prism.dev/v1alpha1",
-    "serviceaccounts": "v1",
-    "services": "v1",
-    "validatingadmissionpolicies": "admissionregistration.k8s.io/v1",
-    "validatingadmissionpolicybindings": "admissionregistration.k8s.io/v1",
-}
+CORE = ["configmaps", "events", "namespaces", "nodes", "pods", "resourcequotas", "serviceaccounts", "services"]
+GROUPS = dict.fromkeys(CORE, "v1") | {"cronjobs": "batch/v1", "jobs": "batch/v1", "leases": "coordination.k8s.io/v1"}
+GROUPS |= {"networkpolicies": "networking.k8s.io/v1", "selectionruns": "prism.dev/v1alpha1", "deployments": "apps/v1"}
 """Plural -> its group and version."""
 CLUSTER_WIDE = ("namespaces", "nodes", "validatingadmissionpolicies", "validatingadmissionpolicybindings")
 START_SECONDS = 90.0

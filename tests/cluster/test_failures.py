@@ -42,10 +42,8 @@ def test_one_group_may_be_gone_for_good(cluster: Rig) -> None:
         eventually(lambda: "halved-extract-1-0-0" in jobs(cluster, "halved"))
 
         def second() -> str:
-            found = [
-                pod for pod in pods(cluster, "halved", "extract") if pod["metadata"]["labels"]["prism.dev/group"] == "1"
-            ]
-            names = [pod["metadata"]["name"] for pod in found]
+            found = [pod["metadata"] for pod in pods(cluster, "halved", "extract")]
+            names = [it["name"] for it in found if it["labels"]["prism.dev/group"] == "1"]
             return next((name for name in names if cluster.kubelet.pid("default", name)), "")
 
         cluster.kubelet.kill("default", str(eventually(second)), signal.SIGKILL)
@@ -193,24 +191,15 @@ def test_a_node_that_freezes_costs_a_preemption_and_its_pod_ends_when_it_returns
 
 def test_a_pod_of_higher_priority_preempts_a_runs_and_costs_no_restart(cluster: Rig) -> None:
     need_real(cluster, "no preemption in its scheduler")
-    urgent = {
-        "metadata": {"name": "urgent"},
-        "value": 1000,
-        "apiVersion": "scheduling.k8s.io/v1",
-        "kind": "PriorityClass",
-    }
-    cluster.server.create(urgent)
+    urgent = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "urgent"}}
+    cluster.server.create({**urgent, "value": 1000})
     create(cluster, cluster.document("pushed-aside", cpu="10"))
     with cluster.operator():
         name = running_pod(cluster, "pushed-aside", "plan")
         pod = cluster.server.object("pods", name)
         assert pod is not None
-        container = {
-            "name": "sleep",
-            "image": "python:3",
-            "command": ["python", "-c", "import time; time.sleep(600)"],
-            "resources": {"requests": {"cpu": "60"}},
-        }
+        command = ["python", "-c", "import time; time.sleep(600)"]
+        container = {"name": "sleep", "image": "python:3", "command": command, "resources": {"requests": {"cpu": "60"}}}
         spec = {
             "priorityClassName": "urgent",
             "nodeSelector": {"kubernetes.io/hostname": pod["spec"]["nodeName"]},
@@ -232,34 +221,15 @@ def test_a_pod_of_higher_priority_preempts_a_runs_and_costs_no_restart(cluster: 
 
 def test_a_run_whose_jobs_a_policy_denies_says_so_and_fails_after_its_startup_timeout(cluster: Rig) -> None:
     need_real(cluster, "no admission policies")
-    policy = {
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingAdmissionPolicy",
-        "metadata": {"name": "no-such-run"},
-        "spec": {
-            "failurePolicy": "Fail",
-            "matchConstraints": {
-                "resourceRules": [
-                    {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}
-                ]
-            },
-            "validations": [
-                {
-                    "expression": "!has(object.metadata.labels) || !('prism.dev/run' in object.metadata.labels) || "
-                    "object.metadata.labels['prism.dev/run'] != 'denied'",
-                    "message": "runs need a cost centre here",
-                }
-            ],
-        },
-    }
-    binding = {
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingAdmissionPolicyBinding",
-        "metadata": {"name": "no-such-run"},
-        "spec": {"policyName": "no-such-run", "validationActions": ["Deny"]},
-    }
-    cluster.server.create(policy)
-    cluster.server.create(binding)
+    jobs_made = {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}
+    labels = "object.metadata.labels"
+    other = f"!has({labels}) || !('prism.dev/run' in {labels}) || {labels}['prism.dev/run'] != 'denied'"
+    validations = [{"expression": other, "message": "runs need a cost centre here"}]
+    policy = {"failurePolicy": "Fail", "matchConstraints": {"resourceRules": [jobs_made]}, "validations": validations}
+    binding = {"policyName": "no-such-run", "validationActions": ["Deny"]}
+    for kind, spec in (("ValidatingAdmissionPolicy", policy), ("ValidatingAdmissionPolicyBinding", binding)):
+        body = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": "no-such-run"}}
+        cluster.server.create({**body, "spec": spec})
     document = cluster.write(cluster.document("denied", startupTimeoutSeconds=10))
     eventually(lambda: _is_denied(cluster))
     with cluster.operator():
@@ -272,17 +242,11 @@ def test_a_run_whose_jobs_a_policy_denies_says_so_and_fails_after_its_startup_ti
 
 def _is_denied(rig: Rig) -> bool:
     """Whether the API server has compiled the policy: it takes a second or two."""
-    container = {"name": "worker", "image": "x"}
-    template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
+    template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "worker", "image": "x"}]}}
     metadata = {"name": "try", "namespace": "default", "labels": {"prism.dev/run": "denied"}}
-    body = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": metadata,
-        "spec": {"suspend": True, "template": template},
-    }
+    body = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata}
     try:
-        rig.server.create(body)
+        rig.server.create({**body, "spec": {"suspend": True, "template": template}})
     except Refused as refusal:
         return "cost centre" in refusal.message
     rig.server.delete("jobs", "try")

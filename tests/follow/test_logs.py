@@ -17,6 +17,7 @@ from launcher.kube.errors import Refused
 from launcher.kube.lines import CUT
 from launcher.resource.names import ATTEMPT_LABEL, GROUP_LABEL, ROUND_LABEL
 from tests.cluster.grants import grant
+from tests.cluster.rig import eventually
 from tests.cluster.server.faults import Request
 from tests.follow.log_server import LogServer, Pod, pod_of, put, turn
 
@@ -40,10 +41,7 @@ class Follower:
             self.failed.append(error)
 
     def until(self, num: int) -> None:
-        deadline = time.monotonic() + 20
-        while len(self.found) < num and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert len(self.found) >= num, self.found
+        eventually(lambda: len(self.found) >= num, 20)
 
     def end(self) -> list[tuple[str, str]]:
         """The run is over: all that was read."""
@@ -52,6 +50,20 @@ class Follower:
         assert not self.thread.is_alive()
         assert not self.failed
         return self.found
+
+
+def printed(**options: Any) -> list[str]:
+    """The lines of `prism logs` without --follow."""
+    return [line for _, line in log_lines(Cluster(), "default", "demo", follow=False, **options)]
+
+
+def lines_of(follow: bool, num: int) -> list[str]:
+    """All lines that there are, by either way."""
+    if not follow:
+        return printed()
+    follower = Follower()
+    follower.until(num)
+    return [line for _, line in follower.end()]
 
 
 @pytest.mark.parametrize(
@@ -92,13 +104,9 @@ def test_stage_group_tail_and_timestamps_are_respected(server: LogServer) -> Non
     put(server, pod_of("plan"), "terminated", "p")
     put(server, pod_of("extract"), "terminated", "a", "b", "c")
     put(server, pod_of("extract", group=1), "terminated", "d")
-
-    def lines(**options: Any) -> list[str]:
-        return [line for _, line in log_lines(Cluster(), "default", "demo", follow=False, **options)]
-
-    assert lines(stage="plan") == ["p"]
-    assert lines(stage="extract", group=0, tail=2) == ["b", "c"]
-    assert lines(group=1, timestamps=True) == ["2026-03-01T00:00:00.001000000Z d"]
+    assert printed(stage="plan") == ["p"]
+    assert printed(stage="extract", group=0, tail=2) == ["b", "c"]
+    assert printed(group=1, timestamps=True) == ["2026-03-01T00:00:00.001000000Z d"]
 
 
 def test_follow_finds_late_pods_new_attempts_and_later_stages(server: LogServer) -> None:
@@ -139,21 +147,14 @@ def test_a_broken_connection_neither_loses_nor_repeats_a_line(server: LogServer,
     turn(server, name, "terminated")
     # At once: a stream that breaks earlier each time brings nothing new.
     server.cuts = [0, 1, 5, 3, 7, 30, 20] if not at_once else [0, 1, 5, 7, 12]
-    if follow:
-        follower = Follower()
-        follower.until(len(lines))
-        found = follower.end()
-    else:
-        found = list(log_lines(Cluster(), "default", "demo", follow=False))
-    assert [line for _, line in found] == lines
+    assert lines_of(follow, len(lines)) == lines
     assert any("sinceTime" in query for query in server.asked)
 
 
 def test_tail_is_counted_once_across_reconnections(server: LogServer) -> None:
     put(server, pod_of("plan"), "terminated", *map(str, range(9)))
     server.cuts = [0, 1, 2]
-    found = list(log_lines(Cluster(), "default", "demo", follow=False, tail=3))
-    assert [line for _, line in found] == ["6", "7", "8"]
+    assert printed(tail=3) == ["6", "7", "8"]
 
 
 def test_a_silent_stream_is_reopened(server: LogServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,10 +205,7 @@ def test_failures_while_a_pod_ran_do_not_count_against_its_end(server: LogServer
     server.say(name, "a")
     turn(server, name, "running")
     follower = Follower()
-    deadline = time.monotonic() + 20
-    while server.faults.pending > 2 and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert server.faults.pending <= 2
+    eventually(lambda: server.faults.pending <= 2, 20)
     turn(server, name, "terminated")
     follower.until(1)
     assert follower.end() == [("plan", "a")]
@@ -245,13 +243,7 @@ def test_pods_with_invalid_labels_are_read_too(server: LogServer, follow: bool) 
     pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"] = "y"
     pod["spec"]["subdomain"] = "theirs"
     put(server, pod, "terminated", "theirs")
-    if follow:
-        follower = Follower()
-        follower.until(2)
-        found = follower.end()
-    else:
-        found = list(log_lines(Cluster(), "default", "demo", follow=False))
-    assert sorted(line for _, line in found) == ["p", "theirs"]
+    assert sorted(lines_of(follow, 2)) == ["p", "theirs"]
 
 
 def test_a_bug_in_a_thread_is_raised_to_the_reader(server: LogServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +279,7 @@ def test_a_very_long_line_is_cut_and_comes_once_across_reconnections(
     monkeypatch.setattr("launcher.kube.cluster.LONGEST_LINE", 2**16)
     put(server, pod_of("plan"), "terminated", "before", "y" * 2**19, "z" * 2**17, "after")
     server.cuts = cuts
-    lines = [line for _, line in log_lines(Cluster(), "default", "demo", follow=False)]
+    lines = printed()
     stamp = len("2026-01-01T00:00:00.000000000Z ")
     assert lines == ["before", "y" * (2**16 - stamp) + CUT, "z" * (2**16 - stamp) + CUT, "after"]
 
@@ -305,10 +297,7 @@ def test_closing_ends_all_threads_even_of_silent_streams(server: LogServer) -> N
     def ours() -> list[str]:
         return [one.name for one in set(threading.enumerate()) - before if "_enqueue_error_of" in one.name]
 
-    deadline = time.monotonic() + 5
-    while ours() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not ours()
+    eventually(lambda: not ours(), 5)
 
 
 def test_a_slow_reader_loses_no_line(server: LogServer, monkeypatch: pytest.MonkeyPatch) -> None:

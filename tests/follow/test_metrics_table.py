@@ -6,13 +6,7 @@ from typing import Any
 
 from launcher.follow.metrics_table import metrics_table
 
-METRICS: dict[str, Any] = {
-    "label": "label",
-    "num_examples": 40,
-    "num_positive": 20,
-    "action": "drop lowest",
-    "taken_by_budget": 10,
-}
+METRICS: dict[str, Any] = {"label": "label", "num_examples": 40, "num_positive": 20, "action": "drop lowest"}
 for number, ranking in enumerate(("", "loss_", "loss_sum_")):
     for measure in ("auroc", "precision_at_budget", "recall_at_budget", "precision_at_5", "recall_at_5"):
         name = f"{ranking}{measure}"

@@ -21,21 +21,11 @@ from launcher.operator.executor import write_status
 from launcher.resource.document import parse_for_cluster
 from launcher.resource.record import Record, config_map_record
 from launcher.resource.status import StageStatus, Status
+from tests.cluster.server.refusals import ApiError
 from tests.follow.log_server import LogServer, pod_of, put, turn
+from tests.operator.host import a_run
 
-DOCUMENT = """
-apiVersion: prism.dev/v1alpha1
-kind: SelectionRun
-metadata: {name: demo}
-spec:
-  model: {uri: a/model}
-  candidates: {uris: ["s3://b/pool/"]}
-  targets: {uris: ["s3://b/targets.jsonl"]}
-  store: s3://b/store
-  output: s3://b/out
-  selection: {keep: highest, budget: {count: 4}}
-  cluster: {image: registry/prism:1}
-"""
+DOCUMENT = json.dumps(a_run())
 
 
 def stage(name: Any, group: int = 0, state: Any = "Running", **more: Any) -> StageStatus:
@@ -298,15 +288,10 @@ def test_a_watch_ends_when_the_record_is_deleted(server: LogServer) -> None:
 def test_without_the_right_to_read_logs_the_status_is_shown(
     server: LogServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def is_log(request: Any) -> bool:
-        return request.plural == "pods" and request.verb == "list"
-
     def refuse(_: Any) -> None:
-        from tests.cluster.server.refusals import ApiError
-
         raise ApiError(403, "pods is forbidden")
 
-    server.faults.script([(is_log, refuse)] * 3)
+    server.faults.script([({"plural": "pods", "verb": "list"}, refuse)] * 3)
     watched = Watched()
     time.sleep(0.5)
     watched.become("Cancelled")

@@ -250,20 +250,20 @@ def test_counts_of_another_version_that_are_no_numbers_are_ignored() -> None:
     assert (world.status.phase, world.status.selected, world.status.bad_rows) == ("Complete", None, 1)
 
 
-@pytest.mark.parametrize(
-    "manifest",
-    [
-        "",
-        "m.json",
-        "gs://b/m.json",
-        "s3://",
-        "s3://b/\x1b]0;x\x07",
-        "/a\nb",
-        "s3://b/\ud800",
-        "s3://b/" + "m" * 2048,
-        7,
-    ],
-)
+NO_URIS = [
+    "",
+    "m.json",
+    "gs://b/m.json",
+    "s3://",
+    "s3://b/\x1b]0;x\x07",
+    "/a\nb",
+    "s3://b/\ud800",
+    "s3://b/" + "m" * 2048,
+    7,
+]
+
+
+@pytest.mark.parametrize("manifest", NO_URIS)
 def test_a_manifest_that_is_no_uri_is_no_result(manifest: Any) -> None:
     world = reducing(maxRestarts=0)
     world.complete("demo-reduce-0-0", {"manifest": manifest, "selected": 1})

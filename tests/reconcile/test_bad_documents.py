@@ -134,27 +134,13 @@ def test_a_document_that_becomes_invalid_stops_the_run_and_changes_no_terminal_p
 
 
 def config_map(text: str, status: str | None = None) -> Object:
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {
-            "name": "demo-prism-record",
-            "namespace": "team",
-            "uid": "record-1",
-            "labels": {RUN_LABEL: "demo", RECORD_LABEL: "true"},
-        },
-        "data": {"selection.yaml": text} | ({} if status is None else {"status": status}),
-    }
+    labels = {RUN_LABEL: "demo", RECORD_LABEL: "true"}
+    metadata = {"name": "demo-prism-record", "namespace": "team", "uid": "record-1", "labels": labels}
+    data = {"selection.yaml": text} | ({} if status is None else {"status": status})
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 
 
-DOCUMENT = json.dumps(
-    {
-        "apiVersion": "prism.dev/v1alpha1",
-        "kind": "SelectionRun",
-        "metadata": {"name": "demo"},
-        "spec": a_record()["spec"],
-    }
-)
+DOCUMENT = json.dumps(a_record() | {"metadata": {"name": "demo"}})
 
 
 def test_a_config_map_stands_for_a_record() -> None:
@@ -250,15 +236,8 @@ def test_a_terminal_phase_that_a_later_version_wrote_is_terminal() -> None:
     assert world.record is not None
     world.record["status"] |= {"driver": "scheduler"}
     world.record["status"]["stages"][1]["state"] = "Skipped"
-    world.record["status"]["conditions"].append(
-        {
-            "type": "Checked",
-            "status": "Maybe",
-            "reason": "x",
-            "lastTransitionTime": time_text(START),
-            "observedGeneration": 1,
-        }
-    )
+    checked = {"type": "Checked", "status": "Maybe", "reason": "x", "observedGeneration": 1}
+    world.record["status"]["conditions"].append({**checked, "lastTransitionTime": time_text(START)})
     assert world.decide().actions == ()
     assert world.decide().status == world.status
     assert world.status.phase == "Complete"

@@ -370,12 +370,5 @@ def cancelled(**cluster: Any) -> World:
     return world.settle()
 
 
-PHASES: dict[str, Callable[..., World]] = {
-    "Pending": World,
-    "Planning": planning,
-    "Extracting": extracting,
-    "Reducing": reducing,
-    "Complete": complete,
-    "Failed": failed,
-    "Cancelled": cancelled,
-}
+PHASES: dict[str, Callable[..., World]] = {"Pending": World, "Planning": planning, "Extracting": extracting}
+PHASES |= {"Reducing": reducing, "Complete": complete, "Failed": failed, "Cancelled": cancelled}

@@ -216,6 +216,7 @@ def job_to_pod(job: Thing, index: int) -> Thing:
     given, spec = template.get("metadata") or {}, template["spec"]
     labels = {**(given.get("labels") or {}), "job-name": name, "batch.kubernetes.io/job-name": name}
     labels |= {"controller-uid": uid_of(job), "batch.kubernetes.io/controller-uid": uid_of(job)}
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid_of(job)}
     metadata: dict[str, Any] = {
         **given,
         # A name is cut so that with five random letters it has 63 characters at most, as a real one's.
@@ -224,16 +225,7 @@ def job_to_pod(job: Thing, index: int) -> Thing:
         "namespace": namespace,
         "labels": labels,
         "finalizers": [*(given.get("finalizers") or []), TRACKING],
-        "ownerReferences": [
-            {
-                "apiVersion": "batch/v1",
-                "kind": "Job",
-                "name": name,
-                "uid": uid_of(job),
-                "controller": True,
-                "blockOwnerDeletion": True,
-            }
-        ],
+        "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": True}],
     }
     labels[INDEX] = str(index)
     metadata["annotations"] = {**(given.get("annotations") or {}), INDEX: str(index)}

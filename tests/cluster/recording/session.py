@@ -21,41 +21,27 @@ import yaml
 Object = dict[str, Any]
 
 OBJECTS = yaml.safe_load(Path(__file__).with_name("objects.yaml").read_text())
-PREFIXES = {
-    "customresourcedefinitions": "/apis/apiextensions.k8s.io/v1",
-    "cronjobs": "/apis/batch/v1",
-    "jobs": "/apis/batch/v1",
-    "leases": "/apis/coordination.k8s.io/v1",
-    "localqueues": "/apis/kueue.x-k8s.io/v1beta1",
-    "networkpolicies": "/apis/networking.k8s.io/v1",
-    "rolebindings": "/apis/rbac.authorization.k8s.io/v1",
-    "roles": "/apis/rbac.authorization.k8s.io/v1",
-    "selectionruns": "/apis/prism.dev/v1alpha1",
-    "selfsubjectaccessreviews": "/apis/authorization.k8s.io/v1",
-    "validatingadmissionpolicies": "/apis/admissionregistration.k8s.io/v1",
-    "validatingadmissionpolicybindings": "/apis/admissionregistration.k8s.io/v1",
+_API_GROUPS = {
+    "/apis/apiextensions.k8s.io/v1": "customresourcedefinitions",
+    "/apis/admissionregistration.k8s.io/v1": "validatingadmissionpolicies validatingadmissionpolicybindings",
+    "/apis/authorization.k8s.io/v1": "selfsubjectaccessreviews",
+    "/apis/batch/v1": "cronjobs jobs",
+    "/apis/coordination.k8s.io/v1": "leases",
+    "/apis/kueue.x-k8s.io/v1beta1": "localqueues",
+    "/apis/networking.k8s.io/v1": "networkpolicies",
+    "/apis/prism.dev/v1alpha1": "selectionruns",
+    "/apis/rbac.authorization.k8s.io/v1": "rolebindings roles",
 }
-CLUSTER_WIDE = {
-    "customresourcedefinitions",
-    "namespaces",
-    "nodes",
-    "selfsubjectaccessreviews",
-    "validatingadmissionpolicies",
-    "validatingadmissionpolicybindings",
-}
+PREFIXES = {plural: prefix for prefix, plurals in _API_GROUPS.items() for plural in plurals.split()}
+CLUSTER_WIDE = {"customresourcedefinitions", "namespaces", "nodes", "selfsubjectaccessreviews"}
+CLUSTER_WIDE |= {"validatingadmissionpolicies", "validatingadmissionpolicybindings"}
 APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
 HEADERS = ("Content-Type", "Warning", "Retry-After", "Transfer-Encoding")
 """What the launcher reads. Transfer-Encoding is recorded of watches alone: elsewhere it depends on the body's length."""
 STRICT = "fieldManager=prism&fieldValidation=Strict"
 FORCE, NO_FORCE = "fieldManager=prism&force=true", "fieldManager=prism&force=false"
-KINDS = {
-    "configmaps": "config_map",
-    "jobs": "job",
-    "leases": "lease",
-    "networkpolicies": "network_policy",
-    "selectionruns": "run",
-    "services": "service",
-}
+KINDS = {"configmaps": "config_map", "jobs": "job", "leases": "lease", "networkpolicies": "network_policy"}
+KINDS |= {"selectionruns": "run", "services": "service"}
 """What the launcher makes: plural -> the body's name in objects.yaml."""
 WAIT_SECONDS = 30.0
 

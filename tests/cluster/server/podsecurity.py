@@ -6,29 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 Spec = dict[str, Any]
-VOLUMES = {
-    "configMap",
-    "csi",
-    "downwardAPI",
-    "emptyDir",
-    "ephemeral",
-    "persistentVolumeClaim",
-    "projected",
-    "secret",
-    "image",
-}
-SYSCTLS = {
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-}
+VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "projected", "secret"}
+VOLUMES |= {"persistentVolumeClaim"}
+_PORTS = {"ip_local_port_range", "ip_unprivileged_port_start", "ip_local_reserved_ports", "ping_group_range"}
+_TCP = {"tcp_syncookies", "tcp_keepalive_time", "tcp_fin_timeout", "tcp_keepalive_intvl", "tcp_keepalive_probes"}
+SYSCTLS = {"kernel.shm_rmid_forced", *(f"net.ipv4.{name}" for name in _PORTS | _TCP)}
 
 
 def violations(pod_spec: Spec) -> list[str]:
@@ -159,19 +141,7 @@ def windows_host_process(spec: Spec) -> str:
 
 
 RULES: tuple[Callable[[Spec], str], ...] = (
-    host_namespaces,
-    host_ports,
-    privileged,
-    privilege_escalation,
-    capabilities,
-    volume_types,
-    run_as_non_root,
-    run_as_user,
-    seccomp,
-    proc_mount,
-    selinux,
-    apparmor,
-    sysctls,
-    windows_host_process,
+    *(host_namespaces, host_ports, privileged, privilege_escalation, capabilities, volume_types, run_as_non_root),
+    *(run_as_user, seccomp, proc_mount, selinux, apparmor, sysctls, windows_host_process),
 )
 """Each says what a pod does wrong, or nothing. The profile's version is the latest; Windows pods have no exemption here."""

@@ -11,20 +11,9 @@ from tests.cluster.server.kinds.schemas import Cause
 Object = dict[str, Any]
 
 
-REASONS = {
-    400: "BadRequest",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "NotFound",
-    405: "MethodNotAllowed",
-    409: "Conflict",
-    410: "Expired",
-    415: "UnsupportedMediaType",
-    422: "Invalid",
-    429: "TooManyRequests",
-    500: "InternalError",
-    503: "ServiceUnavailable",
-}
+REASONS = {400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 405: "MethodNotAllowed"}
+REASONS |= {409: "Conflict", 410: "Expired", 415: "UnsupportedMediaType", 422: "Invalid", 429: "TooManyRequests"}
+REASONS |= {500: "InternalError", 503: "ServiceUnavailable"}
 
 
 class ApiError(Exception):
@@ -34,16 +23,10 @@ class ApiError(Exception):
         super().__init__(message)
         self.code = code
         reason = REASONS.get(code, "") if reason is None else reason
-        self.status = {
-            "kind": "Status",
-            "apiVersion": "v1",
-            "metadata": {},
-            "status": "Failure",
-            "message": message,
-            **({"reason": reason} if reason else {}),
-            **({} if details is None else {"details": details}),
-            "code": code,
-        }
+        given = {"reason": reason} if reason else {}
+        given |= {} if details is None else {"details": details}
+        status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message}
+        self.status: Object = {**status, **given, "code": code}
 
 
 class PageNotFound(Exception):

@@ -71,16 +71,8 @@ def next_state(request: Request, resource: Resource, body: Object, old: Object |
     return copied({"apiVersion": new.pop("apiVersion"), "kind": new.pop("kind"), **new})
 
 
-_SERVERS_OWN = (
-    "uid",
-    "resourceVersion",
-    "generation",
-    "creationTimestamp",
-    "deletionTimestamp",
-    "deletionGracePeriodSeconds",
-    "managedFields",
-    "selfLink",
-)
+_SERVERS_OWN = ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields", "selfLink")
+_SERVERS_OWN += ("deletionTimestamp", "deletionGracePeriodSeconds")
 
 
 def is_same(new: Object, old: Object, *, with_managers: bool = False) -> bool:

@@ -62,23 +62,11 @@ def unknown_field(session: Session) -> None:
 @recorded("submit._create", "reconcile.failures.classify_create_error")
 def broken_schema(session: Session) -> None:
     """What a custom resource's schema refuses, with its causes."""
-    wrong: list[dict[str, Any]] = [
-        {"model": 3},
-        {"model": "UPPER"},
-        {"model": "a" * 101},
-        {"model": ""},
-        {"keep": "best"},
-        {"damping": 0},
-        {"nodes": 0},
-        {"nodes": 9},
-        {"suspend": "yes"},
-        {"uris": []},
-        {"uris": ["s3://a"] * 4},
-        {"uris": "s3://a"},
-        {"overlay": 3},
-    ]
-    for spec in wrong:
-        session.ask("POST", session.at("selectionruns", query=STRICT), session.body("run", "first", spec))
+    wrong: list[tuple[str, Any]] = [("model", 3), ("model", "UPPER"), ("model", "a" * 101), ("model", "")]
+    wrong += [("keep", "best"), ("damping", 0), ("nodes", 0), ("nodes", 9), ("suspend", "yes"), ("uris", [])]
+    wrong += [("uris", ["s3://a"] * 4), ("uris", "s3://a"), ("overlay", 3)]
+    for field, value in wrong:
+        session.ask("POST", session.at("selectionruns", query=STRICT), session.body("run", "first", {field: value}))
     missing = session.body("run", "first")
     del missing["spec"]["model"]
     session.ask("POST", session.at("selectionruns", query=STRICT), missing)

@@ -8,16 +8,8 @@ from typing import Any
 from tests.cluster.server.kinds.resources import Resource
 
 VERBS = ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"]
-VERSION = {
-    "major": "1",
-    "minor": "36",
-    "gitVersion": "v1.36.2",
-    "emulationMajor": "1",
-    "emulationMinor": "36",
-    "minCompatibilityMajor": "1",
-    "minCompatibilityMinor": "35",
-    "platform": "linux/amd64",
-}
+VERSION = {"major": "1", "minor": "36", "gitVersion": "v1.36.2", "platform": "linux/amd64"}
+VERSION |= {"emulationMajor": "1", "emulationMinor": "36", "minCompatibilityMajor": "1", "minCompatibilityMinor": "35"}
 
 
 def api_resources(resources: Iterable[Resource], api_version: str) -> dict[str, Any]:

@@ -95,65 +95,48 @@ def _schema_of(group: str, version: str, kind: str) -> Schema:
     raise KeyError(f"{SCHEMAS} has no {wanted}")
 
 
-def _builtin(group: str, version: str, lines: str) -> Iterator[Resource]:
-    for line in lines.strip().splitlines():
-        plural, kind, *rest = line.split()
-        marks = dict(mark.split("=") for mark in rest if "=" in mark)
-
+def _builtin() -> Iterator[Resource]:
+    for line in BUILTIN_KINDS.strip().splitlines():
+        api_version, plural, kind, *rest = line.split()
+        group, _, version = api_version.rpartition("/")
+        marks = {name: tuple(found.split(",")) for name, _, found in (mark.partition("=") for mark in rest)}
         yield Resource(
-            group,
-            version,
-            plural,
-            kind,
-            namespaced="cluster" not in rest,
-            short_names=tuple(marks.get("short", "").split(",")) if "short" in marks else (),
-            has_status="status" in rest,
+            *(group, version, plural, kind),
+            namespaced="cluster" not in marks,
+            short_names=marks.get("short", ()),
+            has_status="status" in marks,
             schema=_schema_of(group, version, kind),
             singular=kind.lower(),
-            subresources=tuple(marks.get("sub", "").split(",")) if "sub" in marks else (),
+            subresources=marks.get("sub", ()),
         )
 
 
-BUILTIN: tuple[Resource, ...] = (
-    *_builtin(
-        "",
-        "v1",
-        """
-        namespaces Namespace cluster status short=ns
-        nodes Node cluster status short=no
-        pods Pod status short=po sub=log,eviction,binding
-        services Service status short=svc
-        configmaps ConfigMap short=cm
-        secrets Secret
-        serviceaccounts ServiceAccount short=sa sub=token
-        persistentvolumeclaims PersistentVolumeClaim status short=pvc
-        events Event short=ev
-        resourcequotas ResourceQuota status short=quota
-        """,
-    ),
-    *_builtin(
-        "admissionregistration.k8s.io",
-        "v1",
-        "validatingadmissionpolicies ValidatingAdmissionPolicy cluster status"
-        "\nvalidatingadmissionpolicybindings ValidatingAdmissionPolicyBinding cluster",
-    ),
-    *_builtin("apps", "v1", "deployments Deployment status short=deploy"),
-    *_builtin("authorization.k8s.io", "v1", "selfsubjectaccessreviews SelfSubjectAccessReview cluster"),
-    *_builtin("batch", "v1", "jobs Job status\ncronjobs CronJob status short=cj"),
-    *_builtin(
-        "apiextensions.k8s.io", "v1", "customresourcedefinitions CustomResourceDefinition cluster status short=crd,crds"
-    ),
-    *_builtin("coordination.k8s.io", "v1", "leases Lease"),
-    *_builtin("networking.k8s.io", "v1", "networkpolicies NetworkPolicy short=netpol"),
-    *_builtin(
-        "rbac.authorization.k8s.io",
-        "v1",
-        "roles Role\nrolebindings RoleBinding\nclusterroles ClusterRole cluster"
-        "\nclusterrolebindings ClusterRoleBinding cluster",
-    ),
-)
-
-
+BUILTIN_KINDS = """
+v1 namespaces Namespace cluster status short=ns
+v1 nodes Node cluster status short=no
+v1 pods Pod status short=po sub=log,eviction,binding
+v1 services Service status short=svc
+v1 configmaps ConfigMap short=cm
+v1 secrets Secret
+v1 serviceaccounts ServiceAccount short=sa sub=token
+v1 persistentvolumeclaims PersistentVolumeClaim status short=pvc
+v1 events Event short=ev
+v1 resourcequotas ResourceQuota status short=quota
+admissionregistration.k8s.io/v1 validatingadmissionpolicies ValidatingAdmissionPolicy cluster status
+admissionregistration.k8s.io/v1 validatingadmissionpolicybindings ValidatingAdmissionPolicyBinding cluster
+apps/v1 deployments Deployment status short=deploy
+authorization.k8s.io/v1 selfsubjectaccessreviews SelfSubjectAccessReview cluster
+batch/v1 jobs Job status
+batch/v1 cronjobs CronJob status short=cj
+apiextensions.k8s.io/v1 customresourcedefinitions CustomResourceDefinition cluster status short=crd,crds
+coordination.k8s.io/v1 leases Lease
+networking.k8s.io/v1 networkpolicies NetworkPolicy short=netpol
+rbac.authorization.k8s.io/v1 roles Role
+rbac.authorization.k8s.io/v1 rolebindings RoleBinding
+rbac.authorization.k8s.io/v1 clusterroles ClusterRole cluster
+rbac.authorization.k8s.io/v1 clusterrolebindings ClusterRoleBinding cluster
+"""
+BUILTIN = tuple(_builtin())
 BUILTIN_GROUPS = {resource.group for resource in BUILTIN}
 
 

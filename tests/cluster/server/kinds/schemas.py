@@ -68,16 +68,8 @@ def set_defaults(schema: Schema, value: Json) -> None:
 
 
 def _type_of(value: Json) -> str:
-    names = {
-        bool: "boolean",
-        int: "integer",
-        float: "number",
-        str: "string",
-        list: "array",
-        dict: "object",
-        type(None): "null",
-    }
-    return names[type(value)]
+    names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+    return names.get(type(value), "null")
 
 
 def shown(value: Json) -> str:
