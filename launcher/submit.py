@@ -17,11 +17,10 @@ from launcher.kube.list_and_watch import Change, list_and_watch
 from launcher.operator.controller import Controller
 from launcher.resource.document import differences, parse_for_cluster, request_digest
 from launcher.resource.names import CANCEL_ANNOTATION, KIND, RECORD_LABEL, is_dns_label, record_name
+from launcher.resource.object import Object
 from launcher.resource.record import Record, config_map_record, is_record, text_of_round
 from prism_job.errors import SpecError
 from prism_job.spec.document import SelectionRun, read_yaml
-
-Object = dict[str, Any]
 
 MAX_TRIES = 10
 """How often a change is tried to a record that others write too."""

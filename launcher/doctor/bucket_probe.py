@@ -7,20 +7,18 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from launcher.doctor.findings import Finding, error, ok, warning
 from launcher.kube.cluster import Cluster
 from launcher.kube.errors import ClusterError, Conflict, Refused, Unavailable
+from launcher.reconcile.child_status import why_not_running
 from launcher.reconcile.failures import classify_attempt
-from launcher.reconcile.pod_status import why_not_running
 from launcher.render.attempt import Attempt
 from launcher.render.job import job as plan_job
 from launcher.resource.document import request_digest
 from launcher.resource.names import API_GROUP, WORKER_CONTAINER
+from launcher.resource.object import Object
 from prism_job.spec.document import SelectionRun
-
-Object = dict[str, Any]
 
 DEADLINE_SECONDS = 300.0
 """Until the pod has run; pulling a worker image with torch takes minutes."""

@@ -19,7 +19,7 @@ from launcher.kube.errors import ClusterError, Refused, Unavailable
 from launcher.operator.leader_election import DURATION_SECONDS
 from launcher.resource.crd import crd
 from launcher.resource.names import API_GROUP, LEASE, OPERATOR_NAMESPACE, PLURAL, VERSION
-from launcher.resource.timestamps import parse_time
+from launcher.resource.status import parse_time
 from prism_job.spec.document import SelectionRun
 
 OLDEST_MINOR, NEWEST_MINOR = 29, 37

@@ -3,16 +3,14 @@
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from launcher.doctor.findings import Finding, ok, warning
 from launcher.kube.cluster import Cluster
 from launcher.render.attempt import Attempt
 from launcher.render.job import job as job_of
+from launcher.resource.object import Object
 from prism_job.spec.cluster import ClusterSpec
 from prism_job.spec.document import SelectionRun
-
-Object = dict[str, Any]
 
 DECIMAL = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}

@@ -15,8 +15,6 @@ from launcher.render.job import job as job_of
 from prism_job.spec.cluster import ClusterSpec
 from prism_job.spec.document import SelectionRun
 
-Object = dict[str, Any]
-
 
 def examine_run(cluster: Cluster, namespace: str, run: SelectionRun) -> Iterator[Finding]:
     """Every check of one run; a check that is not allowed becomes a warning."""

@@ -18,9 +18,9 @@ from launcher.kube.cluster import Cluster, Listing
 from launcher.kube.errors import ClusterError
 from launcher.kube.list_and_watch import list_and_watch
 from launcher.resource.names import ATTEMPT_LABEL, GROUP_LABEL, ROUND_LABEL, RUN_LABEL, STAGE_LABEL
+from launcher.resource.object import Object
 from launcher.resource.status import STAGES
 
-Object = dict[str, Any]
 Line = tuple[str, str]
 """(prefix, line)."""
 

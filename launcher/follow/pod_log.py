@@ -6,14 +6,12 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from launcher.kube.cluster import Cluster
 from launcher.kube.errors import NotFound, Refused, Unavailable
 from launcher.resource.names import WORKER_CONTAINER
-from launcher.resource.timestamps import parse_time, time_text
-
-Object = dict[str, Any]
+from launcher.resource.object import Object
+from launcher.resource.status import parse_time, time_text
 
 MAX_SILENCE_SECONDS = 60.0
 """A stream that is silent this long is reopened: a connection that a proxy dropped may never end by itself."""

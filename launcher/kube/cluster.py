@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from launcher.kube import deep_json
 from launcher.kube.errors import Conflict, NotFound, Unavailable
 from launcher.kube.kinds import path_of
-from launcher.kube.lines import LONGEST_LINE
-from launcher.kube.transport import REQUEST_SECONDS, Object, Transport
+from launcher.kube.transport import LONGEST_LINE, REQUEST_SECONDS, Transport
 from launcher.resource.names import API_GROUP, MANAGER, VERSION
+from launcher.resource.object import Object
 
 SILENT_WATCH_SECONDS = 150.0
 """A server sends a bookmark each minute: a watch that is silent for so long has nobody at its other end."""

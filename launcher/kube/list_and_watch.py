@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 from launcher.kube.cluster import Cluster, Listing
 from launcher.kube.errors import ClusterError, NotFound, Refused, Unavailable
-from launcher.kube.retry import growing_pause, report_outage
-from launcher.kube.transport import Object
+from launcher.kube.recent_outage import growing_pause, report_outage
+from launcher.resource.object import Object
 
 Change = tuple[str, Object]
 """(ADDED | MODIFIED | DELETED | BOOKMARK, object)."""

@@ -1,10 +1,13 @@
-"""Whether the API server was away a moment ago, so that a refusal may come from one which has just started.
-
-For a second or two after its start a server answers 403 to everybody, until it has read its roles. Makes no requests.
+"""Outages of the API server: when to try again and when to report one, and whether a refusal may come from a server that
+has just started. For a second or two it then answers 403 to everybody, until it has read its roles. Makes no requests.
 """
 
+import random
 import re
 import time
+from collections.abc import Callable
+
+from launcher.kube.errors import ClusterError
 
 SETTLE_SECONDS = 30.0
 """For so long after a failure, and until the server has answered, a refusal counts as transient."""
@@ -49,3 +52,18 @@ class RecentOutage:
         if code == 401 or (code == 403 and AUTHORIZER.search(message)):
             return self.is_settling or bool(NO_DISCOVERY.search(message))
         return False
+
+
+OUTAGE_FAILURES = 3
+"""Failures in a row, about two seconds of them, that are reported: one broken connection is not."""
+
+
+def growing_pause(failures: int, *, longest_seconds: float) -> float:
+    """Seconds before the next try: 0.4 after the first failure, doubled with each, and up to half less by chance."""
+    return random.uniform(0.5, 1.0) * min(longest_seconds, 0.2 * 2.0 ** min(failures, 16))
+
+
+def report_outage(error: ClusterError, failures: int, report: Callable[[str], None]) -> None:
+    """Report an outage, once."""
+    if failures == OUTAGE_FAILURES:
+        report(f"waiting for the API server: {error.what}")

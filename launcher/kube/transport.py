@@ -9,18 +9,15 @@ import copy
 import json
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
 
 from launcher.kube import deep_json
 from launcher.kube.credentials import Credentials
 from launcher.kube.errors import Starting, Unavailable, client_errors_as_ours, error_of_answer
-from launcher.kube.lines import decoded_lines
-from launcher.kube.recent_outage import RecentOutage
-from launcher.kube.retry import growing_pause, report_outage
+from launcher.kube.recent_outage import RecentOutage, growing_pause, report_outage
+from launcher.resource.object import Object
 from prism_job import __version__
-
-Object = dict[str, Any]
 
 REQUEST_SECONDS = 30.0
 """A request that is not answered for so long has failed; a watch may be silent for a little longer than it lasts."""
@@ -39,6 +36,11 @@ MAX_WARNINGS = 100
 
 UNKNOWN_GROUP = "404 page not found"
 """The whole answer of a server about a group that it does not serve."""
+
+LONGEST_LINE = 2**20
+"""Bytes that are kept of a line of a log: a line without an end would fill the memory."""
+
+CUT = "… (the rest of this line is left out)"
 
 
 class Transport:
@@ -243,3 +245,29 @@ def _parse(data: bytes, response: Any, path: str) -> Object:
     except ValueError as error:
         raise Unavailable("an answer was cut off", where=path, fix="try again") from error
     return answer if isinstance(answer, dict) else {"message": str(answer)}
+
+
+def decoded_lines(chunks: Iterable[bytes], longest: int | None) -> Iterator[str]:
+    """The lines, without their ends.
+
+    Args:
+        longest: bytes of a line; what comes after them is left out, and `CUT` stands in its place.
+    """
+    parts: list[bytes] = []
+    num_bytes, is_cut = 0, False
+    for chunk in chunks:
+        for index, piece in enumerate(chunk.split(b"\n")):
+            if index:  # a line break stood before this piece
+                if not is_cut:
+                    yield b"".join(parts).decode(errors="replace")
+                parts, num_bytes, is_cut = [], 0, False
+            if is_cut:
+                continue
+            parts.append(piece)
+            num_bytes += len(piece)
+            if longest is not None and num_bytes > longest:
+                # Always at the same byte: after a broken connection the line must look the same.
+                yield b"".join(parts)[:longest].decode(errors="replace") + CUT
+                parts, is_cut = [], True
+    if num_bytes and not is_cut:
+        yield b"".join(parts).decode(errors="replace")

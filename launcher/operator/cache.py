@@ -7,13 +7,12 @@ like one that somebody removed.
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
-from typing import Any
 
 from launcher.reconcile.actions import CreateError, Observed
 from launcher.resource.names import KIND, RUN_LABEL
+from launcher.resource.object import Object
 from launcher.resource.record import Record, is_record
 
-Object = dict[str, Any]
 RunKey = tuple[str, str]
 """(namespace, name of the run)."""
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from launcher.kube.cluster import Cluster
 from launcher.kube.errors import ClusterError, Refused, Unavailable
-from launcher.kube.retry import growing_pause
+from launcher.kube.recent_outage import growing_pause
 from launcher.operator.cache import Cache, RunKey
 from launcher.operator.events import create_event, read_pod_warnings
 from launcher.operator.executor import Executor

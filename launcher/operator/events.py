@@ -13,14 +13,13 @@ from launcher.kube.errors import ClusterError
 from launcher.operator.cache import RunKey
 from launcher.operator.run_memory import RunMemory
 from launcher.reconcile.actions import Observed
+from launcher.reconcile.child_status import is_finished
 from launcher.reconcile.conditions import Transition
-from launcher.reconcile.job_status import is_finished
 from launcher.resource.names import API_GROUP, MANAGER
+from launcher.resource.object import Object
 from launcher.resource.record import Record
-from launcher.resource.timestamps import parse_time, time_text
+from launcher.resource.status import parse_time, time_text
 from prism_job.spec.digest import digest
-
-Object = dict[str, Any]
 
 SETTLE_SECONDS = 3.0
 """A Job without pods for this long: its Warning events are read."""

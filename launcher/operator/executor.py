@@ -3,17 +3,15 @@
 import datetime
 import json
 from collections.abc import Callable
-from typing import Any
 
 from launcher.kube.cluster import Cluster
 from launcher.kube.errors import Conflict, NotFound, Refused
 from launcher.operator.cache import Cache, is_owned_by
 from launcher.reconcile.actions import Action, Apply, Create, CreateError, Delete
 from launcher.resource.names import KIND
+from launcher.resource.object import Object
 from launcher.resource.record import Record
 from launcher.resource.status import Status
-
-Object = dict[str, Any]
 
 NOT_ABOUT_THE_JOB = (0, 401)
 """Codes of a refusal that has nothing to do with the object that was to be created."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from launcher.kube.cluster import Cluster, Listing
 from launcher.kube.errors import NotFound, Unavailable
 from launcher.kube.list_and_watch import Change, list_and_watch
-from launcher.kube.retry import growing_pause
+from launcher.kube.recent_outage import growing_pause
 from launcher.operator.cache import Cache, RunKey, trim
 from launcher.resource.names import KIND, MANAGER, RECORD_LABEL, RUN_LABEL
 from launcher.resource.record import Record

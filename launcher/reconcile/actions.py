@@ -3,11 +3,9 @@
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from launcher.resource.object import Object
 from launcher.resource.status import Status
-
-Object = dict[str, Any]
 
 
 @dataclass(frozen=True)

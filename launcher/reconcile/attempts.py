@@ -9,21 +9,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.reconcile.actions import Action, Apply, Create, Delete, Object, Observed, Timeouts
+from launcher.reconcile.actions import Action, Apply, Create, Delete, Observed, Timeouts
+from launcher.reconcile.child_status import (
+    have_all_ended,
+    is_any_evicted,
+    is_being_deleted,
+    is_finished,
+    is_suspended,
+    lost_pod_message,
+    why_not_running,
+)
 from launcher.reconcile.conditions import sentence
 from launcher.reconcile.failure_policy import FAILURE_POLICY, STARTUP_TIMEOUT, Cause, FailureAction
 from launcher.reconcile.failures import AttemptOutcome, classify_attempt, classify_create_error
-from launcher.reconcile.job_status import is_being_deleted, is_finished, is_suspended
-from launcher.reconcile.pod_status import have_all_ended, is_any_evicted, lost_pod_message, why_not_running
 from launcher.reconcile.termination_message import count, is_complete
 from launcher.render.attempt import Attempt
 from launcher.render.job import job as job_of
-from launcher.render.run_objects import shared_objects
-from launcher.render.service import services
+from launcher.render.shared_objects import services, shared_objects
 from launcher.resource.names import ATTEMPT_LABEL, GROUP_LABEL, ROUND_LABEL, STAGE_LABEL
+from launcher.resource.object import Object
 from launcher.resource.record import Record
-from launcher.resource.status import StageStatus, Status
-from launcher.resource.timestamps import parse_time, time_text
+from launcher.resource.status import StageStatus, Status, parse_time, time_text
 from prism_job.spec.cluster import ClusterSpec
 from prism_job.spec.document import SelectionRun
 

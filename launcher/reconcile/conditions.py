@@ -4,8 +4,7 @@ import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from launcher.resource.status import Condition, Status
-from launcher.resource.timestamps import time_text
+from launcher.resource.status import Condition, Status, time_text
 
 LONGEST_SENTENCE = 1024
 

@@ -12,15 +12,14 @@ from typing import Any
 
 from launcher.reconcile.actions import Action, Decision, Delete, Observed, Timeouts
 from launcher.reconcile.attempts import ENDED, Attempts, next_attempt
+from launcher.reconcile.child_status import is_being_deleted, is_finished
 from launcher.reconcile.conditions import Conditions, sentence
 from launcher.reconcile.failure_policy import RUN_FAILING_REASONS
-from launcher.reconcile.job_status import is_being_deleted, is_finished
 from launcher.render.run_objects import stages
 from launcher.resource.document import request_digest
 from launcher.resource.names import ROUND_LABEL
 from launcher.resource.record import Record
-from launcher.resource.status import Phase, StageStatus, Status
-from launcher.resource.timestamps import parse_time, time_text
+from launcher.resource.status import Phase, StageStatus, Status, parse_time, time_text
 from prism_job.errors import SpecError
 from prism_job.spec.document import SelectionRun
 

@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.reconcile.actions import CreateError
+from launcher.reconcile.child_status import terminated_worker, true_conditions
 from launcher.reconcile.failure_policy import Cause
-from launcher.reconcile.job_status import true_conditions
-from launcher.reconcile.pod_status import terminated_worker
 from launcher.reconcile.termination_message import error_of, result_of
-from launcher.resource.timestamps import parse_time
+from launcher.resource.object import Object
+from launcher.resource.status import parse_time
 from prism_job.errors import DataError, RequestError
-
-Object = dict[str, Any]
 
 FINAL_EXIT_CODES = {RequestError.exit_code: Cause.WRONG_REQUEST, DataError.exit_code: Cause.DAMAGED_DATA}
 

@@ -5,9 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher.reconcile.pod_status import terminated_worker
-
-Object = dict[str, Any]
+from launcher.reconcile.child_status import terminated_worker
+from launcher.resource.object import Object
 
 LARGEST_COUNT = 2**53
 """JSON as others read it has no larger integers."""

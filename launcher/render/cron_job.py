@@ -5,14 +5,12 @@ submitted again, and only what its data gained since is extracted. A pod that is
 to the same run. The API server validates the schedule.
 """
 
-from typing import Any
 from zoneinfo import available_timezones
 
 from launcher.resource.names import API_GROUP
+from launcher.resource.object import Object
 from prism_job.errors import SpecError
 from prism_job.spec.document import SelectionRun
-
-Object = dict[str, Any]
 
 CONTAINER = "submit"
 FOLDER, DOCUMENT = "/etc/prism", "selection.yaml"

@@ -1,15 +1,12 @@
 """The Job of one attempt. Pure: no clock, no cluster. A pod that fails ends its Job; the next attempt is another Job."""
 
-from typing import Any
-
 from launcher.render.attempt import Attempt
-from launcher.render.metadata import child_metadata
 from launcher.render.pod import pod_template
+from launcher.render.shared_objects import child_metadata
 from launcher.resource.names import WORKER_CONTAINER, labels_of_run
+from launcher.resource.object import Object
 from launcher.resource.overlay import merge
 from prism_job.errors import DataError, RequestError
-
-Object = dict[str, Any]
 
 QUEUE = "kueue.x-k8s.io/queue-name"
 

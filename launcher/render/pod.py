@@ -3,16 +3,12 @@
 Every pod passes Pod Security *restricted*: no root, no privilege, a read-only root file system, nothing of the node's.
 """
 
-from typing import Any
-
 from launcher.render.attempt import Attempt
-from launcher.render.config_map import FILE, config_map_name
-from launcher.render.metadata import child_labels
+from launcher.render.shared_objects import FILE, child_labels, config_map_name
 from launcher.resource.document import request_digest
 from launcher.resource.names import WORKER_CONTAINER
+from launcher.resource.object import Object
 from prism_job.spec.cluster import ClusterSpec
-
-Object = dict[str, Any]
 
 GPU = "nvidia.com/gpu"
 MASTER_PORT = 29500

@@ -4,15 +4,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from launcher.render.attempt import Attempt
-from launcher.render.config_map import config_map
 from launcher.render.job import job
-from launcher.render.network_policy import network_policy
-from launcher.render.service import services
+from launcher.render.shared_objects import services, shared_objects
+from launcher.resource.object import Object
 from launcher.resource.status import StageName
 from prism_job.spec.cluster import ClusterSpec
 from prism_job.spec.document import SelectionRun
-
-Object = dict[str, Any]
 
 
 def run_objects(run: SelectionRun, namespace: str, owner: Mapping[str, Any] | None = None) -> list[Object]:
@@ -23,11 +20,6 @@ def run_objects(run: SelectionRun, namespace: str, owner: Mapping[str, Any] | No
         attempt = Attempt(run, stage, group, namespace=namespace, owner=owner)
         objects += [*services(attempt), job(attempt)]
     return objects
-
-
-def shared_objects(run: SelectionRun, namespace: str, owner: Mapping[str, Any] | None) -> list[Object]:
-    """What the pods of all stages need."""
-    return [config_map(run, namespace, owner), network_policy(run, namespace, owner)]
 
 
 def stages(cluster: ClusterSpec) -> Iterator[tuple[StageName, int]]:

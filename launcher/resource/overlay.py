@@ -16,8 +16,7 @@ is not determined:
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-Object = dict[str, Any]
-
+from launcher.resource.object import Object
 
 CONTAINERS = ("spec.containers", "spec.ephemeralContainers", "spec.initContainers")
 CLAIM_TEMPLATE = "spec.volumes.ephemeral.volumeClaimTemplate.metadata"

@@ -12,8 +12,7 @@ from pydantic import ValidationError
 
 from launcher.resource.document import check_for_cluster, parse_for_cluster
 from launcher.resource.names import CANCEL_ANNOTATION, KIND, RECORD_LABEL, RUN_LABEL, labels_of_run, record_name
-from launcher.resource.status import Status
-from launcher.resource.timestamps import parse_time
+from launcher.resource.status import Status, parse_time
 from prism_job.errors import SpecError
 from prism_job.spec.document import API_VERSION, SelectionRun, check_document, read_yaml
 

@@ -1,10 +1,10 @@
 """How far a run has come, as the cluster keeps it: phases, stages and conditions. Does not decide what comes next."""
 
-from typing import Any, Literal, get_args
+import datetime
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
-from launcher.resource.timestamps import Time
 from prism_job.spec.section import Section
 
 StageName = Literal["plan", "extract", "reduce"]
@@ -17,6 +17,26 @@ STAGES: tuple[str, ...] = get_args(StageName)
 STATES: tuple[str, ...] = get_args(StageState)
 PHASES: tuple[str, ...] = get_args(Phase)
 TERMINAL = ("Complete", "Failed", "Cancelled")
+
+
+def parse_time(text: str) -> datetime.datetime:
+    """A time as Kubernetes writes it."""
+    return datetime.datetime.fromisoformat(text)
+
+
+def time_text(time: datetime.datetime) -> str:
+    """To whole seconds, in UTC, as Kubernetes writes it."""
+    return time.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _check_time(text: str) -> str:
+    if parse_time(text).tzinfo is None:
+        raise ValueError("a time without its zone")
+    return text
+
+
+Time = Annotated[str, AfterValidator(_check_time)]
+"""A time with its zone. A status with anything else there cannot be read."""
 
 
 class Shown(Section):

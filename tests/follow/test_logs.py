@@ -14,7 +14,7 @@ from launcher.follow.merged_logs import log_lines, prefix_of
 from launcher.follow.pod_log import MAX_TRIES
 from launcher.kube.cluster import Cluster
 from launcher.kube.errors import Refused
-from launcher.kube.lines import CUT
+from launcher.kube.transport import CUT
 from launcher.resource.names import ATTEMPT_LABEL, GROUP_LABEL, ROUND_LABEL
 from tests.cluster.grants import grant
 from tests.cluster.rig import eventually

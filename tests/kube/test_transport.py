@@ -19,8 +19,8 @@ from launcher.kube import credentials, transport
 from launcher.kube.cluster import Cluster
 from launcher.kube.deep_json import loads
 from launcher.kube.errors import ClusterError, Gone, NotFound, Refused, Unavailable
-from launcher.kube.lines import CUT
 from launcher.kube.list_and_watch import list_and_watch
+from launcher.kube.transport import CUT
 from launcher.resource.crd import crd
 from tests.cluster.grants import grant
 from tests.cluster.rig import variables

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from launcher.reconcile.actions import CreateError
-from launcher.resource.timestamps import parse_time, time_text
+from launcher.resource.status import parse_time, time_text
 from tests.reconcile.world import PLANNED, START, Object, World, creates, extracting, planning, reducing, seconds
 
 # Why it waits

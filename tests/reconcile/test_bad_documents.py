@@ -14,8 +14,7 @@ from launcher.reconcile.actions import Decision, Observed
 from launcher.reconcile.decide import UnknownStatus, decide
 from launcher.resource.names import RECORD_LABEL, RUN_LABEL
 from launcher.resource.record import Record
-from launcher.resource.status import TERMINAL
-from launcher.resource.timestamps import time_text
+from launcher.resource.status import TERMINAL, time_text
 from tests.reconcile.world import (
     PHASES,
     START,

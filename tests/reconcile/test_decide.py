@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from launcher.reconcile.actions import Decision
-from launcher.resource.timestamps import time_text
+from launcher.resource.status import time_text
 from tests.reconcile.world import (
     EXTRACTED,
     PHASES,

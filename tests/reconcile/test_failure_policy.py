@@ -11,7 +11,7 @@ import pytest
 
 from launcher.reconcile.actions import CreateError
 from launcher.reconcile.failure_policy import FAILURE_POLICY, Cause, FailureAction
-from launcher.resource.timestamps import parse_time, time_text
+from launcher.resource.status import parse_time, time_text
 from tests.reconcile.world import World, ended_pod, extracting, planning, reducing, seconds
 
 PLAN = "demo-plan-0-0"

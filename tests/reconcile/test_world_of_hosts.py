@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from launcher.resource.names import ATTEMPT_LABEL, CANCEL_ANNOTATION, GROUP_LABEL, ROUND_LABEL, STAGE_LABEL
-from launcher.resource.timestamps import time_text
+from launcher.resource.status import time_text
 from tests.reconcile.world import (
     START,
     Object,

@@ -16,8 +16,7 @@ from launcher.reconcile.actions import Apply, Create, CreateError, Decision, Del
 from launcher.reconcile.decide import decide
 from launcher.resource.names import CANCEL_ANNOTATION, STAGE_LABEL
 from launcher.resource.record import Record
-from launcher.resource.status import Status
-from launcher.resource.timestamps import parse_time, time_text
+from launcher.resource.status import Status, parse_time, time_text
 
 Object = dict[str, Any]
 

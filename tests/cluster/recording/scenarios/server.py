@@ -50,7 +50,7 @@ def pod_log(session: Session) -> None:
     session.ask("GET", session.at("pods", "lost/log", query=query))
 
 
-@recorded("reconcile.pod_status.is_any_evicted")
+@recorded("reconcile.child_status.is_any_evicted")
 def eviction(session: Session) -> None:
     """An eviction marks its pod, by which a preemption is known, and lets it end."""
     session.do("POST", session.at("nodes"), session.body("node", "evicting"))

@@ -1,15 +1,32 @@
-"""The state of a Job's pods: evicted, ended, lost, or not running and why. Pure. Does not decide what follows."""
+"""The state of Jobs, and of their pods: evicted, ended, lost, or not running and why. Pure. Does not decide what follows."""
 
 import datetime
 from collections.abc import Sequence
-from typing import Any
 
 from launcher.reconcile.failure_policy import Cause
 from launcher.resource.names import WORKER_CONTAINER
-from launcher.resource.timestamps import parse_time, time_text
+from launcher.resource.object import Object
+from launcher.resource.status import parse_time, time_text
 from prism_job.spec.cluster import ClusterSpec
 
-Object = dict[str, Any]
+
+def true_conditions(job: Object) -> dict[str, Object]:
+    """Conditions that hold, by type."""
+    return {one["type"]: one for one in job.get("status", {}).get("conditions") or () if one["status"] == "True"}
+
+
+def is_finished(job: Object) -> bool:
+    """Whether it has completed or failed: all its pods have ended."""
+    return not true_conditions(job).keys().isdisjoint(("Complete", "Failed"))
+
+
+def is_suspended(job: Object) -> bool:
+    """Whether its controller reports it as suspended, which lags a moment behind `spec.suspend`."""
+    return "Suspended" in true_conditions(job)
+
+
+def is_being_deleted(job: Object) -> bool:
+    return "deletionTimestamp" in job["metadata"]
 
 
 def have_all_ended(pods: Sequence[Object]) -> bool:
