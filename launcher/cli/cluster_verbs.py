@@ -50,8 +50,8 @@ def submit(
     document = remote.read_document(read_text(file), file.name, namespace)
     namespace, name = document.namespace or cluster.namespace, document.run.metadata.name
     if not wait and remote.record_kind(cluster) == "ConfigMap":
-        fix = "add --wait so that this process drives it, or install the operator: kubectl apply -k k8s/"
-        fail(LAUNCHER_ERROR, output, "nothing would drive the run: SelectionRun is not installed", namespace, fix)
+        fix = "add --wait so that this process does the operator's work, or install the operator: kubectl apply -k k8s/"
+        fail(LAUNCHER_ERROR, output, "no operator would start the run's Jobs: SelectionRun is not installed", namespace, fix)
     submitted = remote.submit(cluster, document, namespace)
     for warning in cluster.warnings:
         print_note(f"warning: {warning}")
@@ -181,7 +181,7 @@ def retry(
     output: OutputOption = Output.table,
     verbose: LogActionsOption = False,
 ) -> None:
-    """Run an ended run again, on the current data. Extracts only what the store lacks."""
+    """Start a finished run again, on the current data. Extracts only what the store lacks."""
     from launcher import submit as remote
 
     cluster, record = open_run(name, namespace, context, waits=wait, timeout=timeout)
@@ -189,8 +189,8 @@ def retry(
         fix = f"`prism wait {name}` waits for its end, `prism cancel {name}` ends it"
         fail(LAUNCHER_ERROR, output, f"the run has not ended: {record.status.phase}", name, fix)
     if not wait and record.is_config_map:
-        fix = "add --wait so that this process drives it"
-        fail(LAUNCHER_ERROR, output, "nothing would drive the run", name, fix)
+        fix = "add --wait so that this process does the operator's work"
+        fail(LAUNCHER_ERROR, output, "no operator would start the run's Jobs", name, fix)
     record = remote.run_again(cluster, record)
     if wait:
         drive_and_exit(cluster, record, timeout, output, verbose)

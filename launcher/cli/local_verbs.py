@@ -88,7 +88,7 @@ def estimate(
     file: FileArgument,
     gpu: Annotated[str, typer.Option(metavar="TYPE", help="A100-80GB, H100, H200, L4 or L40S.")] = "H100",
     utilisation: Annotated[
-        float, typer.Option(metavar="SHARE", help="Share of the GPU's published peak that is reached.")
+        float, typer.Option(metavar="SHARE", help="Expected speed as a share of the GPU's published peak.")
     ] = 0.35,
     sample: Annotated[int, typer.Option(metavar="N", help="Tokenise one row in N and scale up; 1: all rows.")] = 1,
     output: OutputOption = Output.table,
@@ -135,7 +135,7 @@ def store_prune(
     output: OutputOption = Output.table,
     verbose: VerboseOption = False,
 ) -> None:
-    """Remove what no kept selection needs. A dry run unless --yes is given."""
+    """Delete shards and staged rows that the selections under --keep do not need. A dry run unless --yes is given."""
     options = ["--older-than", str(older_than), *(["--yes"] if yes else [])]
     _run_verb(context, "store", ["prune", store, *_keep_options(keep), *options], output, verbose, prune_table)
 

@@ -121,7 +121,7 @@ def operator(
     context: ContextOption = None,
     port: Annotated[int, typer.Option(help="Port of /healthz, /readyz and /metrics.")] = 8080,
 ) -> None:
-    """Run the operator: reconcile every SelectionRun until SIGTERM. Of several replicas, one leads."""
+    """Run the operator: reconcile every SelectionRun until SIGTERM. With several replicas, one works at a time."""
     from launcher.kube.cluster import Cluster
     from launcher.operator.process import run_operator
 

@@ -99,7 +99,7 @@ def _read_events(process: subprocess.Popen[str], display: Display, signals: Sign
     streams = [stream for stream in (process.stdout, process.stderr) if stream is not None]
     for stream in streams:
         threading.Thread(target=_enqueue_lines, args=(stream, lines), daemon=True).start()
-    num_open, sent_sigterm = len(streams), False
+    num_open, is_stopping = len(streams), False
     outcome: Facts = {}
     progress_of_rank: dict[int, Facts] = {}
     tail: deque[str] = deque(maxlen=MAX_TAIL_LINES)
@@ -122,14 +122,19 @@ def _read_events(process: subprocess.Popen[str], display: Display, signals: Sign
             else:
                 display.show(event)
         if signals.wants_stop():
-            if not sent_sigterm:
-                display.say("stopping: the current work is finished first (Ctrl-C again: stop at once)")
-                process.terminate()
-                sent_sigterm = True
-            if signals.wants_kill():
-                _kill_group(process)
+            _stop(process, display, signals, is_stopping=is_stopping)
+            is_stopping = True
     process.wait()
     return outcome, list(tail)
+
+
+def _stop(process: subprocess.Popen[str], display: Display, signals: Signals, *, is_stopping: bool) -> None:
+    """SIGTERM on the first Ctrl-C or SIGTERM of ours; SIGKILL to the whole group where `signals` wants it."""
+    if not is_stopping:
+        display.say("stopping: the current work is finished first (Ctrl-C again: stop at once)")
+        process.terminate()
+    if signals.wants_kill():
+        _kill_group(process)
 
 
 def sum_of_ranks(event: Facts, of_ranks: Iterable[Facts]) -> Facts:
@@ -169,12 +174,12 @@ def _failure(verb: str, exit_code: int, outcome: Facts, tail: list[str]) -> Exce
     missing = [line for line in tail if line.startswith("ModuleNotFoundError: No module named ")]
     if missing:
         return NotInstalledError(missing[-1].split("'")[1])
-    what = f"the {verb} stage ended with exit code {exit_code} without an error message"
+    what = f"`{verb}` ended with exit code {exit_code} without an error message"
     fix = "read its own output above; this may be a bug of PRISM"
     if exit_code < 0:
-        what = f"the {verb} stage was killed by signal {-exit_code}"
-        fix = "run the same command again: finished units are kept"
+        what = f"`{verb}` was killed by signal {-exit_code}"
+        fix = "run the same command again; units that were finished are kept"
     if exit_code == -signal.SIGKILL:
         what += ", often out of memory"
-        fix = "lower extraction.tokensPerBatch or free memory, and run again: finished units are kept"
+        fix = "free memory, or lower extraction.tokensPerBatch, and run again; units that were finished are kept"
     return StageError(verb, exit_code, what, where=f"python -m prism_job {verb}", fix=fix, tail=tail)

@@ -113,10 +113,10 @@ def write_status(cluster: Cluster, record: Record, status: Status) -> Object:
 
 
 def _check_owner(wanted: Object, found: Object, record: Record) -> None:
-    """Raises Refused where the object belongs to somebody else, Conflict where it is being removed."""
+    """Raises Refused where the object is owned by another run or user, Conflict where it is being removed."""
     title = f"{wanted['kind']} {wanted['metadata']['name']}"
     if not is_owned_by(found, record.uid):
-        what = f"{title} exists already and belongs to somebody else"
+        what = f"{title} exists already and is owned by another run or user"
         raise Refused(what, where=record.name, fix="remove it, or give the run another name")
     if "deletionTimestamp" in found["metadata"]:
         raise Conflict(f"{title} is being removed", where=record.name, fix="wait until it is gone", code=409)

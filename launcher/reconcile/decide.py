@@ -114,7 +114,7 @@ class _ReconcilePass:
             return self._clean_up()
         self._delete_jobs_of_earlier_rounds()
         if self.record.is_cancelled:
-            return self._end("Cancelled", "Cancelled", "cancelled; finished shards are kept")
+            return self._end_run("Cancelled", "Cancelled", "cancelled; finished shards are kept")
         if self.run.spec.suspend:
             return self._suspend()
         self.conditions.set("Suspended", False, "Running")
@@ -123,7 +123,7 @@ class _ReconcilePass:
     def _advance(self) -> Decision:
         plan = self._observe_and_start("plan")
         if plan.state == "Failed":
-            return self._end("Failed", plan.reason, f"plan: {plan.message}")
+            return self._end_run("Failed", plan.reason, f"plan: {plan.message}")
         if plan.state != "Succeeded":
             return self._wait("Planning", plan)
         num_missing, num_units = self.status.missing_units, self.status.units
@@ -134,11 +134,11 @@ class _ReconcilePass:
             return unfinished
         reduce = self._observe_and_start("reduce")
         if reduce.state == "Failed":
-            return self._end("Failed", reduce.reason, f"reduce: {reduce.message}")
+            return self._end_run("Failed", reduce.reason, f"reduce: {reduce.message}")
         if reduce.state != "Succeeded":
             return self._wait("Reducing", reduce)
         self.conditions.set("Reduced", True, "Reduced")
-        return self._end("Complete", "Complete", f"{self.status.selected} examples selected")
+        return self._end_run("Complete", "Complete", f"{self.status.selected} examples selected")
 
     def _extract(self) -> Decision | None:
         """All groups, one step. None once every unit is stored: a group succeeds only if no unit is missing any more."""
@@ -159,7 +159,7 @@ class _ReconcilePass:
             return None
         if is_over:
             worst = (run_failing or failed)[0]
-            return self._end("Failed", worst.reason, f"extract, group {worst.group}: {worst.message}")
+            return self._end_run("Failed", worst.reason, f"extract, group {worst.group}: {worst.message}")
         return self._wait("Extracting", *groups)
 
     def _observe_and_start(self, stage: str) -> StageStatus:
@@ -198,7 +198,7 @@ class _ReconcilePass:
             self._set(message=sentence(f"{title}: {shown.message}"))
         return self._decision()
 
-    def _end(self, phase: Phase, reason: str, message: str) -> Decision:
+    def _end_run(self, phase: Phase, reason: str, message: str) -> Decision:
         self._delete_unfinished_jobs()
         self.conditions.set("Complete", phase == "Complete", reason, message if phase == "Complete" else "")
         self.conditions.set("Failed", phase != "Complete", reason, message if phase != "Complete" else "")

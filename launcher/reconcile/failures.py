@@ -17,7 +17,7 @@ from launcher.resource.object import Object
 from launcher.resource.status import parse_time
 from prism_job.errors import DataError, RequestError
 
-FINAL_EXIT_CODES = {RequestError.exit_code: Cause.WRONG_REQUEST, DataError.exit_code: Cause.DAMAGED_DATA}
+CAUSE_OF_EXIT_CODE = {RequestError.exit_code: Cause.WRONG_REQUEST, DataError.exit_code: Cause.DAMAGED_DATA}
 
 EXIT_CODE_MEANINGS = {
     75: "a transient error",
@@ -66,7 +66,7 @@ def classify_attempt(job: Object, pods: Sequence[Object], was_evicted: bool) -> 
     if was_evicted or "DisruptionTarget" in by_policy:
         return AttemptOutcome(Cause.EVICTED, f"evicted: {job_message}", time)
     exits = _failed_exits(pods)
-    for code, cause in FINAL_EXIT_CODES.items():
+    for code, cause in CAUSE_OF_EXIT_CODE.items():
         if code in exits or f"exit code {code}" in by_policy:
             return AttemptOutcome(cause, f"exit code {code}: {exits.get(code, ('', ''))[1] or job_message}", time)
     if exits:

@@ -28,7 +28,7 @@ TIMEOUT_SECONDS = 7 * 86_400
 """After this long the pod stops waiting; the next one attaches to the run, which continues."""
 
 BACKOFF_LIMIT = 6
-FINAL_CODES = (2, 3, 100, 101, 102, 103)
+FINAL_PRISM_CODES = (2, 3, 100, 101, 102, 103)
 """Exit codes of `prism submit --wait` after which a retry is useless (launcher/cli/exit_codes.py). 1 is retried: the API
 server did not answer."""
 
@@ -124,7 +124,7 @@ def _job(run: SelectionRun, namespace: str, image: str, service_account: str, ti
             "rules": [
                 {
                     "action": "FailJob",
-                    "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": list(FINAL_CODES)},
+                    "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": list(FINAL_PRISM_CODES)},
                 },
                 {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
             ]

@@ -10,7 +10,7 @@ from prism_job.errors import DataError, RequestError
 
 QUEUE = "kueue.x-k8s.io/queue-name"
 
-FINAL_EXIT_CODES = [RequestError.exit_code, DataError.exit_code]
+FINAL_STAGE_CODES = [RequestError.exit_code, DataError.exit_code]
 """64 and 65: no further attempt can succeed, so the first pod that ends with one of them ends its Job."""
 
 
@@ -43,7 +43,7 @@ def job(attempt: Attempt) -> Object:
                         "onExitCodes": {
                             "containerName": WORKER_CONTAINER,
                             "operator": "In",
-                            "values": FINAL_EXIT_CODES,
+                            "values": FINAL_STAGE_CODES,
                         },
                     },
                 ]

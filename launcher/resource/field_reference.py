@@ -30,9 +30,9 @@ OPENING = f"""\
 # The document `selection.yaml`
 
 The same document is the input of `prism run` on this machine and of `prism submit`, and a Kubernetes object for
-`kubectl apply` where the custom resource is installed. Names are camelCase. An unknown field is an error that names
+`kubectl apply` where the custom resource is installed. Names are camelCase. For an unknown field the error suggests
 the nearest known one; all errors are reported at once, before anything starts (exit code 3). A run publishes its
-document with all defaults written out (`spec.yaml` beside the manifest): that file replays the run.
+document with all defaults written out (`spec.yaml` beside the manifest): running that file repeats the run.
 
 The smallest document:
 

@@ -89,7 +89,7 @@ def _wrong_with_directive(overlay: Mapping[str, Any], key: str, path: str) -> Wr
         return _wrong_with_order(overlay[key], as_list(overlay.get(of_list)), of_list, merge_key)
     if key.startswith(REMOVE):
         return _wrong_with_removal(overlay[key], of_list, merge_key)
-    return "is no directive", f"write {PATCH}, {RETAIN}, {ORDER}LIST or {REMOVE}LIST, or remove it"
+    return "is not a known directive", f"write {PATCH}, {RETAIN}, {ORDER}LIST or {REMOVE}LIST, or remove it"
 
 
 def _wrong_with_retain_keys(overlay: Mapping[str, Any]) -> Wrong | None:
@@ -109,12 +109,12 @@ def _wrong_with_order(order: Any, given: list[Any], of_list: str, key: str | Non
     if all(identity(item, key) in left for item in items):  # each is searched behind the one before it
         return None
     what = f"does not name all items that the overlay gives for {of_list}, in their order"
-    return what, "name them all, and order both lists alike"
+    return what, "list all of them, in the same order in both lists"
 
 
 def _wrong_with_removal(removed: Any, of_list: str, key: str | None) -> Wrong | None:
     if key:
-        return f"{of_list} is no list of strings", f"write {{{key}: …, {PATCH}: delete}} as an item of {of_list}"
+        return f"{of_list} is not a list of strings", f"write {{{key}: …, {PATCH}: delete}} as an item of {of_list}"
     if isinstance(removed, list) and all(_is_plain(item) for item in removed):
         return None
     return "must be a list of strings or numbers", "write it as [string, …]"

@@ -3,6 +3,7 @@
 from typing import Any
 
 from prism_job import projection
+from prism_job.spec.digest import digest
 from prism_job.spec.document import RunSpec
 from prism_job.storage import model_files
 from prism_job.store import shards
@@ -29,6 +30,11 @@ def extractor_parts(spec: RunSpec) -> dict[str, Any]:
         "layers": list(extraction.layers),
         **projection_and_codec(spec),
     }
+
+
+def extractor_digest(parts: dict[str, Any]) -> str:
+    """The digest under which the shards of these `extractor_parts` lie."""
+    return digest(parts)
 
 
 def projection_and_codec(spec: RunSpec) -> dict[str, Any]:

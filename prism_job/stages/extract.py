@@ -16,11 +16,10 @@ from prism_job.extract.model import load_model, load_tokenizer
 from prism_job.extract.tasks import missing_tasks
 from prism_job.extract.uploads import Uploads
 from prism_job.extract.worker import Worker
-from prism_job.plan.extractor import extractor_parts
+from prism_job.plan.extractor import extractor_digest, extractor_parts
 from prism_job.plan.plan import Plan, read_plan
 from prism_job.progress import Meter, event
 from prism_job.score.preference import preference
-from prism_job.spec.digest import digest
 from prism_job.spec.document import RunSpec, SelectionRun
 from prism_job.spec.extraction import ExtractionSpec
 from prism_job.storage.address import open_store
@@ -83,7 +82,7 @@ def _extract_as_rank(spec: RunSpec, plan: Plan, topology: Topology, watchdog: Wa
 
 
 def _refuse_changed_model(spec: RunSpec, plan: Plan) -> None:
-    if digest(extractor_parts(spec)) != plan.extractor:
+    if extractor_digest(extractor_parts(spec)) != plan.extractor:
         fix = "run the plan stage again: it finds what the new extractor lacks"
         raise DataError("the model or the extraction settings are not those of the plan", where=spec.model.uri, fix=fix)
 

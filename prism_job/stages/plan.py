@@ -10,7 +10,7 @@ from prism_job.data import data_files, examples
 from prism_job.data.data_files import Row
 from prism_job.data.examples import Content
 from prism_job.plan import checks, units
-from prism_job.plan.extractor import audit_spec, extractor_parts, projection_and_codec
+from prism_job.plan.extractor import audit_spec, extractor_digest, extractor_parts, projection_and_codec
 from prism_job.plan.plan import Audit, Plan, Quarantined, Unit, plan_key
 from prism_job.plan.sample import Sample
 from prism_job.plan.units import Example
@@ -65,7 +65,7 @@ def make_plan(run: SelectionRun) -> Plan:
     checks.check_bad_fraction(quarantine, sum(unit.num_rows for unit in candidates), spec)
     labels.check_both_kinds()
 
-    extractor = digest(parts)
+    extractor = extractor_digest(parts)
     factors = units.factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []
     present = shards.units_present(store, extractor)
     plan = Plan(
@@ -92,7 +92,7 @@ def make_plan(run: SelectionRun) -> Plan:
 def _plan_audit(
     spec: RunSpec, parts: dict[str, Any], store: Store, staged: set[str], sample: Sample, targets: list[Unit]
 ) -> Audit:
-    extractor = digest({**parts, **projection_and_codec(audit_spec(spec))})
+    extractor = extractor_digest({**parts, **projection_and_codec(audit_spec(spec))})
     sample_units = sample.stage(spec.extraction.examples_per_shard, store, staged)
     unit_ids = [unit.id for unit in sample_units]
     factors = unit_ids if spec.scoring.curvature.kind == "kfac" else []

@@ -58,11 +58,11 @@ def fetch_model(uri: str, revision: str = "main", *, is_adapter: bool = False) -
         return Path(uri)
     target = cache_folder() / digest({file.key: _tag(file) for file in files})
     if not all(_is_here(target, file) for file in files):
-        _download_once(store, files, target)
+        _download_under_lock(store, files, target)
     return target / files[0].key if uri.endswith(".gguf") else target
 
 
-def _download_once(store: Store, files: list[Listed], target: Path) -> None:
+def _download_under_lock(store: Store, files: list[Listed], target: Path) -> None:
     from filelock import FileLock
 
     try:
@@ -186,7 +186,8 @@ def _check_index(store: Store, key: str, keys: list[str]) -> None:
     uncovered = sorted(name for name in named if name not in keys or not name.endswith(".safetensors"))
     if uncovered:
         fix = "put all weights into the model's own folder, as safetensors: other files are not read"
-        raise RequestError(f"the index names {uncovered[0]}", where=store.uri(key), fix=fix)
+        what = f"the index names {uncovered[0]}, which is not a safetensors file of this folder"
+        raise RequestError(what, where=store.uri(key), fix=fix)
 
 
 def _sha256(path: Path) -> str:

@@ -76,7 +76,7 @@ class S3Prefix:
             return int(self._request(key, functools.partial(self._head, key, PartNumber=number))["ContentLength"])
 
         with local_errors(str(path)):
-            transfers.download(path, size, tag, functools.partial(self._get_piece, key, tag, size), check)
+            transfers.resumable_download(path, size, tag, functools.partial(self._get_piece, key, tag, size), check)
 
     def _head(self, key: str, **more: Any) -> HeadObjectOutputTypeDef:
         return self.client.head_object(Bucket=self.bucket, Key=self.prefix + key, ChecksumMode="ENABLED", **more)

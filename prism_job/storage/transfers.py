@@ -27,7 +27,9 @@ GetPiece = Callable[[int, int, threading.Event], bytes]
 """(first byte, number of bytes, cancelled) -> exactly these bytes."""
 
 
-def download(path: Path, size_bytes: int, tag: str, get_piece: GetPiece, check: Callable[[Path], None]) -> None:
+def resumable_download(
+    path: Path, size_bytes: int, tag: str, get_piece: GetPiece, check: Callable[[Path], None]
+) -> None:
     """Write the object to `path`, which appears whole and checked, or not at all.
 
     Until then the bytes lie in `<path>.part`, and `<path>.part.index` lists the pieces that are there, each with its CRC32. A

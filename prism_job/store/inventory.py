@@ -71,7 +71,7 @@ def list_contents(store_uri: str) -> Contents:
         else:
             others.append(listed)
     if not objects:
-        fix = "check the address: give spec.store of the runs"
+        fix = "check the URI: it must be spec.store of the runs"
         raise RequestError("there is no store: no shard and no staged rows", where=store_uri, fix=fix)
     return Contents(store_uri, store, objects, others)
 
@@ -150,7 +150,7 @@ def prune(
         raise RequestError("a negative age", where="--older-than", fix="give hours, 0 or more")
     unneeded = [stored for stored in contents.objects if stored.listed.key not in needed.keys]
     if len(unneeded) == len(contents.objects):
-        what = f"the {len(needed.selections)} selection(s) kept need nothing of this store: all of it would be removed"
+        what = f"none of the {len(needed.selections)} kept selections uses this store: all of it would be removed"
         fix = "check that the store and --keep belong together; to remove a whole store, delete it yourself"
         raise RequestError(what, where=contents.uri, fix=fix)
     oldest_kept = (time.time() if now is None else now) - older_than_hours * 3600

@@ -189,7 +189,7 @@ def test_a_stage_that_dies_without_an_outcome_shows_its_own_output(rig: Rig) -> 
     assert code == 100
     assert "a library warns on stderr" in stderr
     assert "ZeroDivisionError: a flaw" in stderr
-    assert "the extract stage ended with exit code 1 without an error message" in stderr
+    assert "`extract` ended with exit code 1 without an error message" in stderr
     assert rig.run(at="reduce", exit=0)[:2] == (100, ""), "an exit code of 0 is no outcome"
 
 

@@ -198,7 +198,7 @@ def test_an_object_of_another_owner_is_neither_changed_nor_deleted_and_is_named(
     before = server.create({**THEIRS[plural], "metadata": {"name": named, "namespace": "default"}})
     server.create(a_run())
     with hosted():
-        eventually(lambda: "belongs to somebody else" in status_of(server).message)
+        eventually(lambda: "is owned by another run or user" in status_of(server).message)
         assert named in status_of(server).message
         server.delete("selectionruns", "demo")
         eventually(lambda: not server.object("selectionruns", "demo"))

@@ -244,10 +244,10 @@ REFUSED_BY_BOTH: dict[str, tuple[Object, str, str]] = {
         {"spec": {"$setElementOrder/tolerations": [{"key": "gpu"}]}}, "spec.$setElementOrder/tolerations",
         "must list what tells",
     ),
-    "an order of no list": ({"spec": {"$setElementOrder": ["a"]}}, "spec.$setElementOrder", "is no directive"),
+    "an order of no list": ({"spec": {"$setElementOrder": ["a"]}}, "spec.$setElementOrder", "is not a known directive"),
     "strings removed from a list of items": (
         {"spec": {"$deleteFromPrimitiveList/volumes": ["tmp"]}}, "spec.$deleteFromPrimitiveList/volumes",
-        "is no list of strings",
+        "is not a list of strings",
     ),
     "items removed from a list without a merge key": (
         {"spec": {"$deleteFromPrimitiveList/tolerations": [{"key": "gpu"}]}}, "spec.$deleteFromPrimitiveList/tolerations",
@@ -259,7 +259,7 @@ REFUSED_BY_BOTH: dict[str, tuple[Object, str, str]] = {
 
 REFUSED_HERE: dict[str, tuple[Object, str, str, str]] = {
     "an unknown directive": (
-        {"spec": {"$replace": True}}, "spec.$replace", "is no directive",
+        {"spec": {"$replace": True}}, "spec.$replace", "is not a known directive",
         "it stays in the pod as a field, which a server drops",
     ),
     "$patch: replace beside fields of an item": (

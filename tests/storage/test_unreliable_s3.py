@@ -251,7 +251,7 @@ def test_an_interrupted_download_requests_only_the_missing_pieces(tmp_path: Path
     path, index = tmp_path / "file", tmp_path / "file.part.index"
     for tag in ("first", "second"):  # what was left of another content is of no use
         with pytest.raises(TransientError):
-            transfers.download(path, len(content), tag, cut_off, lambda _: None)
+            transfers.resumable_download(path, len(content), tag, cut_off, lambda _: None)
         assert not path.exists()
     noted = {int(line.split()[0]) for line in index.read_text().splitlines()[1:]}
     assert noted == {0, small_pieces, 2 * small_pieces}
@@ -260,7 +260,7 @@ def test_an_interrupted_download_requests_only_the_missing_pieces(tmp_path: Path
         part.seek(damaged)
         part.write(b"not what was noted")
     asked.clear()
-    transfers.download(path, len(content), "second", give, lambda _: None)
+    transfers.resumable_download(path, len(content), "second", give, lambda _: None)
     assert path.read_bytes() == content
     starts = set(range(0, len(content), small_pieces))
     assert set(asked) == starts - noted | {damaged}

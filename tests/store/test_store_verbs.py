@@ -172,7 +172,7 @@ def keep_with_damaged(pattern: str) -> Callable[[Job], list[str]]:
     [
         (lambda job: [], "all of the store would be removed"),
         (keep_of_nothing, "no manifest is found there"),
-        (keep_of_another_store, "need nothing of this store"),
+        (keep_of_another_store, "uses this store"),
         (keep_with_damaged("*/*/plan.json"), "checksum mismatch: plan.json"),
         (keep_with_damaged("test/plan.json"), "damaged plan"),
         (keep_with_damaged("*/*/manifest.json"), "damaged manifest"),
