@@ -51,7 +51,7 @@ def submit(
     namespace, name = document.namespace or cluster.namespace, document.run.metadata.name
     if not wait and remote.record_kind(cluster) == "ConfigMap":
         fix = "add --wait so that this process does the operator's work, or install the operator: kubectl apply -k k8s/"
-        fail(LAUNCHER_ERROR, output, "no operator would start the run's Jobs: SelectionRun is not installed", namespace, fix)
+        fail(LAUNCHER_ERROR, output, "no operator starts its Jobs: SelectionRun is not installed", namespace, fix)
     submitted = remote.submit(cluster, document, namespace)
     for warning in cluster.warnings:
         print_note(f"warning: {warning}")

@@ -61,7 +61,7 @@ ContextOption = Annotated[
     str | None, typer.Option("--context", metavar="NAME", help="Kubeconfig context. Default: the current context.")
 ]
 WaitOption = Annotated[
-    bool, typer.Option("--wait", help="Wait until the run ends. Without an operator, do the operator's work until then.")
+    bool, typer.Option("--wait", help="Wait until the run ends. Without an operator, reconcile the run until then.")
 ]
 TimeoutOption = Annotated[
     float | None, typer.Option(metavar="SECONDS", help="Stop waiting after this time; exit code 101.", min=0)
