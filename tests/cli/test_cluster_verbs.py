@@ -25,6 +25,7 @@ from tests.cluster.certificates import Authority
 from tests.cluster.grants import grant
 from tests.cluster.rig import eventually
 from tests.cluster.server.apiserver import ApiServer
+from tests.run_document import run_document
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = yaml.safe_load((ROOT / "examples/facts/cluster.yaml").read_text())
@@ -167,20 +168,9 @@ def test_submit_over_an_invalid_record_names_it(server: ApiServer, tmp_path: Pat
     assert "the run of that name in the cluster is not valid" in stderr
 
 
-TEXT = """\
-# why this run exists
-apiVersion: prism.dev/v1alpha1
-kind: SelectionRun
-metadata: {name: facts, annotations: {since: 2026-01-01}}
-spec:
-  model: {uri: org/model}
-  candidates: {uris: ["s3://corpora/pool/"]}
-  targets: {uris: ["s3://corpora/targets.jsonl"]}
-  store: s3://prism/store
-  output: s3://prism/selections
-  selection: {keep: highest, budget: {count: 4}}
-  cluster: {image: "registry/prism:1"}
-"""
+NAME = "  name: facts\n"
+TEXT = "# why this run exists\n" + yaml.safe_dump(run_document("facts"))
+TEXT = TEXT.replace(NAME, f"{NAME}  annotations: {{since: 2026-01-01}}\n")
 
 
 def test_a_run_is_stored_as_written_without_defaults(with_kind: ApiServer, tmp_path: Path) -> None:
@@ -225,26 +215,21 @@ def test_a_403_for_a_kind_that_is_not_installed_is_not_an_error(server: ApiServe
     assert prism(server, tmp_path, "status", "facts", token=token)[0] == 102
 
 
-def test_a_cancelled_run_whose_record_is_deleted_at_once_is_cancelled(with_kind: ApiServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("phase", ["Cancelled", "Planning"])
+def test_a_run_that_is_deleted_while_it_is_cancelled_is_102_unless_it_was_cancelled_before(
+    with_kind: ApiServer, tmp_path: Path, phase: str
+) -> None:
     ended(with_kind, "Planning")
     with running(with_kind, tmp_path, "cancel", "facts") as cancelling:
         eventually(lambda: with_kind.requests["WATCH", "selectionruns"])
         found = with_kind.object("selectionruns", "facts")
         assert found is not None
         with with_kind.store.lock:  # both at once: no watcher sees the one without the other
-            with_kind.update({**found, "status": {**found["status"], "phase": "Cancelled"}}, subresource="status")
+            with_kind.update({**found, "status": {**found["status"], "phase": phase}}, subresource="status")
             with_kind.delete("selectionruns", "facts")
         stdout, stderr = cancelling.communicate(timeout=60)
-    assert (cancelling.returncode, stdout) == (0, "facts: Cancelled\n"), stderr
-
-
-def test_a_run_deleted_while_it_is_cancelled_is_102(with_kind: ApiServer, tmp_path: Path) -> None:
-    ended(with_kind, "Planning")
-    with running(with_kind, tmp_path, "cancel", "facts") as cancelling:
-        eventually(lambda: with_kind.requests["WATCH", "selectionruns"])
-        with_kind.delete("selectionruns", "facts")
-        _, stderr = cancelling.communicate(timeout=60)
-    assert cancelling.returncode == 102, stderr
+    expected = (0, "facts: Cancelled\n") if phase == "Cancelled" else (102, "")
+    assert (cancelling.returncode, stdout) == expected, stderr
 
 
 def test_a_kubeconfig_that_skips_verification_prints_no_warnings(tmp_path: Path) -> None:

@@ -19,13 +19,8 @@ def grant(server: Any, *rules: tuple[str, list[str], list[str]]) -> str:
 
 def bind(server: Any, kind: str, role: str) -> str:
     """The token of the account, after it got a role in `default`."""
-    server.create(
-        {
-            "apiVersion": f"{RBAC}/v1",
-            "kind": "RoleBinding",
-            "metadata": {"name": role, "namespace": "default"},
-            "roleRef": {"apiGroup": RBAC, "kind": kind, "name": role},
-            "subjects": [{"kind": "ServiceAccount", "name": ACCOUNT, "namespace": "default"}],
-        }
-    )
+    metadata = {"name": role, "namespace": "default"}
+    body = {"apiVersion": f"{RBAC}/v1", "kind": "RoleBinding", "metadata": metadata}
+    subject = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": "default"}
+    server.create({**body, "roleRef": {"apiGroup": RBAC, "kind": kind, "name": role}, "subjects": [subject]})
     return f"sa:default:{ACCOUNT}"

@@ -24,6 +24,7 @@ from tests.cluster.kubelet.kubelet import ONE_NODE, Kubelet
 from tests.cluster.real import RealServer
 from tests.cluster.server.apiserver import ApiServer
 from tests.conftest import candidate, pair, write_jsonl
+from tests.run_document import run_document
 
 QUICK = Timeouts(backoff_seconds=0.1, max_backoff_seconds=1.0, lost_pod_seconds=5.0)
 """Waits of a test's controllers."""
@@ -74,33 +75,22 @@ class Rig:
 
     def document(self, name: str = "demo", **cluster: Any) -> dict[str, Any]:
         """A run over this rig's data that two CPU cores do in seconds."""
-        return {
-            "apiVersion": "prism.dev/v1alpha1",
-            "kind": "SelectionRun",
-            "metadata": {"name": name},
-            "spec": {
-                "model": {"uri": str(self.model), "dtype": "float32"},
-                "candidates": {"uris": [f"s3://{BUCKET}/pool/"]},
-                "targets": {"uris": [f"s3://{BUCKET}/targets.jsonl"]},
-                "store": f"{self.place}/store/{name}",
-                "output": f"{self.place}/selections",
-                "audit": {"examples": 0},
-                "extraction": {
-                    "maxLength": 128,
-                    "examplesPerShard": 4,
-                    "projection": {"dim": 8},
-                    "codec": {"kind": "sign", "dims": 512},
-                },
-                "selection": {"keep": "highest", "budget": {"fraction": 0.3}},
-                "cluster": {
-                    "image": "registry/prism@sha256:" + "0" * 64,
-                    "gpusPerNode": 0,
-                    "cpu": "100m",
-                    "memory": "64Mi",
-                    **cluster,
-                },
+        small = {"image": "registry/prism@sha256:" + "0" * 64, "gpusPerNode": 0, "cpu": "100m", "memory": "64Mi"}
+        document = run_document(name, bucket=BUCKET, **{**small, **cluster})
+        document["spec"] |= {
+            "model": {"uri": str(self.model), "dtype": "float32"},
+            "store": f"{self.place}/store/{name}",
+            "output": f"{self.place}/selections",
+            "audit": {"examples": 0},
+            "extraction": {
+                "maxLength": 128,
+                "examplesPerShard": 4,
+                "projection": {"dim": 8},
+                "codec": {"kind": "sign", "dims": 512},
             },
+            "selection": {"keep": "highest", "budget": {"fraction": 0.3}},
         }
+        return document
 
     def standin_document(self, name: str, seconds: float = 0.1, **cluster: Any) -> dict[str, Any]:
         """A run whose workers are stand-ins (standin.py), for tests of what starts and watches them: each starts at once, and

@@ -26,23 +26,15 @@ from tests.cluster.rig import Rig, rig
 from tests.cluster.server.apiserver import ApiServer
 from tests.cluster.server.podsecurity import violations
 from tests.k8s.validation import validate
+from tests.run_document import run_document
 
 ROOT = Path(__file__).parents[2]
 DIGEST = "registry/prism@sha256:" + "0" * 64
 
 
 def run_of(**cluster: Any) -> SelectionRun:
-    spec = {
-        "model": {"uri": "a/model"},
-        "candidates": {"uris": ["s3://cluster/pool/"]},
-        "targets": {"uris": ["s3://cluster/targets.jsonl"]},
-        "store": "s3://cluster/store",
-        "output": "s3://cluster/selections",
-        "selection": {"keep": "highest", "budget": {"count": 4}},
-        "cluster": {"image": DIGEST, "gpusPerNode": 0, "cpu": "1", "memory": "1Gi", **cluster},
-    }
-    document = {"apiVersion": "prism.dev/v1alpha1", "kind": "SelectionRun", "metadata": {"name": "demo"}, "spec": spec}
-    return parse_for_cluster(yaml.safe_dump(document), "test")
+    small = {"image": DIGEST, "gpusPerNode": 0, "cpu": "1", "memory": "1Gi"}
+    return parse_for_cluster(yaml.safe_dump(run_document(bucket="cluster", **{**small, **cluster})), "test")
 
 
 @pytest.fixture

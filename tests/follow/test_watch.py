@@ -23,9 +23,9 @@ from launcher.resource.record import Record, config_map_record
 from launcher.resource.status import StageStatus, Status
 from tests.cluster.server.refusals import ApiError
 from tests.follow.log_server import LogServer, pod_of, put, turn
-from tests.operator.host import a_run
+from tests.run_document import run_document
 
-DOCUMENT = json.dumps(a_run())
+DOCUMENT = json.dumps(run_document())
 
 
 def stage(name: Any, group: int = 0, state: Any = "Running", **more: Any) -> StageStatus:

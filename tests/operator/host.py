@@ -16,6 +16,7 @@ from launcher.resource.record import Record
 from launcher.resource.status import Status
 from tests.cluster.rig import eventually
 from tests.cluster.server.apiserver import ApiServer
+from tests.run_document import run_document
 
 Object = dict[str, Any]
 
@@ -28,20 +29,7 @@ RESULTS = {
 
 
 def a_run(name: str = "demo", **cluster: Any) -> Object:
-    return {
-        "apiVersion": "prism.dev/v1alpha1",
-        "kind": "SelectionRun",
-        "metadata": {"name": name},
-        "spec": {
-            "model": {"uri": "org/model"},
-            "candidates": {"uris": ["s3://b/pool/"]},
-            "targets": {"uris": ["s3://b/t.jsonl"]},
-            "store": "s3://b/store",
-            "output": "s3://b/out",
-            "selection": {"keep": "highest", "budget": {"count": 1}},
-            "cluster": {"image": "registry/prism:1", "gpusPerNode": 0, **cluster},
-        },
-    }
+    return run_document(name, gpusPerNode=0, **cluster)
 
 
 class Hosted:

@@ -91,13 +91,6 @@ def test_a_child_that_leaves_a_watch_by_its_label_is_dropped() -> None:
     assert cache.observed(record).jobs == {}
 
 
-def test_children_of_another_owner_do_not_count() -> None:
-    cache = Cache()
-    record = a_record_in(cache)
-    cache.put(thing("Job", "a", 5, owner="an earlier record"))
-    assert cache.observed(record).jobs == {}
-
-
 def test_records_are_of_both_kinds_and_a_document_is_none() -> None:
     cache = Cache()
     a_record_in(cache)
@@ -110,7 +103,10 @@ def test_records_are_of_both_kinds_and_a_document_is_none() -> None:
     assert len(cache.records("SelectionRun")) == len(cache.records("ConfigMap")) == 1
 
 
-def test_an_object_of_no_run_is_not_stored() -> None:
+def test_an_object_of_no_run_and_one_of_another_owner_do_not_count() -> None:
     cache = Cache()
+    record = a_record_in(cache)
     assert cache.put(thing("Job", "a", 1, run="")) is None
     assert cache.drop(thing("Job", "a", 1, run="")) is None
+    cache.put(thing("Job", "a", 5, owner="an earlier record"))
+    assert cache.observed(record).jobs == {}

@@ -250,13 +250,9 @@ def test_a_job_that_the_server_calls_invalid_ends_the_run(server: ApiServer) -> 
 
 
 def test_a_group_whose_job_is_refused_does_not_hold_up_the_status_of_the_others(server: ApiServer) -> None:
-    quota = {
-        "apiVersion": "v1",
-        "kind": "ResourceQuota",
-        "metadata": {"name": "small", "namespace": "default"},
-        "spec": {"hard": {"count/jobs.batch": "3"}},  # the plan and two of three groups
-    }
-    server.create(quota)
+    hard = {"count/jobs.batch": "3"}  # the plan and two of three groups
+    metadata = {"name": "small", "namespace": "default"}
+    server.create({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata, "spec": {"hard": hard}})
     server.create(a_run(groups=3))
     with hosted():
         end(server, eventually(lambda: unfinished(server))[0])

@@ -25,12 +25,7 @@ def test_events_of_many_jobs_are_read_once_and_the_newest_counts(
 ) -> None:
     monkeypatch.setattr(events, "SETTLE_SECONDS", 0.0)
     record = server.create(a_run())
-    owner = {
-        "apiVersion": record["apiVersion"],
-        "kind": record["kind"],
-        "name": "demo",
-        "uid": record["metadata"]["uid"],
-    }
+    owner = {name: record[name] for name in ("apiVersion", "kind")} | {"name": "demo", "uid": record["metadata"]["uid"]}
     template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}
     for number in range(9):
         labels = {RUN_LABEL: "demo", "app.kubernetes.io/managed-by": MANAGER}
@@ -41,11 +36,8 @@ def test_events_of_many_jobs_are_read_once_and_the_newest_counts(
         about = {"kind": "Job", "namespace": "default", "name": f"j{number}", "uid": job["metadata"]["uid"]}
         for minute, when in ((9, "lastTimestamp"), (5, "lastTimestamp"), (7, "eventTime")):
             at = f"2026-01-01T00:0{minute}:00{'.000000' * (when == 'eventTime')}Z"
-            event = {
-                "apiVersion": "v1",
-                "kind": "Event",
-                "metadata": {"name": f"e{number}-{minute}", "namespace": "default"},
-            }
+            metadata = {"name": f"e{number}-{minute}", "namespace": "default"}
+            event = {"apiVersion": "v1", "kind": "Event", "metadata": metadata}
             if when == "eventTime":
                 event |= {"reportingComponent": "prism.dev/test", "reportingInstance": "test", "action": "Test"}
             content = {"involvedObject": about, "type": "Warning", "reason": "R", "message": str(minute), when: at}

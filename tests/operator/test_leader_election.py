@@ -77,30 +77,20 @@ def test_an_empty_lease_is_taken(server: ApiServer) -> None:
 
 
 def test_a_holder_that_cannot_renew_learns_it_before_another_leads(server: ApiServer) -> None:
-    lease, lost = a_lease("a"), threading.Event()
-    assert lease.acquire(threading.Event())
-    keeping = threading.Thread(target=lease.keep, args=(threading.Event(), lost.set))
-    keeping.start()
-    time.sleep(0.3)
-    assert not lost.is_set()
-    with server.outage():
-        started = time.monotonic()
-        assert lost.wait(5)
-        assert time.monotonic() - started < 1.5  # before another may take it
-    keeping.join(5)
-    assert not keeping.is_alive()
+    with kept(a_lease("a")) as lost:
+        time.sleep(0.3)
+        assert not lost.is_set()
+        with server.outage():
+            started = time.monotonic()
+            assert lost.wait(5)
+            assert time.monotonic() - started < 1.5  # before another may take it
 
 
 def test_a_short_outage_loses_no_lease(server: ApiServer) -> None:
-    lease, lost, stopping = a_lease("a", 5), threading.Event(), threading.Event()
-    assert lease.acquire(threading.Event())
-    keeping = threading.Thread(target=lease.keep, args=(stopping, lost.set))
-    keeping.start()
-    with server.outage():
-        time.sleep(0.4)
-    time.sleep(0.3)
-    stopping.set()
-    keeping.join(5)
+    with kept(a_lease("a", 5)) as lost:
+        with server.outage():
+            time.sleep(0.4)
+        time.sleep(0.3)
     assert not lost.is_set()
     assert holder(server) == "a"
 

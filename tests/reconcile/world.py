@@ -17,6 +17,7 @@ from launcher.reconcile.decide import decide
 from launcher.resource.names import CANCEL_ANNOTATION, STAGE_LABEL
 from launcher.resource.record import Record
 from launcher.resource.status import Status, parse_time, time_text
+from tests.run_document import run_document
 
 Object = dict[str, Any]
 
@@ -32,21 +33,9 @@ def seconds(number: float) -> datetime.timedelta:
 
 
 def a_record(name: str = "demo", *, spec: Any = None, **cluster: Any) -> Object:
-    asked = {
-        "model": {"uri": "org/model"},
-        "candidates": {"uris": ["s3://bucket/pool/"]},
-        "targets": {"uris": ["s3://bucket/targets.jsonl"]},
-        "store": "s3://bucket/store",
-        "output": "s3://bucket/selections",
-        "selection": {"keep": "highest", "budget": {"fraction": 0.1}},
-        "cluster": {"image": "registry/prism:1", "startupTimeoutSeconds": 600, **cluster},
-    }
-    return {
-        "apiVersion": "prism.dev/v1alpha1",
-        "kind": "SelectionRun",
-        "metadata": {"name": name, "namespace": "team", "uid": "record-1", "generation": 1, "annotations": {}},
-        "spec": asked if spec is None else spec,
-    }
+    record = run_document(name, **{"startupTimeoutSeconds": 600, **cluster})
+    record["metadata"] |= {"namespace": "team", "uid": "record-1", "generation": 1, "annotations": {}}
+    return record if spec is None else record | {"spec": spec}
 
 
 class World:

@@ -12,6 +12,7 @@ from launcher.render.run_objects import run_objects
 from launcher.resource.document import parse_for_cluster
 from launcher.resource.names import ATTEMPT_LABEL, GROUP_LABEL, ROUND_LABEL, STAGE_LABEL, labels_of_run
 from prism_job.spec.document import SelectionRun
+from tests.run_document import run_document
 
 Object = dict[str, Any]
 
@@ -70,20 +71,9 @@ DOCUMENTS = {
 
 
 def run_of(name: str = "demo", *, labels: dict[str, str] | None = None, **cluster: Any) -> SelectionRun:
-    document = {
-        "apiVersion": "prism.dev/v1alpha1",
-        "kind": "SelectionRun",
-        "metadata": {"name": name, "labels": labels or {}},
-        "spec": {
-            "model": {"uri": "org/model"},
-            "candidates": {"uris": ["s3://bucket/pool/", "s3://bucket/größe 😀.jsonl"]},
-            "targets": {"uris": ["s3://bucket/targets.jsonl"]},
-            "store": "s3://bucket/store",
-            "output": "s3://bucket/selections",
-            "selection": {"keep": "highest", "budget": {"fraction": 0.1}},
-            "cluster": {"image": "registry/prism@sha256:" + "0" * 64, **cluster},
-        },
-    }
+    document = run_document(name, **{"image": "registry/prism@sha256:" + "0" * 64, **cluster})
+    document["metadata"]["labels"] = labels or {}
+    document["spec"]["candidates"]["uris"].append("s3://bucket/größe 😀.jsonl")
     return parse_for_cluster(json.dumps(document, ensure_ascii=False), "test")
 
 

@@ -14,21 +14,9 @@ from launcher.resource.names import LONGEST_NAME, RUN_LABEL
 from prism_job.errors import SpecError
 from tests.cluster.server.podsecurity import violations
 from tests.k8s.validation import validate
+from tests.run_document import run_document
 
-TEXT = """\
-# a comment that the pod is to see too
-apiVersion: prism.dev/v1alpha1
-kind: SelectionRun
-metadata: {name: nightly-math}
-spec:
-  model: {uri: a/model}
-  candidates: {uris: ["s3://b/pool/"]}
-  targets: {uris: ["s3://b/targets.jsonl"]}
-  store: s3://b/store
-  output: s3://b/out
-  selection: {keep: highest, budget: {count: 4}}
-  cluster: {image: registry/prism:1}
-"""
+TEXT = "# a comment that the pod is to see too\n" + yaml.safe_dump(run_document("nightly-math"))
 
 
 def objects(text: str = TEXT, cron: str = "0 2 * * *", **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:

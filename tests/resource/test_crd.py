@@ -32,6 +32,7 @@ from prism_job.spec.cluster import is_secret_name
 from prism_job.spec.document import SelectionRun
 from tests.cluster.server.kinds.rules import rule_errors
 from tests.cluster.server.kinds.schemas import prune, validate
+from tests.run_document import run_document
 
 ROOT = Path(__file__).parents[2]
 VERSION = crd.crd()["spec"]["versions"][0]
@@ -87,26 +88,9 @@ def without_nulls(value: Any) -> Any:
 # Documents
 
 
-def smallest() -> dict[str, Any]:
-    return {
-        "apiVersion": "prism.dev/v1alpha1",
-        "kind": "SelectionRun",
-        "metadata": {"name": "curate-math"},
-        "spec": {
-            "model": {"uri": "HuggingFaceTB/SmolLM2-135M-Instruct"},
-            "candidates": {"uris": ["s3://corpora/instruct/"]},
-            "targets": {"uris": ["s3://corpora/targets/math.jsonl"]},
-            "store": "s3://prism/gradients",
-            "output": "s3://prism/selections",
-            "selection": {"keep": "highest", "budget": {"fraction": 0.05}},
-            "cluster": {"image": "registry/prism@sha256:0"},
-        },
-    }
-
-
 def changed(path: str, value: Any, document: dict[str, Any] | None = None) -> dict[str, Any]:
     """A document with another value at `path`; `...` removes what is there."""
-    document = copy.deepcopy(document or smallest())
+    document = copy.deepcopy(document or run_document())
     *parents, last = path.split(".")
     section = document
     for name in parents:
@@ -212,14 +196,14 @@ def test_the_definition_accepts_every_status_that_we_write() -> None:
         {"phase": "Complete", "manifest": "s3://a", "stages": stages, "conditions": [condition]}
     )
     for written in (status, Status()):
-        assert not refusals({**smallest(), "status": written.to_document()})
+        assert not refusals({**run_document(), "status": written.to_document()})
 
 
 def test_a_definition_accepts_the_status_of_a_later_version() -> None:
     # Two versions may share a cluster, and each must be able to write: the words of a status are described, not enumerated.
     assert not [path for path, node, _ in nodes(SCHEMA) if path.startswith(".status") and "enum" in node]
     later = {"phase": "Indexing", "driver": "scheduler", "stages": [{"stage": "index", "state": "Skipped"}]}
-    assert not refusals({**smallest(), "status": later})
+    assert not refusals({**run_document(), "status": later})
 
 
 # The rules
@@ -295,7 +279,7 @@ VARIABLE = st.fixed_dictionaries(
     },
 )
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
-    "metadata.name": st.sampled_from(["a", "curate-math", "x" * 40, "x" * 41, "Math", "a.b", "-a"]),
+    "metadata.name": st.sampled_from(["a", "demo", "x" * 40, "x" * 41, "Math", "a.b", "-a"]),
     "spec.model.uri": st.sampled_from(
         ["org/m", "s3://b/m", "/m", "./m", "m.gguf", "/m.gguf", "s3://b/m.gguf", "~/m", "gs://b"]
     ),
@@ -337,7 +321,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def documents(draw: st.DrawFn) -> dict[str, Any]:
-    document = smallest()
+    document = run_document()
     for path in draw(st.lists(st.sampled_from(sorted(FIELDS)), max_size=4, unique=True)):
         document = changed(path, draw(FIELDS[path]), document)
     return document
@@ -354,7 +338,7 @@ def test_the_definition_accepts_exactly_the_documents_that_we_accept(document: d
 
 def test_the_definition_accepts_the_examples() -> None:
     example = yaml.safe_load((ROOT / "k8s/examples/selection.yaml").read_text())
-    for document in (example, smallest(), changed("spec.cluster.podOverlay", {"spec": {"tolerations": []}})):
+    for document in (example, run_document(), changed("spec.cluster.podOverlay", {"spec": {"tolerations": []}})):
         assert parses(document)
         assert refusals(document) == []
 
@@ -446,7 +430,7 @@ def test_the_definition_recognises_the_same_names_of_secrets(words: list[str], s
 )
 def test_the_request_cannot_change(path: str, value: Any) -> None:
     section = ".".join(path.split(".")[:2])
-    before, after = smallest(), changed(path, value)
+    before, after = run_document(), changed(path, value)
     for old, new in ((before, after), (after, before)):
         (found,) = refusals(new, old)
         assert found.startswith(f"{section}: cannot change while the run exists")

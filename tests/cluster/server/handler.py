@@ -227,7 +227,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             else:
                 answer = api.do_delete(request)
         if "as=Table" in request.accept and request.verb == "get":
-            answer = self._table(request, [answer], {"resourceVersion": answer["metadata"]["resourceVersion"]})
+            answer = table(request.resource, [answer], {"resourceVersion": answer["metadata"]["resourceVersion"]})
         return self._send(code, answer, warnings)
 
     def _check_served(self, request: Request) -> None:
@@ -297,15 +297,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     # Answers
 
-    def _table(self, request: Request, items: list[Object], metadata: Object) -> Object:
-        assert request.resource
-        return table(request.resource, items, metadata)
-
     def _send_list(self, request: Request, items: list[Object], metadata: Object) -> None:
         resource = request.resource
         assert resource
         if "as=Table" in request.accept:
-            return self._send(200, self._table(request, items, metadata))
+            return self._send(200, table(resource, items, metadata))
         if not resource.custom:
             items = [
                 {name: part for name, part in item.items() if name not in ("apiVersion", "kind")} for item in items
@@ -322,11 +318,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise ApiError(500, f"resourceVersion: {text}", reason="")
         ends = time.monotonic() + random.uniform(0.02, 0.5) if fault else None
 
-        def alive() -> bool:
-            return self._alive()
-
         def lines() -> Iterator[bytes]:
-            for event in api.reading.watch(request, alive):
+            for event in api.reading.watch(request, self._alive):
                 if ends and time.monotonic() > ends:
                     if fault == "drop_watch":
                         raise ConnectionResetError
