@@ -91,18 +91,15 @@ def test_a_run_prints_facts_as_json(rig: Rig) -> None:
     facts = json.loads(stdout)
     assert code == 0
     assert facts.pop("seconds") > 0
-    assert facts == {
+    expected = {
         "manifest": "/out/manifest.json",
         "run": "first",
         "examples": 40,
         "pairs": 8,
         "units": 3,
         "extracted": 2,
-        "auditShare": 0.25,
-        "selected": 20,
-        "badRows": 2,
-        "unchanged": False,
     }
+    assert facts == expected | {"auditShare": 0.25, "selected": 20, "badRows": 2, "unchanged": False}
 
 
 def test_a_run_without_an_audit_prints_nothing_of_it(rig: Rig) -> None:

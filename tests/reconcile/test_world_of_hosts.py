@@ -58,16 +58,12 @@ def test_a_missing_result_is_not_waited_for_with_a_clock_that_is_behind() -> Non
 # Terminal phases
 
 
-JOBS_OF_ANY_KIND = st.lists(
-    st.tuples(
-        st.sampled_from(["plan", "extract", "reduce"]),
-        st.integers(0, 2),
-        st.integers(0, 2),
-        st.sampled_from(["running", "Complete", "Failed", "deleting"]),
-    ),
-    max_size=5,
-    unique_by=lambda it: it[:3],
+STAGES, HOW = (
+    st.sampled_from(["plan", "extract", "reduce"]),
+    st.sampled_from(["running", "Complete", "Failed", "deleting"]),
 )
+ANY_JOB = st.tuples(STAGES, st.integers(0, 2), st.integers(0, 2), HOW)
+JOBS_OF_ANY_KIND = st.lists(ANY_JOB, max_size=5, unique_by=lambda it: it[:3])
 
 
 @given(st.sampled_from(["Complete", "Failed", "Cancelled"]), JOBS_OF_ANY_KIND, st.booleans(), st.integers(-5000, 5000))
@@ -77,11 +73,8 @@ def test_a_terminal_phase_stays_whatever_is_observed(phase: str, jobs: Any, susp
     for stage, round_number, attempt, how in jobs:
         name = f"demo-{stage}{'-0' if stage == 'extract' else ''}-{round_number}-{attempt}"
         labels = {STAGE_LABEL: stage, GROUP_LABEL: "0", ROUND_LABEL: str(round_number), ATTEMPT_LABEL: str(attempt)}
-        job: Object = {
-            "metadata": {"name": name, "uid": f"any-{name}", "labels": labels, "creationTimestamp": time_text(START)},
-            "spec": {},
-            "status": {},
-        }
+        metadata = {"name": name, "uid": f"any-{name}", "labels": labels, "creationTimestamp": time_text(START)}
+        job: Object = {"metadata": metadata, "spec": {}, "status": {}}
         if how == "deleting":
             job["metadata"]["deletionTimestamp"] = time_text(START)
         elif how != "running":
@@ -257,9 +250,7 @@ class AnyHistory(RuleBasedStateMachine):
                 if is_observed:
                     self.world.settle()
                 if name in self.world.jobs and not is_finished(self.world.jobs[name]):
-                    self.world._drop_pods(name)
-                    said = f"Pod team/{name}-0 has condition DisruptionTarget matching FailJob rule at index 0"
-                    self.world.end(name, "Failed", "PodFailurePolicy", said)
+                    self.world.end_evicted(name)
                 self.may_fail.add("TooManyPreemptions")
 
     @rule(number=st.integers(0, 3))

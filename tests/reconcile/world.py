@@ -140,11 +140,12 @@ class World:
             {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
         ]
 
-    def evict(self, name: str, *, is_observed: bool = False) -> None:
+    def evict(self, name: str) -> None:
         """An eviction: the pod is gone before the Job has the condition Failed."""
         self.mark_evicted(name)
-        if is_observed:
-            self.reconcile()
+        self.end_evicted(name)
+
+    def end_evicted(self, name: str) -> None:
         self._drop_pods(name)
         said = f"Pod team/{name}-0 has condition DisruptionTarget matching FailJob rule at index 0"
         self.end(name, "Failed", "PodFailurePolicy", said)

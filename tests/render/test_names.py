@@ -43,19 +43,11 @@ def test_names_stay_within_their_limits_at_the_largest_numbers() -> None:
                 assert all(len(value) <= 63 and LABEL_VALUE.fullmatch(value) for value in labels.values())
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["plan", "extract", "reduce"]),
-            st.integers(0, 255),
-            st.integers(0, 1_000_000),
-            st.integers(0, 99_999),
-        ),
-        min_size=2,
-        max_size=20,
-        unique=True,
-    )
-)
+STAGES = st.sampled_from(["plan", "extract", "reduce"])
+ATTEMPTS = st.tuples(STAGES, st.integers(0, 255), st.integers(0, 1_000_000), st.integers(0, 99_999))
+
+
+@given(st.lists(ATTEMPTS, min_size=2, max_size=20, unique=True))
 def test_each_attempt_has_its_own_job_name(places: list[tuple[Any, int, int, int]]) -> None:
     places = list({(stage, group if stage == "extract" else 0, *rest): None for stage, group, *rest in places})  # type: ignore[misc]
     for run in ("demo", "n" * LONGEST_NAME):
@@ -68,19 +60,10 @@ PARTS = ["a", "b", "extract", "plan", "reduce", "prism", "document", "record", "
 RUNS = st.lists(st.sampled_from(PARTS), min_size=1, max_size=6).map("-".join).filter(lambda it: len(it) <= LONGEST_NAME)
 
 
-@given(
-    st.lists(
-        st.tuples(
-            RUNS,
-            st.sampled_from(["plan", "extract", "reduce"]),
-            st.integers(0, 2),
-            st.sampled_from([0, 1, 10, 1_000_000]),
-            st.sampled_from([0, 1, 10, 99_999]),
-        ),
-        min_size=2,
-        max_size=30,
-    )
-)
+ROUNDS, NUMBERS = st.sampled_from([0, 1, 10, 1_000_000]), st.sampled_from([0, 1, 10, 99_999])
+
+
+@given(st.lists(st.tuples(RUNS, STAGES, st.integers(0, 2), ROUNDS, NUMBERS), min_size=2, max_size=30))
 @settings(max_examples=40)
 @example([("x", "extract", 0, 0, 0), ("x-extract-0", "plan", 0, 0, 0), ("x-extract", "extract", 0, 0, 0)])
 @example([("a", "extract", 0, 0, 0), ("a-0", "extract", 0, 0, 0), ("a-0-0", "plan", 0, 0, 0)])

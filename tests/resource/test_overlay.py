@@ -182,14 +182,8 @@ def patched(templates: list[Object], overlays: Iterable[Object], folder: Path) -
         pytest.skip("kubectl is not on the PATH")
     names = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "a"}}
     items = {"apiVersion": "v1", "kind": "List", "items": [{**names, "template": template} for template in templates]}
-    env = {**os.environ, "HOME": str(folder), "KUBECACHEDIR": str(folder), "GOGC": "off"}
-    options: dict[str, Any] = {
-        "input": json.dumps(items),
-        "env": env,
-        "capture_output": True,
-        "text": True,
-        "timeout": 60,
-    }
+    options: dict[str, Any] = {"input": json.dumps(items), "capture_output": True, "text": True, "timeout": 60}
+    options["env"] = {**os.environ, "HOME": str(folder), "KUBECACHEDIR": str(folder), "GOGC": "off"}
 
     def patch(overlay: Object) -> list[Object] | None:
         done = subprocess.run([*KUBECTL, json.dumps({"template": overlay})], check=False, **options)

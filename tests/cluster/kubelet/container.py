@@ -158,15 +158,8 @@ def start(
     # Should the rig itself be killed, the kernel kills the pod's main process.
     guard = [setpriv, "--pdeathsig", "KILL", "--"] if (setpriv := shutil.which("setpriv")) else []
     with log.open("ab") as output:
-        process = subprocess.Popen(
-            [*guard, *command],
-            env=full,
-            cwd=work,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+        process = subprocess.Popen([*guard, *command], env=full, cwd=work, start_new_session=True, **pipes)
     fall_back_to_log = container.get("terminationMessagePolicy") == "FallbackToLogsOnError"
     place = (uid_of(pod), container["name"], spec["nodeName"], home)
     return Container(*place, log, message_file, fall_back_to_log, process)

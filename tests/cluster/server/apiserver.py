@@ -218,8 +218,7 @@ class ApiServer:
 
     def do_create(self, request: Request, warnings: list[str]) -> Object:
         """Stores a new object."""
-        resource, body = request.resource, typed_body(request)
-        assert resource
+        resource, body = request.kind, typed_body(request)
         metadata = body["metadata"]
         if not metadata.get("name"):
             if not metadata.get("generateName"):
@@ -237,8 +236,7 @@ class ApiServer:
 
     def do_update(self, request: Request, warnings: list[str]) -> tuple[Object, bool]:
         """Replaces an object, or its status; makes a Lease that is not there. Says as well whether it was created."""
-        resource, body = request.resource, typed_body(request)
-        assert resource
+        resource, body = request.kind, typed_body(request)
         metadata = body["metadata"]
         with self.store.lock:
             old = self.store.get(resource.key, request.namespace, request.name)
@@ -257,8 +255,7 @@ class ApiServer:
 
     def do_patch(self, request: Request, warnings: list[str]) -> tuple[Object, bool]:
         """Changes an object by a merge patch or an apply. Says as well whether it was created."""
-        resource, patch = request.resource, request.body
-        assert resource
+        resource, patch = request.kind, request.body
         with self.store.lock:
             old = self.store.get(resource.key, request.namespace, request.name)
             if request.content_type == "application/apply-patch+yaml":
@@ -459,8 +456,7 @@ class ApiServer:
 
     def do_delete(self, request: Request) -> Object:
         """Deletes one object; answers with it, or with a Status where it is gone already."""
-        resource, options = request.resource, {**request.query, **(request.body or {})}
-        assert resource
+        resource, options = request.kind, {**request.query, **(request.body or {})}
         with self.store.lock:
             item = self.store.get(resource.key, request.namespace, request.name)
             if item is None:

@@ -79,13 +79,8 @@ def review(user: User, body: dict[str, Any], lister: Lister) -> dict[str, Any]:
     """A SelfSubjectAccessReview with its status. An unknown resource is merely not allowed."""
     asked = body.get("spec", {}).get("resourceAttributes") or {}
     plural, subresource = asked.get("resource", ""), asked.get("subresource", "")
-    attempt = Attempt(
-        asked.get("verb", ""),
-        asked.get("group", ""),
-        f"{plural}/{subresource}" if subresource else plural,
-        asked.get("namespace", ""),
-        asked.get("name", ""),
-    )
+    verb, group, namespace, name = (asked.get(part, "") for part in ("verb", "group", "namespace", "name"))
+    attempt = Attempt(verb, group, f"{plural}/{subresource}" if subresource else plural, namespace, name)
     asked = {name: value for name, value in asked.items() if value}
     body = {**body, "spec": {**body.get("spec", {}), "resourceAttributes": asked}}
     if not user.account:

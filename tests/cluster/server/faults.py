@@ -30,6 +30,12 @@ class Request:
     accept: str = ""
 
     @property
+    def kind(self) -> Resource:
+        """The resource of a request for one."""
+        assert self.resource
+        return self.resource
+
+    @property
     def plural(self) -> str:
         """`jobs`, `jobs/status`; the path where no resource is asked for."""
         if not self.resource:

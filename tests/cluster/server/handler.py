@@ -231,8 +231,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self._send(code, answer, warnings)
 
     def _check_served(self, request: Request) -> None:
-        resource = request.resource
-        assert resource
+        resource = request.kind
         known = {"", *(("status",) if resource.has_status else ()), *resource.subresources}
         if resource.kind and request.subresource in known:
             return
@@ -254,8 +253,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         raise ApiError(403, f"{refusal(user, attempt)}: {unread}", details=about(resource, request.name))
 
     def _authorise(self, user: User, request: Request) -> None:
-        api, resource = self.server.api, request.resource
-        assert resource
+        api, resource = self.server.api, request.kind
         verbs = [request.verb]
         with api.store.lock:
             if "apply-patch" in request.content_type and not api.store.get(
@@ -298,8 +296,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     # Answers
 
     def _send_list(self, request: Request, items: list[Object], metadata: Object) -> None:
-        resource = request.resource
-        assert resource
+        resource = request.kind
         if "as=Table" in request.accept:
             return self._send(200, table(resource, items, metadata))
         if not resource.custom:
@@ -310,8 +307,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self._send(200, {"kind": kind, "apiVersion": resource.api_version, "metadata": metadata, "items": items})
 
     def _stream_watch(self, request: Request, fault: str) -> None:
-        api, resource = self.server.api, request.resource
-        assert resource
+        api, resource = self.server.api, request.kind
         api.reading.selected(request)
         if not re.fullmatch(r"\d*", version := request.query.get("resourceVersion", "")):
             text = f'Invalid value: "{version}": strconv.ParseUint: parsing "{version}": invalid syntax'

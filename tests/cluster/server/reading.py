@@ -32,8 +32,7 @@ class Reading:
 
     def get(self, request: Request) -> Object:
         """One object."""
-        resource = request.resource
-        assert resource
+        resource = request.kind
         item = self.store.get(resource.key, request.namespace, request.name)
         if item is None:
             raise not_found(resource, request.name)
@@ -41,8 +40,7 @@ class Reading:
 
     def selected(self, request: Request) -> Callable[[Object], bool]:
         """Whether an object is among those that the request selects."""
-        resource = request.resource
-        assert resource
+        resource = request.kind
         by_label = label_test(request.query.get("labelSelector", ""))
         by_field = field_test(resource, request.query.get("fieldSelector", ""))
         space, name = request.namespace, request.name
@@ -57,8 +55,7 @@ class Reading:
 
     def list(self, request: Request) -> tuple[list[Object], Object]:
         """The objects selected, and the list's metadata."""
-        resource = request.resource
-        assert resource
+        resource = request.kind
         with self.store.lock:
             test = self.selected(request)
             items = [item for item in self.store.list(resource.key, request.namespace or None) if test(item)]
@@ -90,8 +87,7 @@ class Reading:
 
         Raises ConnectionResetError where watches are dropped. Yields None now and then, so that the caller can look about.
         """
-        resource, query = request.resource, request.query
-        assert resource
+        resource, query = request.kind, request.query
         test, key = self.selected(request), resource.key
         ends = time.monotonic() + float(query.get("timeoutSeconds") or random.uniform(1800, 3600))
         bookmarks = query.get("allowWatchBookmarks") in ("true", "1")

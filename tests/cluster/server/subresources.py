@@ -20,8 +20,7 @@ class Subresources:
 
     def ask(self, request: Request) -> Object:
         """pods/eviction, pods/binding, serviceaccounts/token."""
-        resource, body = request.resource, request.body or {}
-        assert resource
+        resource, body = request.kind, request.body or {}
         item = self.store.get(resource.key, request.namespace, request.name)
         if item is None:
             raise not_found(resource, request.name)
@@ -59,8 +58,7 @@ class Subresources:
 
     def read_log(self, request: Request, alive: Callable[[], bool]) -> Iterator[bytes] | None:
         """A container's log in pieces, following it where asked; None where its pod has no node yet."""
-        resource, query = request.resource, request.query
-        assert resource
+        resource, query = request.kind, request.query
         with self.store.lock:
             pod = self._reading.get(request)
         names = [container["name"] for container in pod["spec"]["containers"]]

@@ -24,8 +24,7 @@ def check_type(resource: Resource, body: Object) -> None:
 
 def typed_body(request: Request) -> Object:
     """The body as it is stored, its type and namespace checked against the address."""
-    resource, body = request.resource, request.body
-    assert resource
+    resource, body = request.kind, request.body
     if not isinstance(body, dict) or not isinstance(body.get("metadata") or {}, dict):
         raise ApiError(400, "the body is no object with metadata")
     if resource.custom and not (body.get("apiVersion") and body.get("kind")):
