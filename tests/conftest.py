@@ -92,6 +92,20 @@ def bare(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, request: An
         yield made
 
 
+STAGES = ("plan", "extract", "reduce")
+
+
+def table_of(manifest: Path, name: str) -> list[Row]:
+    """Rows of a table of a selection: `scores`, `selected` or `targets`."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(manifest.parent / f"{name}.parquet").to_pylist()
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
 class Job:
     """A run in a folder of its own. Change `document`, write data, call stages; each gives (exit code, termination message)."""
 
@@ -149,32 +163,55 @@ class Job:
     def stage(self, name: str) -> tuple[int, Row]:
         return self.call(name, "--spec", str(self.spec_path()))
 
+    def passes(self, *command: str) -> Row:
+        """The message of a stage, or of another verb with its arguments, that ends with exit code 0."""
+        code, message = self.stage(*command) if command[0] in STAGES else self.call(*command)
+        assert code == 0, message
+        return message
+
     def run(self) -> Path:
         """All three stages; the manifest's path."""
-        for name in ("plan", "extract", "reduce"):
-            code, words = self.stage(name)
-            assert code == 0, words
-        return Path(words["manifest"])
+        *_, reduced = [self.passes(name) for name in STAGES]
+        return Path(reduced["manifest"])
 
     def plan(self) -> Row:
-        code, words = self.stage("plan")
-        assert code == 0, words
-        return words
+        return self.passes("plan")
 
-    def fails(self, stage: str, code: int, *mentions: str) -> None:
-        """The stages up to `stage` pass, it ends with this exit code, and its message says all of `mentions`."""
-        for name in ("plan", "extract", "reduce"):
-            found, words = self.stage(name)
-            if name == stage:
-                break
-            assert found == 0, words
-        assert found == code, words
-        assert words["exitCode"] == code
-        assert words["where"], words
-        assert words["fix"], words
-        text = f"{words['error']} {words['where']} {words['fix']}"
+    def refuses(self, command: str | tuple[str, ...], code: int, *mentions: str) -> Row:
+        """A stage or another verb ends with this exit code, and its message holds all of `mentions`."""
+        found, message = self.stage(command) if isinstance(command, str) else self.call(*command)
+        assert found == message["exitCode"] == code, message
+        assert message["where"], message
+        assert message["fix"], message
+        text = f"{message['error']} {message['where']} {message['fix']}"
         for mention in mentions:
             assert mention in text, text
+        return message
+
+    def fails(self, stage: str, code: int, *mentions: str) -> Row:
+        """The stages before `stage` pass, and it ends as `refuses` describes."""
+        for name in STAGES[: STAGES.index(stage)]:
+            self.passes(name)
+        return self.refuses(stage, code, *mentions)
+
+    def parsed(self) -> Any:
+        from prism_job.spec.document import parse_spec
+
+        return parse_spec(self.spec_path().read_text(), "selection.yaml")
+
+    def planned(self) -> Any:
+        """The plan that the plan stage published."""
+        from prism_job.plan.plan import read_plan
+
+        return read_plan(self.parsed())
+
+    def store(self) -> Any:
+        from prism_job.storage.address import open_store
+
+        return open_store(self.spec["store"])
+
+    def use_codec(self, kind: str) -> None:
+        self.spec["extraction"]["codec"] = {"kind": kind} | ({"dims": 512} if kind == "sign" else {})
 
 
 @pytest.fixture
@@ -191,8 +228,8 @@ def point_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """moto's server with the buckets `corpora` and `prism`, and a client of it."""
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """moto's server with the buckets `corpora` and `prism`, and a client of it; models are cached in `tmp_path`."""
     import boto3.session
     from moto.server import ThreadedMotoServer
 
@@ -201,10 +238,11 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "us-east-1")
+    monkeypatch.setenv("PRISM_CACHE", str(tmp_path / "cache"))
     # moto keeps its buckets in the process, and the job its client: both begin anew with each test.
     urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/reset", data=b"").close()
     point_at(f"http://127.0.0.1:{port}", monkeypatch)

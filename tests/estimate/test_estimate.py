@@ -98,8 +98,7 @@ def test_tokens_are_predicted_exactly_and_bytes_within_two_per_cent(
     assert not Path(job.spec["store"]).exists()
     assert not Path(job.spec["output"]).exists()
     plan = job.plan()
-    code, extracted = job.stage("extract")
-    assert code == 0, extracted
+    extracted = job.passes("extract")
     assert (predicted["tokens"], predicted["tokens_padded"]) == (extracted["tokens"], padded)
     assert (predicted["tokens_of_audit"] > 0) == (predicted["store"]["audit"] > 0) == bool(audited)
     assert predicted["tokens_are_exact"]
@@ -118,8 +117,7 @@ def test_a_file_that_stands_in_two_sets_is_counted_once_by_estimate_plan_and_ext
     job.spec["targets"] = {"sets": [{"name": "a", "uris": [shared]}, {"name": "b", "uris": [shared, own], "sign": -1}]}
     job.spec["audit"] = {"examples": audited}
     predicted, plan = estimated(job), job.plan()
-    code, extracted = job.stage("extract")
-    assert code == 0, extracted
+    extracted = job.passes("extract")
     units = 3 + 2 + (2 + 2 if audited else 0)  # of the pool, of the targets, and of both again
     assert predicted["units"] == plan["units"] == plan["missing"] == extracted["units"] == units
     assert predicted["tokens"] == extracted["tokens"]
@@ -164,8 +162,7 @@ def test_llama_3_70b_gets_a_topology_from_its_config_alone(job: Job) -> None:
         assert sum(terms) - outside == pytest.approx(row["device_bytes"], abs=len(terms))  # each term is rounded
 
 
-def test_a_model_on_s3_needs_no_weights(job: Job, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRISM_CACHE", str(job.folder / "cache"))
+def test_a_model_on_s3_needs_no_weights(job: Job, s3: Any) -> None:
     at_home = estimated(job)
     for path in Path(job.spec["model"]["uri"]).iterdir():
         if path.suffix != ".safetensors":
@@ -228,8 +225,7 @@ def test_so_are_those_of_a_whole_run(job: Job, audited: int) -> None:
     predicted = estimated(job)
     job.plan()
     with _Counting() as counter:
-        code, words = job.stage("extract")
-    assert code == 0, words
+        job.passes("extract")
     # RoPE's angles, as above.
     assert predicted["flops"]["total"] == pytest.approx(counter.flops, rel=2e-3)
 

@@ -12,23 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
 from launcher.follow.event_text import outcome_text
 from prism_job.data import examples
 from prism_job.evaluate import audit
-from prism_job.plan.plan import Plan, read_plan
+from prism_job.plan.plan import Plan
 from prism_job.plan.sample import Sample
 from prism_job.publish.audit_sentence import audit_sentence, is_low, is_noise
 from prism_job.publish.published import load
 from prism_job.publish.report.page import render
 from prism_job.score.preference import preference
-from prism_job.spec.document import parse_spec
 from prism_job.storage.address import open_store
 from prism_job.store import shards, staged_rows
-from tests.conftest import Job, Row, candidate, pair, write_jsonl
+from tests.conftest import Job, Row, candidate, pair, read_json, table_of, write_jsonl
 from tests.publish.test_report import Page, report_of
 
 Float64 = NDArray[np.float64]
@@ -215,30 +213,26 @@ def test_an_overlap_needs_five_rows(num_rows: int, fraction: float) -> None:
 
 def audited(job: Job, num_examples: int = 10, codec: str = "sign") -> Job:
     job.spec["audit"] = {"examples": num_examples}
-    job.spec["extraction"]["codec"] = {"kind": codec} | ({"dims": 512} if codec == "sign" else {})
+    job.use_codec(codec)
     return job
 
 
-def plan_of(job: Job) -> Plan:
-    return read_plan(parse_spec(job.spec_path().read_text(), "test"))
-
-
 def store_keys(job: Job) -> set[str]:
-    return {listed.key for listed in open_store(job.spec["store"]).list()}
+    return {listed.key for listed in job.store().list()}
 
 
 def figures(manifest_path: Path) -> Any:
-    return json.loads(manifest_path.read_text())["audit"]
+    return read_json(manifest_path)["audit"]
 
 
-def shard_bits(store: str, extractor: str, kind: shards.Kind, unit_id: str) -> Any:
+def shard_bits(job: Job, extractor: str, kind: shards.Kind, unit_id: str) -> Any:
     """All that a shard holds. Not its bytes: the order of its header is no one's."""
-    shard = shards.read_shard(open_store(store), extractor, kind, unit_id)
+    shard = shards.read_shard(job.store(), extractor, kind, unit_id)
     return {name: (array.dtype, array.shape, array.tobytes()) for name, array in shard.arrays.items()}, shard.notes
 
 
 def sampled_rows(job: Job) -> list[Row]:
-    plan, store = plan_of(job), open_store(job.spec["store"])
+    plan, store = job.planned(), job.store()
     return [row for unit in plan.audit.units for row in staged_rows.read_rows(store, unit.rows)]
 
 
@@ -270,7 +264,7 @@ def test_the_sample_is_the_rows_of_smallest_ids_each_once() -> None:
 def test_the_plan_points_at_the_samples_rows_in_plan_order(job: Job) -> None:
     write_jsonl(job.folder / "pool" / "b.jsonl", [candidate(number) for number in range(5, 15)])
     audited(job, 7).plan()
-    plan, store = plan_of(job), open_store(job.spec["store"])
+    plan, store = job.planned(), job.store()
     pool = [row for unit in plan.candidates for row in staged_rows.read_rows(store, unit.rows)]
     assert [pool[place] for place in plan.audit.positions] == sampled_rows(job)
     ids = [examples.example_id(examples.candidate_content(row)) for row in pool]
@@ -283,14 +277,13 @@ def test_the_audits_shards_are_those_of_a_plain_extraction_in_its_form(job: Job,
     audited(job, 6, codec).run()
     other = again(job)
     other.run()
-    plan, plain = plan_of(job), plan_of(other)
+    plan, plain = job.planned(), other.planned()
     assert plan.audit.extractor == plain.extractor
     assert [unit.id for unit in plan.audit.units] == [unit.id for unit in plain.candidates]
     assert plan.audit.factors == [unit.id for unit in plain.candidates]
-    kinds: tuple[shards.Kind, ...] = ("candidates", "factors")
-    for kind in kinds:
-        for unit in plain.candidates:
-            bits = [shard_bits(one.spec["store"], plain.extractor, kind, unit.id) for one in (job, other)]
+    for unit in plain.candidates:
+        for kind in ("candidates", "factors"):
+            bits = [shard_bits(one, plain.extractor, kind, unit.id) for one in (job, other)]
             assert bits[0] == bits[1], (kind, unit.id)
 
 
@@ -298,9 +291,9 @@ def test_sums_are_the_weighted_rows_of_a_plain_extraction(job: Job) -> None:
     audited(job).run()
     other = again(job)
     other.run()
-    plan = plan_of(job)
+    plan = job.planned()
     for unit in plan.targets:
-        sums = shards.read_shard(open_store(job.spec["store"]), plan.audit.extractor, "sums", unit.id)
+        sums = shards.read_shard(job.store(), plan.audit.extractor, "sums", unit.id)
         plain = shards.read_shard(open_store(other.spec["store"]), plan.audit.extractor, "targets", unit.id)
         assert sums.notes == plain.notes
         arrays = plain.arrays
@@ -313,27 +306,20 @@ def test_sums_are_the_weighted_rows_of_a_plain_extraction(job: Job) -> None:
 
 @pytest.mark.parametrize("codec", ["sign", "float16"])
 @pytest.mark.parametrize(
-    "scoring",
+    ("scoring", "sets"),
     [
-        {"curvature": {"kind": "none"}, "weighting": "uniform", "loss": "mean"},
-        {"curvature": {"kind": "none"}, "score": "cosine"},
-        {"curvature": {"kind": "kfac", "damping": 0.3}},
+        ({"curvature": {"kind": "none"}, "weighting": "uniform", "loss": "mean"}, False),
+        ({"curvature": {"kind": "none"}, "score": "cosine"}, False),
+        ({"curvature": {"kind": "kfac", "damping": 0.3}}, False),
+        ({"curvature": {"kind": "kfac", "damping": 0.3}}, True),
     ],
 )
-def test_the_figures_are_those_of_two_plain_runs(job: Job, codec: str, scoring: dict[str, Any]) -> None:
-    compare_with_two_plain_runs(job, codec, scoring)
-
-
-@pytest.mark.parametrize("codec", ["sign", "float16"])
-def test_figures_of_target_sets_are_those_of_two_plain_runs(job: Job, codec: str) -> None:
-    few = str(job.folder / "targets.jsonl")
-    more = str(write_jsonl(job.folder / "more.jsonl", [pair(number) for number in (8, 9)]))
-    toward, away = {"name": "toward", "uris": [few]}, {"name": "away", "uris": [more, few], "weight": 0.5, "sign": -1}
-    job.spec["targets"] = {"sets": [toward, away]}
-    compare_with_two_plain_runs(job, codec, {"curvature": {"kind": "kfac", "damping": 0.3}})
-
-
-def compare_with_two_plain_runs(job: Job, codec: str, scoring: dict[str, Any]) -> None:
+def test_the_figures_are_those_of_two_plain_runs(job: Job, codec: str, scoring: dict[str, Any], sets: bool) -> None:
+    if sets:
+        few = str(job.folder / "targets.jsonl")
+        more = str(write_jsonl(job.folder / "more.jsonl", [pair(number) for number in (8, 9)]))
+        away = {"name": "away", "uris": [more, few], "weight": 0.5, "sign": -1}
+        job.spec["targets"] = {"sets": [{"name": "toward", "uris": [few]}, away]}
     write_jsonl(job.folder / "pool" / "b.jsonl", [candidate(number) for number in range(20, 40)])
     job.spec["scoring"] = scoring
     job.spec["selection"] = {"drop": "lowest", "budget": {"count": 6}}
@@ -341,22 +327,19 @@ def compare_with_two_plain_runs(job: Job, codec: str, scoring: dict[str, Any]) -
     other = again(job)
     if scoring["curvature"]["kind"] == "kfac":
         # The same λ, not the same share of the mean eigenvalue, which is another in another space.
-        wanted = json.loads(published.read_text())["curvature"]["lambda"]
-        found = json.loads(other.run().read_text())["curvature"]["lambda"]
+        wanted, found = (read_json(manifest)["curvature"]["lambda"] for manifest in (published, other.run()))
         other.spec["scoring"] = {"curvature": {"kind": "kfac", "damping": 0.3 * wanted / found}}
-    second = pq.read_table(other.run().parent / "scores.parquet")
-    first = pq.read_table(published.parent / "scores.parquet")
-    plan = plan_of(job)
-    scores = first["score"].to_numpy()[plan.audit.positions]
-    wanted_figures = audit.agreement(scores, second["score"].to_numpy(), 6 / 30, "lowest", scoring["curvature"]["kind"])
+    first, second = table_of(published, "scores"), table_of(other.run(), "scores")
+    plan = job.planned()
+    ours, theirs = (np.array([row["score"] for row in rows]) for rows in (first, second))
+    ours = ours[plan.audit.positions]
+    wanted_figures = audit.agreement(ours, theirs, 6 / 30, "lowest", scoring["curvature"]["kind"])
     found_figures = figures(published)
     for name, value in wanted_figures.items():
         assert found_figures[name] == (pytest.approx(value, abs=1e-9) if isinstance(value, float) else value), name
-    assert (found_figures["examples"], found_figures["usable"]) == (15, 15)
-    assert (found_figures["dim"], found_figures["seed"]) == (16, 1)
-    tokens = [sum(table["num_tokens"].to_pylist()) for table in (first, second)]
-    store = open_store(job.spec["store"])
-    pairs = [shards.read_shard(store, plan.extractor, "targets", unit.id).arrays for unit in plan.targets]
+    assert [found_figures[name] for name in ("examples", "usable", "dim", "seed")] == [15, 15, 16, 1]
+    tokens = [sum(row["num_tokens"] for row in rows) for rows in (first, second)]
+    pairs = [shards.read_shard(job.store(), plan.extractor, "targets", unit.id).arrays for unit in plan.targets]
     pair_tokens = sum(int(arrays[f"{side}_tokens"].sum()) for arrays in pairs for side in ("chosen", "rejected"))
     assert found_figures["token_share"] == pytest.approx(tokens[1] / (sum(tokens) + pair_tokens))
 
@@ -370,7 +353,7 @@ def test_switched_off_it_stores_nothing_more_and_changes_no_score(job: Job) -> N
     assert figures(plain) is None
     other = audited(job.copy(store=str(job.folder / "other")), 6)
     published = other.run()
-    plan = plan_of(other)
+    plan = other.planned()
     assert keys < store_keys(other)
     extra = {shards.shard_key(plan.audit.extractor, kind, unit.id) for kind, unit in audit_shards(plan)}
     extra |= {staged_rows.rows_key(unit.rows) for unit in plan.audit.units}
@@ -392,9 +375,7 @@ def test_scoring_or_a_second_run_extracts_nothing_again(job: Job) -> None:
     for scoring in ({"weighting": "uniform"}, {"score": "cosine"}, {"loss": "mean", "curvature": {"damping": 7.0}}):
         job.spec["scoring"] = scoring
         assert job.plan()["missing"] == 0, scoring
-        code, words = job.stage("reduce")
-        assert code == 0, words
-        assert figures(Path(words["manifest"]))["usable"] == 10
+        assert figures(Path(job.passes("reduce")["manifest"]))["usable"] == 10
 
 
 def test_new_data_cost_the_audit_only_what_changes_in_its_sample(job: Job) -> None:
@@ -412,25 +393,24 @@ def test_new_data_cost_the_audit_only_what_changes_in_its_sample(job: Job) -> No
 
 def test_a_lost_shard_of_the_audit_or_of_the_targets_costs_itself_alone(job: Job) -> None:
     published = audited(job, 6).run()
-    plan, store = plan_of(job), open_store(job.spec["store"])
+    plan, store = job.planned(), job.store()
     of_the_audit = [(plan.audit.extractor, kind, unit) for kind, unit in audit_shards(plan)]
     own: list[tuple[str, shards.Kind, Any]] = [(plan.extractor, "targets", unit) for unit in plan.targets]
     for extractor, kind, unit in [*of_the_audit, *own]:
-        content = shard_bits(job.spec["store"], extractor, kind, unit.id)
+        content = shard_bits(job, extractor, kind, unit.id)
         store.delete([shards.shard_key(extractor, kind, unit.id)])
         assert job.plan()["missing"] == 1
-        code, words = job.stage("extract")
-        assert (code, words["units"]) == (0, 1)
+        words = job.passes("extract")
+        assert words["units"] == 1
         assert words["seconds"] > 0
         assert words["auditSeconds"] == (0 if kind == "targets" else words["seconds"])
-        assert shard_bits(job.spec["store"], extractor, kind, unit.id) == content
+        assert shard_bits(job, extractor, kind, unit.id) == content
     assert job.run() == published
 
 
 def test_the_termination_message_has_the_audits_share_of_the_time(job: Job) -> None:
     audited(job).plan()
-    code, words = job.stage("extract")
-    assert code == 0
+    words = job.passes("extract")
     assert 0 < words["auditSeconds"] < words["seconds"]
     share = round(words["auditSeconds"] / words["seconds"], 4)
     assert f"{share:.0%} of the time for the audit's sample" in outcome_text(words)
@@ -440,21 +420,16 @@ def test_the_termination_message_has_the_audits_share_of_the_time(job: Job) -> N
 @pytest.mark.parametrize("kind", ["candidates", "factors", "sums"])
 def test_a_damaged_shard_of_the_audit_is_refused_by_name(job: Job, kind: shards.Kind) -> None:
     audited(job).plan()
-    assert job.stage("extract")[0] == 0
-    plan = plan_of(job)
+    job.passes("extract")
+    plan = job.planned()
     unit = next(unit for found, unit in audit_shards(plan) if found == kind)
     key = shards.shard_key(plan.audit.extractor, kind, unit.id)
-    path = Path(job.spec["store"]) / key
-    content = bytearray(path.read_bytes())
+    content = bytearray(job.store().get(key))
     content[-3] ^= 1
-    path.write_bytes(content)
-    code, words = job.stage("reduce")
-    assert code == 65, words
-    assert key in words["where"]
-    path.unlink()
-    code, words = job.stage("reduce")
-    assert (code, words["error"]) == (65, "missing shard")
-    assert key in words["where"]
+    job.store().put(key, bytes(content))
+    job.refuses("reduce", 65, key)
+    job.store().delete([key])
+    job.refuses("reduce", 65, key, "missing shard")
 
 
 def test_rows_that_cannot_be_used_are_left_out_of_the_figures(job: Job) -> None:
@@ -466,13 +441,7 @@ def test_rows_that_cannot_be_used_are_left_out_of_the_figures(job: Job) -> None:
     found = figures(published)
     assert (found["examples"], found["usable"]) == (31, 30)
     assert found["spearman"] is not None
-    assert json.loads(published.read_text())["counts"]["quarantined"] == 1
-
-
-def test_a_pool_too_small_is_published_with_the_reason(job: Job) -> None:
-    found = figures(audited(job, 9).run())
-    assert found["spearman"] is None
-    assert "9 usable rows" in found["reason"]
+    assert read_json(published)["counts"]["quarantined"] == 1
 
 
 def test_the_audit_is_part_of_the_selection_id(job: Job) -> None:
@@ -516,17 +485,15 @@ def test_a_page_whose_ranking_may_be_noise_claims_no_agreement() -> None:
 def test_prune_keeps_what_a_kept_audit_needs_and_store_lists_it(job: Job) -> None:
     audited(job).run()
     keys = store_keys(job)
-    plan = plan_of(job)
-    pruned = ["store", "prune", job.spec["store"], "--keep", job.spec["output"], "--older-than", "0", "--yes"]
+    plan = job.planned()
     time.sleep(0.01)  # an object of this very instant is not older
-    assert job.call(*pruned)[1]["objects"] == 0
+    keep = [job.spec["store"], "--keep", job.spec["output"]]
+    assert job.passes("store", "prune", *keep, "--older-than", "0", "--yes")["objects"] == 0
     assert store_keys(job) == keys
-    code, listed = job.call("store", "list", job.spec["store"], "--keep", job.spec["output"])
-    assert code == 0
+    listed = job.passes("store", "list", *keep)
     by_extractor = {one["extractor"]: one for one in listed["extractors"]}
-    own, other = by_extractor[plan.extractor], by_extractor[plan.audit.extractor]
-    assert (own["rows"], own["pairs"], own["needed_by"]) == (10, 3, 1)
-    assert (other["rows"], other["pairs"], other["needed_by"]) == (10, 3, 1)
-    assert (other["units"], other["target_units"], other["factor_units"]) == (3, 1, 3)
-    code, used = job.call("store", "du", job.spec["store"], "--keep", job.spec["output"])
-    assert (code, used["needed_bytes"]) == (0, used["bytes"])
+    names = ("rows", "pairs", "needed_by", "units", "target_units", "factor_units")
+    for extractor in (plan.extractor, plan.audit.extractor):
+        assert [by_extractor[extractor][name] for name in names] == [10, 3, 1, 3, 1, 3]
+    used = job.passes("store", "du", *keep)
+    assert used["needed_bytes"] == used["bytes"]

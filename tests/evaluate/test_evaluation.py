@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from prism_job.evaluate.metrics import preference_figures, ranking_figures, wilson
-from tests.conftest import Job, candidate, pair, write_jsonl
-from tests.publish.test_published import auroc_by_hand, precision_by_hand, table_of
+from tests.conftest import Job, candidate, pair, read_json, table_of, write_jsonl
+from tests.publish.test_published import auroc_by_hand, precision_by_hand
 
 
 def some_ranking(size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -157,7 +157,7 @@ ASKED = {"label": "verdict", "positive": "fine", "targetLabel": "right"}
 def ranked_rows(manifest: Path) -> list[dict[str, Any]]:
     """Rows of scores.parquet that are ranked, each with the label of its source."""
     rows = []
-    for row in table_of(manifest, "scores.parquet"):
+    for row in table_of(manifest, "scores"):
         if row["score"] is not None and not row["duplicate"]:
             line = Path(row["source"]).read_text().splitlines()[row["line"] - 1]
             rows.append(row | {"good": json.loads(line)["verdict"] == "Fine"})
@@ -168,40 +168,36 @@ def test_the_document_and_the_verb_give_the_same_figures(job: Job) -> None:
     two_files(job)
     job.spec["evaluation"] = ASKED
     manifest = job.run()
-    figures = json.loads(manifest.read_text())["evaluation"]
+    figures = read_json(manifest)["evaluation"]
     page = (manifest.parent / "report.html").read_text()
     for name in ("auroc", "loss_auroc", "recall_at_budget", "preference_brier", "preference_ece"):
         assert f"{figures[name]:.3f}" in page, name
     named = ("--label", "verdict", "--positive", "fine", "--target-label", "right")
     for options in ((), named[:2], named[:4], named[4:], named):
-        code, words = job.call("evaluate", str(manifest), *options)
-        assert code == 0, words
+        words = job.passes("evaluate", str(manifest), *options)
         assert {name: words[name] for name in figures} == figures, options
         assert set(words) - set(figures) == {"event", "time", "verb", "selection_id"}
-    code, words = job.call("evaluate", str(manifest), "--label", "label")
-    assert (code, words["label"], words["target_label"]) == (0, "label", "right"), "`positive` is of the other column"
+    words = job.passes("evaluate", str(manifest), "--label", "label")
+    assert (words["label"], words["target_label"]) == ("label", "right"), "`positive` is of the other column"
 
 
 def test_an_evaluation_changes_no_unit_no_row_and_no_choice(job: Job) -> None:
     two_files(job)
     plain = job.run()
-    assert json.loads(plain.read_text())["evaluation"] is None
+    assert read_json(plain)["evaluation"] is None
     asking = job.copy(evaluation=ASKED)
     assert asking.plan()["missing"] == 0
-    code, words = asking.stage("reduce")
-    assert code == 0, words
-    asked = Path(words["manifest"])
+    asked = Path(asking.passes("reduce")["manifest"])
     assert asked != plain
     for name in ("selected.parquet", "scores.parquet", "targets.parquet"):
         assert (asked.parent / name).read_bytes() == (plain.parent / name).read_bytes(), name
-    assert json.loads(asked.read_text())["work"] == json.loads(plain.read_text())["work"]
+    assert read_json(asked)["work"] == read_json(plain)["work"]
 
 
 def test_budgets_are_shares_of_the_ranked_rows_and_the_runs_own_is_among_them(job: Job) -> None:
     two_files(job)
     manifest = job.run()
-    code, words = job.call("evaluate", str(manifest), "--label", "verdict", "--positive", "fine")
-    assert code == 0, words
+    words = job.passes("evaluate", str(manifest), "--label", "verdict", "--positive", "fine")
     rows = ranked_rows(manifest)
     assert words["num_examples"] == len(rows) == 29
     good = [row["good"] for row in rows]
@@ -210,17 +206,13 @@ def test_budgets_are_shares_of_the_ranked_rows_and_the_runs_own_is_among_them(jo
         "loss_": [-row["nll"] / row["num_tokens"] for row in rows],
         "loss_sum_": [-row["nll"] for row in rows],
     }
-    assert {name: words[name] for name in words if name.startswith("taken_at_")} == {
-        "taken_at_2": 1,
-        "taken_at_5": 1,
-        "taken_at_10": 3,
-        "taken_at_20": 6,
-        "taken_at_50": 14,
-    }, "one per cent of 29 rows is none"
+    shares = {"2": 1, "5": 1, "10": 3, "20": 6, "50": 14}
+    taken_at = {name.removeprefix("taken_at_"): words[name] for name in words if name.startswith("taken_at_")}
+    assert taken_at == shares, "one per cent of 29 rows is none"
     assert words["taken_by_budget"] == 6
     for prefix, ranking in rankings.items():
         assert f"{prefix}precision_at_1" not in words
-        for name, taken in {"2": 1, "5": 1, "10": 3, "20": 6, "50": 14, "budget": 6}.items():
+        for name, taken in {**shares, "budget": 6}.items():
             precision, recall = f"{prefix}precision_at_{name}", f"{prefix}recall_at_{name}"
             assert words[precision] == pytest.approx(precision_by_hand(ranking, good, taken, keeps=False)), precision
             assert words[recall] == pytest.approx(recall_by_hand(ranking, good, taken, keeps=False)), recall
@@ -235,8 +227,8 @@ def test_budgets_are_shares_of_the_ranked_rows_and_the_runs_own_is_among_them(jo
 
 def test_a_budget_of_nothing_leaves_the_other_budgets(job: Job) -> None:
     job.spec["selection"] = {"drop": "lowest", "budget": {"fraction": 0.01}}
-    code, words = job.call("evaluate", str(job.run()))
-    assert code == 0, words
+    words = job.passes("evaluate", str(job.run()))
+    assert words["taken_by_budget"] == 0
     for ranking in ("", "loss_", "loss_sum_"):
         for end in ("", "_low", "_high"):
             assert words[f"{ranking}precision_at_budget{end}"] is words[f"{ranking}recall_at_budget{end}"] is None
@@ -288,9 +280,8 @@ def test_pairs_that_have_no_preference_are_not_judged(job: Job) -> None:
     write_jsonl(job.folder / "targets.jsonl", rows)
     job.spec["scoring"] = {"weighting": "uniform"}
     manifest = job.run()
-    code, words = job.call("evaluate", str(manifest), "--target-label", "right")
-    assert code == 0, words
-    known = [row["preference"] for row in table_of(manifest, "targets.parquet") if row["preference"] is not None]
+    words = job.passes("evaluate", str(manifest), "--target-label", "right")
+    known = [row["preference"] for row in table_of(manifest, "targets") if row["preference"] is not None]
     assert (words["num_pairs"], words["num_pairs_right"]) == (2, 1)
     assert words["preference_brier"] == pytest.approx(((known[0] - 1) ** 2 + known[1] ** 2) / 2)
 
@@ -311,8 +302,7 @@ def test_a_row_that_is_not_accepted_needs_no_label(job: Job) -> None:
     job.spec["evaluation"] = {"label": "label"}
     job.spec["candidates"]["maxBadFraction"] = 0.5
     write_jsonl(job.folder / "pool" / "a.jsonl", [{"nothing": "usable"}, *(candidate(number) for number in range(6))])
-    manifest = job.run()
-    assert json.loads(manifest.read_text())["evaluation"]["num_examples"] == 6
+    assert read_json(job.run())["evaluation"]["num_examples"] == 6
 
 
 def test_a_label_of_one_kind_fails_in_the_plan(job: Job) -> None:
@@ -333,10 +323,9 @@ def test_labels_that_turn_out_one_sided_are_reported_and_end_no_selection(job: J
     job.spec["evaluation"] = {"label": "label"}
     manifest = job.run()
     reason = "column 'label' marks all 6 candidates good"
-    assert json.loads(manifest.read_text())["evaluation"] == {"reason": reason}
+    assert read_json(manifest)["evaluation"] == {"reason": reason}
     assert f"Not known: {reason}." in html.unescape((manifest.parent / "report.html").read_text())
-    code, words = job.call("evaluate", str(manifest))
-    assert (code, words["error"]) == (64, reason)
+    job.refuses(("evaluate", str(manifest)), 64, reason)
 
 
 def test_a_target_without_its_label_fails_in_the_plan_by_source_and_line(job: Job) -> None:

@@ -73,11 +73,7 @@ def capture_of(model: Any, fold_dims: int | None) -> GradientCapture:
 
 
 def extract(
-    capture: GradientCapture,
-    batches: list[list[int]],
-    *,
-    mean: bool = False,
-    factors: FactorSums | None = None,
+    capture: GradientCapture, batches: list[list[int]], *, mean: bool = False, factors: FactorSums | None = None
 ) -> GradientBatch:
     """The rows of EXAMPLES, in their order, from these micro-batches."""
     found: dict[int, tuple[Tensor, ...]] = {}

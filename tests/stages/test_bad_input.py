@@ -25,7 +25,7 @@ from prism_job.errors import SpecError
 from prism_job.extract.capture.gradients import GradientCapture
 from prism_job.progress import write_termination_message
 from prism_job.spec.document import parse_spec
-from tests.conftest import Job, candidate, pair, turn, write_jsonl
+from tests.conftest import STAGES, Job, candidate, pair, read_json, turn, write_jsonl
 from tests.models import save_tiny_adapter, save_tiny_model
 
 WRONG_REQUEST, DAMAGED_DATA, TRY_AGAIN = 64, 65, 75
@@ -61,6 +61,10 @@ def uses_model(change_folder: Callable[[Path], object], **options: Any) -> Calla
         job.spec["model"]["uri"] = str(folder)
 
     return change
+
+
+def uses_template(text: str) -> Callable[[Job], None]:
+    return uses_model(lambda folder: (folder / "chat_template.jinja").write_text(text))
 
 
 def pickled(folder: Path) -> None:
@@ -130,7 +134,17 @@ REFUSED: list[tuple[str, Callable[[Job], object]]] = [
     ),
     ("extract 65: model.layers.1.mlp.up_proj.weight | random", rewrites_weight(lambda by_name: by_name.pop(WEIGHT))),
     ("extract 64: chat template | chat_template.jinja", uses_model(lambda folder: None, chat_template=False)),
+    ("extract 64: chat template does not work | chat_template.jinja", uses_template("{% if %}")),
+    ("extract 64: chat template does not work | no_such_filter", uses_template("{{ messages | no_such_filter }}")),
     ("extract 64: 5000 | 4096", sets("extraction.maxLength", 5000)),
+    (
+        "extract 64: codec.dims | 896 | set it to 512 or less",
+        sets("extraction.codec", {"kind": "sign", "dims": 65536}),
+    ),
+    (
+        "plan 65: targets.jsonl line 2 | no 'rejected' | uniform",
+        writes_targets(pair(0), {key: pair(1)[key] for key in ("prompt", "chosen")}),
+    ),
 ]
 """(failing stage and exit code: what the error mentions; the change that causes it)"""
 
@@ -161,16 +175,7 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(job: Job) -> None:
 def test_a_name_that_no_file_system_takes_is_refused_by_every_verb(job: Job) -> None:
     name = "x" * 300
     for verb in (("evaluate", f"/{name}/manifest.json"), ("export", str(job.run()), f"{job.folder}/{name}.jsonl")):
-        code, words = job.call(*verb)
-        assert code == WRONG_REQUEST, words
-        assert "File name too long" in words["error"]
-
-
-def test_a_byte_order_mark_before_json_is_skipped(job: Job) -> None:
-    rows = json.dumps([candidate(number) for number in range(10)])
-    (job.folder / "pool" / "a.jsonl").rename(job.folder / "a.jsonl")
-    (job.folder / "pool" / "a.json").write_bytes(b"\xef\xbb\xbf" + rows.encode())
-    assert job.plan()["examples"] == 10
+        job.refuses(verb, WRONG_REQUEST, "File name too long")
 
 
 def test_a_termination_message_fits_in_any_script(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,28 +213,22 @@ def test_a_folder_that_cannot_be_listed_is_not_skipped(job: Job, monkeypatch: py
 
 def test_tools_as_json_text_and_as_json_are_the_same_example(job: Job) -> None:
     tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
-    write_jsonl(
-        job.folder / "pool" / "a.jsonl", [candidate(1) | {"tools": tools}, candidate(1) | {"tools": json.dumps(tools)}]
-    )
+    rows = [candidate(1) | {"tools": tools}, candidate(1) | {"tools": json.dumps(tools)}]
+    write_jsonl(job.folder / "pool" / "a.jsonl", rows)
     job.spec["selection"]["budget"] = {"count": 1}
-    manifest = job.run()
-    assert json.loads(manifest.read_text())["counts"]["duplicates"] == 1
+    assert read_json(job.run())["counts"]["duplicates"] == 1
     write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(1) | {"tools": "[{"}])
     job.fails("plan", DAMAGED_DATA, "tools is text, but not JSON")
-
-
-def test_a_broken_chat_template_is_a_wrong_request(job: Job) -> None:
-    job.spec["candidates"]["maxBadFraction"] = 1
-    for template in ("{% if %}", "{{ messages | no_such_filter }}"):
-        folder = save_tiny_model(job.folder / "untemplated")
-        (folder / "chat_template.jinja").write_text(template)
-        job.spec["model"]["uri"] = str(folder)
-        job.fails("extract", WRONG_REQUEST, "chat template does not work", "chat_template.jinja")
 
 
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
+        ('{"text": "\\ud800"}', "surrogate"),
+        ('{"text": "x", "n": ' + "9" * 5000 + "}", "digits"),
+        ('{"\\ud800": 1}', "columns found"),
+        ("[" * 100_000, "not JSON"),
+        ('{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "x"}]}', "surrogate"),
         ({"prompt": "What?"}, "no completion"),
         ({"prompt": "What?", "completion": "  "}, "completion is empty"),
         ({"messages": [turn("user", "Hi")]}, "no turn of role 'assistant'"),
@@ -241,39 +240,20 @@ def test_a_broken_chat_template_is_a_wrong_request(job: Job) -> None:
         ([1, 2], "not an object"),
     ],
 )
-def test_a_row_without_a_response_is_quarantined_with_line_and_reason(job: Job, row: object, reason: str) -> None:
+def test_a_row_that_cannot_be_used_is_quarantined_with_line_and_reason(job: Job, row: object, reason: str) -> None:
     with (job.folder / "pool" / "a.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write((row if isinstance(row, str) else json.dumps(row)) + "\n")
     job.fails("plan", DAMAGED_DATA, "a.jsonl line 11", reason)
     job.spec["candidates"]["maxBadFraction"] = 0.1
     manifest = job.run()
     quarantine = [json.loads(line) for line in (manifest.parent / "quarantine.jsonl").read_text().splitlines()]
     assert [(entry["line"], reason in entry["reason"]) for entry in quarantine] == [(11, True)]
-    assert json.loads(manifest.read_text())["counts"]["quarantined"] == 1
-
-
-def test_a_prompt_longer_than_max_length_has_no_supervised_token(job: Job) -> None:
-    long = {"messages": [turn("user", "why " * 200), turn("assistant", "because")]}
-    write_jsonl(job.folder / "pool" / "b.jsonl", [long])
-    job.fails("extract", DAMAGED_DATA, "b.jsonl line 1", "no response token within maxLength 128")
-    job.spec["candidates"]["maxBadFraction"] = 0.1
-    manifest = job.run()
-    assert "maxLength" in (manifest.parent / "quarantine.jsonl").read_text()
-    assert json.loads(manifest.read_text())["counts"]["selected"] == 4
+    assert read_json(manifest)["counts"]["quarantined"] == 1
 
 
 def test_ignored_files_are_listed_in_the_plan(job: Job) -> None:
     (job.folder / "pool" / "README.md").write_text("hello")
-    manifest = job.run()
-    assert json.loads((manifest.parent / "plan.json").read_text())["ignored"] == [str(job.folder / "pool/README.md")]
-
-
-def test_only_preference_weighting_needs_rejected(job: Job) -> None:
-    rows = [pair(0), {key: value for key, value in pair(1).items() if key != "rejected"}]
-    write_jsonl(job.folder / "targets.jsonl", rows)
-    job.fails("plan", DAMAGED_DATA, "targets.jsonl line 2", "no 'rejected'", "uniform")
-    job.spec["scoring"] = {"weighting": "uniform"}
-    assert job.run().exists()
+    assert read_json(job.run().parent / "plan.json")["ignored"] == [str(job.folder / "pool/README.md")]
 
 
 @pytest.mark.parametrize(
@@ -327,38 +307,17 @@ def test_plain_text_needs_no_chat_template(job: Job) -> None:
     assert job.run().exists()
 
 
-def test_too_few_dims_to_fold_are_refused(job: Job) -> None:
-    job.spec["extraction"]["codec"] = {"kind": "sign", "dims": 65536}
-    job.fails("extract", WRONG_REQUEST, "codec.dims", "896", "set it to 512 or less")
-    job.spec["extraction"]["codec"]["dims"] = 512
-    job.run()
-
-
-def test_an_output_that_holds_a_damaged_copy_of_this_selection_is_refused(job: Job) -> None:
-    manifest = job.run()
-    (manifest.parent / "selected.parquet").write_bytes(b"something else")
-    job.fails("reduce", DAMAGED_DATA, "selected.parquet", "never overwritten")
-
-
-def test_reducing_without_a_plan_is_refused(job: Job) -> None:
-    code, words = job.stage("reduce")
-    assert (code, words["exitCode"]) == (WRONG_REQUEST, WRONG_REQUEST)
-    assert "plan stage" in words["fix"]
-
-
-@pytest.mark.parametrize("stage", ["plan", "extract", "reduce"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_full_disk_ends_the_stage_with_try_again(job: Job, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for before in ("plan", "extract", "reduce")[: ("plan", "extract", "reduce").index(stage)]:
-        assert job.stage(before)[0] == 0
+    for before in STAGES[: STAGES.index(stage)]:
+        job.passes(before)
     there = {path for path in job.folder.rglob("*") if path.is_file()} | {job.folder / "selection.yaml"}
     with monkeypatch.context() as patch:
         patch.setattr("shutil.copyfileobj", full)
-        code, words = job.stage(stage)
-    assert (code, words["exitCode"]) == (TRY_AGAIN, TRY_AGAIN)
-    assert "no space left" in words["error"]
+        job.refuses(stage, TRY_AGAIN, "no space left")
     assert {path for path in job.folder.rglob("*") if path.is_file()} == there, "nothing half written is left"
     assert job.run().exists()
 
@@ -451,27 +410,11 @@ def test_an_adapter_gives_its_own_rows_and_one_that_does_not_fit_is_refused(job:
 def test_a_plan_of_another_document_under_the_same_name_is_refused(job: Job) -> None:
     job.plan()
     write_jsonl(job.folder / "others.jsonl", [pair(7)])
-    code, words = job.copy(targets={"uris": [str(job.folder / "others.jsonl")]}).stage("extract")
-    assert code == WRONG_REQUEST
-    assert "another document" in words["error"]
+    job.copy(targets={"uris": [str(job.folder / "others.jsonl")]}).refuses("extract", WRONG_REQUEST, "another document")
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        '{"text": "\\ud800"}',
-        '{"text": "x", "n": ' + "9" * 5000 + "}",
-        '{"\\ud800": 1}',
-        "[" * 100_000,
-        '{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "x"}]}',
-    ],
-)
-def test_no_row_can_end_the_run(job: Job, line: str) -> None:
-    with (job.folder / "pool" / "a.jsonl").open("a") as file:
-        file.write(line + "\n")
-    job.spec["candidates"]["maxBadFraction"] = 0.2
-    manifest = job.run()
-    assert json.loads(manifest.read_text())["counts"]["quarantined"] == 1
+def test_stages_without_a_plan_are_refused(job: Job) -> None:
+    job.refuses("reduce", WRONG_REQUEST, "plan stage")
 
 
 def test_a_turn_of_tool_calls_alone_is_shown_in_the_report(job: Job) -> None:
@@ -483,11 +426,13 @@ def test_a_turn_of_tool_calls_alone_is_shown_in_the_report(job: Job) -> None:
     assert "Three" in (job.run().parent / "report.html").read_text()
 
 
-def test_csv_as_pandas_and_excel_write_it_is_read(job: Job) -> None:
+def test_csv_as_pandas_and_excel_write_it_and_json_with_a_byte_order_mark_are_read(job: Job) -> None:
+    rows = json.dumps([candidate(number) for number in range(10)])
     (job.folder / "pool" / "a.jsonl").unlink()
+    (job.folder / "pool" / "a.json").write_bytes(b"\xef\xbb\xbf" + rows.encode())
     (job.folder / "pool" / "pandas.csv").write_text(",prompt,completion\n0,Say,one\n1,Say,two\n2,Say,three\n")
     (job.folder / "pool" / "excel.csv").write_bytes(b"\xef\xbb\xbfprompt,completion\nSay,four\nSay,five\n")
-    assert job.plan()["examples"] == 5
+    assert job.plan()["examples"] == 15
 
 
 def test_a_model_changed_between_plan_and_extraction_is_refused(job: Job) -> None:
@@ -496,10 +441,7 @@ def test_a_model_changed_between_plan_and_extraction_is_refused(job: Job) -> Non
     job.plan()
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").write_text(template.replace("<|im_end|>", "<|im_end|> "))
-    code, words = job.stage("extract")
-    assert code == DAMAGED_DATA, words
-    assert str(folder) in words["where"]
-    assert "plan stage again" in words["fix"]
+    job.refuses("extract", DAMAGED_DATA, str(folder), "plan stage again")
     assert not list((job.folder / "store").rglob("*.safetensors"))
     assert job.run().exists(), "what the message advises works"
 
@@ -516,18 +458,7 @@ def test_a_gradient_that_is_not_finite_is_refused_and_not_stored(
 
     job.plan()
     monkeypatch.setattr(GradientCapture, "gradients_of", spoiled)
-    code, words = job.stage("extract")
-    assert code == DAMAGED_DATA, words
-    assert "not finite" in words["error"]
-    assert "targets.jsonl, unit " in words["where"]  # pairs come first
+    words = job.refuses("extract", DAMAGED_DATA, "not finite", "targets.jsonl, unit ")  # pairs come first
     ids = [example_id(target_content(pair(number), needs_rejected=True)) for number in range(3)]
     assert any(known in words["error"] for known in ids), "the first that was computed is named"
     assert not list((job.folder / "store").rglob("*.safetensors"))
-
-
-def test_running_out_of_memory_may_be_retried(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hungry(*_: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("prism_job.stages.plan.make_plan", hungry)
-    job.fails("plan", TRY_AGAIN, "out of memory", "tokensPerBatch")

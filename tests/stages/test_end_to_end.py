@@ -19,9 +19,6 @@ import torch
 from numpy.typing import NDArray
 
 from prism_job.extract.tokenise import Encoded
-from prism_job.plan.plan import read_plan
-from prism_job.spec.document import parse_spec
-from prism_job.storage.address import open_store
 from prism_job.store import codec, shards
 from tests.conftest import Job, turn, write_jsonl
 from tests.models import build_model, build_tokenizer
@@ -177,13 +174,12 @@ def job_over_all_conventions(job: Job, kind: str) -> Job:
     (job.folder / "pool" / "a.jsonl").unlink()
     write_jsonl(job.folder / "pool" / "all.jsonl", candidates()[0])
     write_jsonl(job.folder / "targets.jsonl", pairs()[0])
-    job.spec["extraction"]["codec"] = {"kind": kind} | ({"dims": FOLD_DIMS} if kind == "sign" else {})
+    job.use_codec(kind)
     return job
 
 
 def stored(job: Job, kind: shards.Kind) -> list[dict[str, NDArray[Any]]]:
-    run = parse_spec(job.spec_path().read_text(), "test")
-    plan, store = read_plan(run), open_store(run.spec.store)
+    plan, store = job.planned(), job.store()
     units = {
         "candidates": [unit.id for unit in plan.candidates],
         "targets": [unit.id for unit in plan.targets],

@@ -1,4 +1,4 @@
-"""A model on S3 is brought once a node, whole or not at all, and goes on where it was cut off."""
+"""A model on S3 is downloaded once a node, whole or not at all, and goes on where it was cut off."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ print(model_files.fetch_model("s3://corpora/model"), flush=True)
 
 
 @pytest.fixture
-def model(s3: Any, tmp_path: Path, no_pauses: pytest.MonkeyPatch) -> str:
-    no_pauses.setenv("PRISM_CACHE", str(tmp_path / "cache"))
+def model(s3: Any, no_pauses: pytest.MonkeyPatch) -> str:
     no_pauses.setattr("prism_job.storage.transfers.PIECE_BYTES", PIECE_BYTES)
     for name, content in FILES.items():
         s3.put_object(Bucket="corpora", Key=f"model/{name}", Body=content)

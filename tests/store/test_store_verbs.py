@@ -33,15 +33,12 @@ def stored(request: pytest.FixtureRequest, job: Job) -> Job:
 
 def run(job: Job) -> str:
     for name in ("plan", "extract", "reduce"):
-        code, words = job.stage(name)
-        assert code == 0, words
+        words = job.passes(name)
     return str(words["manifest"])
 
 
 def store_verb(job: Job, action: str, *options: str) -> Row:
-    code, words = job.call("store", action, job.spec["store"], *options)
-    assert code == 0, words
-    return words
+    return job.passes("store", action, job.spec["store"], *options)
 
 
 def keys(job: Job) -> set[str]:
@@ -80,8 +77,8 @@ def test_prune_removes_everything_that_no_kept_selection_needs(stored: Job) -> N
     assert "without --yes" in tables.prune_table(listed)
     assert f"removed: {done['objects']} objects, {done['bytes']:,} bytes" in tables.prune_table(done)
 
-    assert stored.call("evaluate", manifest)[0] == 0
-    assert stored.call("export", manifest, str(stored.folder / "subset.jsonl"))[0] == 0
+    stored.passes("evaluate", manifest)
+    stored.passes("export", manifest, str(stored.folder / "subset.jsonl"))
     (stored.folder / "pool" / "b.jsonl").unlink()
     write_jsonl(stored.folder / "targets.jsonl", [pair(number) for number in range(3)])
     assert stored.plan()["missing"] == 0
@@ -128,13 +125,13 @@ def test_age_counts_from_the_put(job: Job) -> None:
 def test_a_run_that_has_not_published_yet_loses_nothing(stored: Job) -> None:
     run(stored)
     going_on = other_selection(stored, stored.spec["output"])
-    assert going_on.stage("plan")[0] == 0
-    assert going_on.stage("extract")[0] == 0
+    going_on.passes("plan")
+    going_on.passes("extract")
     done = store_verb(stored, "prune", "--keep", stored.spec["output"], *AT_ONCE, "--yes")
     assert done["objects"] == 0
     assert done["kept_unfinished"] == [open_store(stored.spec["output"]).uri("other/plan.json")]
     assert "other/plan.json" in tables.prune_table(done)
-    assert going_on.stage("reduce")[0] == 0
+    going_on.passes("reduce")
 
 
 def refused(job: Job, *options: str) -> Row:
@@ -186,9 +183,7 @@ def test_a_prune_with_unknown_needs_is_refused(job: Job, keeps: Callable[[Job], 
 def test_an_empty_store_is_named(job: Job) -> None:
     for action in ("list", "du", "prune"):
         options = ["--keep", job.spec["output"]] if action == "prune" else []
-        code, words = job.call("store", action, str(job.folder / "nothing"), *options)
-        assert code == 64
-        assert "nothing" in words["where"]
+        job.refuses(("store", action, str(job.folder / "nothing"), *options), 64, "nothing")
 
 
 def test_list_counts_what_the_plans_count(stored: Job) -> None:
