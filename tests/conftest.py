@@ -210,6 +210,18 @@ class Job:
 
         return open_store(self.spec["store"])
 
+    def shards(self) -> list[tuple[str, Any, str]]:
+        """(extractor, kind, unit) of every shard that the plan names."""
+        plan = self.planned()
+        forms = [(plan.extractor, plan.candidates, "targets", plan.factors)]
+        forms += [(plan.audit.extractor, plan.audit.units, "sums", plan.audit.factors)] if plan.audit else []
+        return [
+            (extractor, kind, unit)
+            for extractor, candidates, of_targets, factors in forms
+            for kind, units in (("candidates", candidates), (of_targets, plan.targets), ("factors", factors))
+            for unit in (units if kind == "factors" else [unit.id for unit in units])
+        ]
+
     def use_codec(self, kind: str) -> None:
         self.spec["extraction"]["codec"] = {"kind": kind} | ({"dims": 512} if kind == "sign" else {})
 

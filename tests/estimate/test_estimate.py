@@ -21,7 +21,6 @@ from prism_job.extract.capture.layers import captured_layers
 from prism_job.extract.capture.row_format import RowFormat
 from prism_job.extract.model import load_model
 from prism_job.extract.tokenise import Encoded, collate
-from prism_job.spec.document import RunSpec, parse_spec
 from prism_job.spec.model import ModelSpec
 from tests.conftest import Job, candidate, pair, turn, write_jsonl
 from tests.models import build_tokenizer, save_tiny_adapter, save_tiny_model
@@ -46,17 +45,15 @@ LLAMA_3_70B = {
 
 
 def estimated(job: Job, *options: str) -> dict[str, Any]:
-    code, words = job.call("estimate", "--spec", str(job.spec_path()), *options)
-    assert code == 0, words
-    return words
+    return job.passes("estimate", "--spec", str(job.spec_path()), *options)
 
 
 def written_bytes(job: Job) -> int:
     return sum(path.stat().st_size for path in Path(job.spec["store"]).rglob("*") if path.is_file())
 
 
-def spec_of(job: Job) -> RunSpec:
-    return parse_spec(job.spec_path().read_text(), "selection.yaml").spec
+def spec_of(job: Job) -> Any:
+    return job.parsed().spec
 
 
 @pytest.mark.parametrize(
@@ -92,7 +89,7 @@ def test_tokens_are_predicted_exactly_and_bytes_within_two_per_cent(
     write_jsonl(job.folder / "targets.jsonl", pairs)
     job.spec["candidates"]["maxBadFraction"] = 0.1
     job.spec["scoring"] = {"curvature": {"kind": curvature}, "weighting": weighting}
-    job.spec["extraction"]["codec"] = {"kind": codec} | ({"dims": 512} if codec == "sign" else {})
+    job.use_codec(codec)
     job.spec["audit"] = {"examples": audited}
     predicted = estimated(job)
     assert not Path(job.spec["store"]).exists()
@@ -145,8 +142,7 @@ def test_llama_3_70b_gets_a_topology_from_its_config_alone(job: Job) -> None:
     predicted = estimated(job)
     assert predicted["parameters"] == 70_553_706_496
     assert predicted["parameters_covered"] == predicted["parameters"] - 2 * 128256 * 8192 - (2 * 80 + 1) * 8192
-    assert predicted["topology"]["stage"] == 3
-    assert predicted["topology"]["offload"] == "none"
+    assert (predicted["topology"]["stage"], predicted["topology"]["offload"]) == (3, "none")
     assert "ZeRO stage 3, tokensPerBatch" in tables.estimate_table(predicted)
     assert "none fits" in tables.estimate_table(predicted | {"topology": None})
     assert predicted["topology"]["device_bytes"] <= 0.85 * predicted["gpu_memory_bytes"]
@@ -333,7 +329,6 @@ def test_projections_of_a_bfloat16_model_are_counted_in_bfloat16(
     job: Job, dtype: str, size: int, gradients: int, copied: int
 ) -> None:
     job.spec["model"]["dtype"] = dtype
-    job.spec["audit"] = {"examples": 0}
     job.spec["extraction"] |= {"projection": {"dim": 64}, "codec": {"kind": "float16"}}
     shape = replace(SHAPE, dtype_bytes=gradients // 2)
     predicted = costs.memory_of_rank(shape, spec_of(job), WORK, 0, "none", 1, 4096)
@@ -362,6 +357,4 @@ def test_what_cannot_be_estimated_is_refused_by_name(
     if case == "config":
         build_tokenizer().save_pretrained(job.folder / "no-config")
         job.spec["model"]["uri"] = str(job.folder / "no-config")
-    code, words = job.call("estimate", "--spec", str(job.spec_path()), *options)
-    assert code == exit_code, words
-    assert mention in f"{words['error']} {words['where']} {words['fix']}"
+    job.refuses(("estimate", "--spec", str(job.spec_path()), *options), exit_code, mention)

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from launcher.follow.event_text import outcome_text
 from prism_job.data import examples
 from prism_job.evaluate import audit
-from prism_job.plan.plan import Plan
 from prism_job.plan.sample import Sample
 from prism_job.publish.audit_sentence import audit_sentence, is_low, is_noise
 from prism_job.publish.published import load
@@ -355,17 +354,11 @@ def test_switched_off_it_stores_nothing_more_and_changes_no_score(job: Job) -> N
     published = other.run()
     plan = other.planned()
     assert keys < store_keys(other)
-    extra = {shards.shard_key(plan.audit.extractor, kind, unit.id) for kind, unit in audit_shards(plan)}
+    extra = {shards.shard_key(*shard) for shard in other.shards() if shard[0] == plan.audit.extractor}
     extra |= {staged_rows.rows_key(unit.rows) for unit in plan.audit.units}
     assert store_keys(other) - keys == extra
     for name in ("scores.parquet", "selected.parquet", "targets.parquet"):
         assert (plain.parent / name).read_bytes() == (published.parent / name).read_bytes()
-
-
-def audit_shards(plan: Plan) -> list[tuple[shards.Kind, Any]]:
-    sampled: list[tuple[shards.Kind, Any]] = [("candidates", unit) for unit in plan.audit.units]
-    sampled += [("factors", unit) for unit in plan.audit.units if unit.id in plan.audit.factors]
-    return [*sampled, *(("sums", unit) for unit in plan.targets)]
 
 
 def test_scoring_or_a_second_run_extracts_nothing_again(job: Job) -> None:
@@ -393,18 +386,16 @@ def test_new_data_cost_the_audit_only_what_changes_in_its_sample(job: Job) -> No
 
 def test_a_lost_shard_of_the_audit_or_of_the_targets_costs_itself_alone(job: Job) -> None:
     published = audited(job, 6).run()
-    plan, store = job.planned(), job.store()
-    of_the_audit = [(plan.audit.extractor, kind, unit) for kind, unit in audit_shards(plan)]
-    own: list[tuple[str, shards.Kind, Any]] = [(plan.extractor, "targets", unit) for unit in plan.targets]
-    for extractor, kind, unit in [*of_the_audit, *own]:
-        content = shard_bits(job, extractor, kind, unit.id)
-        store.delete([shards.shard_key(extractor, kind, unit.id)])
+    own = job.planned().extractor
+    for extractor, kind, unit in [shard for shard in job.shards() if shard[0] != own or shard[1] == "targets"]:
+        content = shard_bits(job, extractor, kind, unit)
+        job.store().delete([shards.shard_key(extractor, kind, unit)])
         assert job.plan()["missing"] == 1
         words = job.passes("extract")
         assert words["units"] == 1
         assert words["seconds"] > 0
         assert words["auditSeconds"] == (0 if kind == "targets" else words["seconds"])
-        assert shard_bits(job, extractor, kind, unit.id) == content
+        assert shard_bits(job, extractor, kind, unit) == content
     assert job.run() == published
 
 
@@ -415,21 +406,6 @@ def test_the_termination_message_has_the_audits_share_of_the_time(job: Job) -> N
     share = round(words["auditSeconds"] / words["seconds"], 4)
     assert f"{share:.0%} of the time for the audit's sample" in outcome_text(words)
     assert "audit" not in outcome_text({**words, "auditSeconds": 0.0})
-
-
-@pytest.mark.parametrize("kind", ["candidates", "factors", "sums"])
-def test_a_damaged_shard_of_the_audit_is_refused_by_name(job: Job, kind: shards.Kind) -> None:
-    audited(job).plan()
-    job.passes("extract")
-    plan = job.planned()
-    unit = next(unit for found, unit in audit_shards(plan) if found == kind)
-    key = shards.shard_key(plan.audit.extractor, kind, unit.id)
-    content = bytearray(job.store().get(key))
-    content[-3] ^= 1
-    job.store().put(key, bytes(content))
-    job.refuses("reduce", 65, key)
-    job.store().delete([key])
-    job.refuses("reduce", 65, key, "missing shard")
 
 
 def test_rows_that_cannot_be_used_are_left_out_of_the_figures(job: Job) -> None:

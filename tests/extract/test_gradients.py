@@ -270,29 +270,34 @@ def test_layers_that_see_all_tokens_of_a_batch_on_one_axis_give_the_same_rows() 
     assert_same_factors(factors, factor_oracle("llama"), TOLERANCE[FLOAT64])
 
 
-def test_a_layer_that_mixes_examples_on_an_axis_is_refused_by_name() -> None:
-    with pytest.raises(RequestError, match="one row a token") as refusal:
-        extract(capture_of(with_mlps_that_see((1, -1, HIDDEN), FLOAT64), None), in_batches_of(7))
-    assert refusal.value.where == "model.layers.0.mlp.gate_proj"
-
-
-def test_a_layer_that_no_gradient_reaches_is_refused_by_name() -> None:
+def with_an_unused_layer() -> Any:
     model = build_model("llama", FLOAT64)
     model.unused = nn.Linear(4, 4, dtype=FLOAT64)
-    with pytest.raises(RequestError, match="no gradient reached 1 captured layers") as refusal:
-        extract(capture_of(model, None), in_batches_of(7))
-    assert refusal.value.where == "unused"
+    return model
 
 
-def test_a_layer_whose_input_does_not_depend_on_the_embeddings_is_refused_by_name() -> None:
+def with_a_layer_beside_the_embeddings() -> Any:
     model = build_model("llama", FLOAT64)
     model.beside = nn.Linear(4, HIDDEN, dtype=FLOAT64).requires_grad_(False)
     mlp = model.model.layers[0].mlp
     plain = mlp.forward
     mlp.forward = lambda given: plain(given) + model.beside(torch.ones(*given.shape[:2], 4, dtype=FLOAT64))
-    with pytest.raises(RequestError, match="no gradient can reach layer beside") as refusal:
-        extract(capture_of(model, None), in_batches_of(7))
-    assert refusal.value.where == "beside"
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "message", "where"),
+    [
+        (lambda: with_mlps_that_see((1, -1, HIDDEN), FLOAT64), "one row a token", "model.layers.0.mlp.gate_proj"),
+        (with_an_unused_layer, "no gradient reached 1 captured layers", "unused"),
+        (with_a_layer_beside_the_embeddings, "no gradient can reach layer beside", "beside"),
+    ],
+    ids=["mixes examples on an axis", "unused", "input without embeddings"],
+)
+def test_a_layer_that_gives_no_row_an_example_is_refused_by_name(build: Any, message: str, where: str) -> None:
+    with pytest.raises(RequestError, match=message) as refusal:
+        extract(capture_of(build(), None), in_batches_of(7))
+    assert refusal.value.where == where
 
 
 def test_a_layer_that_the_model_calls_twice_gets_the_sum_over_its_calls() -> None:
@@ -348,13 +353,6 @@ def test_micro_batches_hold_every_example_once_within_the_budget() -> None:
         assert in_order == sorted(lengths, reverse=True)
 
 
-def test_a_second_computing_gives_the_same_bits() -> None:
-    capture = capture_of(model_of("qwen2", FLOAT32), FOLD_DIMS)
-    first, second = (extract(capture, in_batches_of(7)) for _ in range(2))
-    assert torch.equal(first.rows_BD, second.rows_BD)
-    assert torch.equal(first.nll_B, second.nll_B)
-
-
 @pytest.mark.parametrize("size", [1, 7])
 def test_a_model_whose_tokens_look_ahead_is_refused_with_padding_and_without(size: int) -> None:
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -384,9 +382,10 @@ def assert_same_factors(found: FactorSums, wanted: FactorSums, tolerance: float)
 def test_factor_sums_hold_every_real_token_and_no_padding(kind: str) -> None:
     capture = capture_of(model_of(kind, FLOAT64), None)
     factors = capture.new_factors()
-    beside = extract(capture, in_batches_of(7), factors=factors)
+    beside, again = extract(capture, in_batches_of(7), factors=factors), extract(capture, in_batches_of(7))
     assert_same_factors(factors, factor_oracle(kind), TOLERANCE[FLOAT64])
-    assert torch.equal(beside.rows_BD, extract(capture, in_batches_of(7)).rows_BD), "asking for factors changes no row"
+    assert torch.equal(beside.rows_BD, again.rows_BD), "the same bits again: asking for factors changes no row"
+    assert torch.equal(beside.nll_B, again.nll_B)
 
 
 @pytest.mark.parametrize("dtype", [FLOAT64, FLOAT32], ids=["float64", "float32"])
@@ -491,12 +490,3 @@ def test_a_gradient_that_is_not_finite_is_refused_by_the_name_of_its_example(val
     assert refusal.value.where == "unit u7"
     healthy = [index for index in range(5) if index != sick]  # the sick one spoils no batch-mate
     assert bool((deviation_B(found.rows_BD[healthy], wanted.rows_BD[healthy]) < TOLERANCE[FLOAT32]).all())
-
-
-def test_finite_rows_are_not_refused_and_either_column_is_looked_at() -> None:
-    fine, bad = torch.tensor([1.0, 2.0]), torch.tensor([1.0, float("nan")])
-    rows, tokens = torch.ones(2, 4), torch.tensor([3, 3])
-    refuse_non_finite(GradientBatch(rows, fine, tokens, fine), ["a", "b"], "unit")
-    for broken in (GradientBatch(rows, bad, tokens, fine), GradientBatch(rows, fine, tokens, bad)):
-        with pytest.raises(DataError, match="example b "):
-            refuse_non_finite(broken, ["a", "b"], "unit")

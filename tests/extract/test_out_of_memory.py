@@ -9,7 +9,6 @@ import gc
 import json
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,12 +65,6 @@ def limit(before_each_pass: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return install
 
 
-def run_to_the_end(job: Job) -> dict[str, Any]:
-    for stage in ("extract", "reduce"):
-        words = job.passes(stage)
-    return words
-
-
 @pytest.mark.parametrize(
     "error",
     [
@@ -120,9 +113,8 @@ def test_a_failed_pass_is_freed_before_the_cache_is_emptied(limit: Any, monkeypa
 def test_an_example_that_does_not_fit_is_quarantined_with_its_length(job: Job, limit: Any) -> None:
     write_jsonl(job.folder / "pool" / "a.jsonl", [*(candidate(number) for number in range(9)), LONG])
     job.spec["candidates"]["maxBadFraction"] = 0.1
-    job.plan()
     limit(80)
-    manifest = Path(run_to_the_end(job)["manifest"])
+    manifest = job.run()
     (quarantined,) = [json.loads(line) for line in (manifest.parent / "quarantine.jsonl").read_text().splitlines()]
     assert quarantined["line"] == 10
     assert "tokens do not fit into memory alone" in quarantined["reason"]
@@ -166,8 +158,7 @@ def test_an_audit_that_does_not_fit_is_named_and_can_be_switched_off(
     job.spec["audit"] = {"examples": 10}
     job.fails("extract", 64, "the audit does not fit", "16 projected dims", "spec.audit", "set audit: {examples: 0}")
     job.spec["audit"] = {"examples": 0}
-    job.plan()
-    run_to_the_end(job)
+    job.run()
 
 
 def test_halves_of_passes_with_the_audit_give_the_same_rows_and_leave_the_candidates_whole(

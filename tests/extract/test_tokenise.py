@@ -88,16 +88,12 @@ def test_a_chat_template_is_applied_once_and_gets_no_second_bos() -> None:
     assert candidate({"messages": TALK}, tokenizer) == BOS + TALK_READ
 
 
-def test_plain_text_gets_the_tokenizers_bos_and_one_end_of_text() -> None:
+def test_plain_text_gets_the_tokenizers_bos_and_one_end_of_text_and_its_first_token_carries_no_loss() -> None:
     assert candidate({"text": "One."}, with_bos()) == f"{BOS}[One.<|im_end|>]"
     assert candidate({"prompt": "One", "completion": " and two."}, with_bos()) == f"{BOS}One[ and two.<|im_end|>]"
+    # Nothing stands before the first of all tokens that could predict it. The tiny tokenizer knows no "One".
+    assert candidate({"text": "One."}) == candidate({"prompt": "", "completion": "One."}) == "O[ne.<|im_end|>]"
     assert candidate({"text": "One.<|im_end|>"}) == "O[ne.<|im_end|>]", "the end it has is the only one"
-
-
-def test_the_first_token_of_all_carries_no_loss() -> None:
-    # Nothing stands before it that could predict it. The tiny tokenizer knows no "One".
-    assert candidate({"text": "One."}) == "O[ne.<|im_end|>]"
-    assert candidate({"prompt": "", "completion": "One."}) == "O[ne.<|im_end|>]"
 
 
 @pytest.mark.parametrize("make", [build_tokenizer, trimming], ids=["offsets with white space", "offsets trimmed"])

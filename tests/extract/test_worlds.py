@@ -20,11 +20,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prism_job.plan.plan import Plan, read_plan
-from prism_job.spec.document import parse_spec
-from prism_job.storage.address import open_store
 from prism_job.store import codec, shards
-from tests.conftest import Job, Row, candidate, write_jsonl
+from tests.conftest import Job, Row, candidate, read_json, write_jsonl
 from tests.models import save_tiny_adapter
 
 FLOAT32 = 1e-5
@@ -48,25 +45,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
-def plan_of(job: Job) -> Plan:
-    return read_plan(parse_spec(job.spec_path().read_text(), "test"))
-
-
 def stored(job: Job) -> dict[tuple[str, str], dict[str, NDArray[Any]]]:
     """Every shard that the plan names: (kind, unit) -> its arrays, rows decoded."""
-    plan, store = plan_of(job), open_store(job.spec["store"])
-    wanted: list[tuple[str, shards.Kind, str]] = [
-        *((plan.extractor, "candidates", unit.id) for unit in plan.candidates),
-        *((plan.extractor, "targets", unit.id) for unit in plan.targets),
-        *((plan.extractor, "factors", unit) for unit in plan.factors),
-    ]
-    if plan.audit is not None:
-        wanted += [(plan.audit.extractor, "candidates", unit.id) for unit in plan.audit.units]
-        wanted += [(plan.audit.extractor, "sums", unit.id) for unit in plan.targets]
-        wanted += [(plan.audit.extractor, "factors", unit) for unit in plan.audit.factors]
     found = {}
-    for extractor, kind, unit in wanted:
-        arrays = dict(shards.read_shard(store, extractor, kind, unit).arrays)
+    for extractor, kind, unit in job.shards():
+        arrays = dict(shards.read_shard(job.store(), extractor, kind, unit).arrays)
         if kind == "candidates":
             arrays["rows"] = codec.decode_float16(arrays)
             del arrays["values"], arrays["unit"]
@@ -95,7 +78,7 @@ def assert_same_shards(found: Any, wanted: Any, tolerance: float = FLOAT32) -> N
 def uneven(job: Job) -> Job:
     """Seven units of candidates, the last of one row, texts of unlike length; one of 3 pairs."""
     write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(number) for number in range(25)])
-    job.spec["extraction"]["codec"] = {"kind": "float16"}
+    job.use_codec("float16")
     return job
 
 
@@ -130,24 +113,15 @@ def test_a_world_writes_the_shards_of_a_single_process(uneven: Job, stage: int, 
 
 
 def test_a_rank_without_a_unit_keeps_step_with_the_others(uneven: Job) -> None:
+    uneven.spec["extraction"]["examplesPerShard"] = 1024
     wanted = single(uneven)
     uneven.spec["extraction"]["deepspeed"] = {"stage": 3, "offload": "cpu"}  # where weights rest changes no row either
-    uneven.spec["extraction"]["examplesPerShard"] = 1024
     uneven.plan()
     code, events = extract(uneven, "--ranks=4")
     assert code == 0, events[-1]
     writers = {event["rank"] for event in events if event["event"] == "shard"}
     assert len(writers) == 2, "one unit of candidates and one of targets"
-    found = stored(uneven)
-    ((_, unit),) = [place for place in found if place[0] == "candidates"]
-    rows = {
-        example.tobytes(): row
-        for example, row in zip(found["candidates", unit]["ids"], found["candidates", unit]["rows"], strict=True)
-    }
-    for (kind, _), arrays in wanted.items():
-        if kind == "candidates":
-            for example, row in zip(arrays["ids"], arrays["rows"], strict=True):
-                assert np.linalg.norm(rows[example.tobytes()] - row) <= (FLOAT32 + 5e-4) * np.linalg.norm(row)
+    assert_same_shards(stored(uneven), wanted)
 
 
 def test_the_audit_of_a_world_is_that_of_a_single_process(uneven: Job) -> None:
@@ -164,7 +138,7 @@ def test_the_audit_of_a_world_is_that_of_a_single_process(uneven: Job) -> None:
         assert job.plan()["missing"] == 0
         found.append(stored(job))
         words = job.passes("reduce")
-        figures.append(json.loads(Path(words["manifest"]).read_text())["audit"])
+        figures.append(read_json(Path(words["manifest"]))["audit"])
     assert_same_shards(found[1], found[0])
     assert figures[0]["spearman_between"] is not None
     # Scores differ by rounding, which changes no rank of these twelve.
@@ -178,7 +152,7 @@ def test_a_group_does_its_own_units_first_and_then_those_that_others_left(uneven
     uneven.plan()
     code, events = extract(uneven, "--groups=2", "--group=1")  # the other group is gone for good
     assert (code, events[-1]["units"]) == (0, 8)
-    plan = plan_of(uneven)
+    plan = uneven.planned()
     order = [*(unit.id for unit in plan.targets), *(unit.id for unit in plan.candidates)]
     written = [event["unit"] for event in events if event["event"] == "shard" and event["kind"] != "factors"]
     assert written == [*order[1::2], *order[0::2][::-1]]

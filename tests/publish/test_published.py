@@ -126,7 +126,7 @@ def test_reordered_rows_are_another_unit_and_keep_their_own_ids(job: Job) -> Non
     rows[:4] = rows[:4][::-1]
     write_jsonl(job.folder / "pool" / "a.jsonl", rows)
     assert job.plan()["missing"] == 1
-    found = table_of(job.run(), "scores.parquet")
+    found = table_of(job.run(), "scores")
     assert [row["example_id"] for row in found] == [content_id(row) for row in rows]
     assert [row["line"] for row in found] == list(range(1, 11))
 

@@ -43,7 +43,7 @@ def made_up_direction(layers: int = 3) -> np.ndarray:
 
 
 @pytest.mark.parametrize("num_tokens", [200, 2], ids=["full rank", "fewer tokens than dims"])
-@pytest.mark.parametrize("damping", [0.001, 0.1, 10.0])
+@pytest.mark.parametrize("damping", [0.001, 0.1, 10.0, 1e12])
 def test_the_solve_is_that_of_the_dense_matrix(num_tokens: int, damping: float) -> None:
     factors, directions = made_up_factors(num_tokens), [made_up_direction(), made_up_direction()[::-1]]
     solved = solve(np.stack(directions), factors, damping)
@@ -52,22 +52,15 @@ def test_the_solve_is_that_of_the_dense_matrix(num_tokens: int, damping: float) 
         for layer in range(3):
             # The dense matrix's condition is at most 1e6 here; times 1e-16, and some room.
             assert np.linalg.norm(found[layer] - wanted[layer]) < 1e-9 * np.linalg.norm(wanted[layer])
+        if damping == 1e12:  # without end it leaves the plain direction: the largest eigenvalue is under 50 mean ones
+            plain = found * damping_value(factors, damping)
+            assert np.linalg.norm(plain - direction_LPP) < 50 / damping * np.linalg.norm(direction_LPP) + 1e-12
 
 
 def test_damping_is_in_units_of_the_mean_eigenvalue_over_all_layers() -> None:
     factors = made_up_factors(200)
     eigenvalues = np.concatenate([np.linalg.eigvalsh(curvature) for curvature in dense_curvature(factors)])
     assert damping_value(factors, 0.3) == pytest.approx(0.3 * eigenvalues.mean(), rel=1e-12)
-
-
-def test_damping_without_end_leaves_the_plain_direction() -> None:
-    factors, direction_LPP = made_up_factors(200), made_up_direction()
-    for damping in (1e6, 1e9, 1e12):
-        solved = solve(direction_LPP[None], factors, damping)[0] * damping_value(factors, damping)
-        # 1/(h + λ) = 1/λ · (1 − h/λ + …): at most the largest eigenvalue, here under 50 mean ones, over λ.
-        assert np.linalg.norm(solved - direction_LPP) < 50 / damping * np.linalg.norm(direction_LPP) + 1e-12
-        cosine = (solved * direction_LPP).sum() / np.linalg.norm(solved) / np.linalg.norm(direction_LPP)
-        assert cosine == pytest.approx(1, abs=(50 / damping) ** 2 + 1e-14)
 
 
 def test_factors_of_any_split_merge_to_the_whole() -> None:

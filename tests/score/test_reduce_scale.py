@@ -14,16 +14,12 @@ import pytest
 import safetensors.numpy
 
 from prism_job.errors import DataError
-from prism_job.plan.plan import Plan, read_plan
 from prism_job.score import column
 from prism_job.score.column import Column
 from prism_job.score.direction import fold_directions
 from prism_job.score.scorers import finish, scorer
 from prism_job.score.targets import weigh_targets
-from prism_job.spec.document import SelectionRun, parse_spec
-from prism_job.storage.address import open_store
 from prism_job.storage.folder import LocalFolder
-from prism_job.storage.objects import Store
 from prism_job.store import shards
 from tests.conftest import Job, candidate, write_jsonl
 
@@ -43,18 +39,12 @@ def reduce_to(job: Job, output: str) -> Path:
     """The same selection again, in another folder."""
     again = job.copy(output=str(job.folder / output))
     again.plan()
-    words = again.passes("reduce")
-    return Path(words["manifest"]).parent
-
-
-def parsed(job: Job) -> tuple[SelectionRun, Plan, Store]:
-    run = parse_spec(job.spec_path().read_text(), "selection.yaml")
-    return run, read_plan(run), open_store(run.spec.store)
+    return Path(again.passes("reduce")["manifest"]).parent
 
 
 def tables_in_memory(job: Job) -> tuple[pa.Table, pa.Table]:
     """scores.parquet and selected.parquet as they must read, with every row held at once and plain Python for the rest."""
-    run, plan, store = parsed(job)
+    run, plan, store = job.parsed(), job.planned(), job.store()
     targets = weigh_targets(run.spec, plan, store)
     (direction_D,), _ = fold_directions(run.spec, plan, store, targets.layers, targets.directions_KLPP)
     loaded = [
@@ -106,7 +96,7 @@ def test_streaming_is_the_reduction_in_memory_to_the_bit(
     job: Job, kind: str, part_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many_units(job)
-    job.spec["extraction"]["codec"] = {"kind": kind, "dims": 512} if kind == "sign" else {"kind": kind}
+    job.use_codec(kind)
     monkeypatch.setattr(column, "PART_ROWS", part_rows)
     folder = job.run().parent
     wanted_scores, wanted_selected = tables_in_memory(job)
@@ -139,7 +129,7 @@ def test_of_two_damaged_shards_the_first_is_named_whatever_is_read_ahead(
     many_units(job)
     job.plan()
     job.passes("extract")
-    _, plan, store = parsed(job)
+    plan, store = job.planned(), job.store()
     for place in (6, 4):
         path = Path(store.uri(shards.shard_key(plan.extractor, "candidates", plan.candidates[place].id)))
         content = bytearray(path.read_bytes())
@@ -152,7 +142,7 @@ def test_of_two_damaged_shards_the_first_is_named_whatever_is_read_ahead(
 def test_a_damaged_shard_has_the_same_words_with_and_without_reading_ahead(job: Job) -> None:
     job.plan()
     job.passes("extract")
-    _, plan, store = parsed(job)
+    plan, store = job.planned(), job.store()
     ids = [unit.id for unit in plan.candidates]
     path = Path(store.uri(shards.shard_key(plan.extractor, "candidates", ids[1])))
     content = path.read_bytes()
@@ -169,20 +159,14 @@ def test_a_damaged_shard_has_the_same_words_with_and_without_reading_ahead(job: 
 def test_arrays_read_are_those_of_the_safetensors_library(job: Job) -> None:
     job.plan()
     job.passes("extract")
-    _, plan, store = parsed(job)
-    kinds: list[tuple[shards.Kind, list[str]]] = [
-        ("candidates", [unit.id for unit in plan.candidates]),
-        ("targets", [unit.id for unit in plan.targets]),
-        ("factors", plan.factors),
-    ]
-    for kind, ids in kinds:
-        for unit_id in ids:
-            found = shards.read_shard(store, plan.extractor, kind, unit_id).arrays
-            wanted = safetensors.numpy.load(store.get(shards.shard_key(plan.extractor, kind, unit_id)))
-            assert found.keys() == wanted.keys()
-            for name, array in wanted.items():
-                assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
-                assert found[name].tobytes() == array.tobytes()
+    store = job.store()
+    for extractor, kind, unit in job.shards():
+        found = shards.read_shard(store, extractor, kind, unit).arrays
+        wanted = safetensors.numpy.load(store.get(shards.shard_key(extractor, kind, unit)))
+        assert found.keys() == wanted.keys()
+        for name, array in wanted.items():
+            assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+            assert found[name].tobytes() == array.tobytes()
 
 
 class Watched(LocalFolder):

@@ -125,19 +125,6 @@ def test_selection_is_that_of_plain_loops(rows: list[Any], spec: SelectionSpec) 
     assert found.threshold == threshold
 
 
-@PROPERTY
-@given(st.lists(row_strategy, max_size=20), selection_strategy())
-def test_unusable_rows_are_never_selected_and_take_no_budget(rows: list[Any], spec: SelectionSpec) -> None:
-    usable = [place for place, row in enumerate(rows) if row[3]]
-    found, without = selected(rows, spec), selected([rows[place] for place in usable], spec)
-    assert (found is None) == (without is None)
-    if found is None or without is None:
-        return
-    assert [usable[place] for place in without.order] == found.order.tolist()
-    assert not found.selected_N[[place for place, row in enumerate(rows) if not row[3]]].any()
-    assert not found.duplicate_N[[place for place, row in enumerate(rows) if not row[3]]].any()
-
-
 @pytest.mark.parametrize(("tokens", "taken"), [(4, 0), (5, 1), (11, 1), (12, 2), (13, 2), (14, 3)])
 def test_a_token_budget_is_spent_to_the_last_token_and_never_exceeded(tokens: int, taken: int) -> None:
     arrays = as_arrays([3.0, 2.0, 1.0], IDS[:3], [5, 7, 2], [True] * 3)  # the third would still fit: it is not reached

@@ -78,6 +78,16 @@ def stepped(step: dict[str, Tensor]) -> Iterator[None]:
             module.weight.data.copy_(before[name])
 
 
+def gradient_of(place: int) -> dict[str, Tensor]:
+    return weight_gradients(tiny_model(), made_up_candidates()[place], mean=False)[0]
+
+
+def preference_after(size: float, step: dict[str, Tensor]) -> float:
+    """Mean of π after a step of this size against `step`."""
+    with stepped(times(-size / norm_of(step), step)):
+        return float(preferences().mean())
+
+
 def times(factor: float, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: factor * gradient for name, gradient in gradients.items()}
 
@@ -135,8 +145,8 @@ def extracted_scores(dim: int, fold_dims: int | None, *, exact: bool = False) ->
 def test_a_score_is_the_slope_of_the_weighted_log_odds_along_training() -> None:
     scores, weight_Q = extracted_scores(48, None, exact=True), preferences()
     assert len({*np.sign(scores)}) == 2
-    for candidate, score in zip(made_up_candidates(), scores, strict=True):
-        gradient, _, _ = weight_gradients(tiny_model(), candidate, mean=False)
+    for place, score in enumerate(scores):
+        gradient = gradient_of(place)
         size = 1e-5 / norm_of(gradient)
         sides = []
         for sign in (-1, 1):
@@ -154,24 +164,17 @@ def test_training_on_the_highest_scored_raises_the_preference_and_on_the_lowest_
     ranked = np.argsort(extracted_scores(dim, fold_dims))
     before = preferences().mean()
     for places, sign in ((ranked[-5:], 1), (ranked[:5], -1)):
-        training = summed(
-            [weight_gradients(tiny_model(), made_up_candidates()[place], mean=False)[0] for place in places]
-        )
-        with stepped(times(-0.02 / norm_of(training), training)):
-            assert sign * (preferences().mean() - before) > 1e-4
+        training = summed([gradient_of(place) for place in places])
+        assert sign * (preference_after(0.02, training) - before) > 1e-4
 
 
 def test_no_random_step_raises_the_preference_like_the_one_against_the_direction() -> None:
     direction, before = weighted_direction(), preferences().mean()
     size = 0.05
-    with stepped(times(-size / norm_of(direction), direction)):
-        gained = preferences().mean() - before
-    with stepped(times(size / norm_of(direction), direction)):
-        lost = preferences().mean() - before
-    assert gained > 0 > lost
+    gained = preference_after(size, direction) - before
+    assert gained > 0 > preference_after(-size, direction) - before
     generator = torch.Generator().manual_seed(0)
     for _ in range(30):
         random = {name: torch.randn(g.shape, generator=generator, dtype=g.dtype) for name, g in direction.items()}
-        with stepped(times(size / norm_of(random), random)):
-            # 15,360 dims: a random direction has a cosine of about 0.008 with the best one.
-            assert abs(preferences().mean() - before) < 0.2 * gained
+        # 15,360 dims: a random direction has a cosine of about 0.008 with the best one.
+        assert abs(preference_after(size, random) - before) < 0.2 * gained

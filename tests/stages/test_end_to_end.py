@@ -179,13 +179,8 @@ def job_over_all_conventions(job: Job, kind: str) -> Job:
 
 
 def stored(job: Job, kind: shards.Kind) -> list[dict[str, NDArray[Any]]]:
-    plan, store = job.planned(), job.store()
-    units = {
-        "candidates": [unit.id for unit in plan.candidates],
-        "targets": [unit.id for unit in plan.targets],
-        "factors": plan.factors,
-    }[kind]
-    return [shards.read_shard(store, plan.extractor, kind, unit).arrays for unit in units]
+    units = [(extractor, unit) for extractor, found, unit in job.shards() if found == kind]
+    return [shards.read_shard(job.store(), extractor, kind, unit).arrays for extractor, unit in units]
 
 
 def joined(parts: list[dict[str, NDArray[Any]]], name: str) -> NDArray[Any]:

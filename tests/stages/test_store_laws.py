@@ -155,18 +155,17 @@ def test_the_cut_into_units_and_their_order_change_no_score(job: Job, curvature:
 
 
 def shard_files(job: Job, kind: shards.Kind = "candidates") -> list[Path]:
-    plan = job.planned()
-    ids = {"candidates": [unit.id for unit in plan.candidates], "targets": [unit.id for unit in plan.targets]}
-    return [job.folder / "store" / shards.shard_key(plan.extractor, kind, one) for one in ids.get(kind, plan.factors)]
+    return [job.folder / "store" / shards.shard_key(*shard) for shard in job.shards() if shard[1] == kind]
 
 
-KINDS: tuple[shards.Kind, ...] = ("candidates", "targets", "factors")
+KINDS = ("candidates", "targets", "factors", "sums")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("damage", ["truncated", "header", "renamed", "foreign", "missing", "empty"])
 def test_a_damaged_shard_is_refused_by_name(job: Job, damage: str, kind: shards.Kind) -> None:
     write_jsonl(job.folder / "targets.jsonl", [pair(number) for number in range(20)])  # two units of targets
+    job.spec["audit"] = {"examples": 10 if kind == "sums" else 0}
     job.plan()
     job.passes("extract")
     victim, other = shard_files(job, kind)[:2]
@@ -194,6 +193,7 @@ def test_a_damaged_shard_is_refused_by_name(job: Job, damage: str, kind: shards.
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_flipped_bit_is_noticed(job: Job, kind: shards.Kind) -> None:
+    job.spec["audit"] = {"examples": 10 if kind == "sums" else 0}
     job.run()
     victim = shard_files(job, kind)[0]
     content = victim.read_bytes()
@@ -203,7 +203,9 @@ def test_every_flipped_bit_is_noticed(job: Job, kind: shards.Kind) -> None:
         damaged[place] ^= 1 << int(generator.integers(8))
         victim.write_bytes(damaged)
         # Byte by byte the refusal must come from reading, whatever the byte was: length, header, payload.
-        job.copy(output=str(job.folder / f"out{place}")).fails("reduce", 65, victim.name)
+        again = job.copy(output=str(job.folder / f"out{place}"))
+        again.plan()
+        again.refuses("reduce", 65, victim.name)
 
 
 def test_the_manifest_has_a_checksum_of_every_file_beside_it(job: Job) -> None:

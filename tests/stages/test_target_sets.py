@@ -280,7 +280,6 @@ def test_the_report_shows_the_sets_and_warns_when_one_dominates(job: Job, weight
         ({"sets": []}, "at least 1"),
         ({"sets": [{"name": "a", "uris": ["x"]}, {"name": "a", "uris": ["y"]}]}, "two sets have the name a"),
         ({"sets": [{"name": "Math", "uris": ["x"]}]}, "sets.0.name"),
-        ({"sets": [{"name": "", "uris": ["x"]}]}, "sets.0.name"),
         ({"sets": [{"name": "x" * 64, "uris": ["x"]}]}, "sets.0.name"),
         ({"sets": [{"name": "a.b", "uris": ["x"]}]}, "sets.0.name"),
         ({"sets": [{"uris": ["x"]}]}, "sets.0.name"),

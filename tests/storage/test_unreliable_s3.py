@@ -147,30 +147,6 @@ def test_what_a_store_holds_costs_one_page_for_each_thousand_objects(s3: Any, mo
         assert len(proxy.paths) == len(rows) // PAGE
 
 
-def test_a_file_in_parts_is_checked_against_the_servers_checksum(
-    s3: Any, small_pieces: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    content = random.Random(0).randbytes(3 * small_pieces + 5)
-    (tmp_path / "up").write_bytes(content)
-    store = S3Prefix("s3://prism")
-    store.put_file("large", tmp_path / "up")
-    sent: list[bytes] = []
-    honest = S3Prefix._get_piece
-
-    def one_bit_off(*arguments: Any) -> bytes:
-        piece = bytearray(honest(*arguments))
-        piece[3] ^= 1
-        sent.append(bytes(piece))
-        return sent[-1]
-
-    monkeypatch.setattr(S3Prefix, "_get_piece", one_bit_off)
-    with pytest.raises(TransientError, match="fails its MD5"):
-        store.download("large", tmp_path / "down")
-    assert len(sent) == 4
-    # Nothing of it is kept: neither the file nor the pieces.
-    assert [path.name for path in tmp_path.iterdir()] == ["up"]
-
-
 @pytest.mark.parametrize("algorithm", ["CRC32", "SHA256", "SHA1", "MD5"])
 @pytest.mark.parametrize(
     "sizes", [None, [1000, 1000, 500], [700, 1500, 300]], ids=["whole", "equal parts", "odd parts"]
