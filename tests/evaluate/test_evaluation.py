@@ -14,7 +14,7 @@ import pytest
 
 from prism_job.evaluate.metrics import preference_figures, ranking_figures, wilson
 from tests.conftest import Job, candidate, pair, read_json, table_of, write_jsonl
-from tests.publish.test_published import auroc_by_hand, precision_by_hand
+from tests.publish.test_published import auroc_by_hand, precision_by_hand, rankings_of
 
 
 def some_ranking(size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -201,16 +201,11 @@ def test_budgets_are_shares_of_the_ranked_rows_and_the_runs_own_is_among_them(jo
     rows = ranked_rows(manifest)
     assert words["num_examples"] == len(rows) == 29
     good = [row["good"] for row in rows]
-    rankings = {
-        "": [row["score"] for row in rows],
-        "loss_": [-row["nll"] / row["num_tokens"] for row in rows],
-        "loss_sum_": [-row["nll"] for row in rows],
-    }
     shares = {"2": 1, "5": 1, "10": 3, "20": 6, "50": 14}
     taken_at = {name.removeprefix("taken_at_"): words[name] for name in words if name.startswith("taken_at_")}
     assert taken_at == shares, "one per cent of 29 rows is none"
     assert words["taken_by_budget"] == 6
-    for prefix, ranking in rankings.items():
+    for prefix, ranking in rankings_of(rows).items():
         assert f"{prefix}precision_at_1" not in words
         for name, taken in {**shares, "budget": 6}.items():
             precision, recall = f"{prefix}precision_at_{name}", f"{prefix}recall_at_{name}"

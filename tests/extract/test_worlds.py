@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +163,7 @@ def test_a_group_does_its_own_units_first_and_then_those_that_others_left(uneven
 def test_the_units_of_a_group_killed_for_good_are_done_by_the_other(uneven: Job) -> None:
     write_jsonl(uneven.folder / "pool" / "a.jsonl", [candidate(number) for number in range(400)])
     uneven.plan()
-    with world(uneven, "--ranks=2", "--groups=2", "--group=0") as doomed:
-        ranks = children(doomed.pid)
+    with world(uneven, "--ranks=2", "--groups=2", "--group=0") as (doomed, ranks):
         wait_for(doomed, '"shard"')
         for pid in [*ranks, doomed.pid]:
             os.kill(pid, signal.SIGKILL)
@@ -205,8 +205,7 @@ def test_a_hang_names_rank_and_step_and_is_transient(uneven: Job) -> None:
     uneven.spec["extraction"] |= {"deepspeed": {"stage": 3}, "stepTimeoutSeconds": 5}
     write_jsonl(uneven.folder / "pool" / "a.jsonl", [candidate(number) for number in range(800)])
     uneven.plan()
-    with world(uneven, "--ranks=2") as process:
-        ranks = children(process.pid)
+    with world(uneven, "--ranks=2") as (process, ranks):
         wait_for(process, '"shard"')
         os.kill(ranks[0], signal.SIGSTOP)
         out, _ = process.communicate(timeout=90)
@@ -224,8 +223,7 @@ def test_a_world_that_ends_early_leaves_no_rank_and_keeps_finished_units(
     uneven.spec["extraction"]["deepspeed"] = {"stage": stage}
     write_jsonl(uneven.folder / "pool" / "a.jsonl", [candidate(number) for number in range(400)])
     uneven.plan()
-    with world(uneven, "--ranks=2") as process:
-        ranks = children(process.pid)
+    with world(uneven, "--ranks=2") as (process, ranks):
         wait_for(process, '"shard"')
         os.kill(process.pid if sent == signal.SIGTERM else ranks[1], sent)
         process.communicate(timeout=60)
@@ -242,8 +240,7 @@ def test_a_world_that_ends_early_leaves_no_rank_and_keeps_finished_units(
 def test_a_spawner_killed_hard_leaves_no_rank(uneven: Job) -> None:
     write_jsonl(uneven.folder / "pool" / "a.jsonl", [candidate(number) for number in range(4000)])
     uneven.plan()
-    with world(uneven, "--ranks=2") as process:
-        ranks = children(process.pid)
+    with world(uneven, "--ranks=2") as (process, ranks):
         wait_for(process, '"shard"')
         process.kill()
         deadline = time.monotonic() + 20
@@ -252,23 +249,18 @@ def test_a_spawner_killed_hard_leaves_no_rank(uneven: Job) -> None:
         assert not alive
 
 
-class world:  # noqa: N801 - a context manager
-    """A spawner and its ranks while entered; none of them outlives it."""
-
-    def __init__(self, job: Job, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            command(job, *arguments), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment()
-        )
-
-    def __enter__(self) -> subprocess.Popen[str]:
-        deadline = time.monotonic() + 60
-        while len(children(self.process.pid)) < 2 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        self.ranks = children(self.process.pid)
-        return self.process
-
-    def __exit__(self, *_: object) -> None:
-        for pid in [self.process.pid, *self.ranks]:
+@contextlib.contextmanager
+def world(job: Job, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A spawner and the pids of its ranks; none of them outlives it."""
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen(command(job, *arguments), env=environment(), **pipes)
+    deadline = time.monotonic() + 60
+    while len(ranks := children(process.pid)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    try:
+        yield process, ranks
+    finally:
+        for pid in [process.pid, *ranks]:
             if is_alive(pid):
                 os.kill(pid, signal.SIGKILL)
 

@@ -91,35 +91,27 @@ def uses_adapter_as_model(job: Job) -> None:
     job.spec["model"]["uri"] = str(save_tiny_adapter(job.folder / "adapter"))
 
 
-WHY = [turn("user", "why " * 200)]
+def pool(job: Job, name: str) -> Path:
+    return job.folder / "pool" / name
+
+
+PRETTY = json.dumps(candidate(1), indent=2)
+IDENTICAL = pair(0) | {"rejected": pair(0)["chosen"]}
+TOO_LONG = pair(1) | {"prompt": [turn("user", "why " * 200)]}
+NO_REJECTED = {key: pair(1)[key] for key in ("prompt", "chosen")}
 DROP_LOWEST = {"drop": "lowest"}
 REFUSED: list[tuple[str, Callable[[Job], object]]] = [
     ("plan 64: no.jsonl | nothing there", sets("candidates.uris", ["FOLDER/no.jsonl"])),
-    (
-        "plan 64: none is a data file",
-        lambda job: (job.folder / "pool" / "a.jsonl").rename(job.folder / "pool" / "a.md"),
-    ),
+    ("plan 64: none is a data file", lambda job: pool(job, "a.jsonl").rename(pool(job, "a.md"))),
     ("plan 64: pool is empty", writes("pool/a.jsonl", "")),
     ("plan 65: b.jsonl line 1 | not JSON | maxBadFraction", writes("pool/b.jsonl", "{broken\n")),
-    (
-        "plan 65: pretty.json | one object over several lines",
-        writes("pool/pretty.json", json.dumps(candidate(1), indent=2)),
-    ),
+    ("plan 65: pretty.json | one object over several lines", writes("pool/pretty.json", PRETTY)),
     ("plan 64: cannot be printed | b\\udcff.jsonl", writes("pool/b\udcff.jsonl", "")),
-    (
-        "plan 65: b.jsonl | does a link point to nothing",
-        lambda job: (job.folder / "pool" / "b.jsonl").symlink_to("nowhere"),
-    ),
+    ("plan 65: b.jsonl | does a link point to nothing", lambda job: pool(job, "b.jsonl").symlink_to("nowhere")),
     ("plan 64: spec.store | inside the data", sets("store", "FOLDER/pool/store")),
     ("plan 64: no targets", writes_targets()),
-    (
-        "plan 65: targets.jsonl line 1 | chosen and rejected are identical",
-        writes_targets(pair(0) | {"rejected": pair(0)["chosen"]}),
-    ),
-    (
-        "extract 65: targets.jsonl line 2 | chosen response | maxLength",
-        writes_targets(pair(0), pair(1) | {"prompt": WHY}),
-    ),
+    ("plan 65: targets.jsonl line 1 | chosen and rejected are identical", writes_targets(IDENTICAL)),
+    ("extract 65: targets.jsonl line 2 | chosen response | maxLength", writes_targets(pair(0), TOO_LONG)),
     ("plan 64: spec.extraction.tokenPerBatch | did you mean 'tokensPerBatch'?", sets("extraction.tokenPerBatch", 5)),
     ("plan 64: spec.selection.budget.fraction | less than or equal to 1", sets("selection.budget", {"fraction": 1.5})),
     ("reduce 64: 1000 | budget.count", sets("selection", DROP_LOWEST | {"budget": {"count": 1000}})),
@@ -128,23 +120,14 @@ REFUSED: list[tuple[str, Callable[[Job], object]]] = [
     ("plan 64: no .safetensors weights | pickled weights", uses_model(pickled)),
     ("plan 64: model.adapter", uses_adapter_as_model),
     ("extract 65: damaged weights | changed", uses_model(truncated)),
-    (
-        "extract 65: model.layers.1.mlp.up_proj.weight | NaN",
-        rewrites_weight(lambda by_name: by_name[WEIGHT].fill_(torch.nan)),
-    ),
-    ("extract 65: model.layers.1.mlp.up_proj.weight | random", rewrites_weight(lambda by_name: by_name.pop(WEIGHT))),
+    (f"extract 65: {WEIGHT} | NaN", rewrites_weight(lambda by_name: by_name[WEIGHT].fill_(torch.nan))),
+    (f"extract 65: {WEIGHT} | random", rewrites_weight(lambda by_name: by_name.pop(WEIGHT))),
     ("extract 64: chat template | chat_template.jinja", uses_model(lambda folder: None, chat_template=False)),
     ("extract 64: chat template does not work | chat_template.jinja", uses_template("{% if %}")),
     ("extract 64: chat template does not work | no_such_filter", uses_template("{{ messages | no_such_filter }}")),
     ("extract 64: 5000 | 4096", sets("extraction.maxLength", 5000)),
-    (
-        "extract 64: codec.dims | 896 | set it to 512 or less",
-        sets("extraction.codec", {"kind": "sign", "dims": 65536}),
-    ),
-    (
-        "plan 65: targets.jsonl line 2 | no 'rejected' | uniform",
-        writes_targets(pair(0), {key: pair(1)[key] for key in ("prompt", "chosen")}),
-    ),
+    ("extract 64: codec.dims | 896 | set it to 512 or less", sets("extraction.codec.dims", 65536)),
+    ("plan 65: targets.jsonl line 2 | no 'rejected' | uniform", writes_targets(pair(0), NO_REJECTED)),
 ]
 """(failing stage and exit code: what the error mentions; the change that causes it)"""
 
@@ -194,12 +177,12 @@ def test_a_line_without_end_costs_bounded_memory(job: Job, monkeypatch: pytest.M
     monkeypatch.setattr("prism_job.data.data_files.MAX_LINE_BYTES", 2**20)
     rows = [json.dumps(candidate(number)) for number in range(3)]
     long = json.dumps({"text": "x" * 5 * 2**20})
-    (job.folder / "pool" / "a.jsonl").write_text("\n".join([rows[0], long, rows[1], long, "", rows[2], long]))
+    pool(job, "a.jsonl").write_text("\n".join([rows[0], long, rows[1], long, "", rows[2], long]))
     job.fails("plan", DAMAGED_DATA, "3 of 6", "a line of more than 1 MiB", "a.jsonl line 2", "a.jsonl line 4", "line 7")
 
 
 def test_a_folder_that_cannot_be_listed_is_not_skipped(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    (job.folder / "pool" / "locked").mkdir()
+    pool(job, "locked").mkdir()
     listed = os.scandir
 
     def refusing(path: str) -> Any:
@@ -241,7 +224,7 @@ def test_tools_as_json_text_and_as_json_are_the_same_example(job: Job) -> None:
     ],
 )
 def test_a_row_that_cannot_be_used_is_quarantined_with_line_and_reason(job: Job, row: object, reason: str) -> None:
-    with (job.folder / "pool" / "a.jsonl").open("a") as file:
+    with pool(job, "a.jsonl").open("a") as file:
         file.write((row if isinstance(row, str) else json.dumps(row)) + "\n")
     job.fails("plan", DAMAGED_DATA, "a.jsonl line 11", reason)
     job.spec["candidates"]["maxBadFraction"] = 0.1
@@ -252,7 +235,7 @@ def test_a_row_that_cannot_be_used_is_quarantined_with_line_and_reason(job: Job,
 
 
 def test_ignored_files_are_listed_in_the_plan(job: Job) -> None:
-    (job.folder / "pool" / "README.md").write_text("hello")
+    pool(job, "README.md").write_text("hello")
     assert read_json(job.run().parent / "plan.json")["ignored"] == [str(job.folder / "pool/README.md")]
 
 
@@ -276,8 +259,7 @@ def test_wrong_fields_and_texts_that_are_no_document_are_refused_once_each(text:
 
 
 def test_a_stricter_bad_fraction_is_checked_again_after_publication(job: Job) -> None:
-    with (job.folder / "pool" / "a.jsonl").open("a") as file:
-        file.write(json.dumps({"messages": [turn("user", "long " * 200), turn("assistant", "yes")]}) + "\n")
+    write_jsonl(pool(job, "b.jsonl"), [{"messages": [turn("user", "long " * 200), turn("assistant", "yes")]}])
     job.spec["candidates"]["maxBadFraction"] = 0.2
     assert job.run().exists()
     job.spec["candidates"]["maxBadFraction"] = 0.0
@@ -423,10 +405,10 @@ def test_a_turn_of_tool_calls_alone_is_shown_in_the_report(job: Job) -> None:
 
 def test_csv_as_pandas_and_excel_write_it_and_json_with_a_byte_order_mark_are_read(job: Job) -> None:
     rows = json.dumps([candidate(number) for number in range(10)])
-    (job.folder / "pool" / "a.jsonl").unlink()
-    (job.folder / "pool" / "a.json").write_bytes(b"\xef\xbb\xbf" + rows.encode())
-    (job.folder / "pool" / "pandas.csv").write_text(",prompt,completion\n0,Say,one\n1,Say,two\n2,Say,three\n")
-    (job.folder / "pool" / "excel.csv").write_bytes(b"\xef\xbb\xbfprompt,completion\nSay,four\nSay,five\n")
+    pool(job, "a.jsonl").unlink()
+    pool(job, "a.json").write_bytes(b"\xef\xbb\xbf" + rows.encode())
+    pool(job, "pandas.csv").write_text(",prompt,completion\n0,Say,one\n1,Say,two\n2,Say,three\n")
+    pool(job, "excel.csv").write_bytes(b"\xef\xbb\xbfprompt,completion\nSay,four\nSay,five\n")
     assert job.plan()["examples"] == 15
 
 

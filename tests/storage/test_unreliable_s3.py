@@ -25,10 +25,6 @@ PAGE = 1000
 """Objects of one page of a listing, on S3 as on moto."""
 
 
-def endpoint(client: Any) -> str:
-    return str(client.meta.endpoint_url)
-
-
 def fill(bucket: str, keys: list[str]) -> None:
     """Objects laid straight into moto's memory: thousands of puts would take half a minute."""
     from moto.s3.models import s3_backends
@@ -56,7 +52,7 @@ def test_a_fifth_of_failed_requests_changes_no_byte_and_each_is_one_retry(
     calm = open_store(done[-1]["manifest"].removesuffix("/manifest.json")).get("selected.parquet")
     no_pauses.setenv("PRISM_CACHE", str(job.folder / "another-node"))
     rough = clean.copy(store="s3://prism/other-gradients", output="s3://prism/other-selections")
-    with UnreliableProxy(endpoint(s3), 0.2, seed, delay_seconds=0.01) as proxy:
+    with UnreliableProxy(s3.meta.endpoint_url, 0.2, seed, delay_seconds=0.01) as proxy:
         point_at(proxy.url, no_pauses)
         done = [rough.passes(stage) for stage in STAGES]
         content = open_store(done[-1]["manifest"].removesuffix("/manifest.json")).get("selected.parquet")
@@ -74,7 +70,7 @@ def test_every_operation_survives_every_fault(
     content = random.Random(kind).randbytes(10 * small_pieces + 1)
     (tmp_path / "up").write_bytes(content)
     before = retries.num_retries()
-    with UnreliableProxy(endpoint(s3), 0.4, seed=3, kinds=(kind,)) as proxy:
+    with UnreliableProxy(s3.meta.endpoint_url, 0.4, seed=3, kinds=(kind,)) as proxy:
         point_at(proxy.url, no_pauses)
         store = open_store("s3://prism/x")
         store.put("small", b"some bytes")
@@ -120,7 +116,7 @@ def test_an_upload_whose_last_response_was_lost_counts_as_done(
 def test_a_listing_retries_only_the_page_that_failed(s3: Any, no_pauses: pytest.MonkeyPatch) -> None:
     keys = [f"many/{number:05d}" for number in range(4 * PAGE + 1)]
     fill("prism", keys)
-    with UnreliableProxy(endpoint(s3), 0.4, seed=2, kinds=("slow_down", "cut", "reset_after")) as proxy:
+    with UnreliableProxy(s3.meta.endpoint_url, 0.4, seed=2, kinds=("slow_down", "cut", "reset_after")) as proxy:
         point_at(proxy.url, no_pauses)
         assert [listed.key for listed in open_store("s3://prism").list("many/")] == keys
     assert proxy.num_faults > 0
@@ -136,7 +132,7 @@ def test_what_a_store_holds_costs_one_page_for_each_thousand_objects(s3: Any, mo
     elsewhere = [shards.shard_key("another", "candidates", unit) for unit in units]
     rows = [f"rows/{unit}.jsonl.zst" for unit in units]
     fill("prism", [f"store/{key}" for key in keys + elsewhere + rows])
-    with UnreliableProxy(endpoint(s3), 0.0, seed=0) as proxy:
+    with UnreliableProxy(s3.meta.endpoint_url, 0.0, seed=0) as proxy:
         point_at(proxy.url, monkeypatch)
         store = open_store("s3://prism/store")
         present = shards.units_present(store, "digest")
