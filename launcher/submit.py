@@ -134,10 +134,9 @@ def _check_same_request(run: SelectionRun, there: Record) -> None:
     try:
         theirs = there.parse()
     except SpecError as error:
+        what = f"the run of that name in the cluster is not valid: {error.what}"
         fix = "remove it (`kubectl delete`), or submit under another metadata.name"
-        raise SpecError(
-            f"the run of that name in the cluster is not valid: {error.what}", where=where, fix=fix
-        ) from None
+        raise SpecError(what, where=where, fix=fix) from None
     if request_digest(run) == request_digest(theirs):
         return
     lines = "\n  ".join(["a run of that name asks for something else:", *differences(run, theirs)[:20]])
@@ -253,17 +252,6 @@ def read_document(text: str, where: str, namespace: str) -> Document:
 
 def outcome(record: Record) -> dict[str, Any]:
     """How far a run is, or how it ended, as the JSON that `--json` prints."""
-    names = (
-        "phase",
-        "message",
-        "manifest",
-        "round",
-        "units",
-        "missing_units",
-        "examples",
-        "pairs",
-        "bad_rows",
-        "selected",
-    )
-    status = {name: getattr(record.status, name) for name in (*names, "restarts")}
+    names = "phase message manifest round units missing_units examples pairs bad_rows selected restarts"
+    status = {name: getattr(record.status, name) for name in names.split()}
     return {"run": record.name, "namespace": record.namespace, **status}

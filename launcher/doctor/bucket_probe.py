@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from launcher.doctor.findings import Finding, error, ok, warning
+from launcher.follow.event_text import parse_event
 from launcher.kube.cluster import Cluster
 from launcher.kube.errors import ClusterError, Conflict, Refused, Unavailable
 from launcher.reconcile.child_status import why_not_running
@@ -71,11 +72,9 @@ def try_buckets(
     job = probe_job(run, namespace, deadline_seconds)
     try:
         created = _create(cluster, job)
-    except Refused as refused:
-        yield warning("addresses", f"not tested: {refused.what}", "ask someone who may create Jobs here to run it")
-        return
     except ClusterError as failed:
-        yield warning("addresses", f"not tested: {failed.what}", failed.fix)
+        fix = "ask someone who may create Jobs here to run it" if isinstance(failed, Refused) else failed.fix
+        yield warning("addresses", f"not tested: {failed.what}", fix)
         return
     try:
         yield from _outcome(cluster, created, run, deadline_seconds)
@@ -184,19 +183,13 @@ def _log_lines(cluster: Cluster, namespace: str, pods: Sequence[Object]) -> list
 
 
 def _findings(lines: Sequence[str]) -> Iterator[Finding]:
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
+    for event in filter(None, map(parse_event, lines)):
+        if event["event"] != "probe":
             continue
-        if not isinstance(event, dict) or event.get("event") != "probe":
-            continue
-        address = str(event.get("address"))
+        detail = f"{event.get('address')}: {event.get('error', event.get('can'))}"
         if "error" in event:
-            yield error("addresses", f"{address}: {event['error']}", str(event.get("fix")))
+            yield error("addresses", detail, str(event.get("fix")))
         elif "but empty" in str(event.get("can")):
-            yield warning(
-                "addresses", f"{address}: {event.get('can')}", "check the URI, or upload the data before the run"
-            )
+            yield warning("addresses", detail, "check the URI, or upload the data before the run")
         else:
-            yield ok("addresses", f"{address}: {event.get('can')}")
+            yield ok("addresses", detail)

@@ -64,15 +64,13 @@ def examine(cluster: Cluster, namespace: str, run: SelectionRun | None, *, probe
 def _check_server(version: str) -> Finding:
     match = re.match(r"v?1\.(\d+)", version)
     if match is None:
-        return warning(
-            "server", f"version {version}", f"PRISM is tested with Kubernetes 1.{OLDEST_MINOR} to 1.{NEWEST_MINOR}"
-        )
+        fix = f"PRISM is tested with Kubernetes 1.{OLDEST_MINOR} to 1.{NEWEST_MINOR}"
+        return warning("server", f"version {version}", fix)
     if int(match[1]) < OLDEST_MINOR:
         return error("server", f"version {version} is too old", f"upgrade to Kubernetes 1.{OLDEST_MINOR} or later")
     if int(match[1]) > NEWEST_MINOR:
-        return warning(
-            "server", f"version {version}", f"newer than 1.{NEWEST_MINOR}, the latest that PRISM is tested with"
-        )
+        fix = f"newer than 1.{NEWEST_MINOR}, the latest that PRISM is tested with"
+        return warning("server", f"version {version}", fix)
     return ok("server", f"version {version}")
 
 
@@ -98,9 +96,8 @@ def _check_custom_resource(cluster: Cluster, has_custom_resource: bool) -> Itera
     missing = sorted(_fields(crd()) - _fields(installed))
     if missing:
         shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-        yield warning(
-            "kind", f"{served}, but lacks {len(missing)} field(s) of this version: {shown}", "kubectl apply -k k8s/"
-        )
+        what = f"{served}, but lacks {len(missing)} field(s) of this version: {shown}"
+        yield warning("kind", what, "kubectl apply -k k8s/")
     else:
         yield ok("kind", served)
 
@@ -126,18 +123,16 @@ def _check_operator(leases: list[dict[str, Any]], hidden: dict[str, str]) -> Ite
     fix = "check `kubectl -n prism-system get pods`; without an operator, `prism submit --wait` drives the run itself"
     if not leases and hidden:
         reasons = ", ".join(f"{it}: {why}" for it, why in hidden.items())
-        yield warning(
-            "operator", f"it is not known whether one runs: its Lease {LEASE} could not be read ({reasons})", fix
-        )
+        what = f"it is not known whether one runs: its Lease {LEASE} could not be read ({reasons})"
+        yield warning("operator", what, fix)
     elif not leases:
         yield warning("operator", f"none: there is no Lease {LEASE}", fix)
     for lease in leases:
         spec, where = lease["spec"], f"{lease['metadata']['namespace']}/{LEASE}"
-        renewed = spec.get("renewTime")
-        if not spec.get("holderIdentity") or not renewed:
+        if not spec.get("holderIdentity") or not spec.get("renewTime"):
             yield warning("operator", f"{where}: no operator leads", fix)
             continue
-        age = age_text(parse_time(renewed), datetime.datetime.now(datetime.UTC))
+        age = age_text(parse_time(spec["renewTime"]), datetime.datetime.now(datetime.UTC))
         if _is_alive(lease):
             yield ok("operator", f"{where}: {spec['holderIdentity']} leads, Lease renewed {age} ago")
         else:

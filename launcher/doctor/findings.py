@@ -43,14 +43,9 @@ def run_check(check: str, check_it: Callable[[], Iterable[Finding]]) -> Iterator
     """The findings of a check; a warning instead if it is not allowed, or the API server does not answer."""
     try:
         yield from list(check_it())
-    except Refused as refused:
-        yield warning(
-            check,
-            f"not checked: {refused.what}",
-            "ask for the right to read it, or ask someone who has it",
-        )
     except ClusterError as failed:
-        yield warning(check, f"not checked: {failed.what}", failed.fix)
+        fix = "ask for the right to read it, or ask someone who has it" if isinstance(failed, Refused) else failed.fix
+        yield warning(check, f"not checked: {failed.what}", fix)
 
 
 def findings_table(findings: Iterable[Finding]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from launcher.doctor.findings import Finding, ok, warning
 from launcher.kube.cluster import Cluster
+from launcher.reconcile.child_status import true_conditions
 from launcher.render.attempt import Attempt
 from launcher.render.job import job as job_of
 from launcher.resource.object import Object
@@ -23,7 +24,8 @@ def check_nodes(cluster: Cluster, namespace: str, run: SelectionRun, spec: Clust
     pod = job_of(Attempt(run, "extract", namespace=namespace))["spec"]["template"]["spec"]
     requests = requests_of(pod)
     nodes = [node for node in cluster.list("Node", None).items if _is_ready(node) and _is_selected(node, pod)]
-    capacities = [{name: quantity(str(value)) for name, value in _allocatable(node).items()} for node in nodes]
+    allocatable = [node.get("status", {}).get("allocatable") or {} for node in nodes]
+    capacities = [{name: quantity(str(value)) for name, value in amounts.items()} for amounts in allocatable]
     is_too_large = False
     for name, amount in requests.items():
         most = max((capacity.get(name, 0.0) for capacity in capacities), default=0.0)
@@ -46,9 +48,8 @@ def check_nodes(cluster: Cluster, namespace: str, run: SelectionRun, spec: Clust
         what = f"{num_fitting} of {num_pods} pods ({spec.groups} groups × {spec.nodes_per_group}) of {requested} fit at once"
         yield warning("nodes", what, f"none: the groups that run also do the work of those that wait; {AUTOSCALING}")
     else:
-        yield ok(
-            "nodes", f"room for {num_pods} pods of {requested} on {len(nodes)} ready nodes, if nothing else runs there"
-        )
+        what = f"room for {num_pods} pods of {requested} on {len(nodes)} ready nodes, if nothing else runs there"
+        yield ok("nodes", what)
 
 
 def requests_of(pod: Object) -> dict[str, float]:
@@ -78,14 +79,8 @@ def _amount(name: str, value: float) -> str:
     return f"{value:,.4g} {name}"
 
 
-def _allocatable(node: Object) -> Object:
-    return dict(node.get("status", {}).get("allocatable") or {})
-
-
 def _is_ready(node: Object) -> bool:
-    conditions = node.get("status", {}).get("conditions") or ()
-    is_ready = any(it["type"] == "Ready" and it["status"] == "True" for it in conditions)
-    return is_ready and not node.get("spec", {}).get("unschedulable")
+    return "Ready" in true_conditions(node) and not node.get("spec", {}).get("unschedulable")
 
 
 def _is_selected(node: Object, pod: Object) -> bool:

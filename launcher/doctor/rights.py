@@ -52,8 +52,7 @@ def check_rights(
         if resource in OPTIONAL:
             yield warning("rights", what, fix)
         elif may_have_operator and resource != PLURAL:
-            yield warning(
-                "rights", f"{what}; an operator does this for your runs", f"none needed with an operator; else {fix}"
-            )
+            what = f"{what}; an operator does this for your runs"
+            yield warning("rights", what, f"none needed with an operator; else {fix}")
         else:
             yield error("rights", what, fix)

@@ -77,11 +77,8 @@ def _weights_claim(cluster: Cluster, namespace: str, spec: ClusterSpec) -> Itera
         return
     claim = cluster.find("PersistentVolumeClaim", namespace, name)
     if claim is None:
-        yield error(
-            "weights claim",
-            f"no PersistentVolumeClaim {name} in {namespace}",
-            "create it, or remove spec.cluster.weightsClaim",
-        )
+        fix = "create it, or remove spec.cluster.weightsClaim"
+        yield error("weights claim", f"no PersistentVolumeClaim {name} in {namespace}", fix)
         return
     modes = claim.get("spec", {}).get("accessModes") or []
     phase = claim.get("status", {}).get("phase", "unknown")
@@ -98,9 +95,8 @@ def _secrets(spec: ClusterSpec) -> Iterator[Finding]:
     named = [env.value_from.secret_key_ref for env in spec.env if env.value_from is not None]
     if named:
         names = ", ".join(f"{secret.name} (key {secret.key})" for secret in named)
-        yield ok(
-            "secrets", f"not read, by design: {names}; a pod without its secret waits, and `prism status` reports it"
-        )
+        what = f"not read, by design: {names}; a pod without its secret waits, and `prism status` reports it"
+        yield ok("secrets", what)
 
 
 def _policies(cluster: Cluster, namespace: str, run: SelectionRun, stage: Any) -> Iterator[Finding]:
@@ -119,22 +115,19 @@ def _policies(cluster: Cluster, namespace: str, run: SelectionRun, stage: Any) -
         "metadata": {**template["metadata"], "name": f"{job['metadata']['name']}-doctor", "namespace": namespace},
         "spec": template["spec"],
     }
+    fix = "change the pod with spec.cluster.podOverlay"
     before = list(cluster.warnings)
     cluster.warnings.clear()
     try:
         cluster.create(pod if as_pod else job, dry_run=True)
     except Refused as refused:
-        yield error(
-            "policies", f"a pod of {stage} is refused: {refused.what}", "change the pod with spec.cluster.podOverlay"
-        )
+        yield error("policies", f"a pod of {stage} is refused: {refused.what}", fix)
         return
     finally:
         warnings = list(cluster.warnings)
         cluster.warnings[:] = before
     for line in warnings:
-        yield warning(
-            "policies", f"{stage}: {line}", "change the pod with spec.cluster.podOverlay; such pods may be refused"
-        )
+        yield warning("policies", f"{stage}: {line}", f"{fix}; such pods may be refused")
     if not warnings:
         limit = "" if as_pod else ", judged by its Job only (you may not create pods)"
         yield ok("policies", f"a pod of {stage} is admitted{limit}; {_pod_security(cluster, namespace)}")

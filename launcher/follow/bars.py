@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Self
 
 from launcher.follow.event_text import note_text, outcome_text, progress_text
 from launcher.follow.terminal_text import printable
@@ -21,15 +21,20 @@ MAX_TEXT_COLUMNS = 66
 """Columns for the stage's name and the text beside a bar; the bar takes what is left."""
 
 
-class Display(Protocol):
-    """Shows stages one after the other. Entered once around all of them."""
+class Display:
+    """Shows stages one after the other; entered once around all of them. This one shows nothing but notes of the launcher."""
 
-    def __enter__(self) -> Display: ...
+    def __enter__(self) -> Self:
+        return self
+
     def __exit__(self, *_: object) -> None: ...
     def start(self, stage: str) -> None: ...
     def show(self, event: dict[str, Any]) -> None: ...
     def finish(self, stage: str, outcome: dict[str, Any]) -> None: ...
-    def say(self, line: str) -> None: ...
+
+    def say(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # The terminal may be gone; the stage is what matters.
+            print(printable(line), file=sys.stderr, flush=True)
 
 
 def can_draw_bars() -> bool:
@@ -42,17 +47,11 @@ def open_display(*, plain: bool = False) -> Display:
     return Bars() if can_draw_bars() and not plain else Lines()
 
 
-class Lines:
+class Lines(Display):
     """Plain lines: a stage's start, its end, and one every LINE_INTERVAL_SECONDS in between."""
 
     def __init__(self) -> None:
         self.started = self.last_line = 0.0
-
-    def __enter__(self) -> Lines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def start(self, stage: str) -> None:
         self.started = self.last_line = time.monotonic()
@@ -68,25 +67,8 @@ class Lines:
     def finish(self, stage: str, outcome: dict[str, Any]) -> None:
         self.say(f"{stage}: done in {time.monotonic() - self.started:.1f} s; {outcome_text(outcome)}")
 
-    def say(self, line: str) -> None:
-        with contextlib.suppress(OSError):  # The terminal may be gone; the stage is what matters.
-            print(printable(line), file=sys.stderr, flush=True)
 
-
-class Silent(Lines):
-    """For verbs of a second or two: shows nothing but notes from the launcher."""
-
-    def start(self, stage: str) -> None:
-        pass
-
-    def show(self, event: dict[str, Any]) -> None:
-        pass
-
-    def finish(self, stage: str, outcome: dict[str, Any]) -> None:
-        pass
-
-
-class Bars:
+class Bars(Display):
     """One bar per stage, drawn by rich, which is imported only here and in watch_screen.py."""
 
     def __init__(self) -> None:
@@ -106,7 +88,7 @@ class Bars:
         self.task: TaskID | None = None
         self.started = 0.0
 
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> Self:
         self.progress.start()
         return self
 

@@ -1,6 +1,18 @@
-"""Events of the stages as short English text. Does not know where the text is shown."""
+"""Events of the stages: read from a line, and as short English text. Does not know where the text is shown."""
 
+import json
 from typing import Any
+
+
+def parse_event(line: str) -> dict[str, Any] | None:
+    """The event of a JSON line; None for any other output."""
+    if not line.startswith("{"):
+        return None
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
 
 
 def progress_text(event: dict[str, Any]) -> str:

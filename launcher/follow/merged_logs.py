@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import Any
 
 from launcher.follow.pod_log import PodLog, has_ended, has_started
@@ -65,17 +66,11 @@ def log_lines(
         Refused: reading pods or their logs is not allowed.
         Unavailable: without `follow`, the pods cannot be listed. With `follow`, transient errors are retried.
     """
-    labels = ",".join(
-        [
-            f"{RUN_LABEL}={run}",
-            *([f"{STAGE_LABEL}={stage}"] if stage is not None else []),
-            *([f"{GROUP_LABEL}={group}"] if group is not None else []),
-        ]
-    )
+    wanted = {RUN_LABEL: run, STAGE_LABEL: stage, GROUP_LABEL: group}
+    labels = ",".join(f"{name}={value}" for name, value in wanted.items() if value is not None)
     if follow:
-        return _Follower(
-            cluster.without_retries(), namespace, labels, tail, timestamps, is_over or (lambda: False), on_outage
-        ).lines()
+        is_over = is_over or (lambda: False)
+        return _Follower(cluster.without_retries(), namespace, labels, tail, timestamps, is_over, on_outage).lines()
     return _all_lines(cluster, namespace, labels, tail, timestamps)
 
 
@@ -99,21 +94,19 @@ def _all_lines(
                 yield prefix, line
 
 
+@dataclass(eq=False)
 class _Follower:
     """Reads all pods at once, including pods that start later."""
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        namespace: str,
-        labels: str,
-        tail: int | None,
-        timestamps: bool,
-        is_over: Callable[[], bool],
-        on_outage: Callable[[str], None],
-    ) -> None:
-        self.cluster, self.namespace, self.labels = cluster, namespace, labels
-        self.tail, self.timestamps, self.is_over, self.on_outage = tail, timestamps, is_over, on_outage
+    cluster: Cluster
+    namespace: str
+    labels: str
+    tail: int | None
+    timestamps: bool
+    is_over: Callable[[], bool]
+    on_outage: Callable[[str], None]
+
+    def __post_init__(self) -> None:
         self.queue: queue.Queue[Line | Exception] = queue.Queue(MAX_QUEUED)
         self.stopping = threading.Event()
         self.ended_pods: set[str] = set()

@@ -4,14 +4,13 @@ Each rank counts its own work out of the total of all ranks of all groups: the c
 totals are equal. What an earlier attempt wrote is skipped by the next one, so it is subtracted from the next one's total.
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from launcher.follow.event_text import note_text, outcome_text, progress_text
+from launcher.follow.event_text import note_text, outcome_text, parse_event, progress_text
 from launcher.follow.terminal_text import one_line
 from launcher.resource.status import StageStatus, Status
 
@@ -105,7 +104,7 @@ class RunView:
 
     def take_line(self, prefix: str, line: str) -> None:
         """A line of a pod: an event of a stage; anything else is ignored."""
-        match, event, reports = PREFIX.match(prefix), _parse(line), self._reports
+        match, event, reports = PREFIX.match(prefix), parse_event(line), self._reports
         if match is None or event is None:
             return
         stage_group = (match["stage"], int(match["group"] or 0))
@@ -239,16 +238,6 @@ def line_of(row: Row) -> str:
 
 def _progress_text(progress: Progress, stage: str) -> str:
     return progress_text({"stage": stage, **vars(progress)})
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    if not line.startswith("{"):
-        return None
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
 
 
 def _progress(event: dict[str, Any]) -> Progress | None:

@@ -15,7 +15,7 @@ def store_table(facts: dict[str, Any]) -> str:
         [
             it["extractor"],
             *(f"{it[name]:,}" for name in names),
-            str("?" if it["needed_by"] is None else it["needed_by"]),
+            "?" if it["needed_by"] is None else str(it["needed_by"]),
         ]
         for it in facts["extractors"]
     ]
@@ -46,12 +46,6 @@ def prune_table(facts: dict[str, Any]) -> str:
 
 
 def _byte_rows(extractors: list[dict[str, Any]]) -> list[str]:
-    head = ["extractor", "objects", "bytes", *PARTS]
-    rows = [
-        [
-            it["extractor"],
-            *(f"{it[name]:,}" for name in ("objects", "bytes", *(f"{part}_bytes" for part in PARTS))),
-        ]
-        for it in extractors
-    ]
+    head, names = ["extractor", "objects", "bytes", *PARTS], ["objects", "bytes", *(f"{part}_bytes" for part in PARTS)]
+    rows = [[it["extractor"], *(f"{it[name]:,}" for name in names)] for it in extractors]
     return aligned([head, *rows], right=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from launcher.follow.merged_logs import log_lines
 from launcher.follow.run_view import RunView
 from launcher.follow.terminal_text import printable
-from launcher.follow.watch_screen import Screen, open_screen
+from launcher.follow.watch_screen import LiveTable, PlainLines, open_screen
 from launcher.kube.cluster import Cluster
 from launcher.kube.errors import ClusterError
 from launcher.resource.record import Record
@@ -62,7 +62,7 @@ class _Watch:
         finally:
             self.stopping.set()
 
-    def draw(self, screen: Screen, *, last: bool = False) -> None:
+    def draw(self, screen: LiveTable | PlainLines, *, last: bool = False) -> None:
         title = printable(f"{self.first.namespace}/{self.first.name}{self.title_note}")
         with self._lock:
             screen.draw(title, self.view, last=last)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from launcher.follow.bars import LINE_INTERVAL_SECONDS, Lines, can_draw_bars
 from launcher.follow.run_view import Row, RunView, changes, line_of
@@ -17,16 +17,8 @@ BAR_COLUMNS = 24
 STYLES = {"Succeeded": "green", "Failed": "bold red", "Queued": "yellow", "Pending": "yellow", "Running": "cyan"}
 
 
-class Screen(Protocol):
-    """Draws a view again and again. Entered once around all of it."""
-
-    def __enter__(self) -> Screen: ...
-    def __exit__(self, *_: object) -> None: ...
-    def draw(self, title: str, view: RunView, *, last: bool = False) -> None: ...
-
-
-def open_screen(*, plain: bool = False) -> Screen:
-    """A live table if the terminal can draw it, else lines."""
+def open_screen(*, plain: bool = False) -> LiveTable | PlainLines:
+    """A live table if the terminal can draw it, else lines. Both draw a view again and again; entered once around all of it."""
     return LiveTable() if can_draw_bars() and not plain else PlainLines()
 
 

@@ -5,7 +5,6 @@ killed with SIGKILL, the verb meets a broken pipe at its next line and ends too.
 """
 
 import contextlib
-import json
 import os
 import queue
 import signal
@@ -19,6 +18,7 @@ from typing import IO, Any
 
 import prism_job
 from launcher.follow.bars import Display
+from launcher.follow.event_text import parse_event
 from launcher.local.signals import Signals
 
 Facts = dict[str, Any]
@@ -112,7 +112,7 @@ def _read_events(process: subprocess.Popen[str], display: Display, signals: Sign
         else:
             if line is None:
                 num_open -= 1
-            elif (event := _parse(line)) is None:
+            elif (event := parse_event(line)) is None:
                 tail.append(line.rstrip("\n"))
             elif event["event"] in ("done", "failed"):
                 outcome = event
@@ -149,14 +149,6 @@ def _enqueue_lines(stream: IO[str], lines: queue.Queue[str | None]) -> None:
             lines.put(line)
     finally:
         lines.put(None)
-
-
-def _parse(line: str) -> Facts | None:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) and "event" in event else None
 
 
 def _kill_group(process: subprocess.Popen[str]) -> None:

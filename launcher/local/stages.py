@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from launcher.follow.bars import Display, Silent
+from launcher.follow.bars import Display
 from launcher.follow.event_text import audit_share
 from launcher.local.process import Facts, NotInstalledError, run_process
 from launcher.local.signals import Signals, StopError
@@ -79,7 +79,7 @@ def run_verb(verb: str, arguments: Sequence[str], *, job: Sequence[str] = JOB, v
     """Run a verb that takes a second or two, without showing progress. Returns its facts. Raises as run_stages."""
     require_packages(job)
     with Signals() as signals:
-        outcome = _run(verb, arguments, Silent(), signals, job=job, verbose=verbose)
+        outcome = _run(verb, arguments, Display(), signals, job=job, verbose=verbose)
     return {key: value for key, value in outcome.items() if key not in ("event", "time", "verb")}
 
 

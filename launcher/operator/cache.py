@@ -9,6 +9,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 
 from launcher.reconcile.actions import CreateError, Observed
+from launcher.reconcile.child_status import is_owned_by
 from launcher.resource.names import KIND, RUN_LABEL
 from launcher.resource.object import Object
 from launcher.resource.record import Record, is_record
@@ -134,10 +135,6 @@ def run_key(found: Object) -> RunKey | None:
         return metadata.get("namespace", ""), metadata["name"]
     run = (metadata.get("labels") or {}).get(RUN_LABEL)
     return (metadata.get("namespace", ""), run) if run else None
-
-
-def is_owned_by(found: Object, uid: str) -> bool:
-    return any(owner["uid"] == uid for owner in found["metadata"].get("ownerReferences") or ())
 
 
 def _version(found: Object) -> int:

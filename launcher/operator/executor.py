@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from launcher.kube.cluster import Cluster
 from launcher.kube.errors import Conflict, NotFound, Refused
-from launcher.operator.cache import Cache, is_owned_by
+from launcher.operator.cache import Cache
 from launcher.reconcile.actions import Action, Apply, Create, CreateError, Delete
+from launcher.reconcile.child_status import is_owned_by
 from launcher.resource.names import KIND
 from launcher.resource.object import Object
 from launcher.resource.record import Record

@@ -4,6 +4,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from launcher.reconcile.child_status import is_owned_by
 from launcher.resource.object import Object
 from launcher.resource.status import Status
 
@@ -34,10 +35,7 @@ class Observed:
     create_errors: Mapping[str, CreateError] = field(default_factory=dict)
 
     def pods_of(self, job: Object) -> list[Object]:
-        uid = job["metadata"]["uid"]
-        return [
-            pod for pod in self.pods if any(owner["uid"] == uid for owner in pod["metadata"].get("ownerReferences", ()))
-        ]
+        return [pod for pod in self.pods if is_owned_by(pod, job["metadata"]["uid"])]
 
 
 @dataclass(frozen=True)

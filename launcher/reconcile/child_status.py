@@ -10,9 +10,13 @@ from launcher.resource.status import parse_time, time_text
 from prism_job.spec.cluster import ClusterSpec
 
 
-def true_conditions(job: Object) -> dict[str, Object]:
+def is_owned_by(found: Object, uid: str) -> bool:
+    return any(owner["uid"] == uid for owner in found["metadata"].get("ownerReferences") or ())
+
+
+def true_conditions(found: Object) -> dict[str, Object]:
     """Conditions that hold, by type."""
-    return {one["type"]: one for one in job.get("status", {}).get("conditions") or () if one["status"] == "True"}
+    return {one["type"]: one for one in found.get("status", {}).get("conditions") or () if one["status"] == "True"}
 
 
 def is_finished(job: Object) -> bool:
@@ -36,11 +40,7 @@ def have_all_ended(pods: Sequence[Object]) -> bool:
 
 def is_any_evicted(pods: Sequence[Object]) -> bool:
     """Whether any pod has DisruptionTarget: an eviction, a preemption, a node that is gone."""
-    return any(
-        one["type"] == "DisruptionTarget" and one["status"] == "True"
-        for pod in pods
-        for one in pod.get("status", {}).get("conditions") or ()
-    )
+    return any("DisruptionTarget" in true_conditions(pod) for pod in pods)
 
 
 def terminated_worker(pod: Object) -> Object | None:

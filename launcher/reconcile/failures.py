@@ -19,11 +19,7 @@ from prism_job.errors import DataError, RequestError
 
 CAUSE_OF_EXIT_CODE = {RequestError.exit_code: Cause.WRONG_REQUEST, DataError.exit_code: Cause.DAMAGED_DATA}
 
-EXIT_CODE_MEANINGS = {
-    75: "a transient error",
-    137: "killed, often out of memory",
-    143: "stopped by SIGTERM",
-}
+EXIT_CODE_MEANINGS = {75: "a transient error", 137: "killed, often out of memory", 143: "stopped by SIGTERM"}
 
 ADMISSION_DENIED = re.compile('^\\S+ "[^"]*" is forbidden: |^admission webhook "[^"]*" denied the request')
 """How the answers of an admission policy and of a webhook begin."""
@@ -57,11 +53,8 @@ def classify_attempt(job: Object, pods: Sequence[Object], was_evicted: bool) -> 
     if "Failed" not in conditions:  # FailureTarget comes first, while pods still end: the next attempt waits for Failed
         return None
     failed = conditions["Failed"]
-    time, reason, job_message = (
-        parse_time(failed["lastTransitionTime"]),
-        failed.get("reason", ""),
-        failed.get("message", ""),
-    )
+    time = parse_time(failed["lastTransitionTime"])
+    reason, job_message = failed.get("reason", ""), failed.get("message", "")
     by_policy = job_message if reason == "PodFailurePolicy" else ""
     if was_evicted or "DisruptionTarget" in by_policy:
         return AttemptOutcome(Cause.EVICTED, f"evicted: {job_message}", time)

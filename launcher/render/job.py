@@ -19,6 +19,7 @@ def job(attempt: Attempt) -> Object:
     run, cluster = attempt.run, attempt.cluster
     queue = {QUEUE: cluster.queue_name} if cluster.queue_name else {}
     own_labels = {"metadata": {"labels": {**labels_of_run(run.metadata.name), **attempt.labels}}}
+    final = {"containerName": WORKER_CONTAINER, "operator": "In", "values": FINAL_STAGE_CODES}
     template = merge(pod_template(attempt), cluster.pod_overlay)
     return {
         "apiVersion": "batch/v1",
@@ -34,18 +35,8 @@ def job(attempt: Attempt) -> Object:
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {
                 "rules": [
-                    {
-                        "action": "FailJob",
-                        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
-                    },
-                    {
-                        "action": "FailJob",
-                        "onExitCodes": {
-                            "containerName": WORKER_CONTAINER,
-                            "operator": "In",
-                            "values": FINAL_STAGE_CODES,
-                        },
-                    },
+                    {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                    {"action": "FailJob", "onExitCodes": final},
                 ]
             },
             # Our labels last: a pod is found by them, and no overlay may hand it to another run.
