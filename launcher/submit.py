@@ -34,11 +34,6 @@ class Document:
     run: SelectionRun
     namespace: str
 
-    @property
-    def written(self) -> Object:
-        """As plain values, without any default: what `kubectl apply` would send."""
-        return dict(read_yaml(self.text, self.run.metadata.name))
-
 
 @dataclass(frozen=True)
 class Submitted:
@@ -118,7 +113,7 @@ def _create(cluster: Cluster, document: Document, namespace: str) -> Record:
     run = document.run
     wanted = config_map_record(run, document.text, namespace)
     if record_kind(cluster) == KIND:
-        written = document.written
+        written = read_yaml(document.text, run.metadata.name)  # without any default: what `kubectl apply` would send
         wanted = {**written, "metadata": {**written["metadata"], "namespace": namespace}}
     try:
         return Record(cluster.create(wanted))

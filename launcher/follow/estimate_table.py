@@ -49,9 +49,8 @@ def _topology_text(facts: dict[str, Any]) -> str:
             "lower extraction.maxLength, or choose a larger GPU"
         )
     world = f"{chosen['nodes']} node(s) × {chosen['gpus_per_node']} GPU(s), ZeRO stage {chosen['stage']}"
-    offload = (
-        "" if chosen["offload"] == "none" else f", weights in {chosen['offload']} memory (slower than estimated here)"
-    )
+    is_offloaded = chosen["offload"] != "none"
+    offload = f", weights in {chosen['offload']} memory (slower than estimated here)" if is_offloaded else ""
     return (
         f"topology  {world}{offload}, tokensPerBatch {chosen['tokens_per_batch']:,}: "
         f"{size_text(chosen['device_bytes'])} of {size_text(facts['gpu_memory_bytes'])} per rank, "

@@ -58,11 +58,8 @@ def _sources(metrics: dict[str, Any], precision: str) -> list[str]:
     lines = [f"{'candidates':>10}{'good':>10}{'selected':>10}{precision:>20}{'AUROC':>8}  source"]
     for row in metrics["by_source"][:MAX_SOURCES]:
         shares = f"{_share(row['precision']):>20}{_share(row['auroc']):>8}"
-        source = (
-            row["source"]
-            if len(row["source"]) <= MAX_SOURCE_CHARACTERS
-            else f"…{row['source'][-MAX_SOURCE_CHARACTERS:]}"
-        )
+        is_long = len(row["source"]) > MAX_SOURCE_CHARACTERS
+        source = f"…{row['source'][-MAX_SOURCE_CHARACTERS:]}" if is_long else row["source"]
         lines.append(f"{row['candidates']:>10,}{row['good']:>10,}{row['selected']:>10,}{shares}  {printable(source)}")
     left_out = len(metrics["by_source"]) - MAX_SOURCES
     return [*lines, f"{left_out:,} more sources; -o json lists all"] if left_out > 0 else lines

@@ -202,13 +202,8 @@ class RunView:
     def _outcome(self, stage: StageStatus) -> str:
         status = self.status
         if stage.stage == "plan":
-            counts = {
-                "units": status.units,
-                "missing": status.missing_units,
-                "examples": status.examples,
-                "pairs": status.pairs,
-                "badRows": status.bad_rows,
-            }
+            counts = {"units": status.units, "missing": status.missing_units, "badRows": status.bad_rows}
+            counts |= {"examples": status.examples, "pairs": status.pairs}
             return outcome_text({"verb": "plan", **{name: count or 0 for name, count in counts.items()}})
         if stage.stage == "reduce":
             return f"{status.selected:,} examples selected" if status.selected is not None else "done"

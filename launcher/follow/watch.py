@@ -20,17 +20,14 @@ LAST_LINES_SECONDS = 3.0
 """How long to wait for the pods' last lines once the run has ended."""
 
 
-def watch_run(cluster: Cluster, record: Record, *, plain: bool = False) -> Record | None:
+def watch_run(cluster: Cluster, record: Record) -> Record | None:
     """Show a run until it ends. Returns its final record; None if it was deleted.
-
-    Args:
-        plain: lines even on a terminal.
 
     Raises:
         Refused: its record may not be read. If only its logs may not be read, a note replaces the bars.
     """
     watch = _Watch(cluster, record)
-    with watch.running(), open_screen(plain=plain) as screen:
+    with watch.running(), open_screen() as screen:
         while not watch.ended.wait(REDRAW_SECONDS):
             watch.draw(screen)
         watch.log_thread.join(LAST_LINES_SECONDS)

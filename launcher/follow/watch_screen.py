@@ -17,9 +17,9 @@ BAR_COLUMNS = 24
 STYLES = {"Succeeded": "green", "Failed": "bold red", "Queued": "yellow", "Pending": "yellow", "Running": "cyan"}
 
 
-def open_screen(*, plain: bool = False) -> LiveTable | PlainLines:
+def open_screen() -> LiveTable | PlainLines:
     """A live table if the terminal can draw it, else lines. Both draw a view again and again; entered once around all of it."""
-    return LiveTable() if can_draw_bars() and not plain else PlainLines()
+    return LiveTable() if can_draw_bars() else PlainLines()
 
 
 class PlainLines:
@@ -46,11 +46,8 @@ class PlainLines:
         if now - self.last_progress >= LINE_INTERVAL_SECONDS:
             self.last_progress = now
             # A single group's progress is part of the sum over all groups.
-            progress = [
-                line_of(row)
-                for row in rows
-                if row.total and row.state in ("", "Running") and not row.label.startswith(" ")
-            ]
+            shown = [row for row in rows if row.total and row.state in ("", "Running") and row.label[0] != " "]
+            progress = [line_of(row) for row in shown]
             for line in progress:
                 if line not in self.progress:
                     self.say(line)

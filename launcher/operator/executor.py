@@ -51,7 +51,7 @@ class Executor:
         """The one status write of a pass, onto the version that was read. Returns whether there was something to write."""
         if status == record.status:
             return False
-        kind = str(record.object["kind"])
+        kind = record.kind
         try:
             written = write_status(self.cluster, record, status)
         except Conflict:

@@ -171,9 +171,8 @@ class Attempts:
         counter, limit = rule.limit.removeprefix("max_"), getattr(self.cluster, rule.limit)
         num_counted = getattr(entry, counter) + 1
         if num_counted > limit:
-            return _failed(
-                entry, rule.reason, f"{message} (attempt {entry.attempt + 1}; no more than {limit} {counter})"
-            )
+            message = f"{message} (attempt {entry.attempt + 1}; no more than {limit} {counter})"
+            return _failed(entry, rule.reason, message)
         message = sentence(f"attempt {entry.attempt + 1}: {message}")
         following = next_attempt(entry).model_copy(update={counter: num_counted, "message": message})
         if rule.action is FailureAction.RESTART_NOW:

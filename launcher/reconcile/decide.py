@@ -217,7 +217,8 @@ class _ReconcilePass:
         if ttl_seconds is not None and ended:
             due = parse_time(ended) + datetime.timedelta(seconds=ttl_seconds)
             if self.now >= due:
-                self.actions.append(_delete_record(self.record))
+                kind, namespace, name = self.record.kind, self.record.namespace, self.record.metadata["name"]
+                self.actions.append(Delete(kind, namespace, name, self.record.uid))
             else:
                 self.requeue_times.append(due)
         return self._decision()
@@ -253,7 +254,3 @@ def _delete_unfinished_jobs(record: Record, observed: Observed) -> list[Action]:
         for job in observed.jobs.values()
         if not is_being_deleted(job) and not is_finished(job)
     ]
-
-
-def _delete_record(record: Record) -> Delete:
-    return Delete(str(record.object["kind"]), record.namespace, record.metadata["name"], record.uid)

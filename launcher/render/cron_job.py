@@ -7,6 +7,7 @@ to the same run. The API server validates the schedule.
 
 from zoneinfo import available_timezones
 
+from launcher.render.pod import RESTRICTED_CONTAINER, RESTRICTED_POD
 from launcher.resource.names import API_GROUP
 from launcher.resource.object import Object
 from prism_job.errors import SpecError
@@ -14,9 +15,6 @@ from prism_job.spec.document import SelectionRun
 
 CONTAINER = "submit"
 FOLDER, DOCUMENT = "/etc/prism", "selection.yaml"
-
-LONGEST_NAME = 52
-"""Of a CronJob: 11 more characters make a Job's name, which ends at 63."""
 
 LARGEST_DOCUMENT_BYTES = 900_000
 """A ConfigMap holds 1 MiB, its own fields included."""
@@ -32,7 +30,7 @@ FINAL_PRISM_CODES = (2, 3, 100, 101, 102, 103)
 """Exit codes of `prism submit --wait` after which a retry is useless (launcher/cli/exit_codes.py). 1 is retried: the API
 server did not answer."""
 
-MACROS = ("@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly")
+MACROS = ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"]
 
 
 def cron_job(
@@ -44,7 +42,6 @@ def cron_job(
     image: str,
     service_account: str = "prism-driver",
     time_zone: str | None = None,
-    timeout_seconds: int = TIMEOUT_SECONDS,
 ) -> list[Object]:
     """The two objects, the ConfigMap first.
 
@@ -55,7 +52,6 @@ def cron_job(
         image: the launcher's.
         service_account: one with the driver's rights (k8s/rbac.yaml).
         time_zone: for example Europe/Berlin; None: that of the cluster's controller, mostly UTC.
-        timeout_seconds: after this long the pod stops waiting.
 
     Raises:
         SpecError: no schedule or time zone, or the document is too large.
@@ -75,7 +71,7 @@ def cron_job(
         "failedJobsHistoryLimit": 3,
         "jobTemplate": {
             "metadata": {"labels": _labels(run)},
-            "spec": _job(run, namespace, image, service_account, timeout_seconds),
+            "spec": _job(run, namespace, image, service_account),
         },
     }
     # A copy of the metadata: a YAML writer would make an alias of the same object.
@@ -84,25 +80,16 @@ def cron_job(
 
 
 def schedule_name(run: str) -> str:
-    """The name of both objects. A run's name on a cluster has at most 40 characters."""
-    name = f"{run}-schedule"
-    assert len(name) <= LONGEST_NAME, "parse_for_cluster refuses a longer name of a run"
-    return name
+    """The name of both objects. A CronJob's name ends at 52 characters, a run's on a cluster at 40."""
+    return f"{run}-schedule"
 
 
 def check_schedule(cron: str, time_zone: str | None) -> None:
-    """An early, clear error for the usual mistakes. The values of the fields are the API server's to check.
-
-    Raises:
-        SpecError: neither five fields nor a macro; a time zone in the expression; a name that is no time zone.
-    """
-    num_fields, fix = len(cron.split()), "write it like '0 3 * * *' for every night at three, or @daily"
-    if cron.startswith("@") and cron not in MACROS:
-        raise SpecError(f"'{cron}' is no cron macro; there are {', '.join(MACROS)}", where="--cron", fix=fix)
-    if "TZ=" in cron:
-        raise SpecError(f"'{cron}' contains a time zone", where="--cron", fix="use the option --time-zone for it")
-    if num_fields != 5 and cron not in MACROS:
-        what = f"'{cron}' has {num_fields} fields; a schedule has five: minute, hour, day of month, month, day of week"
+    """An early SpecError for the usual mistakes. The values of the fields are the API server's to check."""
+    if len(cron.split()) != 5 and cron not in MACROS:
+        fields = "five fields: minute, hour, day of month, month, day of week"
+        what = f"'{cron}' is no schedule; that has {fields}; or is one of {', '.join(MACROS)}"
+        fix = "write it like '0 3 * * *' for every night at three, or @daily; a time zone goes into --time-zone"
         raise SpecError(what, where="--cron", fix=fix)
     known_zones = available_timezones()  # empty where the machine has no time zone database
     if time_zone is not None and known_zones and time_zone not in known_zones:
@@ -116,16 +103,14 @@ def _labels(run: SelectionRun) -> dict[str, str]:
     return {**names, f"{API_GROUP}/schedule": run.metadata.name}
 
 
-def _job(run: SelectionRun, namespace: str, image: str, service_account: str, timeout_seconds: int) -> Object:
+def _job(run: SelectionRun, namespace: str, image: str, service_account: str) -> Object:
+    final = {"containerName": CONTAINER, "operator": "In", "values": list(FINAL_PRISM_CODES)}
     return {
-        "activeDeadlineSeconds": timeout_seconds,
+        "activeDeadlineSeconds": TIMEOUT_SECONDS,
         "backoffLimit": BACKOFF_LIMIT,
         "podFailurePolicy": {
             "rules": [
-                {
-                    "action": "FailJob",
-                    "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": list(FINAL_PRISM_CODES)},
-                },
+                {"action": "FailJob", "onExitCodes": final},
                 {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
             ]
         },
@@ -136,7 +121,7 @@ def _job(run: SelectionRun, namespace: str, image: str, service_account: str, ti
                 "serviceAccountName": service_account,
                 "automountServiceAccountToken": True,
                 "enableServiceLinks": False,
-                "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+                "securityContext": RESTRICTED_POD,
                 "containers": [_container(image, namespace)],
                 "volumes": [
                     {"name": "document", "configMap": {"name": schedule_name(run.metadata.name)}},
@@ -155,11 +140,7 @@ def _container(image: str, namespace: str) -> Object:
         "args": ["submit", "--wait", f"--namespace={namespace}", f"{FOLDER}/{DOCUMENT}"],
         "env": [{"name": "HOME", "value": "/tmp"}, {"name": "TMPDIR", "value": "/tmp"}],
         "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "1", "memory": "512Mi"}},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": RESTRICTED_CONTAINER,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "document", "mountPath": FOLDER, "readOnly": True},

@@ -32,6 +32,15 @@ ENVIRONMENT = {
 """The root file system is read-only: whatever a library writes goes to the scratch volumes."""
 
 
+RESTRICTED_POD = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+RESTRICTED_CONTAINER = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+"""Security contexts that pass Pod Security *restricted*."""
+
+
 def pod_template(attempt: Attempt) -> Object:
     """As PRISM wants it, before `podOverlay`."""
     cluster = attempt.cluster
@@ -40,7 +49,7 @@ def pod_template(attempt: Attempt) -> Object:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": GRACE_SECONDS,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": {**RESTRICTED_POD},
         "containers": [_container(attempt)],
         "volumes": _volumes(attempt),
     }
@@ -88,11 +97,7 @@ def _container(attempt: Attempt) -> Object:
         "args": [attempt.stage, "--spec", f"{DOCUMENT_FOLDER}/{FILE}", *_topology(attempt)],
         "env": _environment(cluster),
         "resources": {"requests": requests, "limits": limits},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": {**RESTRICTED_CONTAINER},
         # After a crash the termination message is the end of the log.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,

@@ -31,9 +31,8 @@ def check_for_cluster(run: SelectionRun, where: str) -> SelectionRun:
         refused = [f"{refusal.where}: {refusal.what}; {refusal.fix}" for refusal in refusals(overlay)]
         wrong += refused
         if not refused and not _keeps_the_worker(overlay):
-            wrong.append(
-                f"spec.cluster.podOverlay leaves no container {WORKER_CONTAINER} in the pod; change it, do not remove it"
-            )
+            what = f"leaves no container {WORKER_CONTAINER} in the pod; change it, do not remove it"
+            wrong.append(f"spec.cluster.podOverlay {what}")
     for field, uri in _addresses(run):
         if not uri.startswith(("s3://", "/")):
             wrong.append(f"{field} is '{uri}', a path of one machine; on a cluster use s3://bucket/prefix")

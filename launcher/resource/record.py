@@ -144,9 +144,8 @@ class Record:
         except (RecursionError, ValueError, TypeError) as error:
             raise SpecError(f"this is no plain document: {error}", where=where, fix=fix) from error
         if run.metadata.name != self.name:
-            raise SpecError(
-                f"the document's name is {run.metadata.name}, its record's {self.name}", where=where, fix=fix
-            )
+            what = f"the document's name is {run.metadata.name}, its record's {self.name}"
+            raise SpecError(what, where=where, fix=fix)
         return run
 
 

@@ -16,9 +16,10 @@ from launcher.kube.cluster import Cluster
 from launcher.kube.errors import Conflict
 from launcher.operator import controller as hosts
 from launcher.operator import informer
-from launcher.operator.cache import Cache, is_owned_by
+from launcher.operator.cache import Cache
 from launcher.operator.executor import write_status
 from launcher.reconcile.actions import Observed
+from launcher.reconcile.child_status import is_owned_by
 from launcher.resource.crd import crd
 from launcher.resource.document import parse_for_cluster
 from launcher.resource.record import Record, config_map_record
