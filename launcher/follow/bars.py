@@ -1,18 +1,13 @@
 """Progress of `prism run` on stderr: bars on a terminal, plain lines in CI. `prism watch` draws in watch_screen.py."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from launcher.follow.event_text import note_text, outcome_text, progress_text
 from launcher.follow.terminal_text import printable
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
 
 LINE_INTERVAL_SECONDS = 5.0
 """Between two plain progress lines: the CI log of an hour stays under a thousand lines."""
@@ -73,11 +68,11 @@ class Bars(Display):
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
         console = Console(stderr=True)
         bar = BarColumn(bar_width=max(8, min(40, console.width - MAX_TEXT_COLUMNS)))
-        self.progress: Progress = Progress(
+        self.progress = Progress(
             TextColumn("{task.description:<7}", markup=False),
             bar,
             TextColumn("{task.fields[text]}", markup=False),

@@ -6,6 +6,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from launcher.kube.cluster import Cluster
 from launcher.kube.errors import NotFound, Refused, Unavailable
@@ -23,6 +24,7 @@ MAX_TRIES = 5
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\S+$")
 
 
+@dataclass(eq=False)
 class PodLog:
     """The log of one pod from its start. Each line comes once, however often the connection breaks.
 
@@ -31,18 +33,15 @@ class PodLog:
         is_over: whether the pod has ended; its log is then read once to its end and not followed.
     """
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        pod: Object,
-        tail: int | None,
-        timestamps: bool,
-        stopping: threading.Event,
-        is_over: Callable[[], bool],
-    ) -> None:
-        self.cluster, self.tail, self.timestamps = cluster, tail, timestamps
-        self.namespace, self.name = pod["metadata"]["namespace"], pod["metadata"]["name"]
-        self.stopping, self.is_over = stopping, is_over
+    cluster: Cluster
+    pod: Object
+    tail: int | None
+    timestamps: bool
+    stopping: threading.Event
+    is_over: Callable[[], bool]
+
+    def __post_init__(self) -> None:
+        self.namespace, self.name = self.pod["metadata"]["namespace"], self.pod["metadata"]["name"]
         self.last_time: datetime.datetime | None = None
         self.at_last_time: Counter[str] = Counter()
         """Lines with the last timestamp: several may share it, and a broken stream may have delivered only some."""

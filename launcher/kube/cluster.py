@@ -93,14 +93,14 @@ class Cluster(Transport):
         if time.monotonic() < began + seconds - 1:  # a server that shuts down ends its watches first
             self.recent_outage.note_failure()
 
-    def apply(self, wanted: Object, *, dry_run: bool = False, force: bool = True) -> Object:
+    def apply(self, wanted: Object, *, dry_run: bool = False) -> Object:
         """Server-side apply under our one field manager; returns the object as it is then.
 
         Raises:
-            Conflict: another manager owns a field, and `force` is off; or the given uid is not that of the object there.
+            Conflict: the given uid is not that of the object there.
         """
         metadata = wanted["metadata"]
-        query = {"fieldManager": MANAGER, "force": str(force).lower(), **({"dryRun": "All"} if dry_run else {})}
+        query = {"fieldManager": MANAGER, "force": "true", **({"dryRun": "All"} if dry_run else {})}
         path = self._path(wanted["kind"], metadata.get("namespace"), metadata["name"])
         return self.request("PATCH", path, query=query, body=wanted, content_type="application/apply-patch+yaml")
 

@@ -42,7 +42,6 @@ class NotInstalledError(Exception):
     """The job's packages are not in this Python environment; only the launcher's are."""
 
     def __init__(self, package: str) -> None:
-        self.package = package
         super().__init__(f"the job's packages are not installed here: no module named '{package}'")
 
 
