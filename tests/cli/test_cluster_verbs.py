@@ -275,3 +275,15 @@ def test_an_api_server_that_does_not_answer_is_a_launcher_error(tmp_path: Path) 
     code, _, stderr = finish(start(kubeconfig, "list"))
     assert (code, "no answer from the API server" in stderr) == (1, True)
     assert time.monotonic() - started < 60
+
+
+def test_a_schedule_that_the_server_refuses_changes_nothing(server: ApiServer, tmp_path: Path) -> None:
+    """The CronJob of before must not run a new document."""
+    metadata = {"name": "no-schedules", "namespace": "default"}
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata}
+    server.create({**quota, "spec": {"hard": {"count/cronjobs.batch": "0"}}})
+    options = ["--cron", "0 3 * * *", "--image", "registry/prism@sha256:" + "0" * 64, "-n", "default", "--apply"]
+    code, _, stderr = prism(server, tmp_path, "schedule", written(tmp_path), *options)
+    assert code == 1, stderr
+    assert "exceeded quota" in stderr
+    assert server.objects("configmaps") == []
