@@ -1,14 +1,11 @@
 """What random kills cost: ranks, spawners, whole groups and the reducer are killed during a run over S3.
 
 Two groups of ranks extract many small units of a tiny model over moto's S3 server (real HTTP, every response delayed, so that
-units are unfinished when something is killed). What was killed is started again, as a Job controller would. The run must end
-with the same bytes of selected.parquet as an undisturbed one, and compute no more units twice than one a rank and kill. With
---faults, a share of the requests fails as well (503, resets, truncated and late responses).
+units are unfinished when something is killed). What was killed is started again, as a Job controller would. With --faults, a
+share of the requests fails as well. Exits non-zero where an invariant of docs/reliability.md is violated.
 
     python benchmarks/chaos.py --kills 60 --seed 1 --json chaos.json
 """
-
-from __future__ import annotations
 
 import argparse
 import contextlib
@@ -28,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.job import command, write_document  # noqa: E402
+from benchmarks import job  # noqa: E402
 from tests.conftest import candidate, pair, write_jsonl  # noqa: E402
 from tests.models import save_tiny_model  # noqa: E402
 from tests.unreliable_proxy import UnreliableProxy  # noqa: E402
@@ -42,7 +39,7 @@ REDUCER_SHARE = 0.1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = job.parser(__doc__)
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--units", type=int, default=500)
@@ -50,14 +47,12 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2, help="of a group")
     parser.add_argument("--faults", type=float, default=0.0, help="share of requests that fail")
     parser.add_argument("--latency", type=float, default=0.3, help="seconds by which every response is delayed")
-    parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder, contextlib.ExitStack() as stack:
         figures = Chaos(Path(folder), chosen, stack).run()
     for name, value in figures.items():
         print(f"{name:<28}{value}")
-    if chosen.json:
-        chosen.json.write_text(json.dumps(figures, indent=1))
+    job.write_json(chosen.json, figures)
     if not figures["same_bytes"] or figures["quarantined"] or figures["recomputed"] > figures["recomputed_allowed"]:
         sys.exit("an invariant is violated")
 
@@ -73,9 +68,8 @@ class Chaos:
         write_jsonl(folder / "pool.jsonl", [candidate(number) for number in range(chosen.units * ROWS_PER_UNIT)])
         write_jsonl(folder / "targets.jsonl", [pair(number) for number in range(3)])
         self.server = address = start_moto(folder / "moto.log", stack)
-        self.proxy = stack.enter_context(
-            UnreliableProxy(address, 1.0, 0, kinds=("delay",), delay_seconds=chosen.latency)
-        )
+        slow = UnreliableProxy(address, 1.0, 0, kinds=("delay",), delay_seconds=chosen.latency)
+        self.proxy = stack.enter_context(slow)
         if chosen.faults:
             self.proxy = stack.enter_context(UnreliableProxy(self.proxy.url, chosen.faults, chosen.seed))
         self.environment = {
@@ -148,14 +142,13 @@ class Chaos:
             "extraction": {"maxLength": 128, "examplesPerShard": ROWS_PER_UNIT, **extraction},
             "selection": {"keep": "highest", "budget": {"fraction": 0.25}},
         }
-        return write_document(self.folder / f"{name}.yaml", "chaos", spec)
+        return job.write_document(self.folder / f"{name}.yaml", "chaos", spec)
 
     def start(self, stage: str, spec: Path, *arguments: str) -> subprocess.Popen[bytes]:
         self.logs.append(self.folder / f"{len(self.logs)}-{spec.stem}-{stage}.log")
         with self.logs[-1].open("wb") as log:
-            return subprocess.Popen(
-                command(stage, spec, *arguments), stdout=log, stderr=subprocess.STDOUT, env=self.environment
-            )
+            command = job.command(stage, spec, *arguments)
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self.environment)
 
     def finish(self, process: subprocess.Popen[bytes], what: str) -> None:
         if process.wait():

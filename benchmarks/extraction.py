@@ -1,14 +1,11 @@
 """Extraction beside what users would run instead, and beside the arithmetic it needs in any case.
 
-The same rows of GSM8K, the same tokens and the same micro-batches (bergson makes its own), each method in a process of its own,
-one after the other in every round. A round takes all rows; `train_kept` and `less` take another part of them in each round.
-Figures are medians over rounds. The audit is off, the curvature's factor sums are on. bergson runs in the Python of a virtual
-environment that has it (`--bergson PYTHON`); without one it is left out.
+The same rows of GSM8K, each method in a process of its own, one after the other in every round; medians over rounds. What is
+the same and what differs: docs/performance.md. bergson runs in the Python of a virtual environment that has it (`--bergson
+PYTHON`); without one it is left out.
 
     python -m benchmarks.extraction --data FOLDER/gsm8k_train.jsonl --bergson VENV/bin/python --json extraction.json
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -22,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from benchmarks.job import command, write_document, write_jsonl
+from benchmarks import job
 
 Dtype = Literal["float32", "bfloat16"]
 METHODS = {
@@ -58,7 +55,7 @@ main()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = job.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="gsm8k_train.jsonl")
     parser.add_argument("--rows", type=int, default=256, help="%(default)s")
     parser.add_argument("--less-rows", type=int, default=4, help="of a round, for LESS's recipe (%(default)s)")
@@ -67,8 +64,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=get_args(Dtype), default="float32", help="of all (%(default)s)")
     parser.add_argument("--bergson", type=Path, help="a Python that has bergson")
     parser.add_argument("--bergson-tokens", type=int, default=512, help="its own token_batch_size (%(default)s)")
-    parser.add_argument("--model", default="build/model/SmolLM2-135M-Instruct.gguf", help="%(default)s")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--model", default=job.MODEL, help="%(default)s")
     parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)  # in a child process
     options = parser.parse_args()
     if options.method:
@@ -89,9 +85,7 @@ def main() -> None:
                 print(f"round {number}, {method}: {measured[method][-1]}", file=sys.stderr, flush=True)
     figures = as_figures(measured)
     print_table(figures)
-    if options.json:
-        setting = {"rows": len(rows), "rounds": options.rounds, "dtype": options.dtype}
-        options.json.write_text(json.dumps(setting | figures, indent=1))
+    job.write_json(options.json, {"rows": len(rows), "rounds": options.rounds, "dtype": options.dtype} | figures)
 
 
 def as_figures(measured: dict[str, list[dict[str, float]]]) -> dict[str, float]:
@@ -123,59 +117,47 @@ def print_table(figures: dict[str, float]) -> None:
         )
 
 
-def run(
-    method: str, folder: Path, rows: list[dict[str, Any]], model: Path, options: argparse.Namespace
-) -> dict[str, float]:
+def run(method: str, folder: Path, rows: list[Any], model: Path, options: argparse.Namespace) -> dict[str, float]:
     folder.mkdir()
-    write_jsonl(folder / "rows.jsonl", rows)
-    if method == "prism":
-        return run_prism(folder, model, len(rows), options)
-    if method == "bergson":
-        return run_bergson(folder, model, len(rows), options)
-    again = [sys.executable, "-m", "benchmarks.extraction", "--method", method, "--data", str(folder / "rows.jsonl")]
+    job.write_jsonl(folder / "pool.jsonl", rows)
+    if method in ("prism", "bergson"):
+        timed, peak_bytes, stored = (run_prism if method == "prism" else run_bergson)(folder, model, options)
+        timed["tokens_per_second"] = timed["tokens"] / timed["seconds"]
+        bytes_per_example = sum(path.stat().st_size for path in stored) / len(rows)
+        return {**timed, "peak_bytes": peak_bytes, "bytes_per_example": bytes_per_example}
+    again = [sys.executable, "-m", "benchmarks.extraction", "--method", method, "--data", str(folder / "pool.jsonl")]
     again += ["--model", str(model), "--dtype", options.dtype, f"--tokens-per-batch={options.tokens_per_batch}"]
     lines, peak_bytes = child(again, KEPT if method == "train_kept" else {})
     return {**json.loads(lines[-1]), "peak_bytes": peak_bytes}
 
 
-def run_prism(folder: Path, model: Path, num_rows: int, options: argparse.Namespace) -> dict[str, float]:
+Ran = tuple[dict[str, float], int, list[Path]]
+"""Tokens and seconds, peak of memory in bytes, files that hold the rows."""
+
+
+def run_prism(folder: Path, model: Path, options: argparse.Namespace) -> Ran:
     """`plan`, then `extract` as users run it, timed from the loaded model to the last put."""
-    write_jsonl(folder / "targets.jsonl", [{"prompt": "1 + 1 =", "chosen": " 2", "rejected": " 3"}])
-    spec = {
-        "model": {"uri": str(model), "dtype": options.dtype},
-        "candidates": {"uris": [str(folder / "rows.jsonl")]},
-        "targets": {"uris": [str(folder / "targets.jsonl")]},
-        "store": str(folder / "store"),
-        "output": str(folder / "output"),
-        "extraction": {"tokensPerBatch": options.tokens_per_batch},
-        "audit": {"examples": 0},
-        "selection": {"keep": "highest", "budget": {"fraction": 0.1}},
-    }
-    document = write_document(folder / "selection.yaml", "extraction", spec)
-    child(command("plan", document))
-    lines, peak_bytes = child(command("extract", document))
+    job.write_jsonl(folder / "targets.jsonl", [{"prompt": "1 + 1 =", "chosen": " 2", "rejected": " 3"}])
+    settings = {"uri": str(model), "dtype": options.dtype}
+    spec = job.selection(folder, model=settings, extraction={"tokensPerBatch": options.tokens_per_batch})
+    document = job.write_document(folder / "selection.yaml", "extraction", spec)
+    child(job.command("plan", document))
+    lines, peak_bytes = child(job.command("extract", document))
     events = [json.loads(line) for line in lines if line.startswith("{")]
     loaded = next(event["time"] for event in events if event["event"] == "layers")
     seconds = max(event["time"] for event in events if event["event"] == "shard") - loaded
     stored = (folder / "store").rglob("*.safetensors")
     rows = [path for path in stored if ".targets." not in path.name and ".factors." not in path.name]
-    tokens = events[-1]["tokens"]
-    return {
-        "tokens": tokens,
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
-        "peak_bytes": peak_bytes,
-        "bytes_per_example": sum(path.stat().st_size for path in rows) / num_rows,
-    }
+    return {"tokens": events[-1]["tokens"], "seconds": seconds}, peak_bytes, rows
 
 
-def run_bergson(folder: Path, model: Path, num_rows: int, options: argparse.Namespace) -> dict[str, float]:
+def run_bergson(folder: Path, model: Path, options: argparse.Namespace) -> Ran:
     """`bergson build` over the same token ids and labels."""
     rows = []
-    for each in encoded(str(model), folder / "rows.jsonl"):
+    for each in encoded(str(model), folder / "pool.jsonl"):
         labels = [token if loss else -100 for token, loss in zip(each.ids, each.supervised, strict=True)]
         rows.append({"input_ids": each.ids, "labels": labels, "length": len(each.ids)})
-    write_jsonl(folder / "tokens.jsonl", rows)
+    job.write_jsonl(folder / "tokens.jsonl", rows)
     build = [str(options.bergson), "-c", BERGSON, "build", str(folder / "index"), "--model", str(model)]
     build += ["--dataset", str(folder / "tokens.jsonl"), "--projection_dim", "16"]
     build += ["--precision", {"float32": "fp32", "bfloat16": "bf16"}[options.dtype]]
@@ -183,12 +165,7 @@ def run_bergson(folder: Path, model: Path, num_rows: int, options: argparse.Name
     lines, peak_bytes = child(build)
     timed = json.loads(next(line for line in lines if line.startswith('{"seconds"')))
     stored = [path for path in (folder / "index").rglob("*") if path.is_file() and "gradients" in path.name]
-    return {
-        **timed,
-        "tokens_per_second": timed["tokens"] / timed["seconds"],
-        "peak_bytes": peak_bytes,
-        "bytes_per_example": sum(path.stat().st_size for path in stored) / num_rows,
-    }
+    return timed, peak_bytes, stored
 
 
 def child(arguments: list[str], environment: dict[str, str] | None = None) -> tuple[list[str], int]:

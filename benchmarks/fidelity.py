@@ -1,16 +1,12 @@
 """How well stored rows keep the ranking of exact, unprojected influence scores, and what they cost in bytes.
 
-Candidates are GSM8K solutions written by language models; targets are pairs (right, wrong solution) to later questions.
-The default codec goes through the real job (plan, extract, reduce over a store on disk), in float32 and in bfloat16. The
-exact scores and the other kinds of rows come from an oracle in float32: one example at a time, plain weight gradients, no
-projection or an explicit one.
+Candidates are GSM8K solutions, targets pairs (right, wrong solution) to later questions. The default codec goes through the
+job's own stages, in float32 and in bfloat16. The exact scores and the other kinds of rows come from an oracle in float32: one
+example at a time, plain weight gradients, no projection or an explicit one.
 
     python -m benchmarks.fidelity --data FOLDER/gsm8k_model_solutions.jsonl --examples 512 --json fidelity.json
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 import sys
 import tempfile
@@ -21,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.job import run_stage, write_document, write_jsonl
+from benchmarks import job
 from prism_job import projection
 from prism_job.data import examples
 from prism_job.evaluate.audit import spearman
@@ -35,15 +31,16 @@ from tests.oracle import rademacher
 
 SIGN_DIMS = (32_768, 65_536, 131_072)
 LESS_DIMS = 8_192
+LESS_NAME = f"count-sketch of all weights to {LESS_DIMS} float16"
+SIDES = ("chosen", "rejected")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = job.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="gsm8k_model_solutions.jsonl")
     parser.add_argument("--examples", type=int, default=512)
     parser.add_argument("--pairs", type=int, default=32)
-    parser.add_argument("--model", default="build/model/SmolLM2-135M-Instruct.gguf")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--model", default=job.MODEL)
     arguments = parser.parse_args()
     rows = [json.loads(line) for line in arguments.data.open()]
     candidates = [as_messages(row) for row in rows[: arguments.examples]]
@@ -75,8 +72,7 @@ def main() -> None:
         f"candidate store, everything counted: {figures['store_bytes_per_example']:,.0f} bytes an example "
         f"= {figures['store_over_8192']:.3f} x 8,192; target pairs beside it: {figures['target_bytes']:,.0f} bytes"
     )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+    job.write_json(arguments.json, figures)
 
 
 def as_messages(row: dict[str, str]) -> dict[str, object]:
@@ -89,11 +85,7 @@ def make_pairs(rows: list[dict[str, str]], wanted: int) -> list[dict[str, object
     for row in rows:
         by_question.setdefault(row["question"], {}).setdefault(bool(row["is_correct"]), row["solution"])
     pairs = [
-        {
-            "prompt": [turn("user", question)],
-            "chosen": [turn("assistant", found[True])],
-            "rejected": [turn("assistant", found[False])],
-        }
+        {"prompt": [turn("user", question)], **{side: [turn("assistant", found[side == "chosen"])] for side in SIDES}}
         for question, found in by_question.items()
         if len(found) == 2 and found[True] != found[False]
     ]
@@ -106,32 +98,25 @@ def turn(role: str, content: str) -> dict[str, str]:
 
 def run_job(folder: Path, model: str, dtype: str, candidates: list, pairs: list) -> tuple[np.ndarray, dict[str, float]]:
     """The three stages as users run them, plain dot products; scores in the candidates' order, and the store's size."""
-    write_jsonl(folder / "candidates.jsonl", candidates)
-    write_jsonl(folder / "targets.jsonl", pairs)
-    spec = {
-        "model": {"uri": str(Path(model).resolve()), "dtype": dtype},
-        "candidates": {"uris": [str(folder / "candidates.jsonl")]},
-        "targets": {"uris": [str(folder / "targets.jsonl")]},
-        "store": str(folder / "store"),
-        "output": str(folder / "output"),
-        "extraction": {"tokensPerBatch": 2048},
-        "audit": {"examples": 0},  # its shards do not belong to the bytes of an example
-        "scoring": {"curvature": {"kind": "none"}},
-        "selection": {"keep": "highest", "budget": {"fraction": 0.1}, "dedupe": "none"},
-    }
-    document = write_document(folder / "selection.yaml", "fidelity", spec)
+    job.write_jsonl(folder / "pool.jsonl", candidates)
+    job.write_jsonl(folder / "targets.jsonl", pairs)
+    spec = job.selection(  # without audit: its shards do not belong to the bytes of an example
+        folder,
+        model={"uri": str(Path(model).resolve()), "dtype": dtype},
+        extraction={"tokensPerBatch": 2048},
+        scoring={"curvature": {"kind": "none"}},
+        selection={"keep": "highest", "budget": {"fraction": 0.1}, "dedupe": "none"},
+    )
+    document = job.write_document(folder / "selection.yaml", "fidelity", spec)
     seconds = {}
     for stage in ("plan", "extract", "reduce"):
-        seconds[f"{stage}_seconds"], outcome = run_stage(stage, document)
+        seconds[f"{stage}_seconds"], outcome = job.run_stage(stage, document)
     scores = pq.read_table(Path(outcome["manifest"]).parent / "scores.parquet")["score"].to_numpy()
     files = [path for path in (folder / "store").rglob("*") if path.is_file()]
     targets = sum(path.stat().st_size for path in files if ".targets." in path.name)
     everything = sum(path.stat().st_size for path in files)
-    return scores, {
-        **seconds,
-        "store_bytes_per_example": (everything - targets) / len(candidates),
-        "target_bytes": float(targets),
-    }
+    stored = (everything - targets) / len(candidates)
+    return scores, {**seconds, "store_bytes_per_example": stored, "target_bytes": float(targets)}
 
 
 def oracle_scores(model_uri: str, candidates: list, pairs: list) -> dict[str, tuple[float, np.ndarray]]:
@@ -165,27 +150,14 @@ class _Oracle:
         self.weights = {name: module.weight.requires_grad_() for name, module in modules.items()}
         count = len(modules)
         self.sides = {
-            dim: {
-                name: (
-                    torch.from_numpy(rademacher(0, name, "a", module.in_features, dim)),
-                    torch.from_numpy(rademacher(0, name, "b", module.out_features, dim)),
-                )
-                for name, module in modules.items()
-            }
-            for dim in (16, 32, 64)
+            dim: {name: _sides(name, module, dim) for name, module in modules.items()} for dim in (16, 32, 64)
         }
-        self.less = {
-            name: _less_signs(number, module.weight.numel()) for number, (name, module) in enumerate(modules.items())
-        }
+        self.less = {name: _less_signs(n, module.weight.numel()) for n, (name, module) in enumerate(modules.items())}
         self.tables = {dims: [projection.fold_table(0, name, 64, dims) for name in modules] for dims in SIGN_DIMS}
         # Name -> bytes an example; row of a gradient, given its sketches; what is left of that row once stored.
         self.kinds = {
             "p=16 float16": (16 * 16 * count * 2.0, lambda g, s: s[16], _as_float16),
-            f"count-sketch of all weights to {LESS_DIMS} float16": (
-                LESS_DIMS * 2.0,
-                lambda g, s: self.less_sketch(g),
-                _as_float16,
-            ),
+            LESS_NAME: (LESS_DIMS * 2.0, lambda g, s: self.less_sketch(g), _as_float16),
             "p=32 float16": (32 * 32 * count * 2.0, lambda g, s: s[32], _as_float16),
             "p=64 float32, unfolded": (64 * 64 * count * 4.0, lambda g, s: s[64], lambda row: row),
         }
@@ -206,10 +178,8 @@ class _Oracle:
     def direction(self, pairs: list, tokenizer):
         total = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
         for pair in pairs:
-            sides = [
-                self.gradient(tokenise.encode_response(pair["prompt"], pair[side], None, tokenizer, 2048), mean=True)
-                for side in ("chosen", "rejected")
-            ]
+            encoded = [tokenise.encode_response(pair["prompt"], pair[side], None, tokenizer, 2048) for side in SIDES]
+            sides = [self.gradient(each, mean=True) for each in encoded]
             weight = float(preference(np.array([sides[0][1]]), np.array([sides[1][1]]))[0])
             for name, sum_ in total.items():
                 sum_ += (sides[0][0][name] - sides[1][0][name]) * (weight / len(pairs))
@@ -238,6 +208,12 @@ class _Oracle:
             signed = weight_gradient.flatten() * self.less[name]
             folded += torch.nn.functional.pad(signed, (0, -len(signed) % LESS_DIMS)).view(-1, LESS_DIMS).sum(0)
         return folded.numpy()
+
+
+def _sides(name: str, module, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    sizes = {"a": module.in_features, "b": module.out_features}
+    a, b = (torch.from_numpy(rademacher(0, name, side, size, dim)) for side, size in sizes.items())
+    return a, b
 
 
 def _less_signs(seed: int, numel: int) -> torch.Tensor:

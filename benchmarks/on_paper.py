@@ -6,14 +6,12 @@ is an option or a name below; `prism estimate` does the same for real data.
     python -m benchmarks.on_paper --json on_paper.json
 """
 
-from __future__ import annotations
-
 import argparse
-import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks import job
 from prism_job.estimate import costs
 from prism_job.estimate.estimate import store_bytes
 from prism_job.estimate.model_shape import ModelShape, model_shape
@@ -35,14 +33,13 @@ STAGED_BYTES_A_TOKEN = 2.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = job.parser(__doc__)
     parser.add_argument("--examples", type=int, default=10_000_000)
     parser.add_argument("--tokens", type=int, default=1000, help="of each example and each side of a pair: no padding")
     parser.add_argument("--response", type=float, default=0.5, help="share of the tokens that carries loss")
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--utilisation", type=float, default=0.35, help="share of a card's published peaks")
     parser.add_argument("--price", type=float, help="dollars a GPU hour, for all cards")
-    parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         spec = document(Path(folder))
@@ -52,11 +49,8 @@ def main() -> None:
         parts = store_bytes(shape, spec, work)
     figures = {"tokens": work.load.tokens, "flops": flops.total, "store_bytes": sum(parts.values())}
     print(f"{chosen.examples:,} examples of {chosen.tokens:,} tokens, {shape.parameters:,} parameters")
-    print(
-        "FLOPs: "
-        + ", ".join(f"{name} {value:.4g}" for name, value in asdict(flops).items())
-        + f", in all {flops.total:.4g}"
-    )
+    each_part = ", ".join(f"{name} {value:.4g}" for name, value in asdict(flops).items())
+    print(f"FLOPs: {each_part}, in all {flops.total:.4g}")
     print("bytes: " + ", ".join(f"{name} {size / 1e9:,.1f} GB" for name, size in parts.items()))
     print(f"in all {sum(parts.values()) / 1e9:,.1f} GB, {sum(parts.values()) / 1e9 * STORE_PRICE:,.2f} dollars a month")
     for gpu, price in PRICES.items():
@@ -76,34 +70,21 @@ def main() -> None:
         figures |= {f"gpu_hours[{gpu}]": hours, f"gather_gpu_hours[{gpu}]": moved, f"dollars[{gpu}]": dollars[0]}
         figures |= {f"dollars_with_gathering[{gpu}]": dollars[1], f"gpus[{gpu}]": topology.gpus}
         figures |= {f"tokens_per_batch[{gpu}]": topology.tokens_per_batch}
-    if chosen.json:
-        chosen.json.write_text(json.dumps(figures, indent=1))
+    job.write_json(chosen.json, figures)
 
 
 def document(folder: Path) -> RunSpec:
     """The defaults of a selection.yaml over a model folder that holds nothing but its config.json."""
-    (folder / "config.json").write_text(json.dumps(LLAMA_3_70B))
-    text = f"""
-    apiVersion: prism.dev/v1alpha1
-    kind: SelectionRun
-    metadata: {{name: on-paper}}
-    spec:
-      model: {{uri: "{folder}", dtype: bfloat16}}
-      candidates: {{uris: ["{folder}/pool"]}}
-      targets: {{uris: ["{folder}/targets"]}}
-      store: {folder}/store
-      output: {folder}/output
-      selection: {{keep: highest, budget: {{fraction: 0.05}}}}
-    """
-    return parse_spec(text, "on-paper").spec
+    job.write_json(folder / "config.json", LLAMA_3_70B)
+    spec = job.selection(folder, model={"uri": str(folder), "dtype": "bfloat16"}, audit={})
+    return parse_spec(job.write_document(folder / "on-paper.yaml", "on-paper", spec).read_text(), "on-paper").spec
 
 
 def workload(chosen: argparse.Namespace, spec: RunSpec) -> Workload:
     """That of equal texts: units, loads and extremes as `workload.measure` would count them."""
     one = Load(1, chosen.tokens, chosen.tokens, chosen.tokens**2, chosen.tokens * chosen.response)
     size, sampled = spec.extraction.examples_per_shard, spec.audit.examples
-    candidates = [_unit("candidates", number, count) for number, count in enumerate(_cut(chosen.examples, size))]
-    targets = [_unit("targets", number, count) for number, count in enumerate(_cut(chosen.pairs, PAIRS_PER_UNIT))]
+    candidates, targets = _units("candidates", chosen.examples, size), _units("targets", chosen.pairs, PAIRS_PER_UNIT)
     factors = candidates[::FACTOR_UNIT_SHARE]
     pairs = one.times(2 * chosen.pairs)
     return Workload(
@@ -121,7 +102,7 @@ def workload(chosen: argparse.Namespace, spec: RunSpec) -> Workload:
         largest_batch=max(1, spec.extraction.tokens_per_batch // chosen.tokens),
         supervised_share=chosen.response,
         is_exact=True,
-        sampled=[Block(id=unit.id, rows=unit.rows, num_rows=unit.num_rows) for unit in _sample(sampled, size)],
+        sampled=[Block(id=unit.id, rows=unit.rows, num_rows=unit.num_rows) for unit in _units("audit", sampled, size)],
         audit=one.times(sampled).plus(pairs),
         audit_factor_load=one.times(sampled),
     )
@@ -136,17 +117,13 @@ def gather_hours(shape: ModelShape, topology: costs.Topology, work: Workload, li
     return 2 * lacking / link * work.load.texts / texts_a_pass / 3600
 
 
-def _cut(rows: int, size: int) -> list[int]:
-    return [min(size, rows - start) for start in range(0, rows, size)]
-
-
-def _sample(rows: int, size: int) -> list[Unit]:
-    return [_unit("audit", number, count) for number, count in enumerate(_cut(rows, size))]
-
-
-def _unit(kind: str, number: int, rows: int) -> Unit:
-    name = digest([kind, number])
-    return Unit(id=name, rows=name, num_rows=rows, source=0, lines=[(0, rows)])
+def _units(kind: str, num_rows: int, size: int) -> list[Unit]:
+    names = [digest([kind, number]) for number in range(-(-num_rows // size))]
+    sizes = [min(size, num_rows - start) for start in range(0, num_rows, size)]
+    return [
+        Unit(id=name, rows=name, num_rows=rows, source=0, lines=[(0, rows)])
+        for name, rows in zip(names, sizes, strict=True)
+    ]
 
 
 if __name__ == "__main__":

@@ -1,11 +1,8 @@
 """Runs under failures: API faults, operators that die, pods and nodes that are lost; each run must end as predicted.
 
-A whole cluster on this machine (tests/cluster): API server, Job controller, kubelet. Pods are stand-ins, real processes that
-behave like workers (tests/cluster/standin.py), so that what creates and watches them is under test; the first `--real` rounds
-run the real worker over moto's S3. Each round is one run with a scenario drawn from the seed: it completes whatever happens,
-fails for a reason, or is cancelled, suspended, retried or deleted. Meanwhile requests fail, watches break, the API server has
-outages, nodes are lost, and operators are killed: threads that stop between two requests, and `prism operator` processes.
-Exits non-zero, with the history of each such run, where an invariant is violated.
+Rounds, faults and invariants: docs/reliability.md. The cluster is that of tests/cluster; its pods are processes that behave
+like workers (tests/cluster/standin.py), and the first `--real` rounds run the real worker over moto's S3. Exits non-zero,
+with the history of each such run, where an invariant is violated.
 
     python benchmarks/operator_chaos.py --rounds 200 --seed 1 --json operator_chaos.json
 """
@@ -29,12 +26,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import job  # noqa: E402
 from launcher.kube.cluster import Cluster  # noqa: E402
 from launcher.operator.controller import Controller  # noqa: E402
 from launcher.reconcile.actions import Timeouts  # noqa: E402
@@ -76,6 +75,8 @@ SCENARIOS = (
     *("wrong", "damaged", "exhausted", "imageless", "retried", "cancelled", "deleted"),
 )
 PLACES = ("jobs", "pods", "services", "configmaps", "networkpolicies")
+ENDED = ("Complete", "Failed")
+"""Types of the conditions of a run, or of a Job, that has ended."""
 
 
 @dataclass(frozen=True)
@@ -110,39 +111,38 @@ def draw_scenario(seed: int, number: int) -> Scenario:
         f"{chance.choice(('plan', 'extract', 'reduce'))}.{place}": chance.choice(("1", "75")) for place in range(3)
     }
     name = chance.choice(SCENARIOS)
+    drawn = partial(Scenario, name, cluster=shape)
+
+    def always(order: str) -> dict[str, str]:
+        return {f"{stage}.always": order}
+
     match name:
         case "calm":
-            return Scenario(name, cluster=shape)
+            return drawn()
         case "harmed":
-            return Scenario(name, harms=some, cluster=shape)
+            return drawn(harms=some)
         case "exits":
-            return Scenario(name, orders=exits, cluster=shape)
+            return drawn(orders=exits)
         case "both":
-            return Scenario(name, harms=some, orders=exits, cluster=shape)
+            return drawn(harms=some, orders=exits)
         case "suspended":
-            return Scenario(
-                name, harms=((mid, "suspend"), (chance.uniform(0.5, 2.0), "resume"), *some[:1]), cluster=shape
-            )
+            return drawn(harms=((mid, "suspend"), (chance.uniform(0.5, 2.0), "resume"), *some[:1]))
         case "wrong":
-            return Scenario(name, "Failed", "WrongRequest", orders={f"{stage}.always": "64"}, cluster=shape)
+            return drawn("Failed", "WrongRequest", orders=always("64"))
         case "damaged":
-            return Scenario(name, "Failed", "DamagedData", orders={f"{stage}.always": "65"}, cluster=shape)
+            return drawn("Failed", "DamagedData", orders=always("65"))
         case "exhausted":
-            shape["maxRestarts"] = 2
-            return Scenario(name, "Failed", "TooManyRestarts", orders={f"{stage}.always": "1"}, cluster=shape)
+            return drawn("Failed", "TooManyRestarts", orders=always("1"), cluster={**shape, "maxRestarts": 2})
         case "cancelled":
-            orders = {f"{stage}.always": "hang"}
-            return Scenario(name, "Cancelled", "Cancelled", harms=((mid, "cancel"),), orders=orders, cluster=shape)
+            return drawn("Cancelled", "Cancelled", harms=((mid, "cancel"),), orders=always("hang"))
         case "deleted":
-            return Scenario(
-                name, "Deleted", harms=((mid, "delete"),), orders={f"{stage}.always": "hang"}, cluster=shape
-            )
+            return drawn("Deleted", harms=((mid, "delete"),), orders=always("hang"))
         case "retried":
-            return Scenario(name, "Failed", "WrongRequest", orders={f"{stage}.always": "64"}, again=True, cluster=shape)
+            return drawn("Failed", "WrongRequest", orders=always("64"), again=True)
         case "retried mid-run":
-            return Scenario(name, harms=((mid, "retry"),), cluster=shape)
+            return drawn(harms=((mid, "retry"),))
     image = {"image": "registry/no-such-image:1", "startupTimeoutSeconds": 10}
-    return Scenario("imageless", "Failed", "StartupTimeout", cluster={**shape, **image})
+    return drawn("Failed", "StartupTimeout", cluster={**shape, **image})
 
 
 def real_scenario(seed: int, number: int) -> Scenario:
@@ -190,10 +190,7 @@ class DyingCluster(Cluster):
 class Operators:
     """Operators come and go, by themselves and two at once, as threads and as processes."""
 
-    KINDS = (
-        *(["thread"], ["thread"], ["thread"]),
-        *(["thread", "thread"], ["thread", "process"], ["process", "process"]),
-    )
+    KINDS = (["thread"], ["thread"], ["thread"], ["thread", "thread"], ["thread", "process"], ["process", "process"])
     """Which operators run at a time, drawn from these."""
 
     def __init__(self, folder: Path, environment: dict[str, str], seed: int) -> None:
@@ -277,7 +274,7 @@ class Operators:
 
 
 class Faults:
-    """Failed requests, violations watches, outages of the API server, lost nodes: another every few seconds."""
+    """Failed requests, broken watches, outages of the API server, lost nodes: another every few seconds."""
 
     def __init__(self, rig: Rig, seed: int) -> None:
         self.rig, self.chance, self.seed = rig, random.Random(f"{seed} faults"), seed
@@ -349,27 +346,17 @@ class Rig:
         self.server.create(crd())
         self.kubeconfig = self.server.kubeconfig(folder / "kubeconfig")
         os.environ["KUBECONFIG"] = str(self.kubeconfig)
-        self.environment = {
-            "STANDIN_FOLDER": str(folder / "work"),
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-        }
+        self.environment = {"STANDIN_FOLDER": str(folder / "work"), "PYTHONPATH": str(ROOT)}
+        self.environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         if chosen.real:
             self._prepare_real(stack)
         self.nodes = [f"node-{number:02}" for number in range(16)]
         capacity = {"cpu": "500m", "memory": "64Gi"}
         self.witness = Witness(self.server)
         stack.enter_context(JobController(self.kubeconfig))
-        self.kubelet = stack.enter_context(
-            Kubelet(
-                self.kubeconfig,
-                folder / "pods",
-                nodes=dict.fromkeys(self.nodes, capacity),
-                log_folder=folder / "logs",
-                environment=self.environment,
-            )
-        )
+        places = {"nodes": dict.fromkeys(self.nodes, capacity), "log_folder": folder / "logs"}
+        kubelet = Kubelet(self.kubeconfig, folder / "pods", environment=self.environment, **places)
+        self.kubelet = stack.enter_context(kubelet)
         self.kubelet.missing_images.add("registry/no-such-image:1")
         self.blamed: Counter[str] = Counter()
         """Run -> harms done to it: so many attempts it may have had for them."""
@@ -391,13 +378,8 @@ class Rig:
         keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
         self.environment |= {"AWS_ENDPOINT_URL": f"http://{host}:{port}", **keys}
         save_tiny_model(self.folder / "model")
-        client = boto3.client(
-            "s3",
-            endpoint_url=f"http://{host}:{port}",
-            region_name="us-east-1",
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-        )
+        secrets = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1", **secrets)
         client.create_bucket(Bucket="chaos")
         rows = write_jsonl(self.folder / "rows.jsonl", [candidate(number) for number in range(10)])
         client.upload_file(str(rows), "chaos", "pool/a.jsonl")
@@ -419,12 +401,7 @@ class Rig:
             **({} if is_real else {"podOverlay": {"spec": {"containers": [{"name": "worker", "command": command}]}}}),
             **scenario.cluster,
         }
-        extraction: Object = {
-            "maxLength": 128,
-            "examplesPerShard": 4,
-            "projection": {"dim": 8},
-            "codec": {"kind": "sign", "dims": 512},
-        }
+        rows: Object = {"projection": {"dim": 8}, "codec": {"kind": "sign", "dims": 512}}
         return {
             "apiVersion": "prism.dev/v1alpha1",
             "kind": "SelectionRun",
@@ -435,7 +412,7 @@ class Rig:
                 "targets": {"uris": ["s3://chaos/targets.jsonl"]},
                 "store": f"s3://chaos/store/{run}",
                 "output": "s3://chaos/selections",
-                "extraction": extraction,
+                "extraction": {"maxLength": 128, "examplesPerShard": 4, **rows},
                 "selection": {"keep": "highest", "budget": {"fraction": 0.3}},
                 "cluster": cluster,
             },
@@ -536,9 +513,8 @@ class Round:
         deadline = time.monotonic() + self.end_seconds
         while self.account.phase not in TERMINAL or self.account.status.get("round") != round_number:
             if time.monotonic() > deadline:
-                self.violations.append(
-                    f"not ended after {self.end_seconds} s: {json.dumps(self.account.status)[:2000]}"
-                )
+                status = json.dumps(self.account.status)[:2000]
+                self.violations.append(f"not ended after {self.end_seconds} s: {status}")
                 return False
             time.sleep(0.05)
         time.sleep(QUIET_SECONDS)
@@ -583,14 +559,12 @@ class Round:
     def delete_job(self, any_state: bool = False) -> bool:
         names = [key for key in self.rig.children(self.run) if key.startswith("jobs/")]
         for name in names:
-            job = self.rig.server.object("jobs", name.partition("/")[2])
-            ended = job and any(
-                one["type"] in ("Complete", "Failed") for one in job.get("status", {}).get("conditions") or ()
-            )
-            if job and (any_state or not ended):
+            there = self.rig.server.object("jobs", name.partition("/")[2])
+            conditions = (there or {}).get("status", {}).get("conditions") or ()
+            if there and (any_state or not any(one["type"] in ENDED for one in conditions)):
                 self.rig.blamed[self.run] += 1
                 with contextlib.suppress(ApiError):
-                    self.rig.server.delete("jobs", job["metadata"]["name"])
+                    self.rig.server.delete("jobs", there["metadata"]["name"])
                     return True
         return False
 
@@ -604,19 +578,15 @@ class Round:
 
     def judge(self, phase: str, reason: str) -> None:
         status = self.account.status
-        said = [
-            one["reason"]
-            for one in status["conditions"]
-            if one["status"] == "True" and one["type"] in ("Complete", "Failed")
-        ]
-        if (status["phase"], said) != (phase, [reason]):
-            self.violations.append(f"ended {status['phase']} {said}, not {phase} {reason}")
+        ended = [one for one in status["conditions"] if one["status"] == "True" and one["type"] in ENDED]
+        reasons = [one["reason"] for one in ended]
+        if (status["phase"], reasons) != (phase, [reason]):
+            self.violations.append(f"ended {status['phase']} {reasons}, not {phase} {reason}")
         if status["phase"] == "Complete" and not self.scenario.name.startswith("real"):
             there = sum((self.home / "units" / str(unit)).exists() for unit in range(self.num_units))
             if there != self.num_units or status.get("units") != self.num_units:
-                self.violations.append(
-                    f"Complete with {there} of {self.num_units} units; the status has {status.get('units')}"
-                )
+                units = f"{there} of {self.num_units} units; the status has {status.get('units')}"
+                self.violations.append(f"Complete with {units}")
             if not (self.home / "manifest.json").exists():
                 self.violations.append("Complete without a manifest")
 
@@ -644,12 +614,8 @@ class Round:
 
     def report(self, seed: int) -> str:
         """The scenario, what was observed, and which invariants were violated."""
-        lines = [
-            f"round {self.number} (seed {seed}), {self.scenario}",
-            f"harms: {dict(self.harms)}",
-            *self.account.lines(),
-        ]
-        return "\n  ".join([*lines, *(f"VIOLATED: {one}" for one in self.violations)])
+        head = (f"round {self.number} (seed {seed}), {self.scenario}", f"harms: {dict(self.harms)}")
+        return "\n  ".join([*head, *self.account.lines(), *(f"VIOLATED: {one}" for one in self.violations)])
 
 
 def run(folder: Path, chosen: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[dict[str, Any], list[str]]:
@@ -702,19 +668,17 @@ def _ignore_killed(arguments: threading.ExceptHookArgs) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = job.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--real", type=int, default=0, help="so many rounds, the first, have real workers")
     parser.add_argument("--at-once", type=int, default=12, help="rounds in flight")
-    parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="operator-chaos-") as folder, contextlib.ExitStack() as stack:
         figures, violations = run(Path(folder), chosen, stack)
         for name, value in figures.items():
             print(f"{name:<44}{value}")
-        if chosen.json:
-            chosen.json.write_text(json.dumps(figures, indent=1))
+        job.write_json(chosen.json, figures)
     if violations:
         sys.exit("\n".join(["invariant violations:", *violations]))
 

@@ -3,15 +3,11 @@
 `prism operator` and the API server (tests/cluster/server/apiserver.py) are processes of their own. This one creates
 the runs, all at once, and plays the Job controller and the kubelet without any process: each new Job gets pods that
 have succeeded, with the result of its stage, and is Complete. Three sizes show whether the cost of a run stays
-the same. Then follows an idle time, in which nothing may be written but the lease, and a restart: the next operator
-must find everything as it is, and write nothing.
+the same. Nothing but the lease may be written while the runs are idle, nor by an operator that is started again.
 
-    python benchmarks/operator_scale.py --runs 500 --json operator_scale.json
+    python -m benchmarks.operator_scale --runs 500 --json operator_scale.json
 """
 
-from __future__ import annotations
-
-import argparse
 import contextlib
 import json
 import os
@@ -23,25 +19,24 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import job
+from launcher.kube.cluster import Cluster
+from launcher.kube.errors import ClusterError
+from launcher.resource.crd import crd
+from launcher.resource.names import STAGE_LABEL
+from launcher.resource.status import TERMINAL
+from tests.cluster.kubelet.job_rules import TRACKING, job_to_pod
+from tests.cluster.kubelet.mirror import stamp
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from launcher.kube.cluster import Cluster  # noqa: E402
-from launcher.kube.errors import ClusterError  # noqa: E402
-from launcher.resource.crd import crd  # noqa: E402
-from launcher.resource.names import STAGE_LABEL  # noqa: E402
-from launcher.resource.status import TERMINAL  # noqa: E402
-from tests.cluster.kubelet.job_rules import TRACKING, job_to_pod  # noqa: E402
-from tests.cluster.kubelet.mirror import stamp  # noqa: E402
-
 Object = dict[str, Any]
 Requests = Counter[tuple[str, str]]
 
-WORDS: dict[str, Object] = {
+MESSAGES: dict[str, Object] = {
     "plan": {"units": 4, "missing": 4, "examples": 16, "pairs": 3, "badRows": 0},
     "extract": {"units": 4},
     "reduce": {"manifest": "s3://scale/manifest.json", "selected": 4, "badRows": 0},
@@ -52,11 +47,10 @@ PLAYERS = 4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = job.parser(__doc__)
     parser.add_argument("--runs", type=int, default=500, help="of the largest size; a fifth and two fifths go before")
     parser.add_argument("--groups", type=int, default=1)
     parser.add_argument("--idle", type=float, default=60.0, help="seconds")
-    parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     figures: dict[str, Any] = {"groups": chosen.groups, "idle_seconds": chosen.idle}
     sizes = (max(1, chosen.runs // 5), max(1, 2 * chosen.runs // 5), chosen.runs)
@@ -71,8 +65,7 @@ def main() -> None:
     grown = figures[f"rss_end_mb[{sizes[-1]}]"] - figures[f"rss_end_mb[{sizes[0]}]"]
     figures["kb_a_run"] = round(1024 * grown / (sizes[-1] - sizes[0]), 1) if sizes[-1] > sizes[0] else None
     print(f"{'requests_a_run_growth':<44}{figures['requests_a_run_growth']}\n{'kb_a_run':<44}{figures['kb_a_run']}")
-    if chosen.json:
-        chosen.json.write_text(json.dumps(figures, indent=1))
+    job.write_json(chosen.json, figures)
     invariants = {
         "idle runs are written to": figures[f"idle_writes[{sizes[-1]}]"] == 0,
         "a restart writes": figures[f"restart_writes[{sizes[-1]}]"] == 0,
@@ -85,10 +78,9 @@ def main() -> None:
 def measure(folder: Path, size: int, groups: int, idle_seconds: float) -> dict[str, Any]:
     """One size, in a fresh cluster with a fresh operator."""
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(Server(folder))
-        operator = stack.enter_context(Operator(folder))
+        server, operator = Server(folder, stack), Operator(folder, stack)
         first_mb = operator.memory("VmRSS")
-        player = stack.enter_context(Player())
+        player = Player(stack)
         before = server.requests()
         started = time.monotonic()
         for number in range(size):
@@ -99,6 +91,7 @@ def measure(folder: Path, size: int, groups: int, idle_seconds: float) -> dict[s
         seconds = time.monotonic() - started
         time.sleep(SETTLE_SECONDS)
         asked, figures = server.requests() - before - player.requests(), operator.figures()
+        totals = {name: figures[f"prism_{name}_total"] for name in ("reconciles", "status_writes")}
         asked -= Counter({key: count for key, count in asked.items() if key[1] == "leases"})
         found = {
             "seconds": round(seconds, 1),
@@ -107,53 +100,17 @@ def measure(folder: Path, size: int, groups: int, idle_seconds: float) -> dict[s
             "requests": sum(asked.values()),
             "requests_a_run": round(sum(asked.values()) / size, 2),
             **{f"requests {method} {plural}": count for (method, plural), count in sorted(asked.items())},
-            "reconciles": round(figures["prism_reconciles_total"]),
-            "reconciles_a_run": round(figures["prism_reconciles_total"] / size, 2),
+            **{name: round(total) for name, total in totals.items()},
+            **{f"{name}_a_run": round(total / size, 2) for name, total in totals.items()},
             "reconcile_failures": round(figures["prism_reconcile_failures_total"]),
-            "status_writes": round(figures["prism_status_writes_total"]),
-            "status_writes_a_run": round(figures["prism_status_writes_total"] / size, 2),
             "rss_before_mb": first_mb,
             "rss_end_mb": operator.memory("VmRSS"),
             "rss_peak_mb": operator.memory("VmHWM"),
         }
         if idle_seconds:
             player.stop()
-            found |= idle(server, operator, idle_seconds)
-            found |= restart(server, operator, size)
+            found |= idle(server, operator, idle_seconds) | restart(server, operator, size)
         return found
-
-
-def idle(server: Server, operator: Operator, seconds: float) -> dict[str, Any]:
-    """Nothing happens to the runs: neither may they be written to."""
-    time.sleep(2.0)
-    before, cpu, passes = server.requests(), operator.cpu_seconds(), operator.figures()["prism_reconciles_total"]
-    time.sleep(seconds)
-    asked = server.requests() - before
-    return {
-        "idle_writes": sum(n for key, n in asked.items() if is_write(key)),
-        "idle_lease_writes": sum(asked[key] for key in LEASE_WRITES),
-        "idle_requests": sum(asked.values()),
-        "idle_reconciles": round(operator.figures()["prism_reconciles_total"] - passes),
-        "idle_cpu_seconds": round(operator.cpu_seconds() - cpu, 2),
-    }
-
-
-def restart(server: Server, operator: Operator, size: int) -> dict[str, Any]:
-    """The operator is followed by another, which finds all runs ended."""
-    operator.end()
-    before, started = server.requests(), time.monotonic()
-    operator.start()
-    while operator.figures()["prism_reconciles_total"] < size:
-        time.sleep(0.2)
-    seconds = time.monotonic() - started
-    time.sleep(SETTLE_SECONDS)
-    asked = server.requests() - before
-    return {
-        "restart_writes": sum(n for key, n in asked.items() if is_write(key)),
-        "restart_requests": sum(n for key, n in asked.items() if key[1] != "leases"),
-        "restart_seconds": round(seconds, 1),
-        "restart_rss_peak_mb": operator.memory("VmHWM"),
-    }
 
 
 def is_write(key: tuple[str, str]) -> bool:
@@ -180,7 +137,7 @@ def document(run: str, groups: int) -> Object:
 class Server:
     """The API server's process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
         path = folder / "kubeconfig"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.cluster.server.apiserver", "--kubeconfig", str(path)],
@@ -190,15 +147,10 @@ class Server:
         )
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().strip()
+        stack.callback(self.process.wait)
+        stack.callback(self.process.kill)
         os.environ["KUBECONFIG"] = str(path)
-
-    def __enter__(self) -> Server:
         Cluster().create(crd())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
 
     def requests(self) -> Requests:
         """All that were made so far, by (verb, plural)."""
@@ -209,15 +161,10 @@ class Server:
 class Operator:
     """The process `prism operator`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
         self.log = folder / "operator.log"
-
-    def __enter__(self) -> Operator:
         self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
+        stack.callback(self.end)
 
     def start(self) -> None:
         command = [sys.executable, "-m", "launcher.cli.main", "operator", "--port", "0"]
@@ -251,7 +198,7 @@ class Operator:
 class Player:
     """Job controller and kubelet in one: every Job succeeds as soon as it is seen. Counts its own requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, stack: contextlib.ExitStack) -> None:
         self.cluster = Cluster()
         self.cluster.agent = "player"
         self.ended: set[str] = set()
@@ -259,19 +206,11 @@ class Player:
         self._jobs: queue.SimpleQueue[Object | None] = queue.SimpleQueue()
         self._made: Requests = Counter()
         self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._play, daemon=True) for _ in range(PLAYERS)]
-        self._threads += [
-            threading.Thread(target=self._watch, args=("Job", self._jobs.put), daemon=True),
-            threading.Thread(target=self._watch, args=("SelectionRun", self._see), daemon=True),
-        ]
-
-    def __enter__(self) -> Player:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+        for kind, take in (("Job", self._jobs.put), ("SelectionRun", self._see)):
+            threading.Thread(target=self._watch, args=(kind, take), daemon=True).start()
+        for _ in range(PLAYERS):
+            threading.Thread(target=self._play, daemon=True).start()
+        stack.callback(self.stop)
 
     def stop(self) -> None:
         self.over.set()
@@ -298,40 +237,37 @@ class Player:
             self.ended.add(record["metadata"]["name"])
 
     def _watch(self, kind: str, take: Callable[[Object], object]) -> None:
+        plural = "jobs" if kind == "Job" else "selectionruns"
         try:
-            for event, found in self._changes(kind):
-                if event == "ADDED" or (event == "MODIFIED" and kind == "SelectionRun"):
-                    take(found)
+            self.count("LIST", plural)
+            version = self.cluster.list(kind, None).version
+            while not self.over.is_set():
+                self.count("WATCH", plural)
+                for event, found in self.cluster.watch(kind, None, version):
+                    version = found["metadata"]["resourceVersion"]
+                    if event == "ADDED" or (event == "MODIFIED" and kind == "SelectionRun"):
+                        take(found)
         except ClusterError:
             if not self.over.is_set():
                 raise
 
-    def _changes(self, kind: str) -> Iterator[tuple[str, Object]]:
-        plural = "jobs" if kind == "Job" else "selectionruns"
-        self.count("LIST", plural)
-        version = self.cluster.list(kind, None).version
-        while not self.over.is_set():
-            self.count("WATCH", plural)
-            for event, found in self.cluster.watch(kind, None, version):
-                version = found["metadata"]["resourceVersion"]
-                yield event, found
-
     def _play(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (record := self._jobs.get()) is not None:
             try:
-                self._complete(job)
+                self._complete(record)
             except ClusterError as error:
-                print(f"{job['metadata']['name']}: {error}", file=sys.stderr)
+                print(f"{record['metadata']['name']}: {error}", file=sys.stderr)
 
-    def _complete(self, job: Object) -> None:
-        namespace, name, now = job["metadata"]["namespace"], job["metadata"]["name"], stamp(time.time())
-        words = json.dumps(WORDS[job["metadata"]["labels"][STAGE_LABEL]])
-        for index in range(job["spec"]["completions"]):
-            pod = job_to_pod(job, index)
+    def _complete(self, record: Object) -> None:
+        """Pods that have succeeded, then the Job's own status."""
+        namespace, name, now = record["metadata"]["namespace"], record["metadata"]["name"], stamp(time.time())
+        message = json.dumps(MESSAGES[record["metadata"]["labels"][STAGE_LABEL]])
+        for index in range(record["spec"]["completions"]):
+            pod = job_to_pod(record, index)
             pod["metadata"]["finalizers"].remove(TRACKING)
             self.count("POST", "pods")
             made = self.cluster.create(pod)
-            ended = {"exitCode": 0, "reason": "Completed", "message": words, "startedAt": now, "finishedAt": now}
+            ended = {"exitCode": 0, "reason": "Completed", "message": message, "startedAt": now, "finishedAt": now}
             container = {"name": "worker", "image": "", "imageID": "", "ready": False, "restartCount": 0}
             status = {"phase": "Succeeded", "containerStatuses": [{**container, "state": {"terminated": ended}}]}
             self.count("PATCH", "pods/status")
@@ -343,6 +279,39 @@ class Player:
         status = {"conditions": conditions, "startTime": now, "completionTime": now, "succeeded": 1}
         self.count("PATCH", "jobs/status")
         self.cluster.patch("Job", namespace, name, {"status": status}, subresource="status")
+
+
+def idle(server: Server, operator: Operator, seconds: float) -> dict[str, Any]:
+    """Nothing happens to the runs: neither may they be written to."""
+    time.sleep(2.0)
+    before, cpu, passes = server.requests(), operator.cpu_seconds(), operator.figures()["prism_reconciles_total"]
+    time.sleep(seconds)
+    asked = server.requests() - before
+    return {
+        "idle_writes": sum(n for key, n in asked.items() if is_write(key)),
+        "idle_lease_writes": sum(asked[key] for key in LEASE_WRITES),
+        "idle_requests": sum(asked.values()),
+        "idle_reconciles": round(operator.figures()["prism_reconciles_total"] - passes),
+        "idle_cpu_seconds": round(operator.cpu_seconds() - cpu, 2),
+    }
+
+
+def restart(server: Server, operator: Operator, size: int) -> dict[str, Any]:
+    """The operator is followed by another, which finds all runs ended."""
+    operator.end()
+    before, started = server.requests(), time.monotonic()
+    operator.start()
+    while operator.figures()["prism_reconciles_total"] < size:
+        time.sleep(0.2)
+    seconds = time.monotonic() - started
+    time.sleep(SETTLE_SECONDS)
+    asked = server.requests() - before
+    return {
+        "restart_writes": sum(n for key, n in asked.items() if is_write(key)),
+        "restart_requests": sum(n for key, n in asked.items() if key[1] != "leases"),
+        "restart_seconds": round(seconds, 1),
+        "restart_rss_peak_mb": operator.memory("VmHWM"),
+    }
 
 
 if __name__ == "__main__":

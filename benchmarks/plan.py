@@ -4,35 +4,28 @@ The pool is a jsonl file of prompts and completions: the rows of GSM8K repeated,
 same. `python -m prism_job plan` runs as a process on local folders with an empty store and without audit; the time of a plan
 of one row (Python's imports) is subtracted. Medians of `--repeats` rounds on one core.
 
-    python benchmarks/plan.py --data gsm8k_train.jsonl --rows 10000 100000 --json plan.json
+    python -m benchmarks.plan --data gsm8k_train.jsonl --rows 10000 100000 --json plan.json
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 import os
-import resource
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 
-import yaml
+from benchmarks import job
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = job.parser(__doc__)
     parser.add_argument(
         "--data", type=Path, required=True, help="gsm8k_train.jsonl: prompt and completion in each line"
     )
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
     figures: dict[str, float] = {}
@@ -42,8 +35,7 @@ def main() -> None:
         for name in rounds[0]:
             figures[f"{name}[{num_rows}]"] = median(each[name] for each in rounds)
             print(f"{num_rows:,} rows: {name} {figures[f'{name}[{num_rows}]']:,.4g}", flush=True)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(figures, indent=1))
+    job.write_json(chosen.json, figures)
 
 
 def measure(folder: Path, data: Path, num_rows: int, repeats: int) -> list[dict[str, float]]:
@@ -81,23 +73,11 @@ def plan_seconds_of(folder: Path, pool: str) -> float:
     (folder / "model").mkdir(exist_ok=True)
     (folder / "model" / "config.json").write_text("{}")
     (folder / "model" / "model.safetensors").write_bytes(b"0" * 64)
-    (folder / "targets.jsonl").write_text(json.dumps({"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}) + "\n")
-    spec = {
-        "model": {"uri": str(folder / "model")},
-        "candidates": {"uris": [str(folder / f"{pool}.jsonl")]},
-        "targets": {"uris": [str(folder / "targets.jsonl")]},
-        "store": str(folder / "store"),
-        "output": str(folder / "output"),
-        "selection": {"keep": "highest", "budget": {"fraction": 0.5}},
-        "audit": {"examples": 0},
-    }
-    head = {"apiVersion": "prism.dev/v1alpha1", "kind": "SelectionRun", "metadata": {"name": "synthetic"}}
-    (folder / "selection.yaml").write_text(yaml.safe_dump({**head, "spec": spec}))
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "prism_job", "plan", "--spec", str(folder / "selection.yaml")]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    job.write_jsonl(folder / "targets.jsonl", [{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}])
+    spec = job.selection(folder, candidates={"uris": [str(folder / f"{pool}.jsonl")]})
+    document, before = job.write_document(folder / "selection.yaml", "synthetic", spec), job.cpu_seconds()
+    job.run_stage("plan", document)
+    return job.cpu_seconds() - before
 
 
 if __name__ == "__main__":

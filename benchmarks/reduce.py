@@ -1,22 +1,15 @@
 """What the reduce stage costs over a large store: peak memory, seconds, and its rate beside reading the same shards.
 
 The store is synthetic and written with the project's own `write_shard` and `Plan`: rows of 65,536 signs (8,192 bytes and
-their scales), random scores, one row in a hundred a duplicate, some quarantined. Signs come from a few random blocks, so
-that gigabytes are made quickly; nothing that reduction does depends on that. Four things are compared, each in a process of
-its own on one core (`--cores`): `cat` over the shards; the reducer's own reader, checks and all; its scoring of a shard in
-memory; its pass over the candidates, which is both and keeps the scores. They are timed in seconds of CPU, so that what else
-runs on the machine counts little. `python -m prism_job reduce` then runs as a whole, without audit. There are `--repeats`
-rounds, of which medians are shown.
+their scales), random scores, one row in a hundred a duplicate, some quarantined. Four things are compared in seconds of CPU,
+each in a process of its own on one core (`--cores`): `cat` over the shards; the reducer's own reader, checks and all; its
+scoring of a shard in memory; its pass over the candidates, which is both and keeps the scores. `python -m prism_job reduce`
+then runs as a whole, without audit. Medians of `--repeats` rounds.
 
-    python benchmarks/reduce.py --rows 10000 100000 1000000 --folder /somewhere/with/11/GB --json reduce.json
+    python -m benchmarks.reduce --rows 10000 100000 1000000 --folder /somewhere/with/11/GB --json reduce.json
 """
 
-from __future__ import annotations
-
-import argparse
-import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -25,14 +18,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
-import yaml
 
+from benchmarks import job
 from prism_job.plan.plan import Plan, Unit, plan_key
 from prism_job.plan.units import factor_units
 from prism_job.spec.digest import digest
-from prism_job.spec.document import SelectionRun, parse_spec
+from prism_job.spec.document import parse_spec
 from prism_job.storage.address import open_store
 from prism_job.storage.objects import Store
 from prism_job.store import shards, staged_rows
@@ -64,7 +58,6 @@ for _ in shards.read_ahead(store, plan.extractor, ids, lambda shard: None, depth
     pass
 print(time.process_time() - started)
 """
-"""The reading side alone: every candidate shard through the reducer's own reader, checks and all, and no scores."""
 SCORE_ONLY = """
 arrays = shards.read_shard(store, plan.extractor, "candidates", ids[0]).arrays
 score, seconds = scorer("sign", direction_KD[0]), []
@@ -74,7 +67,7 @@ while len(seconds) < 301:
     seconds.append(time.process_time() - started)
 print(sorted(seconds)[len(seconds) // 2] / len(arrays["ids"]) * plan.num_examples)
 """
-"""The scoring side alone: the scores of one shard that is in memory, again and again; the median, for as many rows."""
+"""The scores of one shard that is in memory, again and again; the median, for as many rows."""
 WHOLE_PASS = """
 scorer("sign", direction_KD[0])
 sys.stdout, shown = open(os.devnull, "w"), sys.stdout
@@ -82,57 +75,47 @@ started = time.process_time()
 score_candidates(run.spec, plan, store, direction_KD)
 print(time.process_time() - started, file=shown)
 """
-"""Every shard read, checked and scored along one direction; what is kept of the rows goes into the reducer's scratch files."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = job.parser(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--layers", type=int, default=16, help="layers of the model; 16 is the least for 65,536 dims")
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the stores are made, and deleted (default: TMPDIR)")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     figures: dict[str, float] = {"layers": arguments.layers, "pairs": arguments.pairs, "cores": arguments.cores}
     for num_rows in arguments.rows:
         with tempfile.TemporaryDirectory(prefix="prism-reduce-", dir=arguments.folder) as folder:
             if shutil.disk_usage(folder).free < 1.1 * STORE_BYTES_A_ROW * num_rows:
                 sys.exit(f"{num_rows} rows need {STORE_BYTES_A_ROW * num_rows / 1e9:.1f} GB in {folder}; use --folder")
-            measured = measure(
-                Path(folder), num_rows, arguments.layers, arguments.pairs, arguments.cores, arguments.repeats
-            )
-        print(
-            f"{num_rows:,} rows: " + ", ".join(f"{name} {value:,.3f}" for name, value in measured.items()), flush=True
-        )
+            shape = (num_rows, arguments.layers, arguments.pairs)
+            measured = measure(Path(folder), *shape, arguments.cores, arguments.repeats)
+        shown = ", ".join(f"{name} {value:,.3f}" for name, value in measured.items())
+        print(f"{num_rows:,} rows: {shown}", flush=True)
         figures |= {f"{name}[{num_rows}]": value for name, value in measured.items()}
     first, last = (figures[f"peak_rss_bytes[{num_rows}]"] for num_rows in (arguments.rows[0], arguments.rows[-1]))
     figures["peak_last_over_first"] = last / first
     print(f"peak at {arguments.rows[-1]:,} rows over the peak at {arguments.rows[0]:,}: {last / first:.3f}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+    job.write_json(arguments.json, figures)
 
 
 def measure(folder: Path, num_rows: int, num_layers: int, num_pairs: int, cores: int, repeats: int) -> dict[str, float]:
     spec_path, shard_paths = make_store(folder, num_rows, num_layers, num_pairs)
     everywhere = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(everywhere)[-cores:])
-    try:
-        cat(shard_paths)
-        rounds = [measure_once(folder, spec_path, shard_paths) for _ in range(repeats)]
-    finally:
-        os.sched_setaffinity(0, everywhere)
+    cat(shard_paths)
+    rounds = [measure_once(folder, spec_path, shard_paths) for _ in range(repeats)]
+    os.sched_setaffinity(0, everywhere)
     return {name: median(each[name] for each in rounds) for name in rounds[0]}
 
 
 def measure_once(folder: Path, spec_path: Path, shard_paths: list[Path]) -> dict[str, float]:
     store_bytes = sum(path.stat().st_size for path in shard_paths)
-    seconds = {
-        "cat": cat(shard_paths),
-        **{name: run_code(code, spec_path) for name, code in (("read", READ_ONLY), ("score", SCORE_ONLY))},
-        "pass": run_code(WHOLE_PASS, spec_path),
-    }
+    codes = {"read": READ_ONLY, "score": SCORE_ONLY, "pass": WHOLE_PASS}
+    seconds = {"cat": cat(shard_paths), **{name: run_code(code, spec_path) for name, code in codes.items()}}
     for published in (folder / "output" / "synthetic").glob("*/"):
         shutil.rmtree(published)  # of the round before: a selection that is there is not made again
     stage_seconds, usage = reduce(spec_path, folder / "events.jsonl")
@@ -141,11 +124,8 @@ def measure_once(folder: Path, spec_path: Path, shard_paths: list[Path]) -> dict
         "seconds": stage_seconds,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         **{f"{name}_bytes_per_second": store_bytes / each for name, each in seconds.items()},
-        "read_over_cat": seconds["cat"] / seconds["read"],
-        "score_over_cat": seconds["cat"] / seconds["score"],
-        "score_over_read": seconds["read"] / seconds["score"],
-        "pass_over_cat": seconds["cat"] / seconds["pass"],
-        "pass_over_read": seconds["read"] / seconds["pass"],
+        **{f"{name}_over_cat": seconds["cat"] / seconds[name] for name in codes},
+        **{f"{name}_over_read": seconds["read"] / seconds[name] for name in ("score", "pass")},
     }
 
 
@@ -156,20 +136,17 @@ def run_code(code: str, spec_path: Path) -> float:
 
 def cat(paths: list[Path]) -> float:
     """Seconds of CPU."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = job.cpu_seconds()
     for start in range(0, len(paths), 500):
         subprocess.run(["cat", *map(str, paths[start : start + 500])], check=True, stdout=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return job.cpu_seconds() - before
 
 
-def reduce(spec_path: Path, log: Path) -> tuple[float, os.struct_rusage]:
+def reduce(spec_path: Path, log: Path) -> tuple[float, Any]:
     """Seconds of the whole stage, and what its process used."""
     started = time.monotonic()
     with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prism_job", "reduce", "--spec", str(spec_path)], stdout=output
-        )
+        process = subprocess.Popen(job.command("reduce", spec_path), stdout=output)
         _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - started
     if status:
@@ -178,32 +155,29 @@ def reduce(spec_path: Path, log: Path) -> tuple[float, os.struct_rusage]:
 
 
 def make_store(folder: Path, num_rows: int, num_layers: int, num_pairs: int) -> tuple[Path, list[Path]]:
-    document = {
-        "apiVersion": "prism.dev/v1alpha1",
-        "kind": "SelectionRun",
-        "metadata": {"name": "synthetic"},
-        "spec": {
-            "model": {"uri": "synthetic"},
-            "candidates": {"uris": ["pool"]},
-            "targets": {"uris": ["targets.jsonl"]},
-            "store": str(folder / "store"),
-            "output": str(folder / "output"),
-            "selection": {"keep": "highest", "budget": {"fraction": 0.5}},
-            "audit": {"examples": 0},
-        },
-    }
-    spec_path = folder / "selection.yaml"
-    spec_path.write_text(yaml.safe_dump(document))
+    spec_path = job.write_document(folder / "selection.yaml", "synthetic", job.selection(folder))
     run = parse_spec(spec_path.read_text(), str(spec_path))
     store, random = open_store(run.spec.store), np.random.default_rng(0)
     extractor = digest("synthetic")
     candidates = list(write_candidates(store, extractor, num_rows, random))
     factors = factor_units(candidates)
     for unit_id in factors:
-        uppers = [factor_sums(num_layers, random) for _ in range(2)]
-        arrays = {"inputs": uppers[0], "outputs": uppers[1]}
+        arrays = {side: factor_sums(num_layers, random) for side in ("inputs", "outputs")}
         shards.write_shard(store, extractor, "factors", unit_id, arrays, {"num_tokens": 2 * DIM})
-    publish_plan(run, extractor, candidates, write_targets(store, extractor, num_layers, num_pairs, random), factors)
+    plan = Plan(
+        spec_digest=digest(run.spec.model_dump(mode="json")),
+        extractor=extractor,
+        extractor_parts={"model": {}},
+        sources=["pool/synthetic.jsonl"],
+        ignored=[],
+        candidates=candidates,
+        target_sources=["targets.jsonl"],
+        target_sets=[""],
+        targets=write_targets(store, extractor, num_layers, num_pairs, random),
+        factors=factors,
+        **{key: [] for key in ("quarantine", "missing_candidates", "missing_targets", "missing_factors")},
+    )
+    open_store(run.spec.output).put(plan_key(run), plan.model_dump_json(indent=1).encode())
     return spec_path, [Path(store.uri(shards.shard_key(extractor, "candidates", unit.id))) for unit in candidates]
 
 
@@ -254,28 +228,6 @@ def write_targets(
     pairs = [{"prompt": f"{number}?", "chosen": "yes", "rejected": "no"} for number in range(num_pairs)]
     rows = staged_rows.stage_rows(store, pairs, set())
     return [Unit(id=unit_id, rows=rows, num_rows=num_pairs, source=0, lines=[(1, num_pairs)])]
-
-
-def publish_plan(
-    run: SelectionRun, extractor: str, candidates: list[Unit], targets: list[Unit], factors: list[str]
-) -> None:
-    plan = Plan(
-        spec_digest=digest(run.spec.model_dump(mode="json")),
-        extractor=extractor,
-        extractor_parts={"model": {}},
-        sources=["pool/synthetic.jsonl"],
-        ignored=[],
-        candidates=candidates,
-        target_sources=["targets.jsonl"],
-        target_sets=[""],
-        targets=targets,
-        factors=factors,
-        quarantine=[],
-        missing_candidates=[],
-        missing_targets=[],
-        missing_factors=[],
-    )
-    open_store(run.spec.output).put(plan_key(run), plan.model_dump_json(indent=1).encode())
 
 
 if __name__ == "__main__":

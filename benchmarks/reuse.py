@@ -1,13 +1,10 @@
 """What reuse saves: a new target set, a second run and ten per cent more data, each as a share of a full run.
 
-Every run is what `prism run` does: plan, extract (if anything is missing) and reduce as processes, one thread each. Candidates
-are GSM8K questions and answers, targets pairs of a right and a wrong solution. The full run is also compared with what `prism
-estimate` predicted: tokens, bytes, and FLOPs as a share of this machine's own peak (one thread, torch.mm in that type).
+Every run is what `prism run` does: plan, extract (if anything is missing) and reduce as processes, one thread each. The full
+run is also compared with what `prism estimate` predicted: tokens, bytes, and FLOPs as a share of this machine's own peak.
 
     python -m benchmarks.reuse --data FOLDER --examples 2000 --json reuse.json
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -23,15 +20,14 @@ from typing import Any
 
 import torch
 
+from benchmarks import job
 from benchmarks.fidelity import make_pairs
-from benchmarks.job import run_stage, write_document, write_jsonl
 from benchmarks.quality import tuning
 from prism_job.estimate.workload import measure
 from prism_job.extract.model import load_tokenizer
 from prism_job.spec.document import RunSpec, parse_spec
 
-STARTS = {"plan": "prism_job.stages.plan", "extract": "prism_job.stages.extract", "reduce": "prism_job.stages.reduce"}
-"""What a stage imports before it does anything: its process start."""
+STAGES = ("plan", "extract", "reduce")
 
 
 @dataclass(frozen=True)
@@ -49,16 +45,15 @@ class Ran:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = job.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="gsm8k_train.jsonl and gsm8k_model_solutions.jsonl")
-    parser.add_argument("--model", type=Path, default=Path("build/model/SmolLM2-135M-Instruct.gguf"))
+    parser.add_argument("--model", type=Path, default=Path(job.MODEL))
     parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--tokens-per-batch", type=int, default=512, help="a CPU gains nothing from more")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="%(default)s")
     parser.add_argument("--no-audit", action="store_true")
     parser.add_argument("--tokens-alone", action="store_true", help="count the tokens of each part and run nothing")
-    parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     more = max(1, chosen.examples // 10)
@@ -77,12 +72,12 @@ def main() -> None:
         (folder / "more.jsonl").write_text("".join(pool[chosen.examples :]))
         for number in (0, 1):
             part = pairs[number * chosen.pairs : (number + 1) * chosen.pairs]
-            write_jsonl(folder / f"targets-{number}.jsonl", part)
+            job.write_jsonl(folder / f"targets-{number}.jsonl", part)
         first = document(folder, chosen, ["pool"], 0)
         if chosen.tokens_alone:
             count_tokens(parse_spec(first.read_text(), str(first)).spec)
             return
-        predicted, peak = run_stage("estimate", first)[1], matrix_peak(getattr(torch, chosen.dtype))
+        predicted, peak = job.run_stage("estimate", first)[1], matrix_peak(getattr(torch, chosen.dtype))
         runs = {"full run": run(first)}
         found_bytes = sum(path.stat().st_size for path in (folder / "store").rglob("*") if path.is_file())
         runs["nothing new"] = sorted((run(first) for _ in range(3)), key=lambda ran: ran.total)[1]
@@ -90,8 +85,7 @@ def main() -> None:
         runs["ten per cent new data"] = run(document(folder, chosen, ["pool", "more"], 0))
     figures: dict[str, Any] = {"examples": chosen.examples, "pairs": chosen.pairs, "dtype": chosen.dtype}
     figures |= shares(runs, process_starts()) | predictions(predicted, runs["full run"], found_bytes, peak)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(figures, indent=1))
+    job.write_json(chosen.json, figures)
 
 
 def shares(runs: dict[str, Ran], starts: dict[str, float]) -> dict[str, float]:
@@ -109,10 +103,8 @@ def shares(runs: dict[str, Ran], starts: dict[str, float]) -> dict[str, float]:
             "tokens": ran.tokens,
             "share_of_tokens": ran.tokens / full.tokens,
         }
-        print(
-            f"{name:<24}"
-            + "".join(f"{value:>17.2%}" if "share" in key else f"{value:>17,.1f}" for key, value in row.items())
-        )
+        cells = (f"{value:>17.2%}" if "share" in key else f"{value:>17,.1f}" for key, value in row.items())
+        print(f"{name:<24}" + "".join(cells))
         row |= {f"{one}_seconds": value for one, value in ran.seconds.items()}
         row |= {"pass_seconds": ran.pass_seconds, "audit_seconds": ran.audit_seconds, "start_seconds": started}
         figures |= {f"{key}[{name.replace(' ', '_')}]": value for key, value in row.items()}
@@ -142,13 +134,13 @@ def predictions(predicted: dict[str, Any], full: Ran, found_bytes: int, peak: fl
 
 
 def process_starts() -> dict[str, float]:
-    """Seconds until a stage has imported what it needs, the median of 3."""
+    """Seconds until a stage's process has imported what it needs, the median of 3."""
     found = {}
-    for name, module in STARTS.items():
+    for name in STAGES:
         seconds = []
         for _ in range(3):
             started = time.monotonic()
-            subprocess.run([sys.executable, "-c", f"import prism_job.__main__, {module}"], check=True)
+            subprocess.run([sys.executable, "-c", f"import prism_job.__main__, prism_job.stages.{name}"], check=True)
             seconds.append(time.monotonic() - started)
         found[name] = statistics.median(seconds)
     return found
@@ -164,27 +156,25 @@ def count_tokens(spec: RunSpec) -> None:
 
 
 def document(folder: Path, chosen: argparse.Namespace, files: list[str], targets: int) -> Path:
-    spec: dict[str, Any] = {
-        "model": {"uri": str(folder / "model"), "dtype": chosen.dtype},
-        "candidates": {"uris": [str(folder / f"{name}.jsonl") for name in files]},
-        "targets": {"uris": [str(folder / f"targets-{targets}.jsonl")]},
-        "store": str(folder / "store"),
-        "output": str(folder / "output"),
-        "extraction": {"tokensPerBatch": chosen.tokens_per_batch},
-        "selection": {"keep": "highest", "budget": {"fraction": 0.1}},
-    }
-    if chosen.no_audit:
-        spec["audit"] = {"examples": 0}
-    return write_document(folder / f"{'-'.join(files)}-{targets}.yaml", "reuse", spec)
+    spec = job.selection(
+        folder,
+        model={"uri": str(folder / "model"), "dtype": chosen.dtype},
+        candidates={"uris": [str(folder / f"{name}.jsonl") for name in files]},
+        targets={"uris": [str(folder / f"targets-{targets}.jsonl")]},
+        extraction={"tokensPerBatch": chosen.tokens_per_batch},
+        audit={"examples": 0} if chosen.no_audit else {},
+        selection={"keep": "highest", "budget": {"fraction": 0.1}},
+    )
+    return job.write_document(folder / f"{'-'.join(files)}-{targets}.yaml", "reuse", spec)
 
 
 def run(spec: Path) -> Ran:
     """Plan, extract what is missing, reduce."""
     seconds, messages = {}, {}
-    for name in STARTS:
+    for name in STAGES:
         if name == "extract" and not messages["plan"]["missing"]:
             continue
-        seconds[name], messages[name] = run_stage(name, spec)
+        seconds[name], messages[name] = job.run_stage(name, spec)
         print(f"{spec.stem} {name}: {seconds[name]:.1f} s", file=sys.stderr, flush=True)
     extracted = messages.get("extract", {"tokens": 0, "seconds": 0.0, "auditSeconds": 0.0})
     return Ran(seconds, extracted["tokens"], extracted["seconds"], extracted["auditSeconds"])

@@ -3,18 +3,13 @@
 Ranks of ZeRO-3 (gloo on CPU) and groups that share a store extract the same rows as stage 0 does alone, as users run them: one
 thread a rank, all settings once a round. ZeRO-3 does not load GGUF files, so the model is converted to safetensors. Where ranks
 outnumber cores they take turns, so tokens are given per CPU second as well. CPU seconds are those of a run less those of a run
-over one short row a rank; tokens per second are those of the passes alone. To see where one process spends its time:
-`py-spy record -- python -m prism_job extract --spec selection.yaml`.
+over one short row a rank; tokens per second are those of the passes alone.
 
     python -m benchmarks.scaling --data FOLDER/gsm8k_train.jsonl --examples 32 --json scaling.json
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.job import command, run_stage, write_document
+from benchmarks import job
 from benchmarks.quality import tuning
 
 SETTINGS = {
@@ -38,12 +33,11 @@ SHORT_ROWS = [f'{{"prompt": "2 + {number} =", "completion": " {2 + number}"}}\n'
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = job.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="prompt/completion rows")
-    parser.add_argument("--model", type=Path, default=Path("build/model/SmolLM2-135M-Instruct.gguf"))
+    parser.add_argument("--model", type=Path, default=Path(job.MODEL))
     parser.add_argument("--examples", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as name:
@@ -54,11 +48,9 @@ def main() -> None:
             tokenizer, model = tuning.load(str(options.model))
             tuning.save(model, tokenizer, folder / "model")
         rows = options.data.read_text().splitlines(keepends=True)[: options.examples]
-        (folder / "targets.jsonl").write_text('{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}\n')
         figures = {"examples": options.examples, "cores": len(os.sched_getaffinity(0))}
         figures |= compare_settings(folder, rows, options.rounds)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1))
+    job.write_json(options.json, figures)
 
 
 def compare_settings(folder: Path, rows: list[str], rounds: int) -> dict[str, float]:
@@ -77,12 +69,8 @@ def compare_settings(folder: Path, rows: list[str], rounds: int) -> dict[str, fl
     print(f"{'':<20}" + "".join(f"{column:>16}" for column in columns))
     for name, results in found.items():
         medians = [statistics.median(values) for values in zip(*results, strict=True)]
-        ratios = [
-            statistics.median(
-                mine[part] / alone[part] for mine, alone in zip(results, found["one process"], strict=True)
-            )
-            for part in (0, 1)
-        ]
+        rounds_beside = list(zip(results, found["one process"], strict=True))
+        ratios = [statistics.median(mine[part] / alone[part] for mine, alone in rounds_beside) for part in (0, 1)]
         row = {
             "tokens_a_second": medians[0],
             "ratio_of_tokens_a_second": ratios[0],
@@ -100,11 +88,11 @@ def extract(folder: Path, rows: list[str], stage: int, ranks: int, groups: int) 
     """Tokens, seconds of the passes (mean of the ranks, longest of the groups), CPU seconds and seconds of the processes."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         document = plan(folder, Path(name), rows, stage)
-        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        before, started = job.cpu_seconds(), time.monotonic()
         options = (f"--ranks={ranks}", f"--groups={groups}")
         running = [
             subprocess.Popen(
-                command("extract", document, *options, f"--group={group}"),
+                job.command("extract", document, *options, f"--group={group}"),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
@@ -112,11 +100,10 @@ def extract(folder: Path, rows: list[str], stage: int, ranks: int, groups: int) 
             for group in range(groups)
         ]
         outputs = [process.communicate()[0] for process in running]
-        wall_seconds, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+        wall_seconds, cpu_seconds = time.monotonic() - started, job.cpu_seconds() - before
         if any(process.returncode for process in running):
             sys.exit("\n".join(outputs)[-3000:])
     messages = [json.loads(text.splitlines()[-1]) for text in outputs]
-    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     pass_seconds = max(message["seconds"] for message in messages) / ranks
     return sum(message["tokens"] for message in messages), pass_seconds, cpu_seconds, wall_seconds
 
@@ -124,23 +111,15 @@ def extract(folder: Path, rows: list[str], stage: int, ranks: int, groups: int) 
 def plan(folder: Path, run_folder: Path, rows: list[str], stage: int) -> Path:
     """The document of an empty store, planned. Eight units, so that every rank has some."""
     (run_folder / "pool.jsonl").write_text("".join(rows))
-    extraction = {
-        "tokensPerBatch": 1024,
-        "examplesPerShard": max(1, len(rows) // 8),
-        "deepspeed": {"stage": stage},
-    }
-    spec = {
-        "model": {"uri": str(folder / "model"), "dtype": "float32"},
-        "candidates": {"uris": [str(run_folder / "pool.jsonl")]},
-        "targets": {"uris": [str(folder / "targets.jsonl")]},
-        "store": str(run_folder / "store"),
-        "output": str(run_folder / "output"),
-        "extraction": extraction,
-        "audit": {"examples": 0},
-        "selection": {"keep": "highest", "budget": {"count": 1}},
-    }
-    document = write_document(run_folder / "selection.yaml", "scaling", spec)
-    run_stage("plan", document)
+    job.write_jsonl(run_folder / "targets.jsonl", [{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}])
+    per_shard = max(1, len(rows) // 8)
+    spec = job.selection(
+        run_folder,
+        model={"uri": str(folder / "model"), "dtype": "float32"},
+        extraction={"tokensPerBatch": 1024, "examplesPerShard": per_shard, "deepspeed": {"stage": stage}},
+    )
+    document = job.write_document(run_folder / "selection.yaml", "scaling", spec)
+    job.run_stage("plan", document)
     return document
 
 

@@ -9,8 +9,6 @@ weights, clean pairs and 40 % of them swapped (mean of 100 draws).
 Shapes: N candidates, Q pairs, L layers, P projected dims a side, M = L·P², D folded dims.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality import harness
+from benchmarks import job
+from benchmarks.quality import figure, harness
 from benchmarks.quality.facts import make_data, more_pairs
 from benchmarks.quality.harness import Extracted, Float64
 from prism_job import projection
@@ -45,13 +44,10 @@ def main() -> None:
     names = list(dict.fromkeys(name.rpartition("[")[0] for name in found))
     lines = [[name, *(found[f"{name}[{share}]"] for share in ("clean", "swapped"))] for name in names]
     print(harness.table(["variant", "clean pairs", "40 % swapped"], lines))
-    harness.write_json(options.json, {"seeds": options.seeds, **harness.flat(found)})
-    if options.figure:
-        from benchmarks.quality import figure
-
-        shares = {"clean": "clean pairs", "swapped": "40 % swapped"}
-        series = {name: [found[f"pairs: {count}[{share}]"] for count in NUM_PAIRS] for share, name in shares.items()}
-        figure.lines(options.figure, "How many pairs", ("target pairs", "AUROC"), NUM_PAIRS, series)
+    job.write_json(options.json, {"seeds": options.seeds, **harness.flat(found)})
+    shares = {"clean": "clean pairs", "swapped": "40 % swapped"}
+    series = {name: [found[f"pairs: {count}[{share}]"] for count in NUM_PAIRS] for share, name in shares.items()}
+    figure.lines(options.figure, "How many pairs", ("target pairs", "AUROC"), NUM_PAIRS, series)
 
 
 def one_seed(work: Path, model: str, seed: int) -> dict[str, float]:
@@ -70,7 +66,7 @@ def extracted(work: Path, model: str, seed: int, dim: int) -> tuple[Extracted, n
 
 def measure(work: Path, model: str, seed: int) -> dict[str, float]:
     run, good_N = extracted(work, model, seed, 64)
-    rows_NM, norm_N, tokens_N = candidate_rows(run), run.norm_N, run.tokens_N
+    rows_NM, norm_N, tokens_N = candidate_rows(run), run.norm_N, run.column("tokens")
     pairs_QM, pi_Q, layers = run.pair_rows_QM, run.targets.preference_Q, run.targets.layers
     figures: dict[str, float] = {}
 
@@ -88,7 +84,8 @@ def measure(work: Path, model: str, seed: int) -> dict[str, float]:
     plain_NQ = inner(rows_NM, best_QM)
     add("rows: p=64 float16, unfolded", plain_NQ)
     for dims in SIGN_DIMS:
-        add(f"rows: p=64 sign {dims:,}", folded_scores(rows_NM, best_QM, layers, dims, as_sign))
+        as_sign = folded_scores(rows_NM, best_QM, layers, dims, lambda rows: codec.decode_sign(codec.encode_sign(rows)))
+        add(f"rows: p=64 sign {dims:,}", as_sign)
     add("rows: p=64 folded to 65,536, float32", folded_scores(rows_NM, best_QM, layers, 65_536, lambda rows: rows))
     add("loss: token sum", plain_NQ)
     add("loss: token mean", plain_NQ / tokens_N[:, None])
@@ -117,44 +114,45 @@ def inner(rows_NM: Float32, pairs_QM: Float32) -> Float64:
 
 def solved(run: Extracted, pairs_QM: Float32, damping: float) -> Float32:
     """(H + λI)⁻¹ of each pair under K-FAC: what the reducer does to their weighted sum, one pair at a time."""
-    dim = run.run.spec.extraction.projection.dim
-    factors = curvature.merge_factors(run.plan, open_store(run.run.spec.store), dim)
+    factors, bases = eigenbases(run)
     lam = curvature.damping_value(factors, damping)
-    return _in_eigenbases(factors, pairs_QM, lambda layer, alpha, beta: np.outer(beta, alpha) + lam)
+    return divided(pairs_QM, bases, [np.outer(beta, alpha) + lam for alpha, _, beta, _ in bases])
 
 
 def solved_ekfac(run: Extracted, pairs_QM: Float32, rows_NM: Float32, damping: float) -> Float32:
     """The same with K-FAC's eigenvalues corrected (George et al. 2018): second moments of the candidates' own gradients in the
     eigenbases, a token; λ in units of their mean."""
-    dim = run.run.spec.extraction.projection.dim
-    factors = curvature.merge_factors(run.plan, open_store(run.run.spec.store), dim)
-    bases = [_eigen(factors, layer) for layer in range(len(factors.inputs_LPP))]
-    second_LPP = np.empty_like(factors.inputs_LPP)
+    factors, bases = eigenbases(run)
+    dim, second_LPP = factors.inputs_LPP.shape[1], np.empty_like(factors.inputs_LPP)
     for layer, (_, basis_a, _, basis_b) in enumerate(bases):
         block = rows_NM[:, layer * dim**2 : (layer + 1) * dim**2].reshape(-1, dim, dim)
         sides = basis_b.astype(np.float32), block, basis_a.astype(np.float32)
         rotated = np.einsum("ji,njk,kl->nil", *sides, optimize=True)
         second_LPP[layer] = (rotated.astype(np.float64) ** 2).sum(0) / factors.num_tokens
     lam = damping * float(second_LPP.mean())
-    return _in_eigenbases(factors, pairs_QM, lambda layer, alpha, beta: second_LPP[layer] + lam)
+    return divided(pairs_QM, bases, [second_PP + lam for second_PP in second_LPP])
 
 
-def _eigen(factors: curvature.Factors, layer: int) -> tuple[Float64, Float64, Float64, Float64]:
-    alpha, basis_a = np.linalg.eigh(factors.inputs_LPP[layer] / factors.num_tokens)
-    beta, basis_b = np.linalg.eigh(factors.outputs_LPP[layer] / factors.num_tokens)
-    return np.clip(alpha, 0, None), basis_a, np.clip(beta, 0, None), basis_b
+def eigenbases(run: Extracted) -> tuple[curvature.Factors, list[tuple[Float64, Float64, Float64, Float64]]]:
+    """K-FAC's factors, and of each layer the eigenvalues and eigenvectors of inputs and of output gradients."""
+    dim = run.run.spec.extraction.projection.dim
+    factors, bases = curvature.merge_factors(run.plan, open_store(run.run.spec.store), dim), []
+    for inputs_PP, outputs_PP in zip(factors.inputs_LPP, factors.outputs_LPP, strict=True):
+        (alpha, basis_a), (beta, basis_b) = (
+            np.linalg.eigh(side / factors.num_tokens) for side in (inputs_PP, outputs_PP)
+        )
+        bases.append((np.clip(alpha, 0, None), basis_a, np.clip(beta, 0, None), basis_b))
+    return factors, bases
 
 
-def _in_eigenbases(
-    factors: curvature.Factors, pairs_QM: Float32, divisor: Callable[[int, Float64, Float64], Float64]
-) -> Float32:
-    dim = factors.inputs_LPP.shape[1]
+def divided(pairs_QM: Float32, bases: list[Any], divisors_LPP: list[Float64]) -> Float32:
+    """Each pair's row, divided by these numbers in the eigenbases."""
     found_QM = np.empty_like(pairs_QM)
-    for layer in range(len(factors.inputs_LPP)):
-        alpha, basis_a, beta, basis_b = _eigen(factors, layer)
+    for layer, ((_, basis_a, _, basis_b), divisor_PP) in enumerate(zip(bases, divisors_LPP, strict=True)):
+        dim = len(basis_a)
         part = slice(layer * dim**2, (layer + 1) * dim**2)
         block = pairs_QM[:, part].reshape(-1, dim, dim).astype(np.float64)
-        rotated = (basis_b.T @ block @ basis_a) / divisor(layer, alpha, beta)
+        rotated = (basis_b.T @ block @ basis_a) / divisor_PP
         found_QM[:, part] = (basis_b @ rotated @ basis_a.T).reshape(len(block), -1)
     return found_QM
 
@@ -164,15 +162,11 @@ def folded_scores(
 ) -> Float64:
     """Scores of rows folded to `dims` and stored in some form, against the folded pairs."""
 
-    def fold(rows: Float32) -> Float32:
-        folded = [projection.fold(row.reshape(len(layers), -1), layers, 0, dims) for row in rows]
-        return np.stack(folded).astype(np.float32)
-
-    return inner(store(fold(rows_NM)), fold(pairs_QM))
-
-
-def as_sign(rows_ND: Float32) -> Float32:
-    return codec.decode_sign(codec.encode_sign(rows_ND))
+    rows_ND, pairs_QD = (
+        np.stack([projection.fold(row.reshape(len(layers), -1), layers, 0, dims) for row in rows]).astype(np.float32)
+        for rows in (rows_NM, pairs_QM)
+    )
+    return inner(store(rows_ND), pairs_QD)
 
 
 def layer_parts(layers: list[str]) -> dict[str, Callable[[int, str], bool]]:

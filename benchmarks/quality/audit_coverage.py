@@ -1,16 +1,13 @@
 """Does the audit's interval hold the true agreement with exact scores? 50 audits of 128 rows, on GSM8K solutions.
 
 The job extracts the 256 shortest solutions of gsm8k_model_solutions.jsonl and 32 pairs (right, wrong) to other questions, and
-its audit extracts all of them again; exact scores come from full weight gradients, with K-FAC's factors unprojected too. So
-any 128 rows can be taken for an audit's sample: its interval is compared with the Spearman of the job's scores with the exact
-ones over all of them. One draw of the job's projection and one of the audit's.
+its audit extracts all of them again. So any 128 rows can be taken for an audit's sample: its interval is compared with the
+Spearman of the job's scores with exact ones (full weight gradients, K-FAC's factors unprojected) over all of them.
 
     python -m benchmarks.quality.audit_coverage --data FOLDER --json build/quality/audit_coverage.json
 
 Shapes: N candidates.
 """
-
-from __future__ import annotations
 
 import json
 from pathlib import Path
@@ -19,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import job
 from benchmarks.fidelity import as_messages, make_pairs
-from benchmarks.quality import exact, harness
+from benchmarks.quality import exact, figure, harness
 from benchmarks.quality.harness import Float64, Interval
 from prism_job.data import examples
 from prism_job.evaluate import audit
@@ -72,12 +70,9 @@ def main() -> None:
         series |= {f"{kind}: audits": estimates, f"{kind}: the truth": [Interval(truth, truth, truth)] * len(estimates)}
     lines = [[name, *(f"{figures[f'{kind}/{key}']:.4g}" for kind in kinds)] for key, name in SHOWN.items()]
     print(harness.table(["", *(f"curvature: {kind}" for kind in kinds)], lines))
-    harness.write_json(options.json, figures)
-    if options.figure:
-        from benchmarks.quality import figure
-
-        axes = ("audits, by their estimate", "Spearman with exact scores")
-        figure.lines(options.figure, f"{RESAMPLINGS} audits of {SAMPLE} rows", axes, range(RESAMPLINGS), series)
+    job.write_json(options.json, figures)
+    axes = ("audits, by their estimate", "Spearman with exact scores")
+    figure.lines(options.figure, f"{RESAMPLINGS} audits of {SAMPLE} rows", axes, range(RESAMPLINGS), series)
 
 
 def compare(kind: str, job_N: Float64, audit_N: Float64, exact_N: Float64) -> tuple[dict[str, float], list[Interval]]:
@@ -115,7 +110,7 @@ class Rankings:
         self.run = harness.extract(work, "audit-coverage", self.candidates, self.pairs, **options)
 
     def of(self, kind: str) -> dict[str, list[float]]:
-        run = self.run if kind == "kfac" else self.run.with_damping(None)
+        run = self.run if kind == "kfac" else self.run.without_curvature()
         targets, store, places = run.targets, open_store(run.run.spec.store), run.plan.audit.positions
         _, facts = fold_directions(run.run.spec, run.plan, store, targets.layers, targets.directions_KLPP)
         lam = facts.get("lambda")

@@ -1,13 +1,10 @@
 """Exact, unprojected scores, fast: the inner product of each example's full weight gradient with one direction.
 
 For a linear layer with inputs a_t and output gradients b_t the gradient is Σ_t b_t a_tᵀ, so its inner product with G is
-Σ_t b_t · (G a_t): one matrix product more a layer, in batches, and no weight gradient is formed. The direction itself is
-plain autograd, an example at a time.
+Σ_t b_t · (G a_t): no weight gradient is formed. The direction itself is plain autograd, an example at a time.
 
 Shapes: B examples, T tokens, N examples in all.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast

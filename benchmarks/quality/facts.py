@@ -1,7 +1,5 @@
 """The facts task of examples/facts, as the experiments use it, and more pairs of its kinds where sixty are not enough."""
 
-from __future__ import annotations
-
 import random
 import sys
 from itertools import combinations_with_replacement

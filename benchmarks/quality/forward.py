@@ -1,25 +1,24 @@
 """Forward selection: 5 % of a mixed pool that should teach one family of tasks, against random, LESS, uniform and all of it.
 
-The pool is GSM8K train and BIG-Bench-Hard, the shorter rows of each. A seed splits a family's rows: 64 become target pairs
-(the right answer against the model's own answer), half of the rest stays in the pool, of the other half 64 are held out.
-The model as it is is tuned on what each method keeps, and asked about the held-out rows: mean loss of the right answers, and
-how often another answer of the same form is the likelier. `--rejected other` takes such an answer for the pairs as well.
+The pool is GSM8K train and BIG-Bench-Hard. A seed splits a family's rows: 64 become target pairs (the right answer against the
+model's own answer, or with `--rejected other` against another answer of the same form), half of the rest stays in the pool,
+of the other half 64 are held out. The model is tuned on what each method keeps, and asked about the held-out rows.
 
     python -m benchmarks.quality.forward --data FOLDER --seeds 3 --json build/quality/forward.json
 
 Shapes: N rows of the pool.
 """
 
-from __future__ import annotations
-
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.quality import harness, tuning
+from benchmarks import job
+from benchmarks.quality import figure, harness, tuning
 from benchmarks.quality.harness import Rows
 from prism_job.extract import tokenise
 from prism_job.spec.digest import digest
@@ -68,20 +67,15 @@ def main() -> None:
         if options.all_seeds:
             over |= harness.over_seeds([family_of(seed).tuned("all") for seed in range(options.all_seeds)])
         print(f"\n{family}: {', '.join(FAMILIES[family])}\n")
-        lines = [
-            [name, *(over[f"{figure}[{method}]"] for figure in ("loss", "wrong", "family"))]
-            for method, name in METHODS.items()
-            if f"loss[{method}]" in over
-        ]
+        shown = {method: name for method, name in METHODS.items() if f"loss[{method}]" in over}
+        columns = ("loss", "wrong", "family")
+        lines = [[name, *(over[f"{column}[{method}]"] for column in columns)] for method, name in shown.items()]
         print(harness.table(["tuned on", "held-out loss", "prefers the wrong answer", "rows of the family"], lines))
         figures |= {f"{family}/{name}": value for name, value in harness.flat(over).items()}
-        drawn[family] = {name: over[f"loss[{method}]"] for method, name in METHODS.items() if f"loss[{method}]" in over}
-    harness.write_json(options.json, figures)
-    if options.figure:
-        from benchmarks.quality import figure
-
-        title = "Held-out loss of the family after tuning on the selection"
-        figure.bars(options.figure, title, "nats a token", drawn)
+        drawn[family] = {name: over[f"loss[{method}]"] for method, name in shown.items()}
+    job.write_json(options.json, figures)
+    title = "Held-out loss of the family after tuning on the selection"
+    figure.bars(options.figure, title, "nats a token", drawn)
 
 
 def read_pool(folder: Path) -> Rows:
@@ -89,16 +83,9 @@ def read_pool(folder: Path) -> Rows:
     maths = [json.loads(line) for line in (folder / "gsm8k_train.jsonl").open(encoding="utf-8")]
     maths.sort(key=lambda row: (len(row["prompt"]) + len(row["completion"]), row["id"]))
     tasks = {*OTHERS, *(task for family in FAMILIES.values() for task in family)}
-    rows = [row("gsm8k", one["prompt"] + "\n", one["completion"]) for one in maths[:NUM_GSM8K]]
-    for line in (folder / "bbh.jsonl").open(encoding="utf-8"):
-        one = json.loads(line)
-        if one["task"] in tasks:
-            rows.append(row(one["task"], one["prompt"] + "\n", one["completion"]))
-    return rows
-
-
-def row(task: str, prompt: str, completion: str) -> dict[str, Any]:
-    return {"prompt": prompt, "completion": completion, "task": task}
+    asked = [json.loads(line) for line in (folder / "bbh.jsonl").open(encoding="utf-8")]
+    rows = [{**one, "task": "gsm8k"} for one in maths[:NUM_GSM8K]] + [one for one in asked if one["task"] in tasks]
+    return [{"prompt": row["prompt"] + "\n", **{key: row[key] for key in ("completion", "task")}} for row in rows]
 
 
 class Family:
@@ -124,22 +111,18 @@ class Family:
         return {"prompt": one["prompt"], "chosen": one["completion"], "rejected": chance.choice(others)}
 
     def tuned(self, method: str) -> dict[str, float]:
-        path = self.work / "forward" / f"{self._name(method)}.json"
-        return harness.once(path, self._settings(method), lambda: self._tune(method))
-
-    def _name(self, method: str) -> str:
         of_pairs = f"-{self.rejected}" if method in ("uniform", "preference") else ""
-        return f"{self.family}-{self.seed}-{method}{of_pairs}"
+        return self._once(method, of_pairs, lambda: self._tune(method))
 
-    def _settings(self, part: str) -> list[Any]:
-        return [part, self.family, self.seed, *self.depends_on]
+    def _once(self, part: str, suffix: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        path = self.work / "forward" / f"{self.family}-{self.seed}-{part}{suffix}.json"
+        return harness.once(path, [part, self.family, self.seed, *self.depends_on], compute)
 
     def _pairs(self) -> Rows:
         """The targets, with the model's own answer as the rejected one (or another answer, with `--rejected other`)."""
         if self.rejected == "other":
             return self.targets
-        path = self.work / "forward" / f"{self.family}-{self.seed}-answers.json"
-        answers = harness.once(path, self._settings("answers"), self._answers)["answers"]
+        answers = self._once("answers", "", self._answers)["answers"]
         # Where the model is right already, or silent, another answer stands in.
         return [
             {**one, "rejected": answer} if answer.strip() and answer.strip() != one["chosen"].strip() else one
@@ -171,10 +154,8 @@ class Family:
 
     def _chosen(self, method: str) -> list[int]:
         places = np.flatnonzero(self.in_pool_N)
-        if method == "none":
-            return []
-        if method == "all":
-            return places.tolist()
+        if method in ("none", "all"):
+            return places.tolist() if method == "all" else []
         num_kept = round(BUDGET * len(places))
         ranking_N = self._ranking(method)
         return places[np.argsort(-ranking_N[places], kind="stable")[:num_kept]].tolist()
@@ -185,17 +166,15 @@ class Family:
         name = f"forward-{self.family}-{self.seed}"
         if method == "less":
             wanted = [{"prompt": one["prompt"], "chosen": one["chosen"]} for one in self.targets]
-            single = self._extract(f"{name}-single", wanted, "uniform").with_damping(None)
+            single = self._extract(f"{name}-single", wanted, "uniform").without_curvature()
             return single.scores(np.ones(NUM_PAIRS)) / single.norm_N
         pairs = self._extract(f"{name}-{self.rejected}", self._pairs(), "preference")
-        uniform = method == "uniform"
-        return pairs.scores(np.ones(NUM_PAIRS) if uniform else pairs.targets.preference_Q)
+        return pairs.scores(np.ones(NUM_PAIRS) if method == "uniform" else pairs.targets.preference_Q)
 
     def _extract(self, name: str, targets: Rows, weighting: str) -> harness.Extracted:
         # The pool's rows are the same for every family, seed and method: extracted once.
-        options = {"model": self.model, "dtype": "bfloat16", "weighting": weighting}
-        options["extraction"] = {"examplesPerShard": 256}
-        return harness.extract(self.work, name, self.pool, targets, **options)
+        options: dict[str, Any] = {"weighting": weighting, "extraction": {"examplesPerShard": 256}}
+        return harness.extract(self.work, name, self.pool, targets, model=self.model, dtype="bfloat16", **options)
 
 
 if __name__ == "__main__":

@@ -2,29 +2,26 @@
 
 An experiment is a script with `--work FOLDER` (the store and finished parts; a second run resumes there), `--seeds` and
 `--json FILE`. Rows come from `python -m prism_job plan` and `extract`; scores come from the reducer's own functions, so
-weightings that the product does not offer (1 − π, swapped pairs) differ from it in one array alone.
+weightings that the product does not offer (1 − π, swapped pairs) differ from it in one array only.
 
 Shapes: N candidates, Q pairs, L layers, P projected dims a side, S seeds.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from benchmarks import job
 from prism_job.evaluate import metrics
 from prism_job.plan.plan import Plan, read_plan
 from prism_job.publish.manifest import MANIFEST_FORMAT
@@ -32,7 +29,7 @@ from prism_job.score.candidates import score_candidates
 from prism_job.score.direction import fold_directions
 from prism_job.score.targets import Targets, weigh_targets
 from prism_job.spec.digest import digest
-from prism_job.spec.document import SelectionRun, check_document
+from prism_job.spec.document import SelectionRun, parse_spec
 from prism_job.spec.ranking import CurvatureSpec
 from prism_job.storage.address import open_store
 from prism_job.store import shards
@@ -40,20 +37,17 @@ from prism_job.store import shards
 Float64 = NDArray[np.float64]
 Rows = list[dict[str, Any]]
 
-MODEL = "build/model/SmolLM2-135M-Instruct.gguf"
-
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % quantiles of Student's t for 1 to 9 degrees of freedom: intervals of a mean over 2 to 10 seeds."""
 
 
 def parser(description: str | None, seeds: int) -> argparse.ArgumentParser:
     """The options that every experiment has."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = job.parser(description)
     made.add_argument("--seeds", type=int, default=seeds, choices=range(1, 11), help="how many, from 0 (%(default)s)")
     made.add_argument("--work", type=Path, default=Path("build/quality"), help="store and finished parts (%(default)s)")
-    made.add_argument("--model", default=MODEL, help="%(default)s")
+    made.add_argument("--model", default=job.MODEL, help="%(default)s")
     made.add_argument("--data", type=Path, default=Path(), help="folder of GSM8K and BIG-Bench-Hard")
-    made.add_argument("--json", type=Path, help="write the figures there, flat")
     made.add_argument("--figure", type=Path, help="draw them there, as SVG (needs the extra `quality`)")
     return made
 
@@ -94,16 +88,12 @@ class Extracted:
     run: SelectionRun
     plan: Plan
 
-    def with_scoring(self, **changes: Any) -> Extracted:
-        """The same rows under another scoring section: nothing is extracted again."""
-        scoring = self.run.spec.scoring.model_copy(update=changes)
+    def without_curvature(self) -> Self:
+        """The same rows scored by plain inner products: nothing is extracted again."""
+        plain = CurvatureSpec.model_validate({"kind": "none"})
+        scoring = self.run.spec.scoring.model_copy(update={"curvature": plain})
         spec = self.run.spec.model_copy(update={"scoring": scoring})
         return replace(self, run=self.run.model_copy(update={"spec": spec}))
-
-    def with_damping(self, damping: float | None) -> Extracted:
-        """K-FAC of that damping, or none."""
-        kind = {"kind": "none"} if damping is None else {"kind": "kfac", "damping": damping}
-        return self.with_scoring(curvature=CurvatureSpec.model_validate(kind))
 
     @cached_property
     def targets(self) -> Targets:
@@ -135,23 +125,15 @@ class Extracted:
         return np.stack([column.part(slice(0, len(column))) for column in columns], axis=1)
 
     @cached_property
-    def loss_sum_N(self) -> Float64:
-        return self._column("nll")
-
-    @cached_property
     def norm_N(self) -> Float64:
-        return self._column("norm")
+        return self.column("norm")
 
     @cached_property
-    def tokens_N(self) -> Float64:
-        return self._column("tokens")
-
-    @property
     def loss_N(self) -> Float64:
         """Token-mean negative log-likelihood of each candidate's response."""
-        return self.loss_sum_N / self.tokens_N
+        return self.column("nll") / self.column("tokens")
 
-    def _column(self, name: str) -> Float64:
+    def column(self, name: str) -> Float64:
         return np.concatenate([arrays[name] for arrays in self.candidate_arrays()]).astype(np.float64)
 
     def candidate_arrays(self) -> Iterator[dict[str, NDArray[Any]]]:
@@ -180,37 +162,23 @@ def extract(
     """
     folder = work / "data" / name
     folder.mkdir(parents=True, exist_ok=True)
-    for part, rows in (("candidates", candidates), ("targets", targets)):
-        write_rows(folder / f"{part}.jsonl", rows)
-    document = {
-        "apiVersion": "prism.dev/v1alpha1",
-        "kind": "SelectionRun",
-        "metadata": {"name": name},
-        "spec": {
-            "model": {"uri": str(Path(model).resolve()), "dtype": dtype},
-            "candidates": {"uris": [str(folder / "candidates.jsonl")]},
-            "targets": {"uris": [str(folder / "targets.jsonl")]},
-            "store": str(work / "store"),
-            "output": str(work / "selections"),
-            "extraction": {"tokensPerBatch": 2048, **(extraction or {})},
-            "scoring": {"weighting": weighting},
-            "audit": {"examples": audit},
-            "selection": {"drop": "lowest", "budget": {"fraction": 0.5}, "dedupe": "none"},
-        },
-    }
-    path = folder / "selection.yaml"
-    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    job.write_jsonl(folder / "pool.jsonl", candidates)
+    job.write_jsonl(folder / "targets.jsonl", targets)
+    spec = job.selection(
+        folder,
+        model={"uri": str(Path(model).resolve()), "dtype": dtype},
+        store=str(work / "store"),
+        output=str(work / "selections"),
+        extraction={"tokensPerBatch": 2048, **(extraction or {})},
+        scoring={"weighting": weighting},
+        audit={"examples": audit},
+        selection={"drop": "lowest", "budget": {"fraction": 0.5}, "dedupe": "none"},
+    )
+    path = job.write_document(folder / "selection.yaml", name, spec)
     for stage in ("plan", "extract"):
-        command = [sys.executable, "-m", "prism_job", stage, "--spec", str(path)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"{stage} of {path} failed:\n{done.stdout[-2000:]}")
-    run = check_document(document, str(path))
+        job.run_stage(stage, path)
+    run = parse_spec(path.read_text(), str(path))
     return Extracted(run, read_plan(run))
-
-
-def write_rows(path: Path, rows: Rows) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def draw_swapped(generator: np.random.Generator, count: int, share: float) -> NDArray[np.bool_]:
@@ -233,7 +201,7 @@ def area(ranking_N: Float64, good_N: NDArray[np.bool_]) -> float:
 
 
 def precision_of_dropped(ranking_N: Float64, good_N: NDArray[np.bool_], fraction: float) -> float:
-    """Share of bad ones among the lowest `fraction`."""
+    """Share of bad candidates among the lowest `fraction`."""
     taken = np.argsort(ranking_N, kind="stable")[: round(fraction * len(ranking_N))]
     return float((~good_N[taken]).mean())
 
@@ -247,9 +215,11 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        if self.low != self.low:
-            return f"{_short(self.mean)} (one seed)"
-        return f"{_short(self.mean)} ({_short(self.low)} to {_short(self.high)})"
+        mean, low, high = (
+            f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
+            for value in (self.mean, self.low, self.high)
+        )
+        return f"{mean} (one seed)" if self.low != self.low else f"{mean} ({low} to {high})"
 
 
 def interval(values_S: Iterable[float]) -> Interval:
@@ -260,10 +230,6 @@ def interval(values_S: Iterable[float]) -> Interval:
         return Interval(mean, float("nan"), float("nan"))
     half = STUDENT_T[len(values) - 2] * float(values.std(ddof=1)) / len(values) ** 0.5
     return Interval(mean, mean - half, mean + half)
-
-
-def _short(value: float) -> str:
-    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
 
 
 def over_seeds(by_seed: Sequence[dict[str, float]]) -> dict[str, Interval]:
@@ -284,10 +250,3 @@ def table(heads: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     """A Markdown table, as docs/method.md shows it."""
     rows = [heads, ["---"] * len(heads), *([str(cell) for cell in line] for line in lines)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def write_json(path: Path | None, figures: dict[str, Any]) -> None:
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        known = {name: None if value != value else value for name, value in figures.items()}  # JSON knows no NaN
-        path.write_text(json.dumps(known, indent=1))

@@ -1,22 +1,19 @@
 """Wrong target pairs: how ranking right above wrong statements survives when 0 to 50 % of the pairs are swapped.
 
-The facts task of examples/facts: 240 statements, half wrong; 60 pairs that want the right answer. In a swapped pair chosen
-and rejected change places. Every method sees the same rows of the same store; a seed draws the facts, and each share of
-swapped pairs is drawn 100 times within it (scores are linear in the pairs, so a draw costs nothing).
+The facts task of examples/facts. In a swapped pair chosen and rejected change places. A seed draws the facts, and each share
+of swapped pairs is drawn 100 times within it (scores are linear in the pairs, so a draw costs nothing).
 
     python -m benchmarks.quality.noisy_targets --seeds 5 --json build/quality/noisy_targets.json
 
 Shapes: N candidates, Q pairs.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from benchmarks.quality import harness
+from benchmarks import job
+from benchmarks.quality import figure, harness
 from benchmarks.quality.facts import make_data
 from benchmarks.quality.harness import Extracted, Float64
 from prism_job.storage import model_files
@@ -54,13 +51,10 @@ def main() -> None:
         print(harness.table(["ranked by", *(f"{share:.0%}" for share in SHARES)], lines))
     gain = [seed["auroc[preference][0.4]"] - seed["auroc[uniform][0.4]"] for seed in by_seed]
     print(f"\npreference over uniform at 40 %: {harness.interval(gain)} AUROC")
-    harness.write_json(options.json, {"seeds": options.seeds, **harness.flat(found)})
-    if options.figure:
-        from benchmarks.quality import figure
-
-        series = {METHODS[key]: [found[f"auroc[{key}][{share:g}]"] for share in SHARES] for key in DRAWN}
-        axes = ("share of the pairs that are swapped", "AUROC")
-        figure.lines(options.figure, "Right above wrong statements, by how many pairs are wrong", axes, SHARES, series)
+    job.write_json(options.json, {"seeds": options.seeds, **harness.flat(found)})
+    series = {METHODS[key]: [found[f"auroc[{key}][{share:g}]"] for share in SHARES] for key in DRAWN}
+    axes = ("share of the pairs that are swapped", "AUROC")
+    figure.lines(options.figure, "Right above wrong statements, by how many pairs are wrong", axes, SHARES, series)
 
 
 def one_seed(work: Path, model: str, seed: int) -> dict[str, float]:
@@ -80,8 +74,8 @@ def extracted(work: Path, model: str, seed: int) -> tuple[Extracted, Extracted, 
 
 def measure(pairs: Extracted, responses: Extracted, good_N: np.ndarray, seed: int) -> dict[str, float]:
     """AUROC and precision of each method at each share, means over the draws."""
-    by_pair = {True: pairs.scores_by_pair(), False: pairs.with_damping(None).scores_by_pair()}
-    by_response = {True: responses.scores_by_pair(), False: responses.with_damping(None).scores_by_pair()}
+    by_pair = {True: pairs.scores_by_pair(), False: pairs.without_curvature().scores_by_pair()}
+    by_response = {True: responses.scores_by_pair(), False: responses.without_curvature().scores_by_pair()}
     norm_N, pi_Q = pairs.norm_N, pairs.targets.preference_Q
     generator = np.random.default_rng(seed)
     sums: dict[str, float] = {}
@@ -104,17 +98,14 @@ def measure(pairs: Extracted, responses: Extracted, good_N: np.ndarray, seed: in
                 "random": generator.random(len(good_N)),
             }
             for method, ranking_N in rankings.items():
-                for name, value in figures(ranking_N, good_N).items():
+                values = {
+                    "auroc": harness.area(ranking_N, good_N),
+                    "precision": harness.precision_of_dropped(ranking_N, good_N, DROPPED),
+                }
+                for name, value in values.items():
                     key = f"{name}[{method}][{share:g}]"
                     sums[key] = sums.get(key, 0.0) + value / DRAWS
     return {**sums, "mean_pi": float(pi_Q.mean()), "share_pi_over_half": float((pi_Q > 0.5).mean())}
-
-
-def figures(ranking_N: Float64, good_N: np.ndarray) -> dict[str, Any]:
-    return {
-        "auroc": harness.area(ranking_N, good_N),
-        "precision": harness.precision_of_dropped(ranking_N, good_N, DROPPED),
-    }
 
 
 if __name__ == "__main__":

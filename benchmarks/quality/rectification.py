@@ -1,19 +1,13 @@
 """Rectification where the loss is uninformative: find what taught a model wrong answers, drop it, and train again.
 
-240 answers to short questions, half of them systematically wrong: every capital is Rome, every sum ten too large. Such
-mistakes are easy to learn, so their loss is no sign of them. The reference is the model tuned on that mixture. Each method
-ranks the mixture with the reference, half of it is dropped, the model as it was is tuned on the rest in the same way, and
-asked held-out questions: how often the wrong answer is the likelier. 60 other pairs want the right answer.
-
-A second reference has memorised the mixture (more epochs at a higher rate). The same rankings are taken there, and two that
-may survive: the model as it was before tuning as the reference, and how much tuning has lowered each row's loss.
+240 answers to short questions, half of them wrong: every capital is Rome, every sum ten too large. The reference is the model
+tuned on that mixture. Each method ranks the mixture with the reference, half of it is dropped, the model as it was is tuned
+on the rest, and asked held-out questions. A second reference has memorised the mixture. More in docs/method.md.
 
     python -m benchmarks.quality.rectification --seeds 3 --json build/quality/rectification.json
 
 Shapes: N rows of the mixture.
 """
-
-from __future__ import annotations
 
 import random
 from itertools import combinations_with_replacement
@@ -22,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quality import harness, tuning
+from benchmarks import job
+from benchmarks.quality import figure, harness, tuning
 from benchmarks.quality.facts import CAPITALS, OPERANDS, Fact
 from benchmarks.quality.harness import Float64
 from prism_job.extract import tokenise
@@ -64,16 +59,14 @@ def main() -> None:
     found = harness.over_seeds(by_seed)
     if options.memorised_seeds:
         found |= harness.over_seeds([mixture.memorised() for mixture in mixtures[: options.memorised_seeds]])
-    print(
-        f"\nbefore any tuning {found['wrong[before]']} of the held-out questions have the wrong answer as the likelier\n"
-    )
+    before = found["wrong[before]"]
+    print(f"\nbefore any tuning {before} of the held-out questions have the wrong answer as the likelier\n")
     lines = [[name, found.get(f"auroc[{method}]", ""), found[f"wrong[{method}]"]] for method, name in METHODS.items()]
     print(harness.table(["dropped half", "AUROC of the ranking", "prefers the wrong answer afterwards"], lines))
     gain = [seed["auroc[preference]"] - seed["auroc[loss]"] for seed in by_seed]
     print(f"\nAUROC of PRISM over the loss: {harness.interval(gain)}; mean π {found['mean_pi']}\n")
-    lines = [
-        [name, *(found[f"{kind}[{key}]"] for kind in ("auroc", "swapped_auroc"))] for key, name in INFLUENCES.items()
-    ]
+    kinds = ("auroc", "swapped_auroc")
+    lines = [[name, *(found[f"{kind}[{key}]"] for kind in kinds)] for key, name in INFLUENCES.items()]
     print(harness.table(["AUROC", "clean pairs", f"{SWAPPED:.0%} swapped"], lines) + "\n")
     start = "memorised_auroc["
     memorised = [[name[len(start) : -1], value] for name, value in found.items() if name.startswith(start)]
@@ -88,14 +81,11 @@ def main() -> None:
         print(f"mean loss of the mixture: tuned {found['mixture_loss']}, memorised {found['memorised_mixture_loss']}\n")
         print(harness.table(["ranked by, once the mixture is memorised", "AUROC"], memorised))
     figures = harness.flat(found | {"auroc_gain_over_loss": harness.interval(gain)})
-    harness.write_json(options.json, {"seeds": options.seeds, **figures})
-    if options.figure:
-        from benchmarks.quality import figure
-
-        afterwards = {"before any tuning": found["wrong[before]"]}
-        afterwards |= {name: found[f"wrong[{method}]"] for method, name in METHODS.items()}
-        title, label = "Prefers the wrong answer after tuning on the rest", "share of held-out questions"
-        figure.bars(options.figure, title, label, {"half that was dropped": afterwards})
+    job.write_json(options.json, {"seeds": options.seeds, **figures})
+    afterwards = {"before any tuning": before}
+    afterwards |= {name: found[f"wrong[{method}]"] for method, name in METHODS.items()}
+    title, label = "Prefers the wrong answer after tuning on the rest", "share of held-out questions"
+    figure.bars(options.figure, title, label, {"half that was dropped": afterwards})
 
 
 class Mixture:
@@ -112,10 +102,8 @@ class Mixture:
             first = sum(NUM_CAPITALS[:place])
             last = first + NUM_CAPITALS[place] if place < len(NUM_CAPITALS) else None
             start = sum(NUM_SUMS[:place])
-            return [
-                *map(capital, countries[first:last]),
-                *(added(*both) for both in sums[start : start + NUM_SUMS[place]]),
-            ]
+            added_up = [added(*both) for both in sums[start : start + NUM_SUMS[place]]]
+            return [*map(capital, countries[first:last]), *added_up]
 
         rows = [(fact, True) for fact in facts(0)] + [(fact, False) for fact in facts(1)]
         chance.shuffle(rows)
@@ -180,11 +168,9 @@ class Mixture:
 
     def _rankings(self) -> dict[str, Any]:
         run = self._extracted("tuned", str(self._folder("tuned")))
-        found = {
-            f"auroc[{method}]": harness.area(self._ranked(method, run), self.good_N)
-            for method in dict.fromkeys([*METHODS, *INFLUENCES])
-            if method != "full"
-        }
+        methods = dict.fromkeys([*METHODS, *INFLUENCES])
+        methods.pop("full")
+        found = {f"auroc[{method}]": harness.area(self._ranked(method, run), self.good_N) for method in methods}
         return found | self._swapped(run) | {"mean_pi": float(run.targets.preference_Q.mean())}
 
     def _other_mistakes(self) -> dict[str, float]:

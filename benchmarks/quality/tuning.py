@@ -6,8 +6,6 @@ follows from its seed.
 Shapes: B examples of a batch, T tokens, K supervised tokens, N examples.
 """
 
-from __future__ import annotations
-
 import copy
 import random
 from collections.abc import Sequence
@@ -59,9 +57,7 @@ def tune(
 ) -> None:
     """AdamW over all weights, in place: shuffled each epoch, token-mean loss of a batch, rate falling linearly to 0.
 
-    Args:
-        half: matrix products in bfloat16 (twice as fast where the processor has them); weights and moments stay float32.
-    """
+    With `half`, matrix products are in bfloat16 (twice as fast on some processors); weights and moments stay float32."""
     model.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
     chance, order = random.Random(seed), list(range(len(encoded)))
@@ -101,15 +97,9 @@ def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts:
         longest = max(map(len, asked))
         ids_BT = torch.tensor([[tokenizer.eos_token_id] * (longest - len(ids)) + ids for ids in asked])
         real_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in asked])
-        said_BT = model.generate(
-            input_ids=ids_BT,
-            attention_mask=real_BT,
-            max_new_tokens=ANSWER_TOKENS,
-            do_sample=False,
-            use_cache=True,
-            pad_token_id=tokenizer.eos_token_id,
-        )
-        found += [tokenizer.decode(ids, skip_special_tokens=True) for ids in said_BT[:, longest:]]
+        options = {"max_new_tokens": ANSWER_TOKENS, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
+        answers_BT = model.generate(input_ids=ids_BT, attention_mask=real_BT, use_cache=True, **options)
+        found += [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers_BT[:, longest:]]
     return found
 
 

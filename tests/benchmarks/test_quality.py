@@ -39,11 +39,11 @@ def test_scores_under_preference_weights_are_those_that_the_job_publishes(
 ) -> None:
     work = Path(extracted.run.spec.store).parent
     assert main(["reduce", "--spec", str(work / "data" / "tiny" / "selection.yaml")]) == 0
-    words = json.loads(capsys.readouterr().out.splitlines()[-1])
-    published = pq.read_table(Path(words["manifest"]).parent / "scores.parquet")
+    message = json.loads(capsys.readouterr().out.splitlines()[-1])
+    published = pq.read_table(Path(message["manifest"]).parent / "scores.parquet")
     found_N = extracted.scores(extracted.targets.preference_Q)
     np.testing.assert_allclose(found_N, published["score"].to_numpy(), rtol=1e-9)
-    np.testing.assert_array_equal(extracted.loss_sum_N, published["nll"].to_numpy())
+    np.testing.assert_array_equal(extracted.column("nll"), published["nll"].to_numpy())
     np.testing.assert_array_equal(extracted.norm_N, published["norm"].to_numpy())
 
 
@@ -66,7 +66,7 @@ def test_a_swapped_pair_has_the_negated_row_and_the_rest_of_the_preference(tmp_p
     np.testing.assert_allclose(second.targets.preference_Q, pi_Q, rtol=1e-12)
 
 
-def test_so_many_are_swapped_as_the_share_says() -> None:
+def test_the_share_of_swapped_pairs_is_exact() -> None:
     generator = np.random.default_rng(0)
     assert [int(harness.draw_swapped(generator, 60, share).sum()) for share in (0, 0.1, 0.5, 1)] == [0, 6, 30, 60]
 
