@@ -27,16 +27,17 @@ cluster-demo: $(INSTALLED) $(MODEL)
 	@$(BIN)/python examples/facts/cluster_demo.py
 
 # Most tests of processes wait, so three workers keep two cores busy. A file stays on one worker: its fixtures are made once.
+# In the order of the folders: xdist would else leave the files of few and long tests to the end.
 WORKERS ?= 3
 test: check
 	@$(MAKE) --no-print-directory test-launcher-versions
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The launcher's tests without the job's packages (no torch): make test-launcher PYTHON=python3.12
 LAUNCHER_TESTS := $(addprefix tests/,cli doctor follow kube operator reconcile render resource)
 LAUNCHER_VENV := build/launcher-$(VERSION)
 test-launcher: $(LAUNCHER_VENV)/.installed
-	$(LAUNCHER_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(LAUNCHER_TESTS)
+	$(LAUNCHER_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(LAUNCHER_TESTS)
 
 # A short part of them on every other version that is installed here: the operator drives whole runs through all rooms.
 SHORT_TESTS := $(addprefix tests/,follow operator)
