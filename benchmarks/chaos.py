@@ -25,10 +25,10 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import job  # noqa: E402
-from tests.conftest import candidate, pair, write_jsonl  # noqa: E402
-from tests.models import save_tiny_model  # noqa: E402
-from tests.unreliable_proxy import UnreliableProxy  # noqa: E402
+from benchmarks import job
+from tests.conftest import candidate, pair, write_jsonl
+from tests.models import save_tiny_model
+from tests.unreliable_proxy import UnreliableProxy
 
 ROWS_PER_UNIT = 2
 SHARD_TIMEOUT_SECONDS = 60

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import job
 
 Dtype = Literal["float32", "bfloat16"]

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import job
 from prism_job import projection
 from prism_job.data import examples

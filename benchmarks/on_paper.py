@@ -7,10 +7,12 @@ is an option or a name below; `prism estimate` does the same for real data.
 """
 
 import argparse
+import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import job
 from prism_job.estimate import costs
 from prism_job.estimate.estimate import store_bytes

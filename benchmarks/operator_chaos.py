@@ -33,18 +33,18 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import job  # noqa: E402
-from launcher.kube.cluster import Cluster  # noqa: E402
-from launcher.operator.controller import Controller  # noqa: E402
-from launcher.reconcile.actions import Timeouts  # noqa: E402
-from launcher.resource.crd import crd  # noqa: E402
-from launcher.resource.names import CANCEL_ANNOTATION, RUN_LABEL  # noqa: E402
-from launcher.resource.status import TERMINAL  # noqa: E402
-from tests.cluster.kubelet.job_controller import JobController  # noqa: E402
-from tests.cluster.kubelet.kubelet import Kubelet  # noqa: E402
-from tests.cluster.server.apiserver import ApiServer  # noqa: E402
-from tests.cluster.server.refusals import ApiError  # noqa: E402
-from tests.cluster.witness import Account, Witness  # noqa: E402
+from benchmarks import job
+from launcher.kube.cluster import Cluster
+from launcher.operator.controller import Controller
+from launcher.reconcile.actions import Timeouts
+from launcher.resource.crd import crd
+from launcher.resource.names import CANCEL_ANNOTATION, RUN_LABEL
+from launcher.resource.status import TERMINAL
+from tests.cluster.kubelet.job_controller import JobController
+from tests.cluster.kubelet.kubelet import Kubelet
+from tests.cluster.server.apiserver import ApiServer
+from tests.cluster.server.refusals import ApiError
+from tests.cluster.witness import Account, Witness
 
 Object = dict[str, Any]
 

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import job
 from launcher.kube.cluster import Cluster
 from launcher.kube.errors import ClusterError

@@ -10,12 +10,14 @@ of one row (Python's imports) is subtracted. Medians of `--repeats` rounds on on
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import job
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import job
 from prism_job.plan.plan import Plan, Unit, plan_key
 from prism_job.plan.units import factor_units

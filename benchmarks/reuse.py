@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import job
 from benchmarks.fidelity import make_pairs
 from benchmarks.quality import tuning
