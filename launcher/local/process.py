@@ -4,7 +4,6 @@ A verb writes JSON lines on stdout; the last one is its outcome (docs/architectu
 killed with SIGKILL, the verb meets a broken pipe at its next line and ends too.
 """
 
-import contextlib
 import os
 import queue
 import signal
@@ -19,7 +18,7 @@ from typing import IO, Any
 import prism_job
 from launcher.follow.bars import Display
 from launcher.follow.event_text import parse_event
-from launcher.local.signals import Signals
+from launcher.local.signals import Signals, kill_group, stop_process
 
 Facts = dict[str, Any]
 
@@ -77,7 +76,7 @@ def run_process(command: Sequence[str], verb: str, display: Display, signals: Si
     try:
         outcome, tail = _read_events(process, display, signals)
     finally:
-        _kill_group(process)
+        kill_group(process)
     if signals.wants_stop() or (process.returncode == 0 and outcome.get("event") == "done"):
         return outcome
     raise _failure(verb, process.returncode, outcome, tail)
@@ -107,7 +106,7 @@ def _read_events(process: subprocess.Popen[str], display: Display, signals: Sign
             line = lines.get(timeout=POLL_INTERVAL_SECONDS)
         except queue.Empty:
             if process.poll() is not None:
-                _kill_group(process)  # its orphans would hold the pipe open
+                kill_group(process)  # its orphans would hold the pipe open
         else:
             if line is None:
                 num_open -= 1
@@ -121,19 +120,10 @@ def _read_events(process: subprocess.Popen[str], display: Display, signals: Sign
             else:
                 display.show(event)
         if signals.wants_stop():
-            _stop(process, display, signals, is_stopping=is_stopping)
+            stop_process(process, display, signals, is_stopping=is_stopping)
             is_stopping = True
     process.wait()
     return outcome, list(tail)
-
-
-def _stop(process: subprocess.Popen[str], display: Display, signals: Signals, *, is_stopping: bool) -> None:
-    """SIGTERM on the first Ctrl-C or SIGTERM of ours; SIGKILL to the whole group where `signals` wants it."""
-    if not is_stopping:
-        display.say("stopping: the current work is finished first (Ctrl-C again: stop at once)")
-        process.terminate()
-    if signals.wants_kill():
-        _kill_group(process)
 
 
 def sum_of_ranks(event: Facts, of_ranks: Iterable[Facts]) -> Facts:
@@ -148,13 +138,6 @@ def _enqueue_lines(stream: IO[str], lines: queue.Queue[str | None]) -> None:
             lines.put(line)
     finally:
         lines.put(None)
-
-
-def _kill_group(process: subprocess.Popen[str]) -> None:
-    """SIGKILL to the process and everything it started, if any of it is alive."""
-    # macOS answers PermissionError where only a zombie is left.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _failure(verb: str, exit_code: int, outcome: Facts, tail: list[str]) -> Exception:

@@ -1,9 +1,14 @@
-"""The signals that stop a local run: noted when they arrive, and how a second one differs from the first."""
+"""The signals that stop a local run: noted when they arrive, handed to the process, and what a second one does."""
 
+import contextlib
+import os
 import signal
+import subprocess
 import time
 from types import FrameType
 from typing import Any, Self
+
+from launcher.follow.bars import Display
 
 GRACE_SECONDS = 20.0
 """From SIGTERM to SIGKILL: extract ends its micro-batch first, a few seconds even on a slow CPU."""
@@ -47,3 +52,19 @@ class Signals:
         """A second signal arrived, or the grace period after the first is over."""
         first = self.received[0][1]
         return time.monotonic() > first + GRACE_SECONDS or self.received[-1][1] > first + SAME_PRESS_SECONDS
+
+
+def stop_process(process: subprocess.Popen[str], display: Display, signals: Signals, *, is_stopping: bool) -> None:
+    """SIGTERM on the first Ctrl-C or SIGTERM of ours; SIGKILL to the whole group where `signals` wants it."""
+    if not is_stopping:
+        display.say("stopping: the current work is finished first (Ctrl-C again: stop at once)")
+        process.terminate()
+    if signals.wants_kill():
+        kill_group(process)
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to the process and everything it started, if any of it is alive."""
+    # macOS answers PermissionError where only a zombie is left.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -25,7 +25,8 @@ from launcher.reconcile.failures import AttemptOutcome, classify_attempt, classi
 from launcher.reconcile.termination_message import count, is_complete
 from launcher.render.attempt import Attempt
 from launcher.render.job import job as job_of
-from launcher.render.shared_objects import services, shared_objects
+from launcher.render.service import services
+from launcher.render.shared_objects import shared_objects
 from launcher.resource.names import ATTEMPT_LABEL, GROUP_LABEL, ROUND_LABEL, STAGE_LABEL
 from launcher.resource.object import Object
 from launcher.resource.record import Record

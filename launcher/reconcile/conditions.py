@@ -38,6 +38,11 @@ class Conditions:
             }
         )
 
+    def end(self, *, complete: bool, reason: str, message: str) -> None:
+        """The run has ended: one of Complete and Failed holds, with the message."""
+        self.set("Complete", complete, reason, message if complete else "")
+        self.set("Failed", not complete, reason, "" if complete else message)
+
     def all(self) -> tuple[Condition, ...]:
         """All with the current generation: `kubectl wait` ignores a condition with an older one."""
         return tuple(one.model_copy(update={"observed_generation": self.generation}) for one in self.found.values())

@@ -68,8 +68,7 @@ def _reject(record: Record, before: Status, observed: Observed, error: SpecError
         changes = {"observed_generation": record.generation, "conditions": conditions.all()}
         return Decision((), before.model_copy(update=changes))
     conditions.set("Accepted", False, "InvalidSpec", str(error.what))
-    conditions.set("Complete", False, "InvalidSpec")
-    conditions.set("Failed", True, "InvalidSpec", str(error.what))
+    conditions.end(complete=False, reason="InvalidSpec", message=str(error.what))
     status = Status(
         observed_generation=record.generation,
         round=record.round,
@@ -200,8 +199,7 @@ class _ReconcilePass:
 
     def _end_run(self, phase: Phase, reason: str, message: str) -> Decision:
         self._delete_unfinished_jobs()
-        self.conditions.set("Complete", phase == "Complete", reason, message if phase == "Complete" else "")
-        self.conditions.set("Failed", phase != "Complete", reason, message if phase != "Complete" else "")
+        self.conditions.end(complete=phase == "Complete", reason=reason, message=message)
         for entry in self.status.stages:
             if entry.state not in ENDED:
                 self.stages[entry.stage, entry.group] = entry.model_copy(update={"state": "Stopped"})

@@ -5,7 +5,8 @@ from typing import Any
 
 from launcher.render.attempt import Attempt
 from launcher.render.job import job
-from launcher.render.shared_objects import services, shared_objects
+from launcher.render.service import services
+from launcher.render.shared_objects import shared_objects
 from launcher.resource.object import Object
 from launcher.resource.status import StageName
 from prism_job.spec.cluster import ClusterSpec

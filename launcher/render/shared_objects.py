@@ -1,13 +1,10 @@
-"""What the pods of a run share: the ConfigMap with its document, its NetworkPolicy and the Services of its groups; and the
-metadata of every rendered object.
-"""
+"""What the pods of a run share: the ConfigMap with its document and the NetworkPolicy; and the metadata of every object."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
-from launcher.render.attempt import Attempt
 from launcher.resource.document import pods_document
 from launcher.resource.names import API_GROUP, labels_of_run
 from launcher.resource.object import Object
@@ -52,26 +49,6 @@ def network_policy(run: SelectionRun, namespace: str, owner: Mapping[str, Any] |
             "ingress": [{"from": [{"podSelector": {"matchLabels": labels_of_run(name)}}]}],
         },
     }
-
-
-def services(attempt: Attempt) -> list[Object]:
-    """One Service, the same for all attempts of a group; none where the stage runs on one node."""
-    if attempt.num_nodes == 1:
-        return []
-    run, labels = attempt.run, attempt.stage_labels
-    return [
-        {
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": child_metadata(run, attempt.namespace, attempt.service_name, attempt.owner, labels),
-            "spec": {
-                "clusterIP": "None",
-                # Ranks look for their master before it is ready, and it is ready only once they have met.
-                "publishNotReadyAddresses": True,
-                "selector": {**labels_of_run(run.metadata.name), **labels},
-            },
-        }
-    ]
 
 
 def child_metadata(

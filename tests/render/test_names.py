@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from launcher.render.attempt import Attempt
 from launcher.render.job import job as job_of
-from launcher.render.shared_objects import services, shared_objects
+from launcher.render.service import services
+from launcher.render.shared_objects import shared_objects
 from launcher.resource.names import LONGEST_JOB_NAME, LONGEST_NAME, job_name
 from launcher.resource.record import config_map_record
 from tests.render.documents import (
