@@ -10,9 +10,10 @@ from typing import Any, cast
 import safetensors
 import safetensors.torch
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_job.errors import DataError, RequestError
+from prism_job.spec.extraction import ExtractionSpec
 from prism_job.spec.model import ModelSpec
 from prism_job.storage import model_files
 
@@ -132,3 +133,17 @@ def _with_adapter(model: PreTrainedModel, uri: str) -> Any:
 
 def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
+
+
+def refuse_unsuitable_settings(extraction: ExtractionSpec, config: PretrainedConfig, num_layers: int) -> None:
+    """Raises RequestError: maxLength or codec.dims is more than this model has positions or projected dims."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and extraction.max_length > positions:
+        what = f"maxLength {extraction.max_length} is more than the model's {positions} positions"
+        raise RequestError(what, where="spec.extraction.maxLength", fix=f"set it to {positions} or less")
+    dim, codec = extraction.projection.dim, extraction.codec
+    unfolded_dims = num_layers * dim**2
+    if codec.kind == "sign" and codec.dims > unfolded_dims:
+        what = f"codec.dims {codec.dims} is more than the {unfolded_dims} dims there are to fold ({num_layers} layers × {dim}²)"
+        fix = f"set it to {2 ** (unfolded_dims.bit_length() - 1)} or less, or raise projection.dim"
+        raise RequestError(what, where="spec.extraction.codec.dims", fix=fix)

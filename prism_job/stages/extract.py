@@ -1,18 +1,14 @@
 """The extract stage: for every unit that the store lacks, its rows through the model, and one atomic put a shard."""
 
 import os
-from dataclasses import replace
 from typing import Any
 
-import torch
-from transformers import PretrainedConfig
-
-from prism_job.errors import DataError, RequestError
+from prism_job.errors import DataError
 from prism_job.extract.capture.layers import captured_layers
 from prism_job.extract.distributed.spawner import spawn_ranks
 from prism_job.extract.distributed.watchdog import Watchdog
 from prism_job.extract.distributed.world import Topology, World, shard_weights, zero3_settings
-from prism_job.extract.model import load_model, load_tokenizer
+from prism_job.extract.model import load_model, load_tokenizer, refuse_unsuitable_settings
 from prism_job.extract.tasks import missing_tasks
 from prism_job.extract.uploads import Uploads
 from prism_job.extract.worker import Worker
@@ -21,7 +17,6 @@ from prism_job.plan.plan import Plan, read_plan
 from prism_job.progress import Meter, event
 from prism_job.score.preference import preference
 from prism_job.spec.document import RunSpec, SelectionRun
-from prism_job.spec.extraction import ExtractionSpec
 from prism_job.storage.address import open_store
 
 
@@ -43,7 +38,7 @@ def extract(run: SelectionRun, topology: Topology, arguments: list[str]) -> dict
         return {"units": 0, "examples": 0, "tokens": 0, "seconds": 0.0, "auditSeconds": 0.0}
     if "RANK" not in os.environ:
         _refuse_changed_model(run.spec, plan)
-        topology = replace(topology, ranks=topology.ranks or max(1, torch.cuda.device_count()))
+        topology = topology.with_ranks_of_this_node()
         if topology.ranks * topology.nodes > 1:
             return spawn_ranks(arguments, topology)
     with Watchdog(run.spec.extraction.step_timeout_seconds) as watchdog:
@@ -58,7 +53,7 @@ def _extract_as_rank(spec: RunSpec, plan: Plan, topology: Topology, watchdog: Wa
     settings = zero3_settings(deepspeed, spec.model.dtype) if world.sharded else None
     model = load_model(spec.model, world.device, settings)
     layers = captured_layers(model, spec.extraction.layers)
-    _refuse_unsuitable_settings(spec.extraction, model.config, len(layers.modules))
+    refuse_unsuitable_settings(spec.extraction, model.config, len(layers.modules))
     engine = shard_weights(model, settings) if settings else None  # kept: its hooks gather the weights
     model = model if engine is None else engine.module
 
@@ -85,16 +80,3 @@ def _refuse_changed_model(spec: RunSpec, plan: Plan) -> None:
     if extractor_digest(extractor_parts(spec)) != plan.extractor:
         fix = "run the plan stage again: it finds what the new extractor lacks"
         raise DataError("the model or the extraction settings are not those of the plan", where=spec.model.uri, fix=fix)
-
-
-def _refuse_unsuitable_settings(extraction: ExtractionSpec, config: PretrainedConfig, num_layers: int) -> None:
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions and extraction.max_length > positions:
-        what = f"maxLength {extraction.max_length} is more than the model's {positions} positions"
-        raise RequestError(what, where="spec.extraction.maxLength", fix=f"set it to {positions} or less")
-    dim, codec = extraction.projection.dim, extraction.codec
-    unfolded_dims = num_layers * dim**2
-    if codec.kind == "sign" and codec.dims > unfolded_dims:
-        what = f"codec.dims {codec.dims} is more than the {unfolded_dims} dims there are to fold ({num_layers} layers × {dim}²)"
-        fix = f"set it to {2 ** (unfolded_dims.bit_length() - 1)} or less, or raise projection.dim"
-        raise RequestError(what, where="spec.extraction.codec.dims", fix=fix)

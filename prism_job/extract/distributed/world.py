@@ -7,7 +7,7 @@ stop. Without sharding ranks do not wait for each other.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Self, TypeVar
 
@@ -29,6 +29,9 @@ class Topology:
     master: str = "127.0.0.1:0"  # host:port of the first node, where the ranks of several nodes connect
     groups: int = 1
     group: int = 0  # index of this one
+
+    def with_ranks_of_this_node(self) -> Self:
+        return replace(self, ranks=self.ranks or max(1, torch.cuda.device_count()))
 
 
 @dataclass(frozen=True)
