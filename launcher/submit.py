@@ -105,8 +105,9 @@ def submit(cluster: Cluster, document: Document, namespace: str) -> Submitted:
             return Submitted(run_again(cluster, there), "begun again")
         except (Conflict, NotFound):
             continue
-    fix = "look at `prism status`, and submit again"
-    raise Unavailable("its record kept changing", where=f"{namespace}/{run.metadata.name}", fix=fix)
+    fix = f"submit again; `prism status {run.metadata.name} -n {namespace}` shows who drives it"
+    what = f"the run's record changed during each of {MAX_TRIES} tries"
+    raise Unavailable(what, where=f"{namespace}/{run.metadata.name}", fix=fix)
 
 
 def _create(cluster: Cluster, document: Document, namespace: str) -> Record:
@@ -157,10 +158,10 @@ def _patch(cluster: Cluster, record: Record, change: Object) -> Record:
 
 
 @contextlib.contextmanager
-def driven_here(cluster: Cluster, record: Record, say: Callable[..., None] | None = None) -> Iterator[Controller]:
+def driven_here(cluster: Cluster, record: Record, log: Callable[..., None] | None = None) -> Iterator[Controller]:
     """Inside this context, the process drives the run, unless an operator does."""
     controller = Controller(
-        cluster.without_retries(), record.namespace, kind=record.kind, only=record.name, host="client", log=say
+        cluster.without_retries(), record.namespace, kind=record.kind, only=record.name, host="client", log=log
     )
     thread = threading.Thread(target=controller.run, daemon=True)
     thread.start()
@@ -240,13 +241,13 @@ def read_document(text: str, where: str, namespace: str) -> Document:
     run = parse_for_cluster(text, where)
     namespace = namespace or run.metadata.namespace or ""
     if namespace and not is_dns_label(namespace):
-        fix = "a namespace has lower-case letters, digits and '-'"
-        raise SpecError(f"'{namespace}' is no name of a namespace", where="metadata.namespace, or -n", fix=fix)
+        fix = "use lower-case letters, digits and '-'"
+        raise SpecError(f"'{namespace}' is not a valid namespace", where="metadata.namespace, or -n", fix=fix)
     return Document(text, run, namespace)
 
 
 def outcome(record: Record) -> dict[str, Any]:
-    """How far a run is, or how it ended, as the JSON that `--json` prints."""
+    """The facts of a run that `-o json` prints: how far it is, or how it ended."""
     names = "phase message manifest round units missing_units examples pairs bad_rows selected restarts"
     status = {name: getattr(record.status, name) for name in names.split()}
     return {"run": record.name, "namespace": record.namespace, **status}

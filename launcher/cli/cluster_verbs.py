@@ -28,6 +28,8 @@ from launcher.cli.waiting import (
     exit_at_end,
     open_run,
     or_not_found,
+    print_warnings,
+    require_wait,
     until_interrupted,
 )
 
@@ -46,6 +48,7 @@ def submit(
     """Submit a run to a cluster. Submitting it again attaches to the run, or runs it again if it has ended."""
     from launcher import submit as remote
 
+    require_wait(timeout, wait=wait)
     cluster = connect(context, waits=wait, timeout=timeout)
     document = remote.read_document(read_text(file), file.name, namespace)
     namespace, name = document.namespace or cluster.namespace, document.run.metadata.name
@@ -53,11 +56,8 @@ def submit(
         fix = "add --wait so that this process does the operator's work, or install the operator: kubectl apply -k k8s/"
         fail(LAUNCHER_ERROR, output, "no operator starts its Jobs: SelectionRun is not installed", namespace, fix)
     submitted = remote.submit(cluster, document, namespace)
-    for warning in cluster.warnings:
-        print_note(f"warning: {warning}")
+    print_warnings(cluster)
     print_note(f"{submitted.action}: {namespace}/{name}")
-    if timeout is not None and not wait:
-        print_note("warning: --timeout has no effect without --wait")
     if wait:
         drive_and_exit(cluster, submitted.record, timeout, output, verbose)
     print_note(f"follow it with: prism watch {name} -n {namespace}")
@@ -168,7 +168,14 @@ def cancel(
     ended = end_of_cancelled(cluster, record, CANCEL_TIMEOUT_SECONDS)
     ended = or_not_found(ended, record, output)
     if not ended.status.is_terminal:
-        fail(NOT_FINISHED, output, "cancellation requested; the run has not ended yet", name, f"prism status {name}")
+        hint = f"prism status {name} -n {record.namespace}"
+        fail(
+            NOT_FINISHED,
+            output,
+            "cancellation requested; the run has not ended yet",
+            f"{record.namespace}/{name}",
+            hint,
+        )
     print_facts(remote.outcome(ended), output, table=f"{name}: {ended.status.phase}")
 
 
@@ -184,14 +191,17 @@ def retry(
     """Start a finished run again, on the current data. Extracts only what the store lacks."""
     from launcher import submit as remote
 
+    require_wait(timeout, wait=wait)
     cluster, record = open_run(name, namespace, context, waits=wait, timeout=timeout)
     if not record.status.is_terminal:
-        fix = f"`prism wait {name}` waits for its end, `prism cancel {name}` ends it"
+        to_run = f"{name} -n {record.namespace}"
+        fix = f"wait for its end with `prism wait {to_run}`, or cancel it with `prism cancel {to_run}`"
         fail(LAUNCHER_ERROR, output, f"the run has not ended: {record.status.phase}", name, fix)
     if not wait and record.is_config_map:
         fix = "add --wait so that this process does the operator's work"
         fail(LAUNCHER_ERROR, output, "no operator would start the run's Jobs", name, fix)
     record = remote.run_again(cluster, record)
+    print_warnings(cluster)
     if wait:
         drive_and_exit(cluster, record, timeout, output, verbose)
     print_facts(remote.outcome(record), output, table=f"{name}: round {record.round}")

@@ -1,4 +1,4 @@
-"""The exit codes of `prism`, and the error that each stands for. Nothing else in cli/ turns an error into a code.
+"""The exit codes of `prism`. Errors that a verb raises get their code here; how a wait ends, in waiting.py.
 
 | code     | meaning                                                                                          |
 |----------|--------------------------------------------------------------------------------------------------|

@@ -9,7 +9,7 @@ import typer
 from launcher.cli.exit_codes import PREFLIGHT_FAILED
 from launcher.cli.options import ContextOption, DryRun, FileArgument, NamespaceOption, Output, OutputOption, read_text
 from launcher.cli.printing import print_facts, print_note, yaml_documents
-from launcher.cli.waiting import connect
+from launcher.cli.waiting import connect, print_warnings
 
 
 def doctor(
@@ -55,14 +55,12 @@ def render(
     from launcher.render.run_objects import run_objects
 
     document = remote.read_document(read_text(file), file.name, namespace)
-    objects = run_objects(document.run, document.namespace or "default")
-    if dry_run is DryRun.server:
-        cluster = connect(context)
-        objects = run_objects(document.run, document.namespace or cluster.namespace)
+    cluster = connect(context) if dry_run is DryRun.server else None
+    objects = run_objects(document.run, document.namespace or (cluster.namespace if cluster else "default"))
+    if cluster:
         for manifest in objects:
             cluster.apply(manifest, dry_run=True)
-        for warning in cluster.warnings:
-            print_note(f"warning: {warning}")
+        print_warnings(cluster)
         print_note(f"the API server accepts all {len(objects)} objects")
     if output is Output.json:
         print_facts({"apiVersion": "v1", "kind": "List", "items": objects}, output, table="")
@@ -107,6 +105,7 @@ def schedule(
     for manifest in objects:
         cluster.apply(manifest)
         print(f"{manifest['kind'].lower()}/{manifest['metadata']['name']}")
+    print_warnings(cluster)
 
 
 def crd() -> None:

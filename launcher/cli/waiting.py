@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+import typer
+
 from launcher.cli.exit_codes import LAUNCHER_ERROR, NOT_FINISHED, NOT_FOUND, OF_PHASE, RUN_FAILED, fail
 from launcher.cli.options import Output
 from launcher.cli.printing import print_facts, print_note
@@ -99,11 +101,23 @@ def exit_at_end(cluster: Cluster, record: Record, timeout: float | None, output:
     try:
         ended = until_interrupted(wait, record)
     except TimeoutError:
-        fail(NOT_FINISHED, output, f"not finished within {timeout:g} s", record.name, f"prism wait {record.name}")
+        where, hint = f"{record.namespace}/{record.name}", f"prism wait {record.name} -n {record.namespace}"
+        fail(NOT_FINISHED, output, f"not finished within {timeout:g} s", where, hint)
     ended = or_not_found(ended, record, output)
     facts = remote.outcome(ended)
     print_facts(facts, output, table=facts["manifest"] or f"{record.name}: {facts['phase']}")
     sys.exit(OF_PHASE.get(ended.status.phase, RUN_FAILED))
+
+
+def require_wait(timeout: float | None, *, wait: bool) -> None:
+    if timeout is not None and not wait:
+        raise typer.BadParameter("--timeout needs --wait")
+
+
+def print_warnings(cluster: Cluster) -> None:
+    """What the API server warned of, each once."""
+    for warning in cluster.warnings:
+        print_note(f"warning: {warning}")
 
 
 def or_not_found(ended: Record | None, record: Record, output: Output = Output.table) -> Record:

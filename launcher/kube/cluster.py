@@ -13,7 +13,7 @@ from launcher.resource.names import API_GROUP, MANAGER, VERSION
 from launcher.resource.object import Object
 
 SILENT_WATCH_SECONDS = 150.0
-"""A server sends a bookmark each minute: a watch that is silent for so long has nobody at its other end."""
+"""A server sends a bookmark each minute: a watch that is silent for so long is broken."""
 
 
 @dataclass(frozen=True)

@@ -54,19 +54,19 @@ def error_of_answer(code: int, answer: dict[str, Any], path: str) -> ClusterErro
     reason = str(answer.get("reason", ""))
     families: dict[int, tuple[type[ClusterError], str]] = {
         404: (NotFound, "check name and namespace"),
-        409: (Conflict, "read it again"),
-        410: (Gone, "list again"),
+        409: (Conflict, "it was changed at the same time, or exists already: run the command again"),
+        410: (Gone, "run the command again"),
     }
     if code == 404 and not reason:  # no Status object: the whole group is unknown
         message = f"the API server does not serve this kind: {message}"
         families[404] = (NotFound, "install it: kubectl apply -k k8s/")
     if code == 422 and IMMUTABLE_UID in message:  # an apply onto another object of the same name
-        families[422] = (Conflict, "read it again")
+        families[422] = (Conflict, "it was changed at the same time, or exists already: run the command again")
     # The server answers 500 each time to an apply with a field that the schema lacks, and where a webhook does not answer:
     # somebody has to repair that.
     is_permanent = (400 <= code < 500 and code not in (408, 429)) or bool(PERMANENT.search(message))
     fixes = {401: "log in again", 403: "ask for the right to do this"}
-    refused = (Refused, fixes.get(code, "correct what it names"))
+    refused = (Refused, fixes.get(code, "correct the field that the message names"))
     family, fix = families.get(code, refused if is_permanent else (Unavailable, "try again later"))
     return family(message, where=path, fix=fix, code=code, reason=reason)
 

@@ -125,7 +125,7 @@ class Transport:
         may_be_silent: bool = False,
         longest: int | None = None,
     ) -> Iterator[str]:
-        """Lines of an answer that goes on.
+        """Lines of a streamed response.
 
         Args:
             silence_seconds: after so long without a byte the connection counts as broken; where it `may_be_silent`, as ended.

@@ -25,7 +25,7 @@ SETTLE_SECONDS = 3.0
 """A Job without pods for this long: its Warning events are read."""
 
 WARNINGS_SECONDS = 30.0
-"""How long Warning events are believed once read: a run of many groups would ask for them at every change."""
+"""Warning events are read again after this long: a run of many groups would ask for them at every change."""
 
 
 def print_json_line(**fields: Any) -> None:

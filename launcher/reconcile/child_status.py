@@ -59,8 +59,8 @@ def why_not_running(job: Object, pods: Sequence[Object], pod_warning: str, clust
         pod_warning: why its pods could not be created, from its events; empty if unknown.
     """
     if job["spec"].get("suspend"):
-        queue = f"Kueue's queue {cluster.queue_name}" if cluster.queue_name else "somebody to resume its Job"
-        return Cause.QUEUED, f"waits for {queue}"
+        queue = f"waits for Kueue's queue {cluster.queue_name}" if cluster.queue_name else None
+        return Cause.QUEUED, queue or "its Job is suspended: set the Job's spec.suspend to false"
     for pod in pods:
         status = pod.get("status", {})
         for one in status.get("conditions") or ():

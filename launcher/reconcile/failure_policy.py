@@ -11,7 +11,7 @@ from typing import Literal
 class Cause(StrEnum):
     """Why an attempt ended without success, or does not run yet."""
 
-    WRONG_REQUEST = "exit code 64 in any pod: the document or its data make no sense"
+    WRONG_REQUEST = "exit code 64 in any pod: the document or its data are invalid"
     DAMAGED_DATA = "exit code 65 in any pod: stored data fail their checks"
     INVALID_JOB = "the API server refuses the Job as invalid (400, 422)"
     EVICTED = "a pod has DisruptionTarget: eviction, preemption by priority, drained or deleted node"

@@ -88,7 +88,7 @@ def check_schedule(cron: str, time_zone: str | None) -> None:
     """An early SpecError for the usual mistakes. The values of the fields are the API server's to check."""
     if len(cron.split()) != 5 and cron not in MACROS:
         fields = "five fields: minute, hour, day of month, month, day of week"
-        what = f"'{cron}' is no schedule; that has {fields}; or is one of {', '.join(MACROS)}"
+        what = f"'{cron}' is not a cron schedule, which has {fields}, or is one of {', '.join(MACROS)}"
         fix = "write it like '0 3 * * *' for every night at three, or @daily; a time zone goes into --time-zone"
         raise SpecError(what, where="--cron", fix=fix)
     known_zones = available_timezones()  # empty where the machine has no time zone database

@@ -71,7 +71,7 @@ def _refused_in_list(items: Any, path: str, where: str) -> Iterator[SpecError]:
                 what = f"{PATCH}: replace drops the whole list, this item's other fields too"
                 yield _refusal(here, what, f"write {{{PATCH}: replace}} as an item of its own, or leave it out")
         elif not _is_plain(item.get(key)):
-            yield _refusal(here, f"has no {key}, which tells the items of this list apart", f"give its {key}")
+            yield _refusal(here, f"is missing {key}, the merge key of this list", f"give its {key}")
         else:
             yield from _refused_in_map(item, path, here)
 
@@ -103,7 +103,7 @@ def _wrong_with_retain_keys(overlay: Mapping[str, Any]) -> Wrong | None:
 def _wrong_with_order(order: Any, given: list[Any], of_list: str, key: str | None) -> Wrong | None:
     if not isinstance(order, list) or not all(_has_identity(item, key) for item in order):
         fix = f"write it as [{{{key}: …}}, …]" if key else "order only lists of strings, or those with a merge key"
-        return f"must list what tells the items of {of_list} apart", fix
+        return f"must list the merge keys of {of_list}", fix
     left = iter([identity(item, key) for item in order])
     items = [item for item in given if _has_identity(item, key) and not (key and PATCH in item)]
     if all(identity(item, key) in left for item in items):  # each is searched behind the one before it

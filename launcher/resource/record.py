@@ -108,7 +108,7 @@ class Record:
         """The last one written; a fresh one where there is none.
 
         A status that cannot be read has the phase Unknown and a message with the reason: it can be shown, and the run does
-        not continue from it. A fresh one in its place would run again what has ended.
+        not continue from it. A fresh status would restart a finished run.
         """
         try:
             if self.is_config_map:

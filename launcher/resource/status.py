@@ -91,7 +91,7 @@ class Status(Shown):
     message: str = Field("", description="Why the run waits, or how it ended.")
     driver: str | None = Field(
         None,
-        description="Who wrote this status: the operator, or a `prism submit --wait`, which gives way to an operator.",
+        description="Who wrote this status: the operator, or a `prism submit --wait` until an operator takes over.",
     )
     groups: str = Field("", description="Number of groups that are done, and of all groups.")
     shards: str = Field("", description="Number of work units extracted, and of those that the store lacked.")

@@ -111,7 +111,7 @@ def test_an_invalid_name_is_a_usage_error(server: ApiServer, tmp_path: Path, nam
 
 def test_an_invalid_namespace_is_refused_before_any_request(server: ApiServer, tmp_path: Path) -> None:
     code, _, stderr = prism(server, tmp_path, "submit", "--wait", written(tmp_path), "-n", "a/../b")
-    assert (code, "is no name of a namespace" in stderr) == (3, True)
+    assert (code, "is not a valid namespace" in stderr) == (3, True)
     assert not server.requests
 
 
@@ -287,3 +287,11 @@ def test_a_schedule_that_the_server_refuses_changes_nothing(server: ApiServer, t
     assert code == 1, stderr
     assert "exceeded quota" in stderr
     assert server.objects("configmaps") == []
+
+
+@pytest.mark.parametrize("arguments", [["submit", "selection.yaml"], ["retry", "facts"]], ids=lambda it: it[0])
+def test_a_timeout_without_wait_is_a_usage_error(arguments: list[str], server: ApiServer, tmp_path: Path) -> None:
+    arguments = [written(tmp_path) if it == "selection.yaml" else it for it in arguments]
+    code, _, stderr = prism(server, tmp_path, *arguments, "--timeout", "5")
+    assert code == 2, stderr
+    assert "--timeout needs --wait" in stderr

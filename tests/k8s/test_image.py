@@ -42,6 +42,16 @@ def test_both_images_state_the_version_of_the_project() -> None:
     assert DOCKERFILE.count(f"VERSION={PROJECT['version']}") == len(TARGETS)
 
 
+def test_images_start_without_a_shell_as_a_numbered_user_and_install_nothing() -> None:
+    """In shell form SIGTERM would not reach Python; Kubernetes refuses runAsNonRoot for a user's name."""
+    runtime = DOCKERFILE.partition(" AS runtime\n")[2]
+    assert re.findall(r"^USER .*", runtime, re.MULTILINE) == [f"USER {UID}:{UID}"]
+    starts = ['ENTRYPOINT ["prism"]', 'CMD ["operator"]', 'ENTRYPOINT ["python", "-P", "-m", "prism_job"]']
+    assert re.findall(r"^(?:ENTRYPOINT|CMD) .*", runtime, re.MULTILINE) == starts
+    assert re.findall(r"^FROM .*", DOCKERFILE, re.MULTILINE)[-1] == "FROM runtime AS worker"
+    assert not re.search(r"\b(pip|apt|apt-get|apk|curl|wget)\b", runtime)
+
+
 def test_the_build_sees_what_it_copies_and_nothing_else() -> None:
     """Whatever lies in the working tree, a secret say, stays out of the image."""
     copies = [line.split()[1:-1] for line in re.findall(r"^COPY .*", DOCKERFILE, re.MULTILINE) if "--from=" not in line]

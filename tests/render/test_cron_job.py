@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.render.cron_job import TIMEOUT_SECONDS, check_schedule, cron_job
+from launcher.cli import exit_codes
+from launcher.render.cron_job import FINAL_PRISM_CODES, TIMEOUT_SECONDS, check_schedule, cron_job
 from launcher.resource.document import parse_for_cluster
 from launcher.resource.names import LONGEST_NAME, RUN_LABEL
 from prism_job.errors import SpecError
@@ -108,3 +109,9 @@ def test_a_document_too_large_for_a_config_map_is_refused() -> None:
 def test_each_version_of_kubernetes_has_these_fields(version: str) -> None:
     for one in objects(time_zone="Etc/UTC"):
         validate(one, version)
+
+
+def test_the_codes_that_are_not_retried_are_the_final_codes_of_the_command() -> None:
+    wrong_usage = 2
+    final = {wrong_usage, exit_codes.PREFLIGHT_FAILED, exit_codes.RUN_FAILED, exit_codes.NOT_FINISHED}
+    assert set(FINAL_PRISM_CODES) == final | {exit_codes.NOT_FOUND, exit_codes.CANCELLED}

@@ -119,8 +119,8 @@ def _failure_policy_errors(spec: dict[str, Any], pod: dict[str, Any]) -> list[Ca
 
 
 def _job_changes(new: dict[str, Any], old: dict[str, Any]) -> list[Cause]:
-    fixed = ["selector", "template", "podFailurePolicy", "completionMode", "backoffLimitPerIndex", "managedBy"]
-    fixed += ["successPolicy", "completions"]
+    fixed = ["selector", "template", "podFailurePolicy", "completionMode", "managedBy"]
+    fixed += ["completions"]
     if new.get("completionMode") == "Indexed" and new.get("completions") == new.get("parallelism"):
         fixed.remove("completions")
     if old.get("suspend"):
