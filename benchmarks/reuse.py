@@ -135,14 +135,14 @@ def predictions(predicted: dict[str, Any], full: Ran, found_bytes: int, peak: fl
 
 
 def process_starts() -> dict[str, float]:
-    """Seconds until a stage's process has imported what it needs, the median of 3."""
+    """CPU seconds until a stage's process has imported what it needs, the median of 3."""
     found = {}
     for name in STAGES:
         seconds = []
         for _ in range(3):
-            started = time.monotonic()
+            started = job.cpu_seconds()
             subprocess.run([sys.executable, "-c", f"import prism_job.__main__, prism_job.stages.{name}"], check=True)
-            seconds.append(time.monotonic() - started)
+            seconds.append(job.cpu_seconds() - started)
         found[name] = statistics.median(seconds)
     return found
 
@@ -175,7 +175,9 @@ def run(spec: Path) -> Ran:
     for name in STAGES:
         if name == "extract" and not messages["plan"]["missing"]:
             continue
-        seconds[name], messages[name] = job.run_stage(name, spec)
+        before = job.cpu_seconds()
+        _, messages[name] = job.run_stage(name, spec)
+        seconds[name] = job.cpu_seconds() - before
         print(f"{spec.stem} {name}: {seconds[name]:.1f} s", file=sys.stderr, flush=True)
     extracted = messages.get("extract", {"tokens": 0, "seconds": 0.0, "auditSeconds": 0.0})
     return Ran(seconds, extracted["tokens"], extracted["seconds"], extracted["auditSeconds"])

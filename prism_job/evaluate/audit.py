@@ -21,13 +21,12 @@ Shapes: N rows of the sample.
 """
 
 import math
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prism_job.evaluate.metrics import wilson
+from prism_job.evaluate.metrics import WIDTH, wilson
 
 Float64 = NDArray[np.float64]
 Figures = dict[str, Any]
@@ -40,9 +39,6 @@ MIN_ROWS = 10
 
 MIN_TAKEN = 5
 """With fewer rows of the sample within the budget the overlap is an extrapolation from the ends of two small rankings."""
-
-WIDTH = NormalDist().inv_cdf(0.975)
-"""Standard errors on either side of a 95 % interval."""
 
 LOW_AGREEMENT = 0.9
 """Where Spearman with exact scores may lie under this, more dims are advised: at .9, a third of the top 5 % of normal scores
@@ -178,8 +174,8 @@ def spearman(left_N: Float64, right_N: Float64) -> float:
 
 def _middle_ranks(values_N: Float64) -> Float64:
     """Share of the values that lie below, equal ones counted half: in 0 to 1, mean 1/2."""
-    _, place_N, counts = np.unique(values_N, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - counts / 2)[place_N] / len(values_N)
+    _, value_index_N, counts = np.unique(values_N, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - counts / 2)[value_index_N] / len(values_N)
 
 
 def _interval(left_N: Float64, right_N: Float64, rho: float) -> tuple[float, float]:
@@ -202,9 +198,9 @@ def _standard_error(left_N: Float64, right_N: Float64) -> float:
 
 def _mean_above(values_N: Float64, of_N: Float64) -> Float64:
     """For each row the mean over all rows of `of` where their value is larger, and of half of it where it is equal."""
-    _, place_N = np.unique(values_N, return_inverse=True)
-    sums = np.bincount(place_N, weights=of_N)
-    return (np.cumsum(sums[::-1])[::-1] - sums / 2)[place_N] / len(values_N)
+    _, value_index_N = np.unique(values_N, return_inverse=True)
+    sums = np.bincount(value_index_N, weights=of_N)
+    return (np.cumsum(sums[::-1])[::-1] - sums / 2)[value_index_N] / len(values_N)
 
 
 def _with_interval(name: str, value: float, low: float, high: float) -> Figures:

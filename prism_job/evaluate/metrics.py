@@ -4,6 +4,7 @@ Shapes: N labelled candidates, V distinct values of a ranking, B budgets, Q targ
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ Bools = NDArray[np.bool_]
 NUM_RESAMPLES = 1000
 NUM_BINS = 10
 """Of equal width from 0 to 1, in a reliability table."""
-_Z = 1.959963984540054
+WIDTH = NormalDist().inv_cdf(0.975)
 """97.5 % of the normal distribution: the two sides of a 95 % interval."""
 
 Measure = Callable[[Float64], Float64]
@@ -96,7 +97,7 @@ def with_intervals(
 
 def wilson(num_right: int, num_all: int) -> tuple[float, float]:
     """95 % interval of a share (Wilson, 1927): it holds at 0 and 1, and for few pairs."""
-    share, spread = num_right / num_all, _Z**2 / num_all
+    share, spread = num_right / num_all, WIDTH**2 / num_all
     middle = (share + spread / 2) / (1 + spread)
     reach = (share * (1 - share) * spread + spread**2 / 4) ** 0.5 / (1 + spread)
     return max(middle - reach, 0.0), min(middle + reach, 1.0)

@@ -35,7 +35,7 @@ def load_tokenizer(spec: ModelSpec, path: Path | None = None) -> PreTrainedToken
         raise RequestError(f"no tokenizer can be loaded: {_short(error)}", where=spec.uri, fix=fix) from error
     if not tokenizer.is_fast:
         fix = "convert it (save_pretrained of the fast class) and put tokenizer.json beside the weights"
-        raise RequestError("there is no fast version of the tokenizer", where=spec.uri, fix=fix)
+        raise RequestError("the tokenizer has no fast version", where=spec.uri, fix=fix)
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 

@@ -62,8 +62,10 @@ class Passes:
             if not is_out_of_memory(error):
                 raise
             if not self.can_halve:
-                fix = f"set extraction.tokensPerBatch under {num_tokens}: ranks that share the weights cannot halve a pass"
-                fix += "; or set audit: {examples: 0}, to make fewer rows" if len(self.capture.row_formats) > 1 else ""
+                fix = (
+                    f"set extraction.tokensPerBatch below {num_tokens}: under ZeRO-3 a pass cannot be split on one rank"
+                )
+                fix += "; or switch the audit off (audit: {examples: 0})" if len(self.capture.row_formats) > 1 else ""
                 what = f"out of memory in a pass of {num_tokens} tokens"
                 raise TransientError(what, where="extract", fix=fix) from error
         # Not before this line: the error's traceback holds the tensors of the failed pass, so none would be freed.

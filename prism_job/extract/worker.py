@@ -102,7 +102,7 @@ class Worker:
             cause = error.with_traceback(None)  # which holds the tensors that did not fit
         outputs = tuple(output for output in task.outputs if not output.for_audit)
         if outputs:
-            self._extract(replace(task, outputs=outputs))  # raises an error of its own where the audit is not the cause
+            self._extract(replace(task, outputs=outputs))  # raises where the run's own rows do not fit either
         dim = 2 * self.spec.extraction.projection.dim
         what = f"the audit does not fit into memory: its rows have {dim} projected dims a side, twice those of the run"
         fix = "set audit: {examples: 0}, or lower extraction.projection.dim"

@@ -19,7 +19,7 @@ def evaluate(
             holds for the document's own label column only.
 
     Raises:
-        RequestError: no such column, values that are not two-sided, or all labels equal.
+        RequestError: no such column, values that are not of two kinds, or all labels equal.
         DataError: the selection is damaged.
     """
     published = load(manifest_uri)

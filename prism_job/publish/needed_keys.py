@@ -71,4 +71,6 @@ def _read_plan(output: Store, key: str) -> Plan:
         return Plan.model_validate_json(output.get(key))
     except ValidationError as error:
         fix = "delete that plan if its run is not wanted any more, or run its plan stage again"
-        raise DataError("damaged plan: what its run needs cannot be known", where=output.uri(key), fix=fix) from error
+        raise DataError(
+            "damaged plan: cannot tell which objects its run needs", where=output.uri(key), fix=fix
+        ) from error

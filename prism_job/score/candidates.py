@@ -37,7 +37,7 @@ class ScoredUnit:
 
 @dataclass
 class Scored:
-    """What is kept of the candidates: in columns, all but one byte a row."""
+    """What is kept of all candidates. Everything except `usable_N` is in scratch files."""
 
     scores: list[Column]  # one for each direction
     usable_N: NDArray[np.bool_]  # False for rows without a response token; extraction quarantined them

@@ -84,5 +84,7 @@ def merge_factors(plan: Plan, store: Store, dim: int) -> Factors:
     if merged is None or not merged.num_tokens:
         where = ", ".join(store.uri(shards.shard_key(plan.extractor, "factors", unit)) for unit in plan.factors[:3])
         fix = "repair the quarantined rows, or set scoring.curvature.kind: none"
-        raise DataError("the curvature has no token: all rows of its units are quarantined", where=where, fix=fix)
+        raise DataError(
+            "the curvature factors hold no tokens: every row of their units is quarantined", where=where, fix=fix
+        )
     return merged

@@ -13,6 +13,7 @@ def preference(chosen_mean_nll_Q: Float64, rejected_mean_nll_Q: Float64) -> Floa
     """π_q = p̄(y⁺) / (p̄(y⁺) + p̄(y⁻)), equations 1 and 2, with log p̄ = −(token-mean NLL).
 
     Computed as a sigmoid of the difference of log p̄: no probability is formed, so long responses cannot underflow.
+    nan where a pair has no rejected response (weighting: uniform).
     """
     difference = np.asarray(rejected_mean_nll_Q, np.float64) - np.asarray(chosen_mean_nll_Q, np.float64)
     positive = difference >= 0

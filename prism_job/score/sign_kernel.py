@@ -1,4 +1,4 @@
-"""The machine-code loop of reduction: sums of a quantised direction over the signs of rows. Does not read files or the spec.
+"""The compiled loop that sums a quantised direction over the signs of rows. Does not read files or the spec.
 
 numpy has no operation that adds where a bit is set. numba compiles this loop for the processor it runs on, once a process, or
 takes it from a cache where a folder can be written. Sums within a block are of integers and blocks are added in a fixed order,
@@ -99,7 +99,7 @@ def compiled_loop() -> Callable[..., None]:
         what = f"this system forbids code that is made at run time: {error}"
         raise RequestError(what, where=platform.node(), fix=fix) from error
     # Arrays of a shard are read-only and start at any byte.
-    given = [
+    argument_types = [
         types.Array(dtype, ndim, "C", readonly=True, aligned=False)
         for dtype, ndim in (
             (types.uint32, 2),
@@ -109,8 +109,8 @@ def compiled_loop() -> Callable[..., None]:
             (types.float64, 1),
         )
     ]
-    signature = types.void(*given, types.float64[::1])
+    signature = types.void(*argument_types, types.float64[::1])
     try:
         return njit(signature, nogil=True, error_model="numpy", cache=True)(_loop)
-    except Exception:  # no folder for a cache, no room in it, or a damaged one: the loop does without
+    except Exception:  # no folder for a cache, no room in it, or a damaged one: compiled without it
         return njit(signature, nogil=True, error_model="numpy")(_loop)

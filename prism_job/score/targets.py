@@ -47,8 +47,7 @@ def weigh_targets(spec: RunSpec, plan: Plan, store: Store) -> Targets:
         chosen, rejected = (
             mean_nll(arrays[f"{side}_nll"], arrays[f"{side}_tokens"]) for side in ("chosen", "rejected")
         )
-        # A pair without a rejected response (weighting: uniform) has no preference.
-        preferred = np.where(np.isnan(rejected), np.nan, preference(chosen, np.nan_to_num(rejected)))
+        preferred = preference(chosen, rejected)
         weight = preferred if spec.scoring.weighting == "preference" else np.ones_like(preferred)
         by_set.add(unit, weight @ arrays["rows"].astype(np.float64))
         ids += shards.hex_ids(arrays["ids"])
@@ -79,7 +78,7 @@ def weigh_targets(spec: RunSpec, plan: Plan, store: Store) -> Targets:
 
 @dataclass(frozen=True)
 class SummedTargets:
-    """The plain direction of each target set in the audit's form, its layers, and the tokens of all responses."""
+    """The plain direction of each target set with the audit's projection, its layers, and the tokens of all responses."""
 
     layers: list[str]
     directions_KLPP: Float64
@@ -90,7 +89,7 @@ def sum_targets(spec: RunSpec, plan: Plan, audit: Audit, store: Store) -> Summed
     """Equation 3, set by set, from the weighted sums that extraction stored of each target unit.
 
     Args:
-        spec: in the form of `audit_spec`.
+        spec: from `audit_spec`.
     """
     layers: list[str] = []
     by_set, num_tokens = _SetSums(spec, plan), 0

@@ -1,7 +1,6 @@
 """The reduce stage: weigh the targets, merge factors, apply curvature, fold, score, select, publish.
 
-Streams the shards: of each candidate it holds one byte in memory, its score while all are ranked, and a few numbers in scratch
-files, never its row.
+Streams the shards and keeps no row. Memory holds a byte a candidate, and its score during ranking; other columns are on disk.
 
 Shapes: N candidates in plan order, K target sets, D stored dims.
 """
@@ -78,7 +77,7 @@ def _evaluate(reduced: Reduced, evaluation: EvaluationSpec) -> dict[str, Any]:
 def audit_ranking(
     spec: RunSpec, plan: Plan, store: Store, scored: Scored, scores: Column, chosen: Selected, lam: float | None
 ) -> dict[str, Any] | None:
-    """The sample scored in the audit's form along a direction of its own, and how far the two rankings agree.
+    """The sample scored with the audit's projection along a direction of its own, and how far the two rankings agree.
 
     None where the audit is switched off. `token_share`: of all response tokens that the run asks for, those that the audit
     takes through the model again: its sample's.

@@ -214,7 +214,7 @@ def test_flops_are_those_that_torch_counts(job: Job, kind: str, with_factors: bo
 
 
 @pytest.mark.parametrize("audited", [0, 7])
-def test_so_are_those_of_a_whole_run(job: Job, audited: int) -> None:
+def test_flops_of_a_whole_run_are_those_that_torch_counts(job: Job, audited: int) -> None:
     write_jsonl(job.folder / "targets.jsonl", [pair(number) for number in range(18)])
     job.spec["model"]["attention"] = "eager"
     job.spec["audit"] = {"examples": audited}
@@ -309,7 +309,7 @@ def test_a_budget_is_halved_before_more_nodes_are_taken_and_never_under_the_long
     assert costs.choose_topology(shape, spec_of(job), endless, costs.GPUS["H100"]) is None
 
 
-def test_what_runs_in_float32_is_counted_at_its_peak() -> None:
+def test_float32_work_is_counted_at_the_float32_peak() -> None:
     flops = costs.Flops(forward=1e18, backward=1e18, projection=1e17, sketches=1e16)
     card, fast, slow = costs.GPUS["H100"], 989.5e12, 67e12
     wanted = {

@@ -473,3 +473,9 @@ def test_prune_keeps_what_a_kept_audit_needs_and_store_lists_it(job: Job) -> Non
         assert [by_extractor[extractor][name] for name in names] == [10, 3, 1, 3, 1, 3]
     used = job.passes("store", "du", *keep)
     assert used["needed_bytes"] == used["bytes"]
+
+
+def test_a_sample_too_small_for_figures_is_published_with_the_reason(job: Job) -> None:
+    found = figures(audited(job, 9).run())
+    assert found["spearman"] is None
+    assert "9 usable rows" in found["reason"]

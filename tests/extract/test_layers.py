@@ -99,7 +99,7 @@ class Fused(nn.Module):
 
 def test_coverage_counts_matrix_parameters_and_has_its_floor_at_nine_tenths() -> None:
     assert captured_layers(Fused(110), ("*",)).coverage == pytest.approx(1000 / 1110)
-    with pytest.raises(RequestError, match=r"covers 89\.9%.*unseen: experts"):
+    with pytest.raises(RequestError, match=r"covers 89\.9%.*not captured: experts"):
         captured_layers(Fused(112), ("*",))
 
 

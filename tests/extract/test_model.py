@@ -37,7 +37,7 @@ def test_an_adapters_weights_take_the_models_type(tiny_model: Path, tmp_path: Pa
     assert any(".lora_" in name for name, _ in found.named_parameters())
 
 
-def test_a_loaded_model_drops_nothing_out(tmp_path: Path) -> None:
+def test_dropout_is_off_in_a_loaded_model(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path / "gpt2", "gpt2")
     config = json.loads((folder / "config.json").read_text())
     assert config["resid_pdrop"] == config["attn_pdrop"] == config["embd_pdrop"] == 0.1

@@ -127,7 +127,7 @@ def test_a_token_of_white_space_before_the_completion_carries_no_loss() -> None:
     assert read(encoded, tokenizer) == "Seven  [Oslo<|im_end|>]"
 
 
-def test_what_lies_behind_max_length_is_cut_off() -> None:
+def test_tokens_beyond_max_length_are_cut_off() -> None:
     tokenizer = build_tokenizer()
     whole = encode_candidate({"messages": TALK}, tokenizer, 2048)
     for max_length in range(whole.supervised.index(True) + 1, len(whole.ids) + 2):
@@ -135,7 +135,7 @@ def test_what_lies_behind_max_length_is_cut_off() -> None:
         assert (cut.ids, cut.supervised) == (whole.ids[:max_length], whole.supervised[:max_length])
 
 
-def test_a_response_behind_max_length_is_a_bad_row_that_says_where_it_begins() -> None:
+def test_a_response_beyond_max_length_is_a_bad_row_that_states_where_it_begins() -> None:
     tokenizer = build_tokenizer()
     begins = encode_candidate({"messages": TALK}, tokenizer, 2048).supervised.index(True)
     assert candidate({"messages": TALK}, max_length=begins + 1).count("[") == 1
@@ -159,7 +159,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_where_it_hides_the_re
     assert candidate({"messages": TALK[1:3]}, tokenizer).endswith("[Fifteen.<|im_end|>\n]")
 
 
-def test_a_template_may_refuse_a_row_and_a_missing_one_is_the_requests_fault() -> None:
+def test_a_row_that_the_template_refuses_is_bad_and_a_missing_template_is_a_wrong_request() -> None:
     tokenizer = build_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(BadRow, match="roles must alternate"):

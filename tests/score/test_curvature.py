@@ -69,8 +69,12 @@ def test_factors_of_any_split_merge_to_the_whole() -> None:
     for part in parts:
         merged.merge(part)
     assert merged.num_tokens == 61
-    np.testing.assert_allclose(merged.inputs_LPP, sum(part.inputs_LPP for part in parts), rtol=1e-13)
-    np.testing.assert_allclose(merged.outputs_LPP, sum(part.outputs_LPP for part in parts), rtol=1e-13)
+    np.testing.assert_allclose(
+        merged.inputs_LPP, sum(part.inputs_LPP for part in parts), rtol=1e-13
+    )  # 1e-16 an addition
+    np.testing.assert_allclose(
+        merged.outputs_LPP, sum(part.outputs_LPP for part in parts), rtol=1e-13
+    )  # 1e-16 an addition
 
 
 def test_upper_halves_unpack_to_the_symmetric_matrices() -> None:

@@ -269,12 +269,12 @@ def test_a_stricter_bad_fraction_is_checked_again_after_publication(job: Job) ->
 def test_yaml_aliases_and_huge_documents_are_refused_at_once() -> None:
     # "Billion laughs": ten levels of ten aliases would be 10**10 words.
     laughs = "\n".join(f"{one}: &{one} [{', '.join([f'*{before}'] * 10)}]" for before, one in pairwise("abcdefghijk"))
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(SpecError, match="aliases are not supported"):
         parse_spec(f"a: &a [x, x, x, x, x, x, x, x, x, x]\n{laughs}", "selection.yaml")
     with pytest.raises(SpecError, match="has 3,000,000 characters; at most 1,048,576"):
         parse_spec("x: " * 1_000_000, "selection.yaml")
-    assert time.monotonic() < began + 2
+    assert time.process_time() < began + 2  # written out, the aliases are 10**10 words: hours
 
 
 def test_plain_text_needs_no_chat_template(job: Job) -> None:

@@ -63,11 +63,10 @@ def captured_layers(model: nn.Module, globs: tuple[str, ...]) -> Layers:
     coverage = 1 - sum(size for _, size in missed) / total
     event("layers", captured=len(modules), coverage=round(coverage, 4), parameters=total, unseen=unseen[:8])
     if coverage < COVERAGE_FLOOR:
-        raise RequestError(
-            f"capture covers {coverage:.1%} of the matrix parameters, under {COVERAGE_FLOOR:.0%}; unseen: {unseen[0]}",
-            where="spec.extraction.layers",
-            fix="this layer type (such as fused experts) cannot be captured; name the layers you accept in extraction.layers",
-        )
+        what = f"capture covers {coverage:.1%} of the matrix parameters, under {COVERAGE_FLOOR:.0%}"
+        what += f"; not captured: {unseen[0]} (only linear layers can be captured, not fused experts)"
+        fix = "list the layers you accept in extraction.layers"
+        raise RequestError(what, where="spec.extraction.layers", fix=fix)
     return Layers(cast(dict[str, nn.Module], modules), coverage)
 
 
