@@ -210,14 +210,14 @@ def test_an_overlay_is_merged_as_kubectl_patch_merges_it(tmp_path: Path) -> None
 
 
 REFUSED_BY_BOTH: dict[str, tuple[Object, str, str]] = {
-    "an item without its merge key": (volumes({"emptyDir": {}}), "spec.volumes[0]", "has no name"),
+    "an item without its merge key": (volumes({"emptyDir": {}}), "spec.volumes[0]", "is missing name"),
     "a deeper item without its merge key": (
-        worker(ports=[{"containerPort": 1}, {"name": "http"}]), "spec.containers[0].ports[1]", "has no containerPort",
+        worker(ports=[{"containerPort": 1}, {"name": "http"}]), "spec.containers[0].ports[1]", "is missing containerPort",
     ),
-    "a deletion without the merge key": (volumes({"$patch": "delete"}), "spec.volumes[0]", "has no name"),
+    "a deletion without the merge key": (volumes({"$patch": "delete"}), "spec.volumes[0]", "is missing name"),
     "an item that is no map": (volumes({"name": "a"}, "b"), "spec.volumes[1]", "must be a map"),  # type: ignore[arg-type]
     "an item that is null": ({"spec": {"containers": [None]}}, "spec.containers[0]", "must be a map"),
-    "a merge key that is a map": (volumes({"name": {"a": "b"}}), "spec.volumes[0]", "has no name"),
+    "a merge key that is a map": (volumes({"name": {"a": "b"}}), "spec.volumes[0]", "is missing name"),
     "a finalizer that is no string": ({"metadata": {"finalizers": [3]}}, "metadata.finalizers[0]", "must be a string"),
     "$patch of another word": ({"spec": {"$patch": "remove"}}, "spec.$patch", "must be delete or replace"),
     "$patch: merge in an item": (volumes({"name": "tmp", "$patch": "merge"}), "spec.volumes[0].$patch", "must be delete"),
@@ -226,8 +226,8 @@ REFUSED_BY_BOTH: dict[str, tuple[Object, str, str]] = {
         volumes({"name": "tmp", "$retainKeys": ["hostPath"], "hostPath": {"path": "/a"}}),
         "spec.volumes[0].$retainKeys", "does not name name",
     ),
-    "an order that is no list": (volumes(**{ORDER: {"name": "tmp"}}), f"spec.{ORDER}", "must list what tells"),
-    "an order without the merge key": (volumes(**{ORDER: [{"emptyDir": {}}]}), f"spec.{ORDER}", "must list what tells"),
+    "an order that is no list": (volumes(**{ORDER: {"name": "tmp"}}), f"spec.{ORDER}", "must list the merge keys"),
+    "an order without the merge key": (volumes(**{ORDER: [{"emptyDir": {}}]}), f"spec.{ORDER}", "must list the merge keys"),
     "an order that leaves out an item": (
         volumes({"name": "new"}, **{ORDER: [{"name": "tmp"}]}), f"spec.{ORDER}", "does not name all items",
     ),
@@ -236,7 +236,7 @@ REFUSED_BY_BOTH: dict[str, tuple[Object, str, str]] = {
     ),
     "an order of a list without a merge key": (
         {"spec": {"$setElementOrder/tolerations": [{"key": "gpu"}]}}, "spec.$setElementOrder/tolerations",
-        "must list what tells",
+        "must list the merge keys",
     ),
     "an order of no list": ({"spec": {"$setElementOrder": ["a"]}}, "spec.$setElementOrder", "is not a known directive"),
     "strings removed from a list of items": (
@@ -270,11 +270,11 @@ REFUSED_HERE: dict[str, tuple[Object, str, str, str]] = {
         "it stays in the pod as a field",
     ),
     "a merge key that is null": (
-        volumes({"name": None, "emptyDir": {}}), "spec.volumes[0]", "has no name",
+        volumes({"name": None, "emptyDir": {}}), "spec.volumes[0]", "is missing name",
         "a volume without a name, which a server refuses",
     ),
     "an item without its merge key, onto nothing": (
-        {"spec": {"schedulingGates": [{}]}}, "spec.schedulingGates[0]", "has no name",
+        {"spec": {"schedulingGates": [{}]}}, "spec.schedulingGates[0]", "is missing name",
         "a gate without a name, which a server refuses",
     ),
     "a list that is no list": (
