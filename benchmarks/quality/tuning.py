@@ -69,7 +69,7 @@ def tune(
             optimizer.param_groups[0]["lr"] = rate * (1 - step / num_steps)
             batch = tokenise.collate([encoded[n] for n in order[start : start + batch_size]], CPU)
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                nll_B, tokens_B = _nll(model, batch)
+                nll_B, tokens_B = nll(model, batch)
             optimizer.zero_grad(set_to_none=True)
             (nll_B.sum() / tokens_B.sum()).backward()
             optimizer.step()
@@ -78,12 +78,35 @@ def tune(
     model.requires_grad_(False).eval()
 
 
+def tune_in_bfloat16(model: PreTrainedModel, encoded: Sequence[Encoded], *, rate: float, batch_size: int) -> None:
+    """One epoch in the given order, otherwise as `tune`. All of a pass is in bfloat16, fused experts too, which autocast
+    leaves in float32; the optimizer's weights are float32."""
+    weights = list(model.requires_grad_(True).train().parameters())
+    kept = [weight.detach().clone() for weight in weights]
+    optimizer = torch.optim.AdamW(kept, lr=rate, weight_decay=0.0, fused=True)
+    for weight in weights:
+        weight.data = weight.data.bfloat16()
+    starts = range(0, len(encoded), batch_size)
+    for step, start in enumerate(starts):
+        optimizer.param_groups[0]["lr"] = rate * (1 - step / len(starts))
+        nll_B, tokens_B = nll(model, tokenise.collate(list(encoded[start : start + batch_size]), CPU))
+        (nll_B.sum() / tokens_B.sum()).backward()
+        for one, weight in zip(kept, weights, strict=True):
+            one.grad, weight.grad = weight.grad.float(), None  # type: ignore[union-attr]
+        optimizer.step()
+        for one, weight in zip(kept, weights, strict=True):
+            weight.data.copy_(one)
+    for one, weight in zip(kept, weights, strict=True):
+        weight.data = one.requires_grad_(False)
+    model.requires_grad_(False).eval()
+
+
 @torch.no_grad()
 def mean_nll(model: PreTrainedModel, encoded: Sequence[Encoded]) -> NDArray[np.float64]:
     """Token-mean negative log-likelihood of each response: float64 [N]."""
     found_N = np.zeros(len(encoded))
     for places in tokenise.micro_batches([len(example.ids) for example in encoded], ASK_TOKENS):
-        nll_B, tokens_B = _nll(model, tokenise.collate([encoded[place] for place in places], CPU))
+        nll_B, tokens_B = nll(model, tokenise.collate([encoded[place] for place in places], CPU))
         found_N[places] = (nll_B / tokens_B).numpy()
     return found_N
 
@@ -103,7 +126,7 @@ def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts:
     return found
 
 
-def _nll(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+def nll(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """Summed negative log-likelihood of each example, and how many tokens carry it. Logits only where loss falls."""
     hidden_BTE = model.model(input_ids=batch.ids_BT, attention_mask=batch.real_BT.long()).last_hidden_state
     logits_KV = model.lm_head(hidden_BTE[torch.roll(batch.supervised_BT, -1, dims=1)])

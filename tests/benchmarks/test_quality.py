@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks.quality import ablations, exact, facts, harness, tuning
+from benchmarks.quality import ablations, exact, facts, harness, tuning, upcycled
 from benchmarks.quality.harness import Extracted
 from prism_job.__main__ import main
 from prism_job.extract import tokenise
@@ -161,6 +161,21 @@ def test_a_tuned_model_saved_is_the_model_that_the_job_loads(tmp_path: Path, tin
     np.testing.assert_array_equal(
         tuning.mean_nll(tuning.load(str(tmp_path / "tuned"))[1], rows), tuning.mean_nll(model, rows)
     )
+
+
+def test_copied_experts_without_noise_compute_what_the_dense_model_does_and_tuning_in_bfloat16_lowers_their_loss() -> (
+    None
+):
+    dense, generator = build_model("tied", torch.float32), np.random.default_rng(3)
+    rows = [encoded(generator, length) for length in (6, 9, 12)]
+    model = upcycled.upcycled(dense, noise=0.0)
+    found_N = tuning.mean_nll(model, rows)
+    # Two equal experts with weights that sum to 1, up to float32's rounding.
+    np.testing.assert_allclose(found_N, tuning.mean_nll(dense, rows), rtol=1e-5)
+    tuning.tune_in_bfloat16(model, rows * 5, rate=1e-3, batch_size=3)
+    assert (tuning.mean_nll(model, rows) < found_N).all()
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert not any(weight.requires_grad for weight in model.parameters())
 
 
 def test_more_pairs_are_about_other_facts_than_the_demos() -> None:
