@@ -23,6 +23,8 @@ def extractor_parts(spec: RunSpec) -> dict[str, Any]:
         "dtype": spec.model.dtype,
         # Only for bfloat16: float32 rows kept their numbers when this was added, and stores of them their digest.
         **({"products": spec.model.product_dtype} if spec.model.product_dtype != "float32" else {}),
+        # Only where set: all other stores keep their digest.
+        **({"quantization": spec.model.quantization} if spec.model.quantization else {}),
         "attention": spec.model.attention,
         "loss_on": "assistant",
         "template_date": TEMPLATE_DATE,

@@ -24,6 +24,16 @@ class ModelSpec(Section):
         description="Data type of the weights in the forward and backward pass. With bfloat16, projected inputs and gradients "
         "are rounded to bfloat16 too, else they are float32. Sketches and sums are always float32.",
     )
+    # Quantised: what transformers hands to bitsandbytes, nn.Linear and Conv1D but the head. Not quantised: embeddings, head,
+    # norms, biases, 3-D weights of fused experts, an adapter. A weight takes 4.127 bits (nf4: 4, and 8/64 + 32/16384 of
+    # scales) or 8 (int8, and 32 an output row). A product dequantises one weight to `dtype` for as long as it lasts.
+    quantization: Literal["nf4", "int8"] | None = Field(
+        None,
+        description="Quantise the weights of linear layers with bitsandbytes while they are loaded. nf4: 4.13 bits a weight "
+        "(double quantisation). int8: 8 bits, one scale for each output. Inputs, products and gradients keep `dtype`, as do "
+        "embeddings, output head, fused experts and adapter. Not with stage: 3 or a GGUF file. A checkpoint that "
+        "bitsandbytes has already quantised needs no setting.",
+    )
     attention: Literal["sdpa", "eager"] = Field(
         "sdpa",
         description="Attention backend. Part of the extractor digest, because it changes the last bits of a row.",
