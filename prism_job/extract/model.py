@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_job.errors import DataError, RequestError
-from prism_job.extract import quantised
+from prism_job.extract import quantised, quantiser
 from prism_job.spec.extraction import ExtractionSpec
 from prism_job.spec.model import ModelSpec
 from prism_job.storage import model_files
@@ -60,7 +60,7 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
         what = "an adapter" if spec.adapter else "a GGUF file"
         fix = "merge or convert it to a folder of safetensors, or set extraction.deepspeed.stage: 0"
         raise RequestError(f"{what} cannot be used with ZeRO stage 3", where=spec.adapter or spec.uri, fix=fix)
-    quantised_arguments = quantised.loading_arguments(spec, folder, device, is_sharded=zero3 is not None)
+    quantised_arguments = quantiser.loading_arguments(spec, folder, device, is_sharded=zero3 is not None)
     partitioning = _partition_while_loading(zero3) if zero3 is not None else None
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
@@ -92,7 +92,7 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
             fix="copy or convert the checkpoint again: transformers would fill in random numbers",
         )
     if quantised_arguments:
-        quantised.use_dequantised_products(model, getattr(torch, spec.dtype))
+        quantised.use_dequantised_weights(model, getattr(torch, spec.dtype))
     if spec.adapter:
         model = _with_adapter(model, spec.adapter)
         for name, parameter in model.named_parameters():
@@ -104,7 +104,7 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
     for name, parameter in model.named_parameters():
         weight = getattr(parameter, "ds_tensor", parameter)  # a rank checks its own share
         # The scales of a block that held NaN, or of an output beyond float16's range in int8, are not finite.
-        weight = quantised.dequantised(weight, torch.float32) if quantised.is_quantised(weight) else weight
+        weight = quantised.dequantised(weight, getattr(torch, spec.dtype)) if quantised.is_quantised(weight) else weight
         if not bool(torch.isfinite(weight).all()):
             fix = "use an earlier checkpoint: the gradients of this one are meaningless"
             raise DataError(f"weight {name} holds NaN or infinite values", where=spec.uri, fix=fix)

@@ -1,4 +1,4 @@
-"""Weights that bitsandbytes holds in 4 or 8 bits: how they are loaded, what they stand for, and the products with them.
+"""Weights that bitsandbytes holds in 4 or 8 bits: what they stand for, and the products with them. Not: how they are loaded.
 
 A quantised layer computes what a plain linear layer with its dequantised weight computes, in the dtype of its inputs.
 bitsandbytes' own products are not used. The 8-bit one (LLM.int8()) quantises the inputs as well, and treats columns apart in
@@ -6,84 +6,61 @@ which *any* token of a batch has a large input, so a batch-mate changes a row (b
 benchmarks/quantised.py). The 4-bit one reorders a weight for inference on some CPUs; no gradient passes it afterwards.
 """
 
-import json
+import importlib
 import logging
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig
 
 from prism_job.errors import RequestError
 from prism_job.progress import event
-from prism_job.spec.model import ModelSpec
 
 
-def loading_arguments(spec: ModelSpec, folder: str, device: torch.device, *, is_sharded: bool) -> dict[str, Any]:
-    """What `from_pretrained` needs beside its other arguments; empty where bitsandbytes holds no weight of this model.
+def use_dequantised_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let every quantised layer of a loaded model compute with its dequantised weights, in `dtype`; report their share.
 
-    nf4 is quantised twice (the scales of its blocks too): 4.13 bits a weight in place of 4.5 (docs/performance.md).
-
-    Raises RequestError: weights that are quantised already, ZeRO stage 3, or no bitsandbytes here.
+    Raises RequestError: no quantised weight, or one that would be quantised in each pass (`llm_int8_has_fp16_weight`).
     """
-    stored = "GGUF" if spec.uri.endswith(".gguf") else _stored_quantisation(folder)
-    if stored and spec.quantization:
-        what = f"the weights of this model are quantised already ({stored})"
-        fix = "leave model.quantization out, or name the checkpoint in 16 bits, as safetensors"
-        raise RequestError(what, where="spec.model.quantization", fix=fix)
-    if not spec.quantization and stored != "bitsandbytes":
-        return {}
-    if is_sharded:
-        what = "quantised weights cannot be used with ZeRO stage 3"
-        fix = "set extraction.deepspeed.stage: 0 (each rank holds the whole model), or use weights in 16 bits"
-        raise RequestError(what, where="spec.model.quantization" if spec.quantization else spec.uri, fix=fix)
-    _bitsandbytes()  # before transformers imports it
-    placed: dict[str, Any] = {"device_map": {"": device}}  # a weight is quantised where it will stay
-    if spec.quantization == "int8":
-        placed["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-    elif spec.quantization == "nf4":
-        nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-        placed["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, **nf4)
-    return placed
-
-
-def _stored_quantisation(folder: str) -> str | None:
-    try:
-        return json.loads((Path(folder) / "config.json").read_text())["quantization_config"]["quant_method"]
-    except (OSError, ValueError, KeyError, TypeError):  # loading the model reports what is wrong with its config
-        return None
-
-
-def use_dequantised_products(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let every quantised layer of a loaded model multiply by its dequantised weight, in `dtype`; report their share.
-
-    Raises RequestError: a layer whose weight bitsandbytes would quantise in each pass (`llm_int8_has_fp16_weight`).
-    """
-    num_quantised = num_bytes = 0
-    for name, module in _quantised_layers(model):
-        weight: Any = module.weight
-        if not is_quantised(weight):
+    bnb = bitsandbytes()
+    sizes, num_bytes = {}, 0
+    for name, module in model.named_modules():
+        weights = {each: weight for each, weight in module.named_parameters(recurse=False) if is_quantised(weight)}
+        is_linear = isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)
+        if is_linear and not weights:
             fix = "save the model in 16 bits (transformers' save_pretrained), and set model.quantization: int8"
             raise RequestError("this layer holds 16-bit weights that are quantised in each pass", where=name, fix=fix)
-        if weight.dtype != torch.int8:
-            weight.quant_state.dtype = dtype  # that of its dequantised values
-        module.forward, module.compute_dtype = partial(_multiply, module), dtype
-        num_quantised += module.in_features * module.out_features
-        num_bytes += weight.nbytes
-    sizes = {name: weight.numel() for name, weight in model.named_parameters() if not is_quantised(weight)}
-    total = num_quantised + sum(sizes.values())
-    largest = sorted(sizes, key=lambda name: -sizes[name])[:4]
-    event("quantised", share=round(num_quantised / total, 4), bytes=num_bytes, largest_others=largest)
+        for each, weight in weights.items():
+            if weight.dtype == torch.int8:
+                # Packed like 4 bits, so that a model that reads the weight itself fails, rather than computes with it.
+                weight.logical_shape, weight.data = weight.shape, weight.data.view(-1, 1)
+            else:
+                weight.quant_state.dtype = dtype  # that of its dequantised values
+            sizes[f"{name}.{each}"] = logical_shape(weight).numel()
+            num_bytes += weight.nbytes
+        if is_linear:
+            module.forward, module.compute_dtype = partial(_multiply, module), dtype
+        elif weights:
+            module.forward = partial(_with_dequantised, module, weights, dtype, module.forward)
+    others = {name: weight.numel() for name, weight in model.named_parameters() if name not in sizes}
+    largest = sorted(others, key=lambda name: -others[name])[:4]
+    if not sizes:
+        what = f"{type(model).__name__} has no layer that bitsandbytes can quantise; the largest weight is {largest[0]}"
+        raise RequestError(what, where="spec.model.quantization", fix="leave model.quantization out")
+    num_quantised = sum(sizes.values())
+    share = round(num_quantised / (num_quantised + sum(others.values())), 4)
+    event("quantised", share=share, parameters=num_quantised, bytes=num_bytes, largest_others=largest)
+    _refuse_reading_weights(model)
 
 
-def _quantised_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    bnb = _bitsandbytes()
-    for name, module in model.named_modules():
-        if isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
-            yield name, module
+def _refuse_reading_weights(model: Any) -> None:
+    try:
+        with torch.no_grad():
+            model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
+    except (RuntimeError, TypeError) as error:
+        what = f"{type(model).__name__} reads a weight without calling its layer, so this weight cannot be quantised: {error}"
+        raise RequestError(what, where="spec.model.quantization", fix="leave model.quantization out") from error
 
 
 def is_quantised(weight: Any) -> bool:
@@ -91,11 +68,18 @@ def is_quantised(weight: Any) -> bool:
     return weight.dtype == torch.int8 or getattr(weight, "quant_state", None) is not None
 
 
+def logical_shape(weight: Any) -> torch.Size:
+    """The shape of what a weight stands for; a quantised one is packed."""
+    state = getattr(weight, "quant_state", None)
+    return getattr(weight, "logical_shape", weight.shape) if state is None else torch.Size(state.shape)
+
+
 def dequantised(weight: Any, dtype: torch.dtype) -> Tensor:
-    """The matrix [outputs, inputs] that a quantised weight stands for."""
+    """What a quantised weight stands for: a matrix [outputs, inputs], or those of all experts."""
     if weight.dtype == torch.int8:
-        return weight.data.to(dtype).mul_(weight.SCB[:, None] / 127)  # SCB: each output's largest, float32
-    return _bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
+        scales = weight.SCB[..., None] / 127  # SCB: each output's largest, float32
+        return weight.data.view(weight.logical_shape).to(dtype).mul_(scales)
+    return bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
 
 
 class _Product(torch.autograd.Function):
@@ -115,12 +99,41 @@ def _multiply(layer: Any, inputs: Tensor) -> Tensor:
     return _Product.apply(inputs, layer)
 
 
-def _bitsandbytes() -> Any:
+def _with_dequantised(
+    module: nn.Module, weights: dict[str, Any], dtype: torch.dtype, forward: Any, *arguments: Any, **kwargs: Any
+) -> Any:
+    """One forward pass of experts, which read their 3-D weights as attributes and multiply as they like.
+
+    What autograd would keep of the dequantised weights, it keeps as the quantised weight and a view's strides.
+    """
+    dense = {name: dequantised(weight, dtype) for name, weight in weights.items()}
+    names = {each.untyped_storage().data_ptr(): name for name, each in dense.items()}
+
+    def pack(kept: Tensor) -> Any:
+        name = names.get(kept.untyped_storage().data_ptr())
+        return kept if name is None else (name, kept.size(), kept.stride(), kept.storage_offset())
+
+    def unpack(kept: Any) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        name, *view = kept
+        return dequantised(weights[name], dtype).as_strided(*view)
+
+    vars(module).update(dense)  # found before the parameters of these names
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            return forward(*arguments, **kwargs)
+    finally:
+        for name in dense:
+            del vars(module)[name]
+
+
+def bitsandbytes() -> Any:
+    """The package, imported where it is needed. Raises RequestError: it is not installed."""
     # It warns of a faster product for inference on a CPU, which would be downloaded.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
-        import bitsandbytes
+        return importlib.import_module("bitsandbytes")
     except ImportError as error:
         what, fix = "quantised weights need the package bitsandbytes", "run: pip install bitsandbytes"
         raise RequestError(what, where="spec.model", fix=fix) from error
-    return bitsandbytes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import pytest
 import safetensors.torch
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, FalconConfig
+from transformers.pytorch_utils import Conv1D
 
 from prism_job.errors import DataError, RequestError
+from prism_job.extract import quantised
 from prism_job.extract.capture.layers import captured_layers
 from prism_job.extract.model import load_model
 from prism_job.plan.extractor import extractor_parts
@@ -33,7 +37,7 @@ from tests.extract.test_gradients import (
     extract,
     in_batches_of,
 )
-from tests.models import save_tiny_adapter, save_tiny_gguf, save_tiny_model
+from tests.models import VOCAB, save_tiny_adapter, save_tiny_gguf, save_tiny_model
 from tests.oracle import linear_layers, sketches, weight_gradients
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
@@ -45,7 +49,7 @@ COUNT = 12
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("quantised")
-    saved = {kind: save_tiny_model(folder / kind, kind, seed=1) for kind in ("llama", "gpt2")}
+    saved = {kind: save_tiny_model(folder / kind, kind, seed=1) for kind in ("llama", "gpt2", "mixtral")}
     return {**saved, "adapter": save_tiny_adapter(folder / "adapter")}
 
 
@@ -53,22 +57,22 @@ def load(folder: Path, dtype: str = "float32", **settings: Any) -> Any:
     return load_model(ModelSpec.model_validate({"uri": str(folder), "dtype": dtype, **settings}), CPU)
 
 
-def dequantised_into(model: Any, quantised: Any) -> Any:
-    """`model`, a plain one, with the numbers that `quantised` stands for."""
-    plain = dict(model.named_modules())
-    for name, module in quantised.named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(module, bnb.nn.Linear4bit):
+def dequantised_into(model: Any, packed: Any) -> Any:
+    """`model`, a plain one, with the numbers that `packed` stands for, experts included."""
+    plain = dict(model.named_parameters())
+    for name, weight in packed.named_parameters():
+        if isinstance(weight, bnb.nn.Params4bit):
             state = weight.quant_state
             before, state.dtype = state.dtype, torch.float32
             numbers = bnb.functional.dequantize_4bit(weight.data, state)
             state.dtype = before
-        elif isinstance(module, bnb.nn.Linear8bitLt):
-            numbers = bnb.functional.int8_vectorwise_dequant(weight.data, weight.SCB)
+        elif isinstance(weight, bnb.nn.Int8Params):
+            scales = weight.SCB.view(-1)
+            numbers = bnb.functional.int8_vectorwise_dequant(weight.data.view(len(scales), -1), scales)
         else:
             continue
-        is_transposed = not isinstance(plain[name], nn.Linear)  # GPT-2's
-        plain[name].weight.data.copy_(numbers.T if is_transposed else numbers)
+        is_transposed = isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D)
+        plain[name].data.copy_(numbers.T if is_transposed else numbers.view(plain[name].shape))
     return model
 
 
@@ -146,13 +150,65 @@ def test_no_product_leaves_the_dequantised_weight_in_memory(folders: dict[str, P
 
 
 @pytest.mark.parametrize("quantization", QUANTISATIONS)
+def test_fused_experts_are_quantised_and_none_is_dequantised_between_the_passes(
+    folders: dict[str, Path], quantization: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(folders["mixtral"], quantization=quantization)
+    plain = dequantised_into(load(folders["mixtral"]), model)
+    kept = {name for name, weight in model.named_parameters() if not quantised.is_quantised(weight) and weight.ndim > 1}
+    assert kept == {"model.embed_tokens.weight", "lm_head.weight"} | {
+        f"model.layers.{n}.mlp.gate.weight" for n in (0, 1)
+    }
+    made: list[Any] = []
+    dequantised = quantised.dequantised
+
+    def seen(*arguments: Any) -> torch.Tensor:
+        made.append(weakref.ref(values := dequantised(*arguments)))
+        return values
+
+    monkeypatch.setattr(quantised, "dequantised", seen)
+    gradients = []
+    for each in (model, plain):
+        embedded = plain.get_input_embeddings()(torch.arange(20)[None]).requires_grad_()
+        loss = each(inputs_embeds=embedded, use_cache=False).logits.square().sum()
+        if each is model:
+            assert len(made) == 2 * (4 + 2), "four linear layers and two weights of experts a block"
+            assert not any(reference() is not None for reference in made)
+        gradients += torch.autograd.grad(loss, embedded)
+    assert bool((deviation_B(*(each[0] for each in gradients)) < TOLERANCE[FLOAT32]).all())
+
+
+def test_a_model_that_reads_a_quantised_weight_itself_is_refused(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reads_its_weight(self: Any, given: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(
+            nn.functional.linear(given, self.up_proj.weight.float())
+        )  # its shape, unpacked, would fit
+
+    monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaMLP.forward", reads_its_weight)
+    for quantization in QUANTISATIONS:
+        with pytest.raises(RequestError, match="reads a weight without calling its layer"):
+            load(folders["llama"], quantization=quantization)
+
+
+def test_a_model_without_layers_that_can_be_quantised_is_refused(tmp_path: Path) -> None:
+    config = FalconConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(RequestError, match="no layer that bitsandbytes can quantise"):
+        load(tmp_path, quantization="nf4")
+
+
+@pytest.mark.parametrize("quantization", QUANTISATIONS)
 def test_a_checkpoint_that_is_quantised_already_is_loaded_as_it_is(
     folders: dict[str, Path], quantization: str, tmp_path: Path
 ) -> None:
-    model = load(folders["llama"], quantization=quantization)
-    wanted = rows_of(model)
-    model.save_pretrained(tmp_path)
-    assert torch.equal(rows_of(load(tmp_path)), wanted)
+    kind = {"load_in_8bit": True} if quantization == "int8" else {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}
+    made = AutoModelForCausalLM.from_pretrained(folders["llama"], quantization_config=BitsAndBytesConfig(**kind))
+    made.save_pretrained(tmp_path)
+    model = load(tmp_path)
+    plain = dequantised_into(load(folders["llama"]), model)
+    assert bool((deviation_B(rows_of(model), exact_rows(plain)) < TOLERANCE[FLOAT32]).all())
     with pytest.raises(RequestError, match=r"quantised already \(bitsandbytes\)") as refusal:
         load(tmp_path, quantization=quantization)
     assert refusal.value.where == "spec.model.quantization"
