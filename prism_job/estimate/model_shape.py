@@ -13,8 +13,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prism_job.errors import RequestError
+from prism_job.extract.adapter import refuse_other_kinds
 from prism_job.extract.capture.layers import LinearLayer, captured_layers, layer_dims
 from prism_job.extract.model import files_of
+from prism_job.extract.model_config import load_config, short
+from prism_job.plan.attention import attention_backend
 from prism_job.spec.document import RunSpec
 from prism_job.storage import model_files
 
@@ -86,18 +89,21 @@ def model_shape(spec: RunSpec) -> ModelShape:
 def _meta_model(spec: RunSpec) -> Any:
     folder, gguf = files_of(model_files.fetch_config_and_tokenizer(spec.model.uri, spec.model.revision))
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **gguf)
+        config = load_config(spec.model) or AutoConfig.from_pretrained(folder, trust_remote_code=False, **gguf)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
-                config, dtype=getattr(torch, spec.model.dtype), attn_implementation=spec.model.attention
+                config, dtype=getattr(torch, spec.model.dtype), attn_implementation=attention_backend(spec.model)
             )
             if spec.model.adapter:
                 from peft import PeftConfig, get_peft_model
 
                 adapter = PeftConfig.from_pretrained(str(model_files.fetch_config_and_tokenizer(spec.model.adapter)))
+                refuse_other_kinds(adapter.to_dict(), spec.model.adapter)
                 model = get_peft_model(model, adapter)
+    except RequestError:
+        raise
     except Exception as error:  # transformers raises many kinds; all are about these files
         fix = "check that the folder holds the config.json of a causal language model"
-        what = f"no model can be built from its config: {' '.join(str(error).split())[:300]}"
+        what = f"no model can be built from its config: {short(error)}"
         raise RequestError(what, where=spec.model.uri, fix=fix) from error
     return model.eval().requires_grad_(False)

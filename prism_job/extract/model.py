@@ -3,18 +3,19 @@
 Loads hub models, folders, s3:// prefixes and GGUF files alike. No remote code, no pickle.
 """
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
 import safetensors
-import safetensors.torch
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_job.errors import DataError, RequestError
 from prism_job.extract import quantised, quantiser
-from prism_job.spec.extraction import ExtractionSpec
+from prism_job.extract.adapter import with_adapter
+from prism_job.extract.model_config import load_config, short
+from prism_job.plan.attention import attention_backend
+from prism_job.progress import event
 from prism_job.spec.model import ModelSpec
 from prism_job.storage import model_files
 
@@ -33,7 +34,7 @@ def load_tokenizer(spec: ModelSpec, path: Path | None = None) -> PreTrainedToken
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **gguf)
     except Exception as error:  # transformers raises many kinds; all are about these files
         fix = "check that the file is whole and holds a tokenizer" if gguf else fix
-        raise RequestError(f"no tokenizer can be loaded: {_short(error)}", where=spec.uri, fix=fix) from error
+        raise RequestError(f"no tokenizer can be loaded: {short(error)}", where=spec.uri, fix=fix) from error
     if not tokenizer.is_fast:
         fix = "convert it (save_pretrained of the fast class) and put tokenizer.json beside the weights"
         raise RequestError("the tokenizer has no fast version", where=spec.uri, fix=fix)
@@ -55,6 +56,7 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
         RequestError: not a causal language model that transformers knows without remote code.
         DataError: a weight is missing, NaN or infinite; names the tensor.
     """
+    config = load_config(spec)
     folder, gguf = files_of(model_files.fetch_model(spec.uri, spec.revision))
     if zero3 is not None and (spec.adapter or gguf):
         what = "an adapter" if spec.adapter else "a GGUF file"
@@ -66,38 +68,40 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, spec.dtype),
-            attn_implementation=spec.attention,
+            attn_implementation=attention_backend(spec),
             trust_remote_code=False,
             output_loading_info=True,
-            **(gguf or {"use_safetensors": True}),
+            ignore_mismatched_sizes=True,  # refused below, with the name
             **quantised_arguments,
+            **(gguf or {"use_safetensors": True, "config": config}),
         )
     except safetensors.SafetensorError as error:
         fix = "copy the checkpoint again: one of its files is truncated or changed"
-        raise DataError(f"damaged weights: {_short(error)}", where=spec.uri, fix=fix) from error
+        raise DataError(f"damaged weights: {short(error)}", where=spec.uri, fix=fix) from error
     except Exception as error:  # as above: shapes that do not match, a bad config.json
         if "async_io" in str(error):
             fix = "install libaio (Debian: libaio-dev) and a compiler, or set offload: cpu"
             what = "offload: nvme needs DeepSpeed's async_io op, which cannot be built here"
             raise RequestError(what, where="spec.extraction.deepspeed.offload", fix=fix) from error
         fix = "check that the folder holds config.json and safetensors of a causal language model"
-        raise RequestError(f"the model cannot be loaded: {_short(error)}", where=spec.uri, fix=fix) from error
+        raise RequestError(f"the model cannot be loaded: {short(error)}", where=spec.uri, fix=fix) from error
     finally:
         del partitioning
-    lacking = sorted([*loading["missing_keys"], *(str(key) for key in loading["mismatched_keys"])])
-    if lacking:
+    for name, stored, wanted in loading["mismatched_keys"]:
+        what = f"weight {name} is {list(stored)} in the files, and {list(wanted)} by config.json"
+        raise DataError(what, where=spec.uri, fix="put config.json and the weights of one model into the folder")
+    if lacking := sorted(loading["missing_keys"]):
         raise DataError(
             f"the files lack {len(lacking)} weight(s) of this model, the first: {lacking[0]}",
             where=spec.uri,
-            fix="copy or convert the checkpoint again: transformers would fill in random numbers",
+            fix="name the whole language model, head included, or copy it again: transformers would fill in random numbers",
         )
+    if unused := sorted(loading["unexpected_keys"]):
+        event("weights", unused=len(unused), first=unused[:4], note="in the files, but not part of this language model")
     if quantised_arguments:
         quantised.use_dequantised_weights(model, getattr(torch, spec.dtype))
     if spec.adapter:
-        model = _with_adapter(model, spec.adapter)
-        for name, parameter in model.named_parameters():
-            if ".lora_" in name:  # peft loads adapters in float32
-                parameter.data = parameter.data.to(getattr(torch, spec.dtype))
+        model = with_adapter(model, spec.adapter, getattr(torch, spec.dtype))
     # Never .to(dtype) for the whole model: it would round buffers that transformers keeps in float32, such as RoPE's.
     model = (model if zero3 is not None else model.to(device)).eval().requires_grad_(False)
     model.config.use_cache = False
@@ -116,42 +120,3 @@ def _partition_while_loading(zero3: dict[str, Any]) -> Any:
     from transformers.integrations import HfDeepSpeedConfig  # imports deepspeed: seconds that stage 0 need not spend
 
     return HfDeepSpeedConfig(zero3)
-
-
-def _with_adapter(model: PreTrainedModel, uri: str) -> Any:
-    from peft import PeftModel
-
-    folder = model_files.fetch_model(uri, is_adapter=True)
-    fix = "check that it is a PEFT adapter made for this model"
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text())
-        stored = safetensors.torch.load_file(folder / "adapter_model.safetensors").keys()
-        adapted = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
-    except Exception as error:  # as above
-        raise RequestError(f"the adapter cannot be loaded: {_short(error)}", where=uri, fix=fix) from error
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
-        what = "only plain LoRA adapters are captured, without DoRA and without modules_to_save"
-        raise RequestError(what, where=uri, fix="merge the adapter into its base and name the result in model.uri")
-    wanted = {name.replace(".default.", ".") for name, _ in adapted.named_parameters() if ".lora_" in name}
-    strange = sorted(wanted ^ set(stored))
-    if strange:
-        raise DataError(f"the adapter's weights do not match this model, the first: {strange[0]}", where=uri, fix=fix)
-    return adapted
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def refuse_unsuitable_settings(extraction: ExtractionSpec, config: PretrainedConfig, num_layers: int) -> None:
-    """Raises RequestError: maxLength or codec.dims is more than this model has positions or projected dims."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions and extraction.max_length > positions:
-        what = f"maxLength {extraction.max_length} is more than the model's {positions} positions"
-        raise RequestError(what, where="spec.extraction.maxLength", fix=f"set it to {positions} or less")
-    dim, codec = extraction.projection.dim, extraction.codec
-    unfolded_dims = num_layers * dim**2
-    if codec.kind == "sign" and codec.dims > unfolded_dims:
-        what = f"codec.dims {codec.dims} is more than the {unfolded_dims} dims there are to fold ({num_layers} layers × {dim}²)"
-        fix = f"set it to {2 ** (unfolded_dims.bit_length() - 1)} or less, or raise projection.dim"
-        raise RequestError(what, where="spec.extraction.codec.dims", fix=fix)

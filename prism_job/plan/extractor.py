@@ -3,6 +3,7 @@
 from typing import Any
 
 from prism_job import projection
+from prism_job.plan.attention import attention_backend
 from prism_job.spec.digest import digest
 from prism_job.spec.document import RunSpec
 from prism_job.storage import model_files
@@ -25,7 +26,7 @@ def extractor_parts(spec: RunSpec) -> dict[str, Any]:
         **({"products": spec.model.product_dtype} if spec.model.product_dtype != "float32" else {}),
         # Only where set: all other stores keep their digest.
         **({"quantization": spec.model.quantization} if spec.model.quantization else {}),
-        "attention": spec.model.attention,
+        "attention": attention_backend(spec.model),
         "loss_on": "assistant",
         "template_date": TEMPLATE_DATE,
         "max_length": extraction.max_length,

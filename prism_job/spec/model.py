@@ -35,9 +35,10 @@ class ModelSpec(Section):
         "keep `dtype`, as do embeddings, output head and adapter. Not with stage: 3 or a GGUF file. A checkpoint that "
         "bitsandbytes has already quantised needs no setting.",
     )
-    attention: Literal["sdpa", "eager"] = Field(
-        "sdpa",
-        description="Attention backend. Part of the extractor digest, because it changes the last bits of a row.",
+    attention: Literal["auto", "sdpa", "eager"] = Field(
+        "auto",
+        description="Attention backend. `auto` is `sdpa`, or `eager` for the architectures that have no `sdpa` (Gemma 2, "
+        "gpt-oss, BLOOM, Mamba). The backend is part of the extractor digest, because it changes the last bits of a row.",
     )
 
     @property

@@ -8,7 +8,8 @@ from prism_job.extract.capture.layers import captured_layers
 from prism_job.extract.distributed.spawner import spawn_ranks
 from prism_job.extract.distributed.watchdog import Watchdog
 from prism_job.extract.distributed.world import Topology, World, shard_weights, zero3_settings
-from prism_job.extract.model import load_model, load_tokenizer, refuse_unsuitable_settings
+from prism_job.extract.model import load_model, load_tokenizer
+from prism_job.extract.model_config import load_config, refuse_unsuitable_settings
 from prism_job.extract.tasks import missing_tasks
 from prism_job.extract.uploads import Uploads
 from prism_job.extract.worker import Worker
@@ -49,6 +50,7 @@ def _extract_as_rank(spec: RunSpec, plan: Plan, topology: Topology, watchdog: Wa
     deepspeed = spec.extraction.deepspeed
     world = World.init(topology, deepspeed, spec.extraction.step_timeout_seconds)
     event("loading", model=spec.model.uri, device=str(world.device))
+    load_config(spec.model)  # refuses what cannot be captured before gigabytes are downloaded
     tokenizer = load_tokenizer(spec.model)
     settings = zero3_settings(deepspeed, spec.model.dtype) if world.sharded else None
     model = load_model(spec.model, world.device, settings)

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from prism_job.errors import DataError, RequestError, TransientError
 from prism_job.spec.digest import digest
@@ -118,6 +119,26 @@ def fetch_config_and_tokenizer(uri: str, revision: str = "main") -> Path:
         store.download(file.key, unfinished)
         unfinished.rename(target / file.key)
     return target
+
+
+def read_config(uri: str, revision: str = "main") -> dict[str, Any]:
+    """The model's config.json; empty for a GGUF file, which has none.
+
+    Raises:
+        RequestError: no such model, or no config.json there.
+        TransientError: the hub does not answer.
+    """
+    if uri.endswith(".gguf"):
+        return {}
+    store = open_store(str(fetch_config_and_tokenizer(uri, revision))) if _is_hub(uri) else _open_folder(uri)
+    if not store.exists("config.json"):
+        fix = "put the model's config.json beside its weights (save_pretrained writes it)"
+        raise RequestError("there is no config.json", where=uri, fix=fix)
+    try:
+        return dict(json.loads(store.get("config.json")))
+    except (ValueError, TypeError) as error:
+        fix = "copy config.json again: it must hold one JSON object"
+        raise RequestError(f"config.json cannot be read: {error}", where=store.uri("config.json"), fix=fix) from error
 
 
 def _matching(listed: list[Listed], patterns: Sequence[str]) -> list[Listed]:

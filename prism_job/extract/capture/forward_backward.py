@@ -18,6 +18,7 @@ def forward_and_backward(model: PreTrainedModel, batch: Batch, dtype: torch.dtyp
     # Position t predicts token t + 1. The head sees [1, K, E] in place of [B, T, E]; whatever the model does to its
     # logits afterwards (soft caps, scales) is elementwise and still happens.
     predicting_BT = torch.roll(batch.supervised_BT, -1, dims=1)
+    _refuse_unknown_tokens(model, batch)
     embedded: list[Tensor] = []
 
     def on_embedding(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -46,13 +47,23 @@ def forward_and_backward(model: PreTrainedModel, batch: Batch, dtype: torch.dtyp
     return torch.zeros(batch.size, device=nll_K.device, dtype=dtype).index_add_(0, owner_K, nll_K)
 
 
+def _refuse_unknown_tokens(model: PreTrainedModel, batch: Batch) -> None:
+    """On a GPU such a token would stop the process with an error of the device, which names nothing."""
+    num_embeddings = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if num_embeddings is not None and (largest := int(batch.ids_BT.max())) >= num_embeddings:
+        what = f"the tokenizer makes token {largest}, but the model has only {num_embeddings} token embeddings"
+        fix = "put the tokenizer that the model was trained with beside its weights"
+        raise RequestError(what, where="spec.model.uri", fix=fix)
+
+
 def _refuse_looking_ahead(model: PreTrainedModel, batch: Batch, gradient_BTE: Tensor) -> None:
     """Of a causal model no gradient reaches what follows an example's last predicting token, such as padding."""
     predicts_BT = batch.supervised_BT.flip(1).cumsum(1).flip(1) > batch.supervised_BT.long()
     late_E = gradient_BTE[~predicts_BT]
     if bool((late_E.isfinite() & (late_E != 0)).any()):  # one that is not finite is refused by its example's name
         what = "tokens of this model attend to later tokens, padding included: its attention is not causal"
-        raise RequestError(what, where=type(model).__name__, fix="use a causal language model")
+        fix = "name a causal language model in model.uri: of type bert and the like only those trained as decoders are"
+        raise RequestError(what, where=type(model).__name__, fix=fix)
 
 
 def _cross_entropy(logits_KV: Tensor, labels_K: Tensor) -> tuple[Tensor, Tensor]:
