@@ -87,7 +87,7 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
         raise RequestError(f"the model cannot be loaded: {short(error)}", where=spec.uri, fix=fix) from error
     finally:
         del partitioning
-    for name, stored, wanted in loading["mismatched_keys"]:
+    for name, stored, wanted in sorted(loading["mismatched_keys"]):
         what = f"weight {name} is {list(stored)} in the files, and {list(wanted)} by config.json"
         raise DataError(what, where=spec.uri, fix="put config.json and the weights of one model into the folder")
     if lacking := sorted(loading["missing_keys"]):

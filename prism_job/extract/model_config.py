@@ -105,7 +105,7 @@ def refuse_unsuitable_settings(extraction: ExtractionSpec, config: PretrainedCon
         what = f"maxLength {extraction.max_length} is more than the model's {positions} positions"
         raise RequestError(what, where="spec.extraction.maxLength", fix=f"set it to {positions} or less")
     if (positions := _longrope_positions(text)) and extraction.max_length > positions:
-        what = f"maxLength {extraction.max_length} is more than {positions}: for a longer text, longrope changes the frequencies"
+        what = f"maxLength {extraction.max_length} is over {positions}: for a longer text, longrope changes the frequencies"
         what += " of its whole batch, so a row would depend on its batch"
         raise RequestError(what, where="spec.extraction.maxLength", fix=f"set it to {positions} or less")
     dim, codec = extraction.projection.dim, extraction.codec
