@@ -234,7 +234,7 @@ def less(model: Any) -> Callable[[Any], None]:
 
     from prism_job.extract.capture.layers import captured_layers
 
-    weights = [module.weight for module in captured_layers(model, ("*",)).modules.values()]
+    weights = [weight.parameter for weight in captured_layers(model, ("*",)).weights.values()]
     generator = torch.Generator().manual_seed(0)
     signs = [torch.randint(2, (weight.numel(),), generator=generator, dtype=torch.int8) * 2 - 1 for weight in weights]
 

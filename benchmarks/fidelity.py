@@ -125,7 +125,7 @@ def oracle_scores(model_uri: str, candidates: list, pairs: list) -> dict[str, tu
     spec = ModelSpec(uri=model_uri, dtype="float32")
     tokenizer, model = load_tokenizer(spec), load_model(spec, torch.device("cpu"))
     layers = captured_layers(model, ("*",))
-    oracle = _Oracle(model, layers.modules)
+    oracle = _Oracle(model, {name: weight.modules[0] for name, weight in layers.weights.items()})
     direction = oracle.direction(pairs, tokenizer)
     sketches = oracle.sketches(direction)
     folded = {name: make(direction, sketches) for name, (_, make, _) in oracle.kinds.items()}

@@ -19,7 +19,7 @@ def signs(seed: int, layer: str, side: str, dim_in: int, dim_out: int) -> NDArra
     """±1 [dim_in, dim_out]. Times `scale` it is P with E[P Pᵀ] = I, so inner products are unbiased (Achlioptas 2003).
 
     Args:
-        side: "a" for a layer's input, "b" for the gradient of its output.
+        side: "a" for a layer's input, "b" for the gradient of its output, "e" for its experts: [experts, dim_out].
     """
     text = f"{VERSION}|{seed}|{layer}|{side}|{dim_in}x{dim_out}"
     count = dim_in * dim_out

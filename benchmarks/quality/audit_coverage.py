@@ -143,7 +143,7 @@ def exact_scores(model_uri: str, candidates: harness.Rows, pairs: harness.Rows, 
             encoded_side = tokenise.encode_response(pair["prompt"], pair[side], None, tokenizer, 2048)
             sides.append(exact.weight_gradient(model, layers, encoded_side))
         weight = float(preference(np.array([sides[0][1]]), np.array([sides[1][1]]))[0]) / len(pairs)
-        for name in layers.modules:
+        for name in layers.weights:
             part = weight * (sides[0][0][name] - sides[1][0][name])
             direction[name] = direction[name] + part if name in direction else part
     encoded = [tokenise.encode_candidate(examples.candidate_content(row), tokenizer, 2048) for row in candidates]

@@ -24,7 +24,7 @@ Direction = dict[str, Tensor]
 
 def weight_gradient(model: PreTrainedModel, layers: Layers, example: Encoded) -> tuple[Direction, float]:
     """Gradient of the token-mean loss for the weight of every layer, and that loss."""
-    weights = {name: cast(Tensor, module.weight).requires_grad_() for name, module in layers.modules.items()}
+    weights = {name: weight.parameter.requires_grad_() for name, weight in layers.weights.items()}
     ids = torch.tensor([example.ids])
     logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
     places = torch.tensor(example.supervised[1:])
@@ -56,7 +56,7 @@ def factors(
     model: PreTrainedModel, layers: Layers, encoded: Sequence[Encoded], tokens_per_batch: int = 2048
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """K-FAC's factors of each layer, unprojected: E[a aᵀ] and E[b bᵀ] over real tokens, as extraction sums them."""
-    sums = {name: [torch.zeros(()), torch.zeros(())] for name in layers.modules}
+    sums = {name: [torch.zeros(()), torch.zeros(())] for name in layers.weights}
 
     def add(name: str, inputs_BTI: Tensor, gradient_BTO: Tensor, batch: tokenise.Batch, places: list[int]) -> None:
         for side, values in enumerate((inputs_BTI, gradient_BTO)):
@@ -100,7 +100,7 @@ def _passes(
         state["embedded_BTE"] = output.detach().requires_grad_()
         return cast(Tensor, state["embedded_BTE"])
 
-    handles = [module.register_forward_hook(on_forward(name)) for name, module in layers.modules.items()]
+    handles = [weight.modules[0].register_forward_hook(on_forward(name)) for name, weight in layers.weights.items()]
     handles.append(cast(nn.Module, model.get_input_embeddings()).register_forward_hook(on_embedding))
     try:
         for places in tokenise.micro_batches([len(example.ids) for example in encoded], tokens_per_batch):

@@ -68,7 +68,7 @@ def model_shape(spec: RunSpec) -> ModelShape:
     heads = config.num_attention_heads
     return ModelShape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        covered=sum(module.weight.numel() for module in cast(dict[str, Any], layers.modules).values()),
+        covered=sum(weight.numel for weight in layers.weights.values()),
         coverage=layers.coverage,
         matrices=sum(each.numel() for each in model.parameters() if each.ndim > 1 and id(each) not in excluded),
         head=cast(Any, head).weight.numel(),
@@ -78,7 +78,7 @@ def model_shape(spec: RunSpec) -> ModelShape:
         attention_width=config.num_hidden_layers
         * heads
         * (getattr(config, "head_dim", None) or config.hidden_size // heads),
-        sides={name: layer_dims(module) for name, module in layers.modules.items()},
+        sides={name: (weight.inputs, weight.outputs) for name, weight in layers.weights.items()},
         linear_sides=sum(inputs + outputs for inputs, outputs in linear),
         widest_side=max(max(dims) for dims in linear),
         dtype_bytes=getattr(torch, spec.model.dtype).itemsize,

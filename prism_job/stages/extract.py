@@ -4,7 +4,8 @@ import os
 from typing import Any
 
 from prism_job.errors import DataError
-from prism_job.extract.capture.layers import captured_layers
+from prism_job.extract.capture.layers import captured_layers, report
+from prism_job.extract.capture.probe import used_layers
 from prism_job.extract.distributed.spawner import spawn_ranks
 from prism_job.extract.distributed.watchdog import Watchdog
 from prism_job.extract.distributed.world import Topology, World, shard_weights, zero3_settings
@@ -55,9 +56,11 @@ def _extract_as_rank(spec: RunSpec, plan: Plan, topology: Topology, watchdog: Wa
     settings = zero3_settings(deepspeed, spec.model.dtype) if world.sharded else None
     model = load_model(spec.model, world.device, settings)
     layers = captured_layers(model, spec.extraction.layers)
-    refuse_unsuitable_settings(spec.extraction, model.config, len(layers.modules))
     engine = shard_weights(model, settings) if settings else None  # kept: its hooks gather the weights
     model = model if engine is None else engine.module
+    layers = used_layers(model, layers)
+    refuse_unsuitable_settings(spec.extraction, model.config, len(layers.weights))
+    report(layers)
 
     tasks = missing_tasks(spec, plan)
     meter = Meter("extract", sum(task.unit.num_rows for task in tasks))

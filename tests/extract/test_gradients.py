@@ -293,9 +293,9 @@ def with_a_layer_beside_the_embeddings() -> Any:
 @pytest.mark.parametrize(
     ("build", "message", "where"),
     [
-        (lambda: with_mlps_that_see((1, -1, HIDDEN), FLOAT64), "one row a token", "model.layers.0.mlp.gate_proj"),
+        (lambda: with_mlps_that_see((-1, 7, HIDDEN), FLOAT64), "one row a token", "model.layers.0.mlp.gate_proj"),
         (with_an_unused_layer, "no gradient reached 1 captured layers", "unused"),
-        (with_a_layer_beside_the_embeddings, "no gradient can reach layer beside", "beside"),
+        (with_a_layer_beside_the_embeddings, "beside cannot be captured: no gradient can reach it", "beside"),
     ],
     ids=["mixes examples on an axis", "unused", "input without embeddings"],
 )

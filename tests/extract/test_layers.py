@@ -71,14 +71,22 @@ def test_globs_that_name_no_linear_layer_are_refused(glob: str, beside: tuple[st
     assert "model.layers.0.self_attn.q_proj" in refusal.value.fix
 
 
-def test_fused_experts_are_never_skipped_in_silence() -> None:
+def test_fused_experts_and_routers_are_captured_and_a_part_of_the_model_is_no_whole() -> None:
     model = build_model("mixtral")
-    with pytest.raises(RequestError, match=r"capture covers [\d.]+% of the matrix parameters") as refusal:
-        captured_layers(model, ("*",))
-    assert "experts" in refusal.value.what or "mlp" in refusal.value.what
-    accepted = captured_layers(model, ("*.self_attn.*",))
-    assert accepted.names == [name for name in LLAMA_LAYERS if "self_attn" in name]
-    assert accepted.coverage == 1
+    layers = captured_layers(model, ("*",))
+    parts = ("gate", "experts.gate_up_proj", "experts.down_proj")
+    assert [name for name in layers.names if ".mlp." in name] == [
+        f"model.layers.{layer}.mlp.{part}" for layer in range(2) for part in parts
+    ]
+    assert (layers.coverage, layers.share_of_model) == (1, 1)
+    attention = captured_layers(model, ("*.self_attn.*",))
+    assert attention.names == [name for name in LLAMA_LAYERS if "self_attn" in name]
+    size = sum(parameter.numel() for name, parameter in model.named_parameters() if "_attn" in name)
+    whole = sum(parameter.numel() for name, parameter in model.model.layers.named_parameters() if parameter.ndim > 1)
+    assert (attention.coverage, attention.share_of_model) == (1, pytest.approx(size / whole))
+    without = captured_layers(model, ("!*.self_attn.*",))
+    assert without.names == [name for name in layers.names if "self_attn" not in name]
+    assert without.share_of_model == pytest.approx(1 - size / whole)
 
 
 class Fused(nn.Module):

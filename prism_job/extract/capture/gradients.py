@@ -1,7 +1,7 @@
 """Per-example projected gradients by hooks: no weight gradient is ever formed (docs/architecture.md, Method).
 
-For a linear layer with inputs a_t and output gradients b_t one example's gradient is Σ_t b_t a_tᵀ. A forward hook projects
-a_t, a hook on the output's gradient projects b_t, and their product summed over t is the layer's sketch.
+For a matrix with inputs a_t and output gradients b_t one example's gradient is Σ_t b_t a_tᵀ. A forward hook projects a_t, a
+hook on the output's gradient projects b_t, and their product summed over t, and over all uses of the matrix, is its sketch.
 
 Shapes: B examples, D stored dims, L layers, P projected dims a side.
 """
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from prism_job.errors import DataError, RequestError
 from prism_job.extract.capture import linear
+from prism_job.extract.capture.experts import captured_experts
 from prism_job.extract.capture.forward_backward import forward_and_backward
 from prism_job.extract.capture.layers import Layers
 from prism_job.extract.capture.row_format import Projections, RowFormat
@@ -61,7 +62,7 @@ class GradientCapture:
         """
         assert factors is None or len(self.projections) == 1
         sketches = PassSketches(batch, self.projections, with_factors=factors is not None)
-        with self._hooks(sketches):
+        with capturing(self.layers, sketches):
             nll_B = forward_and_backward(self.model, batch, self.dtype)
         missed = [name for name in self.layers.names if name not in sketches.finished]
         if missed:
@@ -81,17 +82,21 @@ class GradientCapture:
             gradients.append(GradientBatch(sums.rows_BD, nll_B, tokens_B, norm_B))
         return gradients
 
-    @contextmanager
-    def _hooks(self, sketches: PassSketches) -> Iterator[None]:
-        """The layers hand their sketches to `sketches` while this is entered."""
-        handles: list[RemovableHandle] = []
-        try:
-            for name, module in self.layers.modules.items():
-                handles.append(linear.register_hook(module, name, sketches))
+
+@contextmanager
+def capturing(layers: Layers, sketches: PassSketches) -> Iterator[None]:
+    """The weights hand the projected sides of every use to `sketches` while this is entered."""
+    handles: list[RemovableHandle] = []
+    try:
+        for name, weight in layers.weights.items():
+            if not weight.num_experts:
+                for module in weight.modules:
+                    handles += linear.register_hooks(name, module, sketches)
+        with captured_experts(layers, sketches):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def refuse_non_finite(gradients: GradientBatch, names: list[str], where: str) -> None:

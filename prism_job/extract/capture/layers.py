@@ -1,11 +1,12 @@
-"""Which layers of a model are captured, and their shapes. Does not compute gradients."""
+"""Which weights of a model are captured, their shapes, and their share of the model. Does not compute gradients."""
 
 import fnmatch
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, cast
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Self, cast
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from prism_job.errors import RequestError
@@ -19,21 +20,90 @@ COVERAGE_FLOOR = 0.9
 
 
 @dataclass(frozen=True)
-class Layers:
-    """The layers whose weight gradients are projected, in model order, and their share of the requested matrix parameters."""
+class CapturedWeight:
+    """One parameter whose gradient is projected: a matrix, or the matrices of all experts of a layer.
 
-    modules: dict[str, nn.Module]
-    coverage: float
+    `modules`: all that use it, for some models share a weight. `num_experts`: 0 for a plain matrix.
+    """
+
+    modules: tuple[nn.Module, ...]
+    attribute: str  # the parameter's name in these modules
+    inputs: int
+    outputs: int
+    num_experts: int = 0
+
+    @property
+    def numel(self) -> int:
+        return self.inputs * self.outputs * max(1, self.num_experts)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return cast(nn.Parameter, getattr(self.modules[0], self.attribute))
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The captured weights, in model order, by the name of the module, or for experts of the parameter.
+
+    `num_requested`: matrix parameters that the globs ask for. `num_matrices`: all matrix parameters of the text model but
+    embeddings and head; of an adapted model, the adapter's. `unseen`: requested and not captured, by size.
+    """
+
+    weights: dict[str, CapturedWeight]
+    num_requested: int
+    num_matrices: int
+    unseen: dict[str, int]
+    left_out: tuple[str, ...] = ()  # top modules that a text does not pass through: vision and audio towers
 
     @property
     def names(self) -> list[str]:
-        return list(self.modules)
+        return list(self.weights)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the requested matrix parameters."""
+        return 1 - sum(self.unseen.values()) / self.num_requested
+
+    @property
+    def share_of_model(self) -> float:
+        """Share of all matrix parameters that the model trains."""
+        return sum(weight.numel for weight in self.weights.values()) / self.num_matrices
+
+    def without(self, reasons: dict[str, str]) -> Self:
+        """Without these weights, which count as unseen.
+
+        Args:
+            reasons: why each cannot be captured.
+
+        Raises RequestError: nothing is left, or under COVERAGE_FLOOR of what was requested.
+        """
+        kept = {name: weight for name, weight in self.weights.items() if name not in reasons}
+        unseen = self.unseen | {name: self.weights[name].numel for name in reasons}
+        layers = replace(self, weights=kept, unseen=unseen)
+        layers.refuse_low_coverage(reasons)
+        return layers
+
+    def refuse_low_coverage(self, reasons: dict[str, str]) -> None:
+        if self.weights and self.coverage >= COVERAGE_FLOOR:
+            return
+        largest = max(self.unseen, key=self.unseen.__getitem__)
+        reason = reasons.get(largest, "only linear layers and experts of transformers' own interface can be captured")
+        what = f"capture covers {self.coverage:.1%} of the matrix parameters asked for, under {COVERAGE_FLOOR:.0%}; "
+        what += f"not captured: {largest} ({reason})"
+        fix = "list the layers you accept in extraction.layers, or leave these out with '!GLOB'"
+        raise RequestError(what, where="spec.extraction.layers", fix=fix)
 
 
 def captured_layers(model: nn.Module, globs: tuple[str, ...]) -> Layers:
-    """The linear layers that the globs match, without embeddings and head; of an adapted model only the adapter's.
+    """The weights of linear layers, routers and experts that the globs match, without embeddings and head.
 
-    Raises RequestError: no head, a glob that matches no layer, or under COVERAGE_FLOOR of the requested matrix parameters.
+    Of an adapted model only the adapter's; of a multimodal one only the text model's. Whether a text passes through each
+    of them is shown by `probe.used_layers` alone.
+
+    Args:
+        globs: over names; one that begins with "!" leaves out what it matches.
+
+    Raises RequestError: no head, a glob that matches nothing, or under COVERAGE_FLOOR of the requested matrix parameters.
     """
     head = cast(Any, model).get_output_embeddings()
     embedding = cast(Any, model).get_input_embeddings()
@@ -41,33 +111,50 @@ def captured_layers(model: nn.Module, globs: tuple[str, ...]) -> Layers:
         what = f"{type(model).__name__} has no {'head' if head is None else 'input embedding'}: it is no language model"
         raise RequestError(what, where="spec.model.uri", fix="name a causal language model")
     is_adapted = any(".lora_" in name for name, _ in model.named_parameters())
+    candidates = _candidates(model, head, embedding)
+    towers = _towers(model, head)
+    wanted = [glob for glob in globs if not glob.startswith("!")] or ["*"]
+    unwanted = [glob[1:] for glob in globs if glob.startswith("!")]
+
+    def is_trained(name: str) -> bool:
+        return (".lora_" in name or not is_adapted) and not any(name.startswith(f"{tower}.") for tower in towers)
 
     def is_requested(name: str) -> bool:
-        return (".lora_" in name or not is_adapted) and any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+        return is_trained(name) and _matches(name, wanted) and not _matches(name, unwanted)
 
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, LinearLayer)}
-    modules = {name: module for name, module in linear.items() if module is not head and is_requested(name)}
+    weights = {name: weight for name, weight in candidates.items() if is_requested(name)}
     for glob in globs:
-        if not any(fnmatch.fnmatchcase(name, glob) for name in modules):
+        named = candidates if glob.startswith("!") else weights
+        if not any(_matches(name, [glob.removeprefix("!")]) for name in named):
             what = f"'{glob}' matches no linear layer that can be captured"
-            fix = f"layers of this model are named like {', '.join([*linear][:4])}"
+            fix = f"layers of this model are named like {', '.join([*candidates][:4])}"
             raise RequestError(what, where="spec.extraction.layers", fix=fix)
-    captured = {id(module.weight) for module in modules.values()}
-    requested = [
-        (name, parameter, size)
-        for name, parameter, size in _matrices(model, head, embedding)
-        if is_requested(name.rpartition(".")[0])
-    ]
-    missed = [(name, size) for name, parameter, size in requested if id(parameter) not in captured]
-    total, unseen = sum(size for *_, size in requested), [name for name, _ in missed]
-    coverage = 1 - sum(size for _, size in missed) / total
-    event("layers", captured=len(modules), coverage=round(coverage, 4), parameters=total, unseen=unseen[:8])
-    if coverage < COVERAGE_FLOOR:
-        what = f"capture covers {coverage:.1%} of the matrix parameters, under {COVERAGE_FLOOR:.0%}"
-        what += f"; not captured: {unseen[0]} (only linear layers can be captured, not fused experts)"
-        fix = "list the layers you accept in extraction.layers"
-        raise RequestError(what, where="spec.extraction.layers", fix=fix)
-    return Layers(cast(dict[str, nn.Module], modules), coverage)
+    sizes = {id(weight.parameter): weight.numel for weight in candidates.values()}
+    trained = {name: parameter for name, parameter in _matrices(model, head, embedding, sizes) if is_trained(name)}
+    requested = {name: parameter for name, parameter in trained.items() if is_requested(name.removesuffix(".weight"))}
+
+    def size(parameter: nn.Parameter) -> int:
+        return sizes.get(id(parameter)) or math.prod(shape_of(parameter))
+
+    captured = {id(weight.parameter) for weight in weights.values()}
+    unseen = {name: size(parameter) for name, parameter in requested.items() if id(parameter) not in captured}
+    num_requested, num_matrices = (sum(map(size, each.values())) for each in (requested, trained))
+    layers = Layers(weights, num_requested, num_matrices, unseen, towers)
+    layers.refuse_low_coverage({})
+    return layers
+
+
+def report(layers: Layers) -> None:
+    """The event `layers`: what is captured, and what is not."""
+    event(
+        "layers",
+        captured=len(layers.weights),
+        coverage=round(layers.coverage, 4),
+        share_of_model=round(layers.share_of_model, 4),
+        parameters=layers.num_requested,
+        unseen=[*layers.unseen][:8],
+        left_out=list(layers.left_out),
+    )
 
 
 def layer_dims(module: nn.Module) -> tuple[int, int]:
@@ -78,12 +165,77 @@ def layer_dims(module: nn.Module) -> tuple[int, int]:
     return linear.in_features, linear.out_features
 
 
-def _matrices(model: nn.Module, head: nn.Module, embedding: nn.Module) -> Iterator[tuple[str, nn.Parameter, int]]:
-    """(name, parameter, number of elements) of every matrix but those of head and embeddings."""
+def is_experts(module: nn.Module) -> bool:
+    """Fused experts behind transformers' interface: `use_experts_implementation` wraps their forward."""
+    is_wrapped = hasattr(type(module).forward, "__wrapped__") and hasattr(module, "is_transposed")
+    return is_wrapped and isinstance(getattr(module, "down_proj", None), nn.Parameter)
+
+
+def _candidates(model: nn.Module, head: nn.Module, embedding: nn.Module) -> dict[str, CapturedWeight]:
+    """Every weight that might be captured, each once, by its first name."""
+    excluded = {id(parameter) for module in (head, embedding) for parameter in module.parameters()}
+    names: dict[int, str] = {}  # id of a parameter -> its first name
+    found: dict[str, CapturedWeight] = {}
+    for module_name, module in model.named_modules():
+        for name, weight in _weights_of(module_name, module):
+            key = id(weight.parameter)
+            if key in excluded or module is head:
+                continue
+            first = found.get(names.setdefault(key, name))
+            found[names[key]] = weight if first is None else replace(first, modules=(*first.modules, module))
+    return found
+
+
+def _weights_of(name: str, module: nn.Module) -> Iterator[tuple[str, CapturedWeight]]:
+    weight = getattr(module, "weight", None)
+    if isinstance(module, LinearLayer):
+        yield name, CapturedWeight((module,), "weight", *layer_dims(module))
+    elif is_experts(module):
+        for attribute in ("gate_up_proj" if module.has_gate else "up_proj", "down_proj"):
+            shape = shape_of(getattr(module, attribute))
+            inputs, outputs = shape[1:] if module.is_transposed else reversed(shape[1:])
+            yield f"{name}.{attribute}", CapturedWeight((module,), attribute, inputs, outputs, shape[0])
+    elif isinstance(weight, nn.Parameter) and len(shape_of(weight)) == 2 and not isinstance(module, nn.Embedding):
+        # A router: its forward passes a bare matrix to torch's `linear`. What does something else with it gives no
+        # gradient in the probe, and counts as unseen.
+        outputs, inputs = shape_of(weight)
+        yield name, CapturedWeight((module,), "weight", inputs, outputs)
+
+
+def _matches(name: str, globs: list[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+
+
+def _towers(model: nn.Module, head: nn.Module) -> tuple[str, ...]:
+    """The modules of a multimodal model that stand beside its text model, by their outermost names."""
+    config = getattr(model, "config", None)
+    if config is None or config.get_text_config() is config:
+        return ()
+    decoder = cast(Any, model).get_decoder()
+    path = next(name for name, module in model.named_modules() if module is decoder).split(".")
+    beside: list[str] = []
+    for depth, inside in enumerate(path):
+        parent = ".".join(path[:depth])
+        for name, child in model.get_submodule(parent).named_children():
+            if name != inside and child is not head and any(True for _ in child.parameters()):
+                beside.append(f"{parent}.{name}" if parent else name)
+    return tuple(beside)
+
+
+def _matrices(
+    model: nn.Module, head: nn.Module, embedding: nn.Module, candidates: Collection[int]
+) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every matrix but those of head and embeddings. `candidates`: ids of those that are no embeddings for certain."""
     excluded = {id(parameter) for module in (head, embedding) for parameter in module.parameters()}
     for name, parameter in model.named_parameters():
         is_embedding = "embed" in name or name.rpartition(".")[0].rpartition(".")[2] in ("wpe", "wte")
-        # ZeRO-3 leaves empty tensors behind; ds_numel and ds_shape hold what the parameter really is.
-        num_axes = len(getattr(parameter, "ds_shape", parameter.shape))
-        if num_axes > 1 and not is_embedding and id(parameter) not in excluded:
-            yield name, parameter, int(getattr(parameter, "ds_numel", parameter.numel()))
+        is_bias = name.endswith("bias")  # of experts: a vector for each
+        if id(parameter) in candidates or (
+            len(shape_of(parameter)) > 1 and not is_embedding and not is_bias and id(parameter) not in excluded
+        ):
+            yield name, parameter
+
+
+def shape_of(parameter: Tensor) -> tuple[int, ...]:
+    """ZeRO-3 leaves empty tensors behind; ds_shape holds what the parameter really is."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))

@@ -1,47 +1,63 @@
-"""Linear layers: projects a layer's inputs on the way forward, and the gradients of its outputs on the way back.
+"""Plain matrices: projects what a weight is multiplied with on the way forward, and its output's gradient on the way back.
 
-Another type of layer is captured by a module of its own beside this one, which hands its projected sides to the same
+Another type of weight is captured by a module of its own beside this one, which hands its projected sides to the same
 `PassSketches`.
 
-Shapes: B examples, T tokens, P projected dims a side.
+Shapes: B examples, R rows an example (its T tokens, or several rows a token), P projected dims a side.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
 
-from prism_job.errors import RequestError
 from prism_job.extract.capture.sketches import PassSketches
-from prism_job.extract.tokenise import Batch
 
-_LEAVE_OUT = "leave this layer out with extraction.layers"
-
-
-def register_hook(module: nn.Module, name: str, sketches: PassSketches) -> RemovableHandle:
-    """Hand the projected sides of every call of this layer to `sketches`, until the handle is removed."""
-
-    def on_forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if not output.requires_grad:
-            what = f"no gradient can reach layer {name}: its inputs do not depend on the embeddings"
-            raise RequestError(what, where=name, fix=_LEAVE_OUT)
-        sides = [projections.sides[name] for projections in sketches.projections]
-        inputs_BTI = _by_example(inputs[0].detach(), sketches.batch, name)
-        a_sides = [inputs_BTI.to(side_a.dtype) @ side_a for side_a, _ in sides]
-        sketches.expect_gradient(name)
-
-        def on_gradient(gradient: Tensor) -> None:
-            gradient_BTO = _by_example(gradient, sketches.batch, name)
-            sketches.add(name, a_sides, [gradient_BTO.to(side_b.dtype) @ side_b for _, side_b in sides])
-
-        output.register_hook(on_gradient)
-
-    return module.register_forward_hook(on_forward)
+_PLAIN = (nn.Linear.forward, Conv1D.forward)
+"""Of these layers the input and the output of a call are the two sides."""
 
 
-def _by_example(values: Tensor, batch: Batch, name: str) -> Tensor:
-    """[B, T, dims], also where the model has flattened examples and tokens into one axis, as OPT does."""
-    if values.ndim == 2 and values.shape[0] == batch.ids_BT.numel():
-        return values.view(*batch.ids_BT.shape, -1)
-    if values.shape[:2] != batch.ids_BT.shape:
-        what = f"layer {name} sees tensors of shape {tuple(values.shape)}, not one row a token"
-        raise RequestError(what, where=name, fix=_LEAVE_OUT)
-    return values
+def register_hooks(name: str, module: nn.Module, sketches: PassSketches) -> list[RemovableHandle]:
+    """Hand the projected sides of every use of this module's weight to `sketches`, until the handles are removed."""
+    if type(module).forward in _PLAIN:
+        return [module.register_forward_hook(lambda _, inputs, output: _on_use(name, inputs[0], output, sketches))]
+
+    # A router: its weight is in a product inside its forward, which may cast it first and return something else.
+    outer: list[Any] = []
+
+    def linear(values: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+        output: Tensor = outer[-1](values, matrix, bias)
+        is_cast = not isinstance(matrix, nn.Parameter) and matrix.shape == module.weight.shape
+        if matrix is module.weight or is_cast:
+            _on_use(name, values, output, sketches)
+        return output
+
+    def on_enter(*_: object) -> None:
+        outer.append(functional.linear)
+        functional.linear = linear  # type: ignore[assignment]  # as DeepSpeed does, which may have been here before
+
+    def on_exit(*_: object) -> None:
+        functional.linear = outer.pop()
+
+    return [module.register_forward_pre_hook(on_enter), module.register_forward_hook(on_exit, always_call=True)]
+
+
+def _on_use(name: str, values: Tensor, output: Tensor, sketches: PassSketches) -> None:
+    if not output.requires_grad:
+        return sketches.refuse(name, "no gradient can reach it: its inputs do not depend on the embeddings")
+    values_BRI = sketches.by_example(name, values.detach())
+    if values_BRI is None:
+        return None
+    sides = [projections.sides[name] for projections in sketches.projections]
+    a_sides = [values_BRI.to(side_a.dtype) @ side_a for side_a, _ in sides]
+    sketches.expect_gradient(name)
+
+    def on_gradient(gradient: Tensor) -> None:
+        gradient_BRO = sketches.by_example(name, gradient)
+        assert gradient_BRO is not None  # it has the shape of the input, but for the last axis
+        sketches.add(name, a_sides, [gradient_BRO.to(side_b.dtype) @ side_b for _, side_b in sides])
+
+    output.register_hook(on_gradient)
+    return None

@@ -1,7 +1,7 @@
 """The sketches of one forward and backward pass, summed into rows and factors. Does not know where they come from.
 
-Shapes: B examples, T tokens, P projected dims a side, L layers, D stored dims, M = P·P numbers of one layer's sketch,
-N real tokens of the batch.
+Shapes: B examples, T tokens, R rows an example (a multiple of T: a weight may be used several times for a token), P
+projected dims a side, L layers, D stored dims, M = P·P numbers of one layer's sketch, N rows of real tokens of the batch.
 """
 
 from collections import Counter
@@ -12,6 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from prism_job.errors import RequestError
 from prism_job.extract.capture.row_format import Projections
 from prism_job.extract.tokenise import Batch
 
@@ -26,7 +27,7 @@ class FactorSums:
 
     @classmethod
     def zeros(cls, projections: Projections) -> Self:
-        shape = (len(projections.layers.modules), projections.row_format.dim, projections.row_format.dim)
+        shape = (len(projections.layers.weights), projections.row_format.dim, projections.row_format.dim)
         return cls(projections.zeros(*shape), projections.zeros(*shape))
 
     def add(self, other: Self) -> None:
@@ -41,20 +42,34 @@ class PassSketches:
     def __init__(self, batch: Batch, projections: Sequence[Projections], *, with_factors: bool) -> None:
         self.batch, self.projections = batch, projections
         self.sums = [RowSums(batch, each, with_factors=with_factors) for each in projections]
-        # Calls of each layer that still wait for their gradient; a model may call one layer several times.
+        # Uses of each weight that still wait for their gradient; a model may use one several times.
         self.num_pending: Counter[str] = Counter()
         self.finished: set[str] = set()  # layers whose gradients have all come
+
+    def by_example(self, name: str, values: Tensor) -> Tensor | None:
+        """[B, R, dims], whether the model keeps examples and tokens on two axes or on one. Refuses any other shape."""
+        (num_examples, num_tokens), sizes = self.batch.ids_BT.shape, [size for size in values.shape[:-1] if size != 1]
+        apart = [size for size in (num_examples, num_tokens) if size != 1]
+        if sizes[: len(apart)] == apart or sizes[:1] == [num_examples * num_tokens]:
+            return values.reshape(num_examples, -1, values.shape[-1])
+        self.refuse(name, f"it sees tensors of shape {tuple(values.shape)}, not one row a token")
+        return None
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Raises RequestError: this layer cannot be captured."""
+        what = f"layer {name} cannot be captured: {reason}"
+        raise RequestError(what, where=name, fix=f"leave this layer out: add '!{name}' to extraction.layers")
 
     def expect_gradient(self, name: str) -> None:
         """This layer has run forward."""
         self.num_pending[name] += 1
 
     def add(self, name: str, a_sides: Sequence[Tensor], b_sides: Sequence[Tensor]) -> None:
-        """Add one call of a layer: its projected inputs and output gradients, [B, T, P] in each row format."""
+        """Add one use of a weight: its projected inputs and output gradients, [B, R, P] in each row format."""
         self.num_pending[name] -= 1
         is_last = not self.num_pending[name]
-        for sums, a_BTP, b_BTP in zip(self.sums, a_sides, b_sides, strict=True):
-            sums.add(name, a_BTP, b_BTP, is_last=is_last)
+        for sums, a_BRP, b_BRP in zip(self.sums, a_sides, b_sides, strict=True):
+            sums.add(name, a_BRP, b_BRP, is_last=is_last)
         if is_last:
             self.finished.add(name)
 
@@ -68,18 +83,21 @@ class RowSums:
         self.norm2_B = projections.zeros(batch.size)
         # Of this pass alone: a pass that fails leaves no part of itself in the sums of its unit.
         self.factors = FactorSums.zeros(projections) if with_factors else None
-        self.earlier_BM: dict[str, Tensor] = {}  # of layers called several times, the sketches of the calls so far
+        self.earlier_BM: dict[str, Tensor] = {}  # of weights used several times, the sketches of the uses so far
 
-    def add(self, name: str, a_BTP: Tensor, b_BTP: Tensor, *, is_last: bool) -> None:
-        """Add one call of a layer; its row needs the sum over all calls, so it waits for the last."""
+    def add(self, name: str, a_BRP: Tensor, b_BRP: Tensor, *, is_last: bool) -> None:
+        """Add one use of a weight; its row needs the sum over all uses, so it waits for the last."""
         projections = self.projections
-        a_BTP, b_BTP = (side_BTP.to(projections.dtype) * projections.scale for side_BTP in (a_BTP, b_BTP))
+        a_BRP, b_BRP = (side_BRP.to(projections.dtype) * projections.scale for side_BRP in (a_BRP, b_BRP))
         position = projections.positions[name]
         if self.factors is not None:
-            a_NP, b_NP = a_BTP[self.batch.real_BT], b_BTP[self.batch.real_BT]
-            self.factors.inputs_LPP[position] += a_NP.T @ a_NP
+            rows_a_token = a_BRP.shape[1] // self.batch.real_BT.shape[1]
+            real_BR = self.batch.real_BT.repeat_interleave(rows_a_token, dim=1)
+            a_NP, b_NP = a_BRP[real_BR], b_BRP[real_BR]
+            # Of A the mean over a token's rows, of B their sum: together the token's Fisher block (equation 4).
+            self.factors.inputs_LPP[position] += a_NP.T @ a_NP / rows_a_token
             self.factors.outputs_LPP[position] += b_NP.T @ b_NP
-        sketch_BM = torch.bmm(b_BTP.transpose(1, 2), a_BTP).flatten(1)
+        sketch_BM = torch.bmm(b_BRP.transpose(1, 2), a_BRP).flatten(1)
         if name in self.earlier_BM:
             sketch_BM += self.earlier_BM.pop(name)
         if not is_last:

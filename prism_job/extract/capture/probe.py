@@ -1,0 +1,100 @@
+"""Two tiny passes before the first unit: which of the weights a text passes through, and whether it gives one row a token.
+
+Does not know data, units or row formats.
+
+Shapes: B examples, T tokens, R rows an example, P projected dims.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prism_job.errors import TransientError
+from prism_job.extract.capture.forward_backward import forward_and_backward
+from prism_job.extract.capture.gradients import capturing
+from prism_job.extract.capture.layers import Layers
+from prism_job.extract.capture.row_format import Projections, RowFormat
+from prism_job.extract.capture.sketches import PassSketches
+from prism_job.extract.passes import is_out_of_memory
+from prism_job.extract.tokenise import Batch
+
+NUM_EXAMPLES, NUM_TOKENS, NUM_CHANGED = 3, 7, 2
+"""Unequal, so that no layout of a layer's rows looks like another."""
+
+MAX_LEAK = 0.2
+"""Of the change of a layer's rows, the share that may fall on rows of tokens that did not change. Rounding in bfloat16 is
+2^-9 of a row; a row of another token is off by all of its change."""
+
+
+def used_layers(model: PreTrainedModel, layers: Layers) -> Layers:
+    """The layers without those whose rows cannot be taken, which count as unseen. Collective under ZeRO-3.
+
+    In the second pass the last tokens of one example are others: of a causal model only the rows of these tokens may
+    change, so a layer that orders its rows in another way is found even where the sizes agree.
+
+    Raises:
+        RequestError: the model is not causal, or what is left covers less than `layers.COVERAGE_FLOOR`.
+        TransientError: a pass of a few tokens does not fit into memory.
+    """
+    parameter = next(model.parameters())
+    dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    projections = Projections(RowFormat(dim=8, seed=0, fold_dims=None), layers, dtype, parameter.device)
+    vocabulary = model.config.get_text_config().vocab_size
+    ids_BT = 1 + torch.arange(NUM_EXAMPLES * NUM_TOKENS, device=parameter.device).view(NUM_EXAMPLES, -1)
+    changed_BT = ids_BT.clone()
+    changed_BT[1, -NUM_CHANGED:] += NUM_EXAMPLES * NUM_TOKENS
+    first, second = (_probe(model, layers, projections, ids % vocabulary, dtype) for ids in (ids_BT, changed_BT))
+    reasons = first.reasons | second.reasons
+    for name in layers.names:
+        if name in reasons:
+            continue
+        if name not in first.finished:
+            reasons[name] = "a text does not pass through it, or not by a call of its module"
+        elif not all(map(_change_is_local, first.a_sides[name], second.a_sides[name])):
+            reasons[name] = "its rows are not one a token, examples first"
+    return layers.without(reasons) if reasons else layers
+
+
+def _probe(
+    model: PreTrainedModel, layers: Layers, projections: Projections, ids_BT: Tensor, dtype: torch.dtype
+) -> "_Probe":
+    supervised_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+    supervised_BT[:, 0] = False
+    probe = _Probe(Batch(ids_BT, torch.ones_like(supervised_BT), supervised_BT), [projections], with_factors=False)
+    try:
+        with capturing(layers, probe):
+            forward_and_backward(model, probe.batch, dtype)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fix = "free memory, or give each rank a smaller share of the model (deepspeed.stage: 3, more ranks or nodes)"
+        what = f"out of memory in a pass of {ids_BT.numel()} tokens"
+        raise TransientError(what, where="extract", fix=fix) from error
+    return probe
+
+
+def _change_is_local(first_BRP: Tensor, second_BRP: Tensor) -> bool:
+    """Whether the rows changed of the changed tokens, and of no others."""
+    change_BR = (second_BRP - first_BRP).abs().double().sum(-1)
+    num_rows = change_BR.shape[1] // NUM_TOKENS * NUM_CHANGED
+    total, expected = float(change_BR.sum()), float(change_BR[1, -num_rows:].sum())
+    return total != total or (expected > 0 and total - expected <= MAX_LEAK * total)
+
+
+class _Probe(PassSketches):
+    """Keeps the projected inputs of every use; refuses nothing, but notes why."""
+
+    def __init__(self, batch: Batch, projections: Sequence[Projections], *, with_factors: bool) -> None:
+        super().__init__(batch, projections, with_factors=with_factors)
+        self.reasons: dict[str, str] = {}
+        self.a_sides: defaultdict[str, list[Tensor]] = defaultdict(list)
+
+    def refuse(self, name: str, reason: str) -> None:
+        self.reasons[name] = reason
+
+    def add(self, name: str, a_sides: Sequence[Tensor], b_sides: Sequence[Tensor]) -> None:
+        self.a_sides[name].append(a_sides[0])
+        super().add(name, a_sides, b_sides)
