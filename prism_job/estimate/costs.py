@@ -200,7 +200,7 @@ def choose_topology(
     NVMe. Smaller micro-batches come before more nodes: between nodes, gathering weights costs more than it saves.
     """
     room = gpu.memory_bytes * (1 - HEADROOM)
-    tokens = spec.extraction.tokens_per_batch
+    tokens = spec.extraction.expected_tokens_per_batch
     for nodes, gpus, stage, offload, budget in _worlds(gpus_per_node, tokens, work.longest):
         memory = memory_of_rank(shape, spec, work, stage, offload, nodes * gpus, budget)
         if memory.device <= room:

@@ -199,7 +199,7 @@ def _memory_table(
 ) -> list[dict[str, Any]]:
     """Stage 0 on one GPU; stage 3 in the chosen world, or on one full node, without and with offload."""
     world = topology.gpus if topology and topology.gpus > 1 else gpus_per_node
-    tokens = topology.tokens_per_batch if topology else spec.extraction.tokens_per_batch
+    tokens = topology.tokens_per_batch if topology else spec.extraction.expected_tokens_per_batch
     settings: list[tuple[int, costs.Offload, int]] = [(0, "none", 1), (3, "none", world), (3, "cpu", world)]
     settings += [(3, "nvme", world), (3, "cpu", 1)]
     table = []
