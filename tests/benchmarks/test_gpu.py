@@ -29,7 +29,11 @@ def test_every_part_writes_its_figures(tmp_path: Path) -> None:
         expected |= {f"{model}.{name}[{each},32]" for name in ("tokens_per_second", "peak_bytes") for each in PASSES}
         expected |= {f"{model}.{name}" for name in ("share_of_matmul[extract,32]", "predicted_bytes[32]", "profile")}
     for model in gpu.SMALL:
-        expected |= {f"rows.cosine_min[{model}]", f"zero3.error_from_stage0[{model}]", f"zero3.predicted_bytes[{model}]"}
+        expected |= {
+            f"rows.cosine_min[{model}]",
+            f"zero3.error_from_stage0[{model}]",
+            f"zero3.predicted_bytes[{model}]",
+        }
         # Tiny models of random weights in bfloat16, which has 8 bits: a row is its float32 row to about a hundredth.
         assert figures[f"rows.cosine_min[{model}]"] > 0.99
         assert figures[f"rows.batch_mates_error[{model},float32]"] < 2e-5
