@@ -6,14 +6,22 @@ from launcher.follow.terminal_text import aligned, printable
 
 TERMS = ("weights", "gathered", "activations", "logits", "captured", "projections", "rows", "workspace", "buffers")
 
+_MAKE_ROOM = dict.fromkeys(TERMS, "lower extraction.maxLength, or choose a larger GPU") | {
+    "weights": "quantise to fewer bits, leave model.quantization out to share them between GPUs, or choose a larger GPU",
+    "gathered": "choose a larger GPU",
+}
+"""By the largest term."""
+
 
 def estimate_table(facts: dict[str, Any]) -> str:
     """Model, data, cost and store, one line each; then memory per rank, term by term; then the topology."""
     scaled = "" if facts["tokens_are_exact"] else f" (scaled: one row in {facts['sample']} was tokenised)"
     flops = facts["flops"]
     lines = [
-        f"model     {printable(facts['model'])}, {facts['dtype']}: {facts['parameters']:,} parameters, "
-        f"{facts['parameters_covered']:,} of them in {facts['layers_captured']} captured layers",
+        f"model     {printable(facts['model'])}, {facts['quantization'] or facts['dtype']}: "
+        f"{facts['parameters']:,} parameters; a token uses {facts['parameters_active']:,}",
+        f"capture   {facts['parameters_covered']:,} parameters in {facts['layers_captured']} layers: "
+        f"{facts['coverage']:.1%} of those asked for, {facts['share_of_model']:.1%} of all matrices but embeddings and head",
         f"data      {facts['num_examples']:,} examples and {facts['num_pairs']:,} pairs in {facts['units']:,} units, "
         f"{facts['bad_rows']:,} unusable rows",
         f"tokens    {facts['tokens']:,}{scaled}; {facts['tokens_padded']:,} with padding; "
@@ -44,9 +52,11 @@ def _memory_rows(memory: list[dict[str, Any]]) -> list[list[str]]:
 def _topology_text(facts: dict[str, Any]) -> str:
     chosen = facts["topology"]
     if chosen is None:
+        least = facts["memory"][-1]
+        term = max(TERMS, key=lambda name: least[f"{name}_bytes"])
         return (
-            f"topology  none fits: the longest text alone needs more memory than one {facts['gpu']} has; "
-            "lower extraction.maxLength, or choose a larger GPU"
+            f"topology  none fits: the last column needs {size_text(least['device_bytes'])} of a {facts['gpu']}'s "
+            f"{size_text(facts['gpu_memory_bytes'])}, {size_text(least[f'{term}_bytes'])} of it for {term}; {_MAKE_ROOM[term]}"
         )
     world = f"{chosen['nodes']} node(s) × {chosen['gpus_per_node']} GPU(s), ZeRO stage {chosen['stage']}"
     is_offloaded = chosen["offload"] != "none"

@@ -64,30 +64,35 @@ class Flops:
         return self.forward + self.backward + self.projection + self.sketches
 
 
+def flops_per_token(shape: ModelShape) -> float:
+    """Forward, with logits, without what grows with the length of a text."""
+    return 2 * (shape.matrices + shape.head) + shape.products.per_token
+
+
 def forward_flops(shape: ModelShape, load: Load) -> float:
-    """2 · matrices · t for the linear layers, 4 · width · Σ t² for QKᵀ and AV (the whole square, which a masked kernel
-    computes), 2 · head · supervised tokens for the logits."""
-    return (
-        2 * shape.matrices * load.padded + 4 * shape.attention_width * load.squares + 2 * shape.head * load.supervised
-    )
+    """2 · matrices · t for products with weights, what was counted of two activations (in attention QKᵀ and AV, the whole
+    square, which a masked kernel computes), 2 · head · supervised tokens for the logits."""
+    products = shape.products.per_token * load.padded + shape.products.per_square * load.squares
+    return 2 * shape.matrices * load.padded + products + 2 * shape.head * load.supervised
 
 
 def backward_flops(shape: ModelShape, load: Load) -> float:
-    """Only gradients of activations: a linear layer and the head cost as much as forward, attention twice as much (dQ, dK, dV
-    and the gradient of the scores). Weight gradients, which would cost as much again, are not computed."""
-    return (
-        2 * shape.matrices * load.padded + 8 * shape.attention_width * load.squares + 2 * shape.head * load.supervised
-    )
+    """Only gradients of activations: a product with a weight costs as much as forward, one of two activations twice as much
+    (in attention dQ, dK, dV and the gradient of the scores). Weight gradients, which would cost as much again, are not
+    computed."""
+    products = shape.products.per_token * load.padded + shape.products.per_square * load.squares
+    return 2 * shape.matrices * load.padded + 2 * products + 2 * shape.head * load.supervised
 
 
 def projection_flops(shape: ModelShape, dim: int, load: Load) -> float:
-    """Over captured layers: 2 · (inputs + outputs) · P a token for both sides."""
-    return 2 * sum(inputs + outputs for inputs, outputs in shape.sides.values()) * dim * load.padded
+    """Over captured weights: 2 · (inputs + outputs) · P a row for both sides."""
+    numbers = sum(it.inputs * it.inputs_projected + it.outputs * it.outputs_projected for it in shape.sides.values())
+    return 2 * numbers * dim * load.padded
 
 
 def sketch_flops(shape: ModelShape, dim: int, load: Load, factor_load: Load) -> float:
-    """Over captured layers: 2 · P² a token, and 4 · P² in units that carry factors."""
-    return len(shape.sides) * dim**2 * (2 * load.padded + 4 * factor_load.tokens)
+    """Over captured weights: 2 · P² a row, and 4 · P² in units that carry factors."""
+    return shape.sketched_rows * dim**2 * (2 * load.padded + 4 * factor_load.tokens)
 
 
 def count_flops(shape: ModelShape, spec: RunSpec, work: Workload) -> Flops:
@@ -118,7 +123,8 @@ class Memory:
     """Peak bytes of one rank, term by term; `host` and `nvme` are outside the card."""
 
     weights: float  # its share: parameters / ranks under ZeRO-3, all of them under stage 0, none when offloaded
-    gathered: float  # ZeRO-3's whole layers in use: the current block and the next, or the largest tensor if larger
+    gathered: float  # ZeRO-3's whole layers in use: the current block and the next, or the largest tensor if larger; or what is
+    # dequantised
     activations: float  # what the backward pass needs of all layers
     logits: float  # of supervised positions: themselves and their gradient in the model's type, thrice float32: a bound
     captured: float  # projected inputs that wait for their gradients, also those for the audit's rows of a pair
@@ -134,10 +140,10 @@ class Memory:
         return sum(asdict(self).values()) - self.host - self.nvme
 
 
-def activation_bytes(shape: ModelShape, tokens: int) -> float:
-    """t · Σ (inputs + outputs) over linear layers, in the model's type. An upper bound: frozen layers save no input, and
-    norms save float32; measured on Llamas 256 and 512 wide 0.76 of it in float32, 0.88 in bfloat16."""
-    return tokens * shape.linear_sides * shape.dtype_bytes
+def activation_bytes(shape: ModelShape, tokens: int, longest: int) -> float:
+    """What autograd keeps of `tokens` in texts of at most `longest`, as counted on the meta device. Attention in one kernel
+    (sdpa) keeps no probabilities; eager attention keeps t² of each head and layer."""
+    return tokens * (shape.kept.per_token + shape.kept.per_square * longest)
 
 
 def memory_of_rank(
@@ -150,24 +156,26 @@ def memory_of_rank(
     dims = [own_dim, 2 * own_dim] if spec.audit.examples else [own_dim]
     dim = dims[-1]  # the audit's sketches are larger; passes over pairs make both
     tokens = max(tokens, work.longest)
-    layers, sides = len(shape.sides), sum(map(sum, shape.sides.values()))
-    share = shape.parameters * size / (ranks if stage == 3 else 1)
-    gathered = max(2 * shape.largest_block, shape.largest_tensor) * size if stage == 3 else 0
+    layers, sides = len(shape.sides), sum(it.inputs + it.outputs for it in shape.sides.values())
+    most_rows = max(it.rows for it in shape.sides.values())
+    share = shape.weight_bytes / (ranks if stage == 3 else 1)
+    whole = max(2 * shape.largest_block, shape.largest_tensor) if stage == 3 else shape.dequantised
     folded = codec.dims * dim // own_dim if codec.kind == "sign" else layers * dim**2
     pairs = min(work.largest_batch, 2 * PAIRS_PER_UNIT) * layers * sum(each**2 for each in dims)
     widest_row = max(work.largest_batch * folded, pairs)
     buffered = NVME_BUFFERS * max(NVME_BUFFER_ELEMENTS, shape.largest_tensor) * size
     return Memory(
         weights=share if offload == "none" else 0,
-        gathered=gathered,
-        activations=activation_bytes(shape, tokens),
+        gathered=whole * size,
+        activations=activation_bytes(shape, tokens, work.longest),
         logits=tokens * work.supervised_share * shape.vocabulary * (size + 3 * 4),
-        captured=tokens * layers * sum(dims) * product_size,
+        captured=tokens * shape.sketched_rows * sum(dims) * product_size,
         projections=sum(
             sides * each * product_size + (layers * each**2 * 12 if codec.kind == "sign" else 0) for each in dims
         ),
         rows=4 * (widest_row + 2 * work.largest_batch * dim**2 + 2 * layers * dim**2),
-        workspace=tokens * (shape.widest_side * (2 * size + (4 if spec.model.dtype == "float16" else 0)) + 24 * dim),
+        workspace=tokens
+        * (shape.widest_side * (2 * size + (4 if spec.model.dtype == "float16" else 0)) + 24 * dim * most_rows),
         buffers=shape.buffer_bytes,
         host={"none": 0.0, "cpu": share, "nvme": buffered}[offload],
         nvme=share if offload == "nvme" else 0,
@@ -197,21 +205,30 @@ def choose_topology(
 
     In this order: one node with the fewest GPUs (stage 0 on one, else stage 3), at the document's token budget, then at half of
     it and so on, as a run does when it is out of memory; then more nodes; then one GPU with weights in CPU memory; then on
-    NVMe. Smaller micro-batches come before more nodes: between nodes, gathering weights costs more than it saves.
+    NVMe. Smaller micro-batches come before more nodes: between nodes, gathering weights costs more than it saves. Quantised
+    weights cannot be partitioned: each GPU holds all of them.
     """
     room = gpu.memory_bytes * (1 - HEADROOM)
-    tokens = spec.extraction.expected_tokens_per_batch
+    tokens = spec.extraction.tokens_per_batch
     for nodes, gpus, stage, offload, budget in _worlds(gpus_per_node, tokens, work.longest):
+        if stage == 3 and shape.is_quantised:
+            continue
         memory = memory_of_rank(shape, spec, work, stage, offload, nodes * gpus, budget)
         if memory.device <= room:
             return Topology(stage, offload, nodes, gpus, budget, memory)
     return None
 
 
-def _worlds(gpus_per_node: int, tokens: int, longest: int) -> Iterator[tuple[int, int, int, Offload, int]]:
+def halved_budgets(tokens: int, longest: int) -> list[int]:
+    """`tokens`, half of it and so on, as long as the longest text fits into a micro-batch."""
     budgets = [tokens]
     while budgets[-1] // 2 >= longest and budgets[-1] > 1:
         budgets.append(budgets[-1] // 2)
+    return budgets
+
+
+def _worlds(gpus_per_node: int, tokens: int, longest: int) -> Iterator[tuple[int, int, int, Offload, int]]:
+    budgets = halved_budgets(tokens, longest)
     within = [1, *(count for count in (2, 4, 8, 16) if count < gpus_per_node)]
     within += [gpus_per_node] if gpus_per_node > 1 else []
     for budget in budgets:

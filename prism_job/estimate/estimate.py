@@ -58,10 +58,13 @@ def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sa
         "run": run.metadata.name,
         "model": spec.model.uri,
         "dtype": spec.model.dtype,
+        "quantization": spec.model.quantization,
         "parameters": shape.parameters,
+        "parameters_active": round(shape.active),
         "parameters_covered": shape.covered,
         "layers_captured": len(shape.sides),
         "coverage": round(shape.coverage, 4),
+        "share_of_model": round(shape.share_of_model, 4),
         "num_examples": work.num_examples,
         "num_pairs": work.num_pairs,
         "bad_rows": work.num_bad,
@@ -73,6 +76,7 @@ def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sa
         "tokens_are_exact": work.is_exact,
         "tokens_padded": round(work.load.padded),
         "sample": sample,
+        "flops_per_token": costs.flops_per_token(shape),
         "flops": {**asdict(flops), "total": flops.total},
         "store_bytes": sum(store.values()),
         "store": store,
@@ -197,11 +201,14 @@ def _memory_table(
     topology: costs.Topology | None,
     gpus_per_node: int,
 ) -> list[dict[str, Any]]:
-    """Stage 0 on one GPU; stage 3 in the chosen world, or on one full node, without and with offload."""
+    """Stage 0 on one GPU; stage 3, which quantised weights do not have, in the chosen world, or on one full node, without and
+    with offload."""
     world = topology.gpus if topology and topology.gpus > 1 else gpus_per_node
-    tokens = topology.tokens_per_batch if topology else spec.extraction.expected_tokens_per_batch
-    settings: list[tuple[int, costs.Offload, int]] = [(0, "none", 1), (3, "none", world), (3, "cpu", world)]
-    settings += [(3, "nvme", world), (3, "cpu", 1)]
+    budgets = costs.halved_budgets(spec.extraction.tokens_per_batch, work.longest)
+    tokens = topology.tokens_per_batch if topology else budgets[-1]
+    settings: list[tuple[int, costs.Offload, int]] = [(0, "none", 1)]
+    if not shape.is_quantised:
+        settings += [(3, "none", world), (3, "cpu", world), (3, "nvme", world), (3, "cpu", 1)]
     table = []
     for stage, offload, ranks in settings:
         memory = costs.memory_of_rank(shape, spec, work, stage, offload, ranks, tokens)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,17 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from launcher.follow import estimate_table as tables
 from prism_job.estimate import costs
-from prism_job.estimate.model_shape import ModelShape, model_shape
+from prism_job.estimate.meta_pass import Growth
+from prism_job.estimate.model_shape import ModelShape, Sides, model_shape
 from prism_job.estimate.workload import Load, Workload
+from prism_job.extract.capture.experts import IMPLEMENTATION
 from prism_job.extract.capture.gradients import GradientCapture
 from prism_job.extract.capture.layers import captured_layers
+from prism_job.extract.capture.probe import used_layers
 from prism_job.extract.capture.row_format import RowFormat
 from prism_job.extract.model import load_model
 from prism_job.extract.tokenise import Encoded, collate
@@ -25,24 +28,6 @@ from prism_job.spec.model import ModelSpec
 from prism_job.stages import extract
 from tests.conftest import Job, candidate, pair, turn, write_jsonl
 from tests.models import build_tokenizer, save_tiny_adapter, save_tiny_model
-
-LLAMA_3_70B = {
-    # As published with meta-llama/Meta-Llama-3-70B, what decides shapes.
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "hidden_size": 8192,
-    "intermediate_size": 28672,
-    "max_position_embeddings": 8192,
-    "num_attention_heads": 64,
-    "num_hidden_layers": 80,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-05,
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "vocab_size": 128256,
-}
 
 
 def estimated(job: Job, *options: str) -> dict[str, Any]:
@@ -134,31 +119,6 @@ def test_a_sample_is_scaled_and_reported_as_one(job: Job) -> None:
     assert sampled["store_bytes"] == exact["store_bytes"]
 
 
-def test_llama_3_70b_gets_a_topology_from_its_config_alone(job: Job) -> None:
-    folder = job.folder / "llama-3-70b"
-    build_tokenizer().save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(LLAMA_3_70B))
-    job.spec["model"] = {"uri": str(folder), "dtype": "bfloat16"}
-    job.spec["extraction"] |= {"projection": {"dim": 64}, "codec": {"kind": "sign", "dims": 65536}}
-    predicted = estimated(job)
-    assert predicted["parameters"] == 70_553_706_496
-    assert predicted["parameters_covered"] == predicted["parameters"] - 2 * 128256 * 8192 - (2 * 80 + 1) * 8192
-    assert (predicted["topology"]["stage"], predicted["topology"]["offload"]) == (3, "none")
-    assert "ZeRO stage 3, tokensPerBatch" in tables.estimate_table(predicted)
-    assert "none fits" in tables.estimate_table(predicted | {"topology": None})
-    assert predicted["topology"]["device_bytes"] <= 0.85 * predicted["gpu_memory_bytes"]
-    by_setting = {(row["stage"], row["offload"]): row for row in predicted["memory"][:4]}
-    assert set(by_setting) == {(0, "none"), (3, "none"), (3, "cpu"), (3, "nvme")}
-    assert not by_setting[0, "none"]["fits"]
-    assert by_setting[0, "none"]["weights_bytes"] == 2 * predicted["parameters"]
-    world = by_setting[3, "none"]
-    assert world["weights_bytes"] == 2 * predicted["parameters"] // world["ranks"]
-    for row in predicted["memory"]:
-        terms = [value for name, value in row.items() if name.endswith("_bytes")]
-        outside = row["device_bytes"] + row["host_bytes"] + row["nvme_bytes"]
-        assert sum(terms) - outside == pytest.approx(row["device_bytes"], abs=len(terms))  # each term is rounded
-
-
 def test_a_model_on_s3_needs_no_weights(job: Job, s3: Any) -> None:
     at_home = estimated(job)
     for path in Path(job.spec["model"]["uri"]).iterdir():
@@ -195,23 +155,89 @@ class _Counting(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize(("kind", "with_factors"), [("llama", False), ("llama", True), ("gpt2", True), ("tied", False)])
-def test_flops_are_those_that_torch_counts(job: Job, kind: str, with_factors: bool) -> None:
-    job.spec["model"] |= {"uri": str(save_tiny_model(job.folder / "model", kind)), "attention": "eager"}
+TINY = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
+MIXTURES = {
+    # Latent attention, of which keys and values differ in size; one dense layer, then routed experts beside a shared one.
+    "deepseek_v3": {
+        "first_k_dense_replace": 1,
+        "kv_lora_rank": 16,
+        "moe_intermediate_size": 24,
+        "n_group": 2,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "q_lora_rank": 24,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "topk_group": 1,
+        "v_head_dim": 16,
+    },
+    # Experts stored transposed, with biases.
+    "gpt_oss": {"head_dim": 8, "num_experts_per_tok": 2, "num_local_experts": 4},
+    # Linear attention in two layers of three.
+    "qwen3_next": {
+        "head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_key_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_value_head_dim": 8,
+        "moe_intermediate_size": 24,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "shared_expert_intermediate_size": 24,
+    },
+}
+
+
+def save_mixture(folder: Path, kind: str) -> Path:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **TINY | MIXTURES[kind])
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "with_factors", "tolerance"),
+    [
+        # RoPE's angles are a small product, counted three times here and once by torch.
+        ("llama", False, 2e-3),
+        ("llama", True, 2e-3),
+        ("gpt2", True, 2e-3),
+        ("tied", False, 2e-3),
+        ("mixtral", True, 2e-3),
+        ("deepseek_v3", True, 2e-3),
+        ("gpt_oss", False, 2e-3),
+        # Forward exact; the backward pass of its linear attention takes 2.3 times its products, not twice.
+        ("qwen3_next", True, 0.05),
+    ],
+)
+def test_flops_are_those_that_torch_counts(job: Job, kind: str, with_factors: bool, tolerance: float) -> None:
+    save = save_mixture if kind in MIXTURES else save_tiny_model
+    job.spec["model"] |= {"uri": str(save(job.folder / "model", kind)), "attention": "eager"}
     spec = spec_of(job)
     model = load_model(spec.model, torch.device("cpu"))
-    capture = GradientCapture(model, captured_layers(model, ("*",)), [RowFormat(8, 0, None)])
-    texts = [Encoded(list(range(3, 43)), [False] * 30 + [True] * 10) for _ in range(5)]
+    layers = used_layers(model, captured_layers(model, ("*",)))
+    capture = GradientCapture(model, layers, [RowFormat(8, 0, None)])
+    texts = [Encoded(list(range(3, 67)), [False] * 54 + [True] * 10) for _ in range(5)]
     with _Counting() as counter:
         factors = capture.new_factors() if with_factors else None
         capture.gradients_of(collate(texts, capture.device), mean=False, factors=factors)
-    load = Load(texts=5, tokens=200, padded=200, squares=5 * 40**2, supervised=50)
+    load = Load(texts=5, tokens=320, padded=320, squares=5 * 64**2, supervised=50)
     shape = model_shape(spec)
+    assert list(shape.sides) == layers.names
+    assert shape.coverage == layers.coverage
     predicted = costs.forward_flops(shape, load) + costs.backward_flops(shape, load)
     predicted += costs.projection_flops(shape, 8, load)
     predicted += costs.sketch_flops(shape, 8, load, load if with_factors else Load())
-    # RoPE's angles are a small product that the formula leaves out.
-    assert predicted == pytest.approx(counter.flops, rel=2e-3)
+    assert predicted == pytest.approx(counter.flops, rel=tolerance)
 
 
 @pytest.mark.parametrize("audited", [0, 7])
@@ -232,10 +258,15 @@ def test_flops_of_a_whole_run_are_those_that_torch_counts(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_activations_are_bounded_by_what_autograd_keeps(job: Job, dtype: str) -> None:
-    job.spec["model"]["dtype"] = dtype
+@pytest.mark.parametrize("kind", ["llama", "mixtral", "deepseek_v3", "gpt_oss"])
+def test_activations_are_what_autograd_keeps(job: Job, kind: str, dtype: str) -> None:
+    save = save_mixture if kind in MIXTURES else save_tiny_model
+    job.spec["model"] |= {"uri": str(save(job.folder / "model", kind)), "dtype": dtype}
+    if kind == "deepseek_v3":  # the CPU has no fused kernel where keys and values differ in size
+        job.spec["model"]["attention"] = "eager"
     spec = spec_of(job)
     model: Any = load_model(spec.model, torch.device("cpu"))
+    model.config._experts_implementation_internal = IMPLEMENTATION
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, tuple[torch.Tensor, int]] = {}
 
@@ -249,24 +280,48 @@ def test_activations_are_bounded_by_what_autograd_keeps(job: Job, dtype: str) ->
         embedded = torch.randn(1, 256, 32, dtype=getattr(torch, dtype)).requires_grad_()
         model.model(inputs_embeds=embedded, use_cache=False)
     measured = sum(size for _, size in kept.values())
-    predicted = costs.activation_bytes(model_shape(spec), 256)
-    # Norms and softmax statistics weigh more in a model 32 wide than in a real one, whence up to 1.25; see the formula.
-    assert 0.6 * predicted < measured < 1.25 * predicted
+    predicted = costs.activation_bytes(model_shape(spec), 256, 256)
+    # Kept beside: places of routed rows, copies of weights in float32, statistics of softmax. Small beside a real width.
+    assert measured == pytest.approx(predicted, rel=0.15)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_bytes_of_quantised_weights_are_those_that_are_loaded(job: Job, kind: str, quantization: str) -> None:
+    folder = save_tiny_model(job.folder / "model", kind)
+    job.spec["model"] |= {"uri": str(folder), "quantization": quantization, "dtype": "bfloat16"}
+    spec = spec_of(job)
+    held = 0
+    for parameter in load_model(spec.model, torch.device("cpu")).parameters():
+        held += parameter.nbytes
+        held += sum(each.nbytes for each in _scales(parameter))
+    # The scales of nf4's scales come in blocks of 256, which these small weights do not fill.
+    assert model_shape(spec).weight_bytes == pytest.approx(held, rel=0.02)
+
+
+def _scales(parameter: Any) -> list[torch.Tensor]:
+    if (state := getattr(parameter, "quant_state", None)) is not None:
+        return [state.absmax, state.state2.absmax]
+    return [parameter.SCB] if parameter.dtype == torch.int8 else []
 
 
 SHAPE = ModelShape(
     parameters=10**9,
+    active=10**9,
     covered=9 * 10**8,
     coverage=1.0,
+    share_of_model=1.0,
     matrices=9 * 10**8,
     head=10**8,
     vocabulary=50_000,
     largest_block=4 * 10**7,
     largest_tensor=10**8,
-    attention_width=2048 * 22,
-    sides={f"layer{number}": (2048, 2048) for number in range(150)},
-    linear_sides=150 * 4096,
+    products=Growth(0, 4 * 2048 * 22),
+    kept=Growth(150 * 4096 * 2, 0),
+    sides={f"layer{number}": Sides(2048, 2048, 1, 1, 1) for number in range(150)},
     widest_side=8192,
+    weight_bytes=2 * 10**9,
+    dequantised=0,
     dtype_bytes=2,
     buffer_bytes=256,
 )
@@ -287,7 +342,7 @@ WORK = Workload([], [], [], 1000, 10, 0, 0, Load(1000, 10**6), Load(), Load(), 5
 def test_the_topology_is_the_smallest_that_fits(
     job: Job, parameters: int, card: str, gpus_per_node: int, expected: tuple[int, str, int, int]
 ) -> None:
-    shape = replace(SHAPE, parameters=parameters)
+    shape = replace(SHAPE, weight_bytes=2 * parameters)
     chosen = costs.choose_topology(shape, spec_of(job), WORK, costs.GPUS[card], gpus_per_node)
     assert chosen is not None
     assert (chosen.stage, chosen.offload, chosen.nodes, chosen.gpus_per_node) == expected
@@ -306,7 +361,7 @@ def test_passes_over_pairs_hold_the_audits_sketches_beside_their_own(job: Job) -
 
 
 def test_a_budget_is_halved_before_more_nodes_are_taken_and_never_under_the_longest_text(job: Job) -> None:
-    shape = replace(SHAPE, parameters=70 * 10**9, linear_sides=8 * 10**6)
+    shape = replace(SHAPE, weight_bytes=140 * 10**9, kept=Growth(16 * 10**6, 0))
     chosen = costs.choose_topology(shape, spec_of(job), WORK, costs.GPUS["H100"])
     assert chosen is not None
     assert (chosen.nodes, chosen.tokens_per_batch) == (1, 2048)
