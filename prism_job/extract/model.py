@@ -62,7 +62,7 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
         what = "an adapter" if spec.adapter else "a GGUF file"
         fix = "merge or convert it to a folder of safetensors, or set extraction.deepspeed.stage: 0"
         raise RequestError(f"{what} cannot be used with ZeRO stage 3", where=spec.adapter or spec.uri, fix=fix)
-    quantised_arguments = quantiser.loading_arguments(spec, folder, device, is_sharded=zero3 is not None)
+    quantised_arguments = quantiser.loading_arguments(spec, config, device, is_sharded=zero3 is not None)
     partitioning = _partition_while_loading(zero3) if zero3 is not None else None
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
@@ -108,7 +108,7 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
     for name, parameter in model.named_parameters():
         weight = getattr(parameter, "ds_tensor", parameter)  # a rank checks its own share
         # The scales of a block that held NaN, or of an output beyond float16's range in int8, are not finite.
-        weight = quantised.dequantised(weight, getattr(torch, spec.dtype)) if quantised.is_quantised(weight) else weight
+        weight = quantised.dequantised(weight) if quantised.is_quantised(weight) else weight
         if not bool(torch.isfinite(weight).all()):
             fix = "use an earlier checkpoint: the gradients of this one are meaningless"
             raise DataError(f"weight {name} holds NaN or infinite values", where=spec.uri, fix=fix)

@@ -36,13 +36,14 @@ def use_dequantised_weights(model: nn.Module, dtype: torch.dtype) -> None:
                 # Packed like 4 bits, so that a model that reads the weight itself fails, rather than computes with it.
                 weight.logical_shape, weight.data = weight.shape, weight.data.view(-1, 1)
             else:
-                weight.quant_state.dtype = dtype  # that of its dequantised values
+                weight.quant_state.dtype = dtype
+            weight.compute_dtype = dtype  # that of its dequantised numbers
             sizes[f"{name}.{each}"] = logical_shape(weight).numel()
             num_bytes += weight.nbytes
         if is_linear:
-            module.forward, module.compute_dtype = partial(_multiply, module), dtype
+            module.forward = partial(_multiply, module)
         elif weights:
-            module.forward = partial(_with_dequantised, module, weights, dtype, module.forward)
+            module.forward = partial(_with_dequantised, module, weights, module.forward)
     others = {name: weight.numel() for name, weight in model.named_parameters() if name not in sizes}
     largest = sorted(others, key=lambda name: -others[name])[:4]
     if not sizes:
@@ -74,11 +75,16 @@ def logical_shape(weight: Any) -> torch.Size:
     return getattr(weight, "logical_shape", weight.shape) if state is None else torch.Size(state.shape)
 
 
-def dequantised(weight: Any, dtype: torch.dtype) -> Tensor:
-    """What a quantised weight stands for: a matrix [outputs, inputs], or those of all experts."""
+def compute_dtype(weight: Any) -> torch.dtype:
+    """That of a product with this weight."""
+    return getattr(weight, "compute_dtype", weight.dtype)
+
+
+def dequantised(weight: Any) -> Tensor:
+    """What a quantised weight stands for, in its `compute_dtype`: a matrix [outputs, inputs], or those of all experts."""
     if weight.dtype == torch.int8:
         scales = weight.SCB[..., None] / 127  # SCB: each output's largest, float32
-        return weight.data.view(weight.logical_shape).to(dtype).mul_(scales)
+        return weight.data.view(weight.logical_shape).to(weight.compute_dtype).mul_(scales)
     return bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
 
 
@@ -88,25 +94,23 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, layer: Any) -> Tensor:
         ctx.layer = layer
-        return nn.functional.linear(inputs, dequantised(layer.weight, inputs.dtype), layer.bias)
+        return nn.functional.linear(inputs, dequantised(layer.weight), layer.bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ dequantised(ctx.layer.weight, gradient.dtype), None
+        return gradient @ dequantised(ctx.layer.weight), None
 
 
 def _multiply(layer: Any, inputs: Tensor) -> Tensor:
     return _Product.apply(inputs, layer)
 
 
-def _with_dequantised(
-    module: nn.Module, weights: dict[str, Any], dtype: torch.dtype, forward: Any, *arguments: Any, **kwargs: Any
-) -> Any:
+def _with_dequantised(module: nn.Module, weights: dict[str, Any], forward: Any, *arguments: Any, **kwargs: Any) -> Any:
     """One forward pass of experts, which read their 3-D weights as attributes and multiply as they like.
 
     What autograd would keep of the dequantised weights, it keeps as the quantised weight and a view's strides.
     """
-    dense = {name: dequantised(weight, dtype) for name, weight in weights.items()}
+    dense = {name: dequantised(weight) for name, weight in weights.items()}
     names = {each.untyped_storage().data_ptr(): name for name, each in dense.items()}
 
     def pack(kept: Tensor) -> Any:
@@ -117,7 +121,7 @@ def _with_dequantised(
         if isinstance(kept, Tensor):
             return kept
         name, *view = kept
-        return dequantised(weights[name], dtype).as_strided(*view)
+        return dequantised(weights[name]).as_strided(*view)
 
     vars(module).update(dense)  # found before the parameters of these names
     try:

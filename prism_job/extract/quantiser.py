@@ -4,13 +4,11 @@ transformers quantises linear layers alone. The 3-D weights of fused experts, ne
 quantised here in the same way, one after the other as they are loaded, on the device where they will stay.
 """
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PretrainedConfig
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
@@ -26,14 +24,19 @@ _TOO_MANY = 2**31
 """bitsandbytes' kernels count a weight's numbers in 32 bits."""
 
 
-def loading_arguments(spec: ModelSpec, folder: str, device: torch.device, *, is_sharded: bool) -> dict[str, Any]:
+def loading_arguments(
+    spec: ModelSpec, config: PretrainedConfig | None, device: torch.device, *, is_sharded: bool
+) -> dict[str, Any]:
     """What `from_pretrained` needs beside its other arguments; empty where bitsandbytes holds no weight of this model.
 
     nf4 is quantised twice (the scales of its blocks too): 4.13 bits a weight in place of 4.5 (docs/performance.md).
 
+    Args:
+        config: the checkpoint's; None for a GGUF file.
+
     Raises RequestError: weights that are quantised already, ZeRO stage 3, or no bitsandbytes here.
     """
-    stored = "GGUF" if spec.uri.endswith(".gguf") else _stored_quantisation(folder)
+    stored = "GGUF" if config is None else _stored_quantisation(config)
     if stored and spec.quantization:
         what = f"the weights of this model are quantised already ({stored})"
         fix = "leave model.quantization out, or name the checkpoint in 16 bits, as safetensors"
@@ -49,11 +52,11 @@ def loading_arguments(spec: ModelSpec, folder: str, device: torch.device, *, is_
     return {**placed, "quantization_config": _config_of(spec.quantization)} if spec.quantization else placed
 
 
-def _stored_quantisation(folder: str) -> str | None:
-    try:
-        return json.loads((Path(folder) / "config.json").read_text())["quantization_config"]["quant_method"]
-    except (OSError, ValueError, KeyError, TypeError):  # loading the model reports what is wrong with its config
-        return None
+def _stored_quantisation(config: PretrainedConfig) -> str | None:
+    for part in (config, config.get_text_config(decoder=True)):
+        if settings := getattr(part, "quantization_config", None):
+            return str(settings.get("quant_method"))
+    return None
 
 
 def _config_of(kind: str) -> BitsAndBytesConfig:

@@ -176,6 +176,11 @@ def test_fused_experts_are_quantised_and_none_is_dequantised_between_the_passes(
             assert not any(reference() is not None for reference in made)
         gradients += torch.autograd.grad(loss, embedded)
     assert bool((deviation_B(*(each[0] for each in gradients)) < TOLERANCE[FLOAT32]).all())
+    # Ordinary capture of experts has its oracle in test_experts.py; packed weights count with all their numbers.
+    packed, unpacked = (captured_layers(each, ("*",)) for each in (model, plain))
+    assert [each.numel for each in packed.weights.values()] == [each.numel for each in unpacked.weights.values()]
+    assert packed.share_of_model == unpacked.share_of_model == 1
+    assert bool((deviation_B(rows_of(model), rows_of(plain)) < TOLERANCE[FLOAT32]).all())
 
 
 def test_a_model_that_reads_a_quantised_weight_itself_is_refused(

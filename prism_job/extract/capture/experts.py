@@ -18,6 +18,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from prism_job.extract.capture.layers import Layers
 from prism_job.extract.capture.sketches import PassSketches
+from prism_job.extract.quantised import dequantised, is_quantised
 
 IMPLEMENTATION = "prism"
 """The name in transformers' interface of experts under which `experts_forward` stands."""
@@ -138,7 +139,8 @@ class _ExpertsProduct(torch.autograd.Function):
 
 def _matrices(experts: Any, attribute: str) -> Tensor:
     """[E, inputs, outputs]."""
-    matrices: Tensor = getattr(experts, attribute).detach()
+    weight = getattr(experts, attribute)
+    matrices: Tensor = dequantised(weight) if is_quantised(weight) else weight.detach()
     return matrices if experts.is_transposed else matrices.transpose(1, 2)
 
 

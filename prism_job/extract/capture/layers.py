@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from prism_job.errors import RequestError
+from prism_job.extract.quantised import logical_shape
 from prism_job.progress import event
 
 LinearLayer = nn.Linear | Conv1D
@@ -237,5 +238,5 @@ def _matrices(
 
 
 def shape_of(parameter: Tensor) -> tuple[int, ...]:
-    """ZeRO-3 leaves empty tensors behind; ds_shape holds what the parameter really is."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+    """ZeRO-3 leaves empty tensors behind; ds_shape holds what the parameter really is. Quantised weights are packed."""
+    return tuple(getattr(parameter, "ds_shape", logical_shape(parameter)))

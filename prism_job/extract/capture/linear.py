@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from prism_job.extract.capture.sketches import PassSketches
+from prism_job.extract.quantised import is_quantised
 
 _PLAIN = (nn.Linear.forward, Conv1D.forward)
 """Of these layers the input and the output of a call are the two sides."""
@@ -21,7 +22,7 @@ _PLAIN = (nn.Linear.forward, Conv1D.forward)
 
 def register_hooks(name: str, module: nn.Module, sketches: PassSketches) -> list[RemovableHandle]:
     """Hand the projected sides of every use of this module's weight to `sketches`, until the handles are removed."""
-    if type(module).forward in _PLAIN:
+    if type(module).forward in _PLAIN or is_quantised(module.weight):
         return [module.register_forward_hook(lambda _, inputs, output: _on_use(name, inputs[0], output, sketches))]
 
     # A router: its weight is in a product inside its forward, which may cast it first and return something else.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prism_job import projection
 from prism_job.extract.capture.layers import Layers
+from prism_job.extract.quantised import compute_dtype
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Projections:
         seed, dim = self.row_format.seed, self.row_format.dim
         weight = self.layers.weights[name]
         # bfloat16 holds the signs exactly and is multiplied at its own rate; float16 has too small a range for such sums.
-        dtype = weight.parameter.dtype if weight.parameter.dtype == torch.bfloat16 else self.dtype
+        of_products = compute_dtype(weight.parameter)
+        dtype = of_products if of_products == torch.bfloat16 else self.dtype
         side_a = projection.signs(seed, name, "a", weight.inputs, dim)
         side_b = projection.signs(seed, name, "b", weight.outputs, dim)
         return self._tensor(side_a, dtype), self._tensor(side_b, dtype)
