@@ -80,14 +80,14 @@ def build_model(kind: str = "llama", dtype: torch.dtype = torch.float64, seed: i
         targets = ["q_proj", "v_proj", "down_proj"]
         model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM"))
     model = model.to(dtype).eval().requires_grad_(False)
-    _fill(model, seed)
+    fill(model, seed)
     if dtype == torch.float64:
-        _norms_in_float64(model)
+        norms_in_float64(model)
     model.config.use_cache = False
     return model
 
 
-def _fill(model: nn.Module, seed: int) -> None:
+def fill(model: nn.Module, seed: int) -> None:
     # Wider than an initialisation for training (0.02): logits differ, attention is not flat, LoRA's B is not zero.
     # Drawn in float64 and then rounded, so that a float32 model holds the float64 model's numbers.
     generator = torch.Generator().manual_seed(seed)
@@ -99,7 +99,7 @@ def _fill(model: nn.Module, seed: int) -> None:
             parameter.data.copy_(drawn * 0.1 + (1.0 if "norm" in name or ".ln_" in name else 0.0))
 
 
-def _norms_in_float64(model: nn.Module) -> None:
+def norms_in_float64(model: nn.Module) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__.endswith("RMSNorm") and not isinstance(child, nn.RMSNorm):

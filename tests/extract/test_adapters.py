@@ -31,7 +31,7 @@ from tests.extract.test_gradients import (
     extract,
     in_batches_of,
 )
-from tests.models import _fill, save_tiny_model
+from tests.models import fill, save_tiny_model
 from tests.oracle import linear_layers, sketches, weight_gradients
 
 COUNT = 6
@@ -49,7 +49,7 @@ def save_adapter(base: Path, folder: Path, options: Options) -> Path:
     config = LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **({"target_modules": LAYERS} | options))
     with warnings.catch_warnings(action="ignore"):  # peft warns of nearly every option here
         adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=FLOAT32), config)
-        _fill(adapted, seed=2)  # the base too: what the adapter does not hold must come from the base's own files
+        fill(adapted, seed=2)  # the base too: what the adapter does not hold must come from the base's own files
         adapted.save_pretrained(folder)
     return folder
 

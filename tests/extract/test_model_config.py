@@ -44,7 +44,7 @@ from tests.extract.test_gradients import (
     extract,
     in_batches_of,
 )
-from tests.models import HIDDEN, NUM_LAYERS, VOCAB, _fill, build_tokenizer
+from tests.models import HIDDEN, NUM_LAYERS, VOCAB, build_tokenizer, fill
 from tests.oracle import sketches, weight_gradients
 
 SHAPE: dict[str, Any] = {
@@ -65,7 +65,7 @@ def spec_of(folder: Path, **settings: Any) -> ModelSpec:
 
 def save(folder: Path, config: Any) -> Path:
     model = AutoModelForCausalLM.from_config(config, dtype=FLOAT32)
-    _fill(model, seed=1)
+    fill(model, seed=1)
     model.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return folder
@@ -258,7 +258,7 @@ def test_a_maximum_length_at_which_a_long_text_would_change_a_short_one_is_refus
     rope = {"rope_type": rope_type, "rope_theta": 10_000.0, **ROPE_TYPES[rope_type]}
     config = LlamaConfig(**SHAPE, max_position_embeddings=64, rope_parameters=rope)
     model = AutoModelForCausalLM.from_config(config, dtype=FLOAT32).eval().requires_grad_(False)
-    _fill(model, seed=1)
+    fill(model, seed=1)
     ids = torch.randint(3, VOCAB, (1, 20), generator=torch.Generator().manual_seed(0))
     alone = model(input_ids=ids).logits
     accepted = {}
