@@ -218,8 +218,8 @@ def matmul_flops(setting: Setting, dtype: str, rows: int = 8192, inner: int = 81
         rows, inner, columns = (min(size, 64 if setting.is_tiny else 1024) for size in (rows, inner, columns))
     options: Any = {"device": setting.device, "dtype": getattr(torch, dtype)}
     left, right = torch.randn(rows, inner, **options), torch.randn(inner, columns, **options)
-    seconds, _ = measured({"mm": lambda: torch.mm(left, right)}, setting.device, 10)
-    return 2 * rows * inner * columns / seconds["mm"]
+    times, _ = measured({"mm": lambda: torch.mm(left, right)}, setting.device, 10)
+    return 2 * rows * inner * columns / statistics.median(times["mm"])
 
 
 def passes(setting: Setting, shape: Shape) -> Iterator[Figures]:
@@ -235,16 +235,18 @@ def passes(setting: Setting, shape: Shape) -> Iterator[Figures]:
     for tokens in shape.tokens:
         examples = texts(shape, [shape.length] * (tokens // shape.length))
         steps = {name: extraction(capture, examples) for name, capture in captures.items()}
-        seconds, peaks = measured(steps | training(model, examples, setting), setting.device, setting.rounds)
+        times, peaks = measured(steps | training(model, examples, setting), setting.device, setting.rounds)
         flops = facts.flops(len(examples))
-        for name in seconds:
-            rate = {"tokens_per_second": tokens / seconds[name]}
+        for name, rounds in times.items():
+            seconds = statistics.median(rounds)
+            yield {f"tokens_per_second[{name},{tokens}]": tokens / seconds, f"peak_bytes[{name},{tokens}]": peaks[name]}
             if name in flops:
-                rate["share_of_matmul"] = flops[name] / seconds[name] / matmul_flops(setting, setting.dtype)
-            yield {f"{key}[{name},{tokens}]": value for key, value in (rate | {"peak_bytes": peaks[name]}).items()}
-        for other in ("extract_attention", "train", "forward"):
-            if other in seconds and "extract" in seconds:
-                yield {f"extract_time_over[{other},{tokens}]": seconds["extract"] / seconds[other]}
+                share = flops[name] / seconds / matmul_flops(setting, setting.dtype)
+                yield {f"share_of_matmul[{name},{tokens}]": share}
+            if name != "extract" and "extract" in times:
+                ratios = [extract / other for extract, other in zip(times["extract"], rounds, strict=True)]
+                ends = {"": statistics.median(ratios), "_least": min(ratios), "_most": max(ratios)}
+                yield {f"extract_time_over{end}[{name},{tokens}]": ratio for end, ratio in ends.items()}
         memory = facts.memory(len(examples))
         yield {f"predicted_bytes[{tokens}]": memory.device} | {
             f"predicted_bytes[{name},{tokens}]": value for name, value in asdict(memory).items() if value
@@ -300,8 +302,8 @@ def training(model: Any, examples: list[Encoded], setting: Setting) -> dict[str,
 
 def measured(
     steps: dict[str, Callable[[], object]], device: torch.device, rounds: int
-) -> tuple[dict[str, float], dict[str, int | None]]:
-    """The median seconds of each step and the peak of memory on the GPU; without those that do not fit into memory."""
+) -> tuple[dict[str, list[float]], dict[str, int | None]]:
+    """The seconds of each step by round, in turns, and its peak of memory on the GPU; without what does not fit there."""
     clock, on_gpu = (time.perf_counter, True) if device.type == "cuda" else (time.process_time, False)
     peaks: dict[str, int | None] = {}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -324,7 +326,7 @@ def measured(
                 torch.cuda.synchronize()
             seconds[name].append(clock() - started)
             peaks[name] = torch.cuda.max_memory_allocated() if on_gpu else None
-    return {name: statistics.median(each[1:]) for name, each in seconds.items()}, peaks  # the first time is a warm-up
+    return {name: each[1:] for name, each in seconds.items()}, peaks  # the first time is a warm-up
 
 
 class Facts:
@@ -437,11 +439,9 @@ def zero3(setting: Setting) -> Iterator[Figures]:
         engine = shard_weights(model, settings)
         capture = GradientCapture(engine.module, layers_of_model, (setting.row_format,))
         yield {f"error_from_stage0[{name}]": largest_error(rows_of(capture, examples), rows_ND)}
-        seconds, peaks = measured({"stage3": extraction(capture, examples)}, world.device, setting.rounds)
-        yield {
-            f"time_over_stage0[{name}]": seconds["stage3"] / before["stage0"],
-            f"peak_bytes[{name}]": peaks["stage3"],
-        }
+        after, peaks = measured({"stage3": extraction(capture, examples)}, world.device, setting.rounds)
+        stage0, stage3 = statistics.median(before["stage0"]), statistics.median(after["stage3"])
+        yield {f"time_over_stage0[{name}]": stage3 / stage0, f"peak_bytes[{name}]": peaks["stage3"]}
         yield {f"predicted_bytes[{name}]": Facts(setting, shape).memory(len(examples), 3, "cpu").device}
         del model, engine, capture, layers_of_model
         gc.collect()

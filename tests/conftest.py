@@ -126,6 +126,7 @@ class Job:
                 "output": str(folder / "output"),
                 "extraction": {
                     "maxLength": 128,
+                    "tokensPerBatch": 4096,  # auto has its own laws: tests/extract/test_batch_size.py
                     "examplesPerShard": 4,
                     "projection": {"dim": 8},
                     "codec": {"kind": "sign", "dims": 512},

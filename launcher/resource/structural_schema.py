@@ -30,8 +30,10 @@ def structural_schema(model: type[BaseModel], *, written_by_us: bool = False) ->
 def _node(node: Schema, known: dict[str, Schema], written_by_us: bool) -> Schema:
     """One node of a structural schema. A keyword that is not handled here is an error."""
     if "anyOf" in node:
-        (inner,) = (option for option in node["anyOf"] if option != {"type": "null"})
+        inner, *others = (option for option in node["anyOf"] if option != {"type": "null"})
         about = {key: value for key, value in node.items() if key not in ("anyOf", "default")}
+        if others:
+            return _number_or_word(inner, *others) | {"description": _sentence(node | inner, written_by_us)}
         return _node(inner | about, known, written_by_us) | {"nullable": True}
     if "$ref" in node:
         # The description of the section explains more than that of the field that holds it.
@@ -64,6 +66,12 @@ def _node(node: Schema, known: dict[str, Schema], written_by_us: bool) -> Schema
     if written_by_us:
         made |= _bounds_of_status(made)
     return made
+
+
+def _number_or_word(number: Schema, word: Schema) -> Schema:
+    """A whole number within bounds, or one word. Bounds apply to a number alone, a pattern to a text alone."""
+    bounds = {key: number[key] for key in ("minimum", "maximum")}
+    return {"x-kubernetes-int-or-string": True, **bounds, "pattern": f"^{word['const']}$"}
 
 
 def _bound(key: str, value: float, kind: str) -> Schema:

@@ -209,7 +209,7 @@ def choose_topology(
     weights cannot be partitioned: each GPU holds all of them.
     """
     room = gpu.memory_bytes * (1 - HEADROOM)
-    tokens = spec.extraction.tokens_per_batch
+    tokens = spec.extraction.expected_tokens_per_batch
     for nodes, gpus, stage, offload, budget in _worlds(gpus_per_node, tokens, work.longest):
         if stage == 3 and shape.is_quantised:
             continue

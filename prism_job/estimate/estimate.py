@@ -204,7 +204,7 @@ def _memory_table(
     """Stage 0 on one GPU; stage 3, which quantised weights do not have, in the chosen world, or on one full node, without and
     with offload."""
     world = topology.gpus if topology and topology.gpus > 1 else gpus_per_node
-    budgets = costs.halved_budgets(spec.extraction.tokens_per_batch, work.longest)
+    budgets = costs.halved_budgets(spec.extraction.expected_tokens_per_batch, work.longest)
     tokens = topology.tokens_per_batch if topology else budgets[-1]
     settings: list[tuple[int, costs.Offload, int]] = [(0, "none", 1)]
     if not shape.is_quantised:

@@ -129,7 +129,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     check_bad_fraction(quarantine, sum(unit.num_rows for unit in candidates), spec)
 
     factors = factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []
-    budget = spec.extraction.tokens_per_batch
+    budget = spec.extraction.expected_tokens_per_batch
     batches = _BatchCounter(budget)
     pool_load = batches.load(candidates, pool)
     pair_load = batches.load(targets, *sides.values())

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from prism_job.errors import DataError, RequestError
 from prism_job.extract.model_config import short
+from prism_job.progress import event
 from prism_job.storage import model_files
 
 _MERGE = "merge the adapter into its base (merge_and_unload, save_pretrained) and name the result in model.uri"
@@ -53,9 +54,15 @@ def with_adapter(model: PreTrainedModel, uri: str, dtype: torch.dtype) -> Any:
         fix = "name the model that the adapter was made for in model.uri, or copy the adapter again"
         what = f"{len(strange)} of the adapter's weights do not match this model, the first: {strange[0]}"
         raise DataError(what, where=uri, fix=fix)
+    ends = (adapted.get_input_embeddings(), adapted.get_output_embeddings())
+    at_ends = {id(parameter) for module in ends for parameter in module.parameters()}
+    not_captured = []
     for name, parameter in adapted.named_parameters():
         if _is_of_adapter(name):  # peft loads adapters in float32
             parameter.data = parameter.data.to(dtype)
+            not_captured += [name] if id(parameter) in at_ends else []
+    if not_captured:
+        event("adapter", not_captured=not_captured, note="embeddings and head are not captured")
     return adapted
 
 

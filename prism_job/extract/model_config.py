@@ -1,6 +1,5 @@
 """A model's config: read and checked before its weights, and against the settings of extraction. Does not load weights."""
 
-from importlib.util import find_spec
 from typing import Any
 
 import transformers
@@ -78,9 +77,6 @@ def _prepare_quantisation(config: PretrainedConfig, spec: ModelSpec) -> None:
         if not isinstance(settings, dict) or settings.get("quant_method") == "bitsandbytes":
             continue  # the latter are loaded as they are (extract/quantised.py)
         method = str(settings.get("quant_method"))
-        if method == "compressed-tensors" and find_spec("compressed_tensors") is None:
-            fix = "install it (pip install compressed-tensors), or name the unquantised model in model.uri"
-            raise RequestError("these weights need the package compressed-tensors", where=spec.uri, fix=fix)
         if method not in DEQUANTISED:
             what = f"the weights are quantised by {method}, and their gradients cannot be captured"
             fix = "name the unquantised model in model.uri; model.quantization: nf4 loads it in 4 bits"

@@ -12,6 +12,10 @@ from prism_job.extract.capture.sketches import FactorSums
 from prism_job.progress import event
 
 
+class PassTooLarge(TransientError):
+    """A micro-batch of several texts does not fit into memory, and its rank cannot halve it without the others."""
+
+
 @dataclass(frozen=True)
 class Computed:
     """The gradients of a micro-batch, by row format.
@@ -36,7 +40,7 @@ class Passes:
     def compute(self, examples: list[tokenise.Encoded], *, mean: bool, factors: FactorSums | None = None) -> Computed:
         """The gradients of a micro-batch; for `mean` and `factors` see `GradientCapture.gradients_of`.
 
-        Raises TransientError: it does not fit into memory and cannot be halved.
+        Raises PassTooLarge: it does not fit into memory and cannot be halved here. TransientError: one text does not fit.
         """
         num_tokens = len(examples) * max(len(example.ids) for example in examples)
         if len(examples) == 1 or num_tokens <= self.max_tokens:
@@ -62,18 +66,21 @@ class Passes:
             if not is_out_of_memory(error):
                 raise
             if not self.can_halve:
-                fix = (
-                    f"set extraction.tokensPerBatch below {num_tokens}: under ZeRO-3 a pass cannot be split on one rank"
-                )
-                fix += "; or switch the audit off (audit: {examples: 0})" if len(self.capture.row_formats) > 1 else ""
                 what = f"out of memory in a pass of {num_tokens} tokens"
-                raise TransientError(what, where="extract", fix=fix) from error
+                raise self._too_large(what, len(examples), num_tokens) from error
         # Not before this line: the error's traceback holds the tensors of the failed pass, so none would be freed.
         torch.cuda.empty_cache()
         if self.max_tokens == sys.maxsize:
             event("memory", tokens=num_tokens, note="out of memory: passes of this size are halved from here on")
         self.max_tokens = max(1, num_tokens // 2)
         return None
+
+    def _too_large(self, what: str, num_examples: int, num_tokens: int) -> TransientError:
+        fix = "free memory, or lower extraction.maxLength: one text is a pass"
+        if num_examples > 1:
+            fix = f"set extraction.tokensPerBatch below {num_tokens}: under ZeRO-3 a pass cannot be split on one rank"
+        fix += "; or switch the audit off (audit: {examples: 0})" if len(self.capture.row_formats) > 1 else ""
+        return (PassTooLarge if num_examples > 1 else TransientError)(what, where="extract", fix=fix)
 
     def _zero_rows(self) -> list[GradientBatch]:
         zero = torch.zeros(1, device=self.capture.device)

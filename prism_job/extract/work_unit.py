@@ -70,8 +70,8 @@ class CandidateUnit:
         wants_factors = any(output.kind == "factors" for output in task.outputs)
         self.factors = capture.new_factors() if wants_factors else None
 
-    def micro_batches(self) -> Iterator[MicroBatch]:
-        for indices in _micro_batches(self.encoded, self.extraction.tokens_per_batch):
+    def micro_batches(self, tokens_per_batch: int) -> Iterator[MicroBatch]:
+        for indices in _micro_batches(self.encoded, tokens_per_batch):
             batch = [self.encoded[index] for index in indices]
             yield MicroBatch(indices, batch, [self.ids[index] for index in indices], len(indices))
 
@@ -141,9 +141,9 @@ class TargetUnit:
         self.rows = [np.zeros((len(contents), each.width), np.float32) for each in capture.projections]
         self.columns = Columns(len(texts))
 
-    def micro_batches(self) -> Iterator[MicroBatch]:
+    def micro_batches(self, tokens_per_batch: int) -> Iterator[MicroBatch]:
         num_pairs = len(self.ids)
-        for texts in _micro_batches(self.encoded, self.extraction.tokens_per_batch):
+        for texts in _micro_batches(self.encoded, tokens_per_batch):
             names = [f"{self.ids[text % num_pairs]} ({SIDES[text // num_pairs]})" for text in texts]
             num_chosen = sum(text < num_pairs for text in texts)
             yield MicroBatch(texts, [self.encoded[text] for text in texts], names, num_chosen)

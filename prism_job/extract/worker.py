@@ -15,13 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_job.errors import RequestError, Stopped, TransientError
 from prism_job.extract import tokenise
+from prism_job.extract.batch_size import BatchSize
 from prism_job.extract.capture.forward_backward import forward_and_backward
 from prism_job.extract.capture.gradients import GradientCapture, refuse_non_finite
 from prism_job.extract.capture.layers import Layers
 from prism_job.extract.capture.row_format import RowFormat
 from prism_job.extract.distributed.watchdog import Watchdog
 from prism_job.extract.distributed.world import World
-from prism_job.extract.passes import Passes, is_out_of_memory
+from prism_job.extract.passes import Passes, PassTooLarge, is_out_of_memory
 from prism_job.extract.tasks import Task
 from prism_job.extract.uploads import Uploads
 from prism_job.extract.work_unit import CandidateUnit, Preference, TargetTooLarge, TargetUnit
@@ -60,6 +61,7 @@ class Worker:
     model: PreTrainedModel
     layers: Layers
     preference: Preference  # how a pair's weight π follows from its losses
+    batch_size: BatchSize
     meter: Meter
     watchdog: Watchdog
     uploads: Uploads
@@ -71,10 +73,24 @@ class Worker:
     max_tokens: dict[tuple[RowFormat, ...], int] = field(default_factory=dict)  # what fitted, of the formats before
     num_passes: int = 0
 
-    def run(self, tasks: Iterable[Task]) -> None:
-        """Write the shards of these tasks that nobody has written yet. For its errors see `stages/extract.py`."""
+    def run(self, tasks: Iterable[Task], first: Task) -> None:
+        """Write the shards of these tasks that nobody has written yet. For its errors see `stages/extract.py`.
+
+        Args:
+            first: of the whole world's tasks; its texts are those of measurements.
+        """
+        try:
+            self._run(tasks, first)
+        except PassTooLarge as error:
+            if not self.batch_size.is_auto:
+                raise
+            fix = f"run again: micro-batches will have at most {self.batch_size.halve()} tokens"
+            raise TransientError(error.what, where=error.where, fix=fix) from error
+
+    def _run(self, tasks: Iterable[Task], first: Task) -> None:
         with self.stop, self.uploads:
             self.watchdog.step("reading the first unit")
+            self.batch_size.choose(lambda: self._texts_of(first), lambda texts: self._seconds_of(first, texts))
             for task in tasks:
                 if (missing := self._without_what_is_there(task)) is not None:
                     self._extract_or_refuse_audit(missing)
@@ -111,14 +127,9 @@ class Worker:
     def _extract(self, task: Task) -> None:
         """One unit through the model, to the uploads."""
         passes = self._passes_for(task.row_formats)
-        rows = staged_rows.read_rows(self.store, task.unit.rows)
-        unit: TargetUnit | CandidateUnit
-        if task.is_targets:
-            unit = TargetUnit(task, rows, self.tokenizer, self.spec, passes.capture, self.preference)
-        else:
-            unit = CandidateUnit(task, rows, self.tokenizer, self.spec, passes.capture)
+        unit = self._unit(task, passes)
         self._refuse_too_many_bad_rows(task, unit.quarantined)
-        for micro_batch in unit.micro_batches():
+        for micro_batch in unit.micro_batches(self.batch_size.current):
             self._next_pass(has_work=True)
             started = time.monotonic()
             computed = passes.compute(micro_batch.examples, mean=unit.mean, factors=unit.factors)
@@ -133,6 +144,12 @@ class Worker:
         self._refuse_too_many_bad_rows(task, unit.quarantined)
         self.uploads.put(task.unit, unit.shards())
 
+    def _unit(self, task: Task, passes: Passes) -> TargetUnit | CandidateUnit:
+        rows = staged_rows.read_rows(self.store, task.unit.rows)
+        if task.is_targets:
+            return TargetUnit(task, rows, self.tokenizer, self.spec, passes.capture, self.preference)
+        return CandidateUnit(task, rows, self.tokenizer, self.spec, passes.capture)
+
     def _passes_for(self, row_formats: tuple[RowFormat, ...]) -> Passes:
         if self.passes is None or self.passes.capture.row_formats != row_formats:
             if self.passes:
@@ -142,6 +159,24 @@ class Worker:
             can_halve = not (self.world.sharded and self.world.size > 1)
             self.passes = Passes(capture, can_halve=can_halve, max_tokens=self.max_tokens.get(row_formats, sys.maxsize))
         return self.passes
+
+    def _texts_of(self, task: Task) -> list[tokenise.Encoded]:
+        return [*self._unit(task, self._passes_for(task.row_formats)).encoded.values()]
+
+    def _seconds_of(self, task: Task, texts: list[tokenise.Encoded]) -> float | None:
+        """The faster of two passes of these texts as texts of this task: the first of a shape pays for its preparation."""
+        passes, seconds = self._passes_for(task.row_formats), []
+        for _ in range(2):
+            self._next_pass(has_work=True)
+            started = time.monotonic()
+            num_tokens_before = passes.max_tokens
+            passes.compute(texts, mean=task.is_targets)
+            if passes.max_tokens < num_tokens_before:
+                return None
+            if self.world.device.type == "cuda":
+                torch.cuda.synchronize(self.world.device)
+            seconds.append(time.monotonic() - started)
+        return min(seconds)
 
     def _next_pass(self, *, has_work: bool) -> bool:
         """Wait until all ranks of a world that shares its weights are here. Whether any of them has work."""

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from prism_job import __version__
+from prism_job.plan.batch_record import batch_sizes
 from prism_job.plan.plan import Plan
 from prism_job.publish.manifest import Counts, FileName, Manifest, TargetSetFacts, summary
 from prism_job.publish.origins import Origins
@@ -22,6 +23,7 @@ from prism_job.publish.report.page import render
 from prism_job.publish.tables import write_tables
 from prism_job.score.column import parts
 from prism_job.spec.document import SelectionRun
+from prism_job.spec.extraction import AUTO
 from prism_job.storage.objects import Store
 
 
@@ -109,8 +111,12 @@ def _target_sets(reduced: Reduced) -> list[TargetSetFacts]:
 
 
 def _replaying(run: SelectionRun, plan: Plan) -> SelectionRun:
-    """The same run from any folder and at any time: local paths made absolute, a hub model pinned to its commit."""
+    """The same run from any folder and at any time: local paths made absolute, a hub model pinned to its commit.
+
+    The tokens of a micro-batch are those that the run chose, if that was one number: they decide the last bits of its rows.
+    """
     spec = run.spec
+    sizes = batch_sizes(run, plan.extractor) if spec.extraction.tokens_per_batch == AUTO else set()
     sets = spec.targets.sets
     targets = (
         spec.targets.model_copy(update={"sets": tuple(map(_full_uris, sets))}) if sets else _full_uris(spec.targets)
@@ -124,6 +130,7 @@ def _replaying(run: SelectionRun, plan: Plan) -> SelectionRun:
         "model": spec.model.model_copy(update=model),
         "candidates": _full_uris(spec.candidates),
         "targets": targets,
+        "extraction": spec.extraction.model_copy(update={"tokens_per_batch": sizes.pop()} if len(sizes) == 1 else {}),
         "store": _full(spec.store),
         "output": _full(spec.output),
     }

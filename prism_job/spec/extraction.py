@@ -1,8 +1,8 @@
 """The section `spec.extraction`: how an example becomes a row."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from prism_job.spec.section import Section
 
@@ -59,6 +59,23 @@ class DeepSpeedSpec(Section):
         return self
 
 
+AUTO: Literal["auto"] = "auto"
+LARGEST_BATCH = 2**24
+EXPECTED_BATCH = 4096
+"""Of `auto`, in predictions."""
+
+
+def _check_tokens(value: Any) -> Any:
+    if value == AUTO or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_BATCH):
+        return value
+    raise ValueError(f"must be auto, or a whole number from 1 to {LARGEST_BATCH}, without quotes")
+
+
+TokensPerBatch = Annotated[
+    Annotated[int, Field(ge=1, le=LARGEST_BATCH)] | Literal["auto"], BeforeValidator(_check_tokens)
+]
+
+
 class ExtractionSpec(Section):
     """How an example becomes a row of the gradient store."""
 
@@ -68,12 +85,11 @@ class ExtractionSpec(Section):
         le=2**20,
         description="Tokens; longer examples are truncated at the end. A row without a response token left is unusable.",
     )
-    tokens_per_batch: int = Field(
-        4096,
-        ge=1,
-        le=2**24,
+    tokens_per_batch: TokensPerBatch = Field(
+        AUTO,
         description="Tokens of a micro-batch, with padding. Affects only speed and memory (135M parameters in float32 take "
-        "1 to 2 MB per token), no row. 512 is faster on a CPU, more than 4096 on a large GPU.",
+        "1 to 2 MB per token), and rows by rounding alone. auto: the job measures a few sizes in seconds and keeps the best "
+        "in the store. A number: two runs on the same hardware give the same bits even with two stores.",
     )
     examples_per_shard: int = Field(
         1024,
@@ -95,3 +111,8 @@ class ExtractionSpec(Section):
         gt=0,
         description="Seconds; a micro-batch that takes longer counts as a hang, and its rank ends with exit code 75.",
     )
+
+    @property
+    def expected_tokens_per_batch(self) -> int:
+        """For predictions made where the model cannot be run."""
+        return EXPECTED_BATCH if isinstance(self.tokens_per_batch, str) else self.tokens_per_batch

@@ -1,7 +1,7 @@
 """The base of all sections of the document, and the types that several of them share."""
 
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationInfo, field_validator
 from pydantic.alias_generators import to_camel
@@ -34,9 +34,11 @@ class Section(BaseModel):
 
 
 def _plain_types(annotation: Any) -> set[Any]:
-    """The types of a field: `Annotated[int, …] | None` has int and NoneType."""
+    """The types of a field: `Annotated[int, …] | Literal["auto"]` has int and str."""
     if get_origin(annotation) in (Union, UnionType):
         return set().union(*(_plain_types(option) for option in get_args(annotation)))
+    if get_origin(annotation) is Literal:
+        return {type(value) for value in get_args(annotation)}
     return {get_args(annotation)[0]} if get_origin(annotation) is Annotated else {annotation}
 
 

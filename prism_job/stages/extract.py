@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from prism_job.errors import DataError
+from prism_job.extract.batch_size import BatchSize
 from prism_job.extract.capture.layers import captured_layers, report
 from prism_job.extract.capture.probe import used_layers
 from prism_job.extract.distributed.spawner import spawn_ranks
@@ -44,11 +45,11 @@ def extract(run: SelectionRun, topology: Topology, arguments: list[str]) -> dict
         if topology.ranks * topology.nodes > 1:
             return spawn_ranks(arguments, topology)
     with Watchdog(run.spec.extraction.step_timeout_seconds) as watchdog:
-        return _extract_as_rank(run.spec, plan, topology, watchdog)
+        return _extract_as_rank(run, plan, topology, watchdog)
 
 
-def _extract_as_rank(spec: RunSpec, plan: Plan, topology: Topology, watchdog: Watchdog) -> dict[str, Any]:
-    deepspeed = spec.extraction.deepspeed
+def _extract_as_rank(run: SelectionRun, plan: Plan, topology: Topology, watchdog: Watchdog) -> dict[str, Any]:
+    spec, deepspeed = run.spec, run.spec.extraction.deepspeed
     world = World.init(topology, deepspeed, spec.extraction.step_timeout_seconds)
     event("loading", model=spec.model.uri, device=str(world.device))
     load_config(spec.model)  # refuses what cannot be captured before gigabytes are downloaded
@@ -63,13 +64,15 @@ def _extract_as_rank(spec: RunSpec, plan: Plan, topology: Topology, watchdog: Wa
     report(layers)
 
     tasks = missing_tasks(spec, plan)
-    meter = Meter("extract", sum(task.unit.num_rows for task in tasks))
+    num_rows = sum(task.unit.num_rows for task in tasks)
+    batch_size = BatchSize(run, plan.extractor, world, num_rows // (world.size * world.groups))
+    meter = Meter("extract", num_rows)
     store = open_store(spec.store)
     uploads = Uploads(store)
     worker = Worker(
-        spec, plan, world, store, tokenizer, model, layers, preference, meter=meter, watchdog=watchdog, uploads=uploads
+        spec, plan, world, store, tokenizer, model, layers, preference, batch_size, meter, watchdog, uploads
     )
-    worker.run(world.assign(tasks))
+    worker.run(world.assign(tasks), first=tasks[0])
     world.shutdown()
     meter.report()
     return {

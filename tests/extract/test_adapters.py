@@ -67,6 +67,7 @@ CAPTURED: dict[str, Options] = {
     "biases of its layers": {"bias": "lora_only"},
     "biases of its own": {"lora_bias": True},
     "embedding": {"target_modules": [*LAYERS, "embed_tokens"]},
+    "head and embedding": {"target_modules": [*LAYERS, "lm_head", "embed_tokens"]},
     "head and embedding as a whole": {"modules_to_save": ["lm_head", "embed_tokens"]},
     "norms": {"modules_to_save": ["input_layernorm"]},
     "some tokens": {"trainable_token_indices": [5, 6]},
@@ -82,15 +83,27 @@ def test_every_row_is_the_gradient_of_the_loras_matrices(base: Path, tmp_path: P
     ids = torch.tensor([EXAMPLES[0].ids])
     # The same weights through the same code: the same bits.
     assert torch.equal(model(input_ids=ids).logits, reference(input_ids=ids).logits)
-    layers = linear_layers(reference)
-    assert captured_layers(model, ("*",)).names == list(layers)
+    layers = [name for name in linear_layers(reference) if ".lm_head." not in name]
+    assert captured_layers(model, ("*",)).names == layers
     wanted = []
     for example in EXAMPLES[:COUNT]:
         gradients, _, _ = weight_gradients(reference, example, mean=False)
-        in_float64 = {name: gradient.double() for name, gradient in gradients.items()}
+        in_float64 = {name: gradients[name].double() for name in layers}
         wanted.append(torch.cat(list(sketches(in_float64, SEED, DIM).values())))
     found = extract(capture_of(model, None), in_batches_of(3, COUNT)).rows_BD
     assert bool((deviation_B(found, torch.stack(wanted)) < TOLERANCE[FLOAT32]).all())
+
+
+def test_what_an_adapter_holds_of_embedding_and_head_is_named(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(base, save_adapter(base, tmp_path, CAPTURED["head and embedding"]))
+    (event,) = [json.loads(line) for line in capsys.readouterr().out.splitlines() if '"adapter"' in line]
+    prefix = "base_model.model"
+    assert event["not_captured"] == [
+        *(f"{prefix}.model.embed_tokens.lora_embedding_{side}.default" for side in "AB"),
+        *(f"{prefix}.lm_head.lora_{side}.default.weight" for side in "AB"),
+    ]
 
 
 @pytest.mark.parametrize("name", ["head and embedding as a whole", "some tokens", "all biases"])

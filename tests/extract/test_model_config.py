@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,6 +19,7 @@ from transformers import (
     BloomConfig,
     Gemma2Config,
     Gemma3Config,
+    GptOssConfig,
     LlamaConfig,
     T5Config,
 )
@@ -25,6 +27,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from prism_job.errors import DataError, RequestError
+from prism_job.extract.capture.layers import captured_layers
 from prism_job.extract.model import load_model
 from prism_job.extract.model_config import load_config, refuse_unsuitable_settings
 from prism_job.plan.attention import EAGER_ONLY, attention_backend
@@ -158,15 +161,13 @@ WRONG_CONFIGS: dict[str, dict[str, Any]] = {
         "quantization_config": {"quant_method": "gptq"}
     },
     "quantised by awq | name the unquantised model": {"quantization_config": {"quant_method": "awq"}},
-    "package compressed-tensors | pip install": {"quantization_config": {"quant_method": "compressed-tensors"}},
 }
 
 
 @pytest.mark.parametrize(("expected", "settings"), WRONG_CONFIGS.items(), ids=WRONG_CONFIGS)
 def test_a_model_that_cannot_be_captured_is_refused_without_its_weights(
-    tiny_model: Path, tmp_path: Path, expected: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tmp_path: Path, expected: str, settings: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("prism_job.extract.model_config.find_spec", lambda name: None)
     folder = changed(tiny_model, tmp_path / "model", **settings)
     (folder / "model.safetensors").unlink()
     refuses(lambda: load_config(spec_of(folder)), f"{expected} | {folder}")
@@ -216,22 +217,93 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_refused(job: Job, tmp_path: Path)
 # Quantised checkpoints
 
 
-def test_an_fp8_checkpoint_is_the_model_that_its_numbers_stand_for(tiny_model: Path, tmp_path: Path) -> None:
-    settings = {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"}
-    folder = changed(tiny_model, tmp_path / "fp8", quantization_config=settings)
-    weights, wanted = safetensors.torch.load_file(folder / "model.safetensors"), {}
-    for name in [name for name in weights if "_proj" in name]:
-        rows, columns = weights[name].shape
-        blocks = weights[name].view(rows // 16, 16, columns // 16, 16)
-        scales = blocks.abs().amax((1, 3)) / 448  # the largest number of float8_e4m3fn
-        stored = (blocks / scales[:, None, :, None]).to(torch.float8_e4m3fn)
-        weights[name], weights[f"{name}_scale_inv"] = stored.view(rows, columns), scales
-        wanted[name] = (stored.float() * scales[:, None, :, None]).view(rows, columns)
-    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    found = load_model(spec_of(folder), CPU).state_dict()
-    assert found.keys() == load_model(spec_of(tiny_model), CPU).state_dict().keys()
+def fp8(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """What DeepSeek's form stores for a weight, blocks of 16 × 16, and the numbers that it stands for."""
+    rows, columns = weight.shape
+    blocks = weight.view(rows // 16, 16, columns // 16, 16)
+    scales = blocks.abs().amax((1, 3)) / 448  # the largest number of float8_e4m3fn
+    stored = (blocks / scales[:, None, :, None]).to(torch.float8_e4m3fn)
+    numbers = (stored.float() * scales[:, None, :, None]).view(rows, columns)
+    return {".weight": stored.view(rows, columns), ".weight_scale_inv": scales}, numbers
+
+
+def compressed_fp8(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """One scale for each output."""
+    scales = weight.abs().amax(1, keepdim=True) / 448
+    stored = (weight / scales).to(torch.float8_e4m3fn)
+    return {".weight": stored, ".weight_scale": scales}, stored.float() * scales
+
+
+def compressed_int4(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """One scale for each 16 inputs; eight numbers in an int32, the first in its lowest bits."""
+    groups = weight.view(len(weight), -1, 16)
+    scales = groups.abs().amax(2) / 7
+    stored = (groups / scales[..., None]).round()
+    nibbles = (stored.view(len(weight), -1, 8).long() + 8) << torch.arange(0, 32, 4)
+    packed = nibbles.sum(2)
+    signed = torch.where(packed >= 2**31, packed - 2**32, packed).int()
+    parts = {".weight_packed": signed, ".weight_scale": scales, ".weight_shape": torch.tensor(weight.shape)}
+    return parts, (stored * scales[..., None]).view_as(weight)
+
+
+def compressed(form: str, **weights: Any) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "weights": {"symmetric": True, "dynamic": False, **weights}}
+    shared = {"quant_method": "compressed-tensors", "quantization_status": "compressed", "ignore": ["lm_head"]}
+    return {**shared, "format": form, "config_groups": {"group_0": group}}
+
+
+STORED: dict[str, tuple[dict[str, Any], Callable[[Tensor], tuple[dict[str, Tensor], Tensor]]]] = {
+    "fp8": ({"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"}, fp8),
+    "compressed fp8": (compressed("float-quantized", num_bits=8, type="float", strategy="channel"), compressed_fp8),
+    "compressed int4": (
+        compressed("pack-quantized", num_bits=4, type="int", strategy="group", group_size=16),
+        compressed_int4,
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "quantise"), STORED.values(), ids=STORED)
+def test_a_quantised_checkpoint_is_the_plain_model_that_its_numbers_stand_for(
+    tiny_model: Path, tmp_path: Path, settings: dict[str, Any], quantise: Any
+) -> None:
+    folder = changed(tiny_model, tmp_path / "model", quantization_config=settings)
+    wanted = safetensors.torch.load_file(folder / "model.safetensors")
+    stored: dict[str, Tensor] = {}
     for name, weight in wanted.items():
-        torch.testing.assert_close(found[name], weight, rtol=1e-6, atol=0)  # one product in float32
+        parts = {".weight": weight}
+        if "_proj" in name:
+            parts, wanted[name] = quantise(weight)
+        stored |= {name.removesuffix(".weight") + part: tensor for part, tensor in parts.items()}
+    safetensors.torch.save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    model = load_model(spec_of(folder), CPU)
+    assert captured_layers(model, ("*",)).coverage == 1
+    torch.testing.assert_close(model.state_dict(), wanted, rtol=1e-6, atol=0)  # one product in float32
+
+
+FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def test_the_experts_of_gpt_oss_are_the_numbers_that_mxfp4_stands_for(tmp_path: Path) -> None:
+    folder = save(
+        tmp_path / "model", GptOssConfig(**SHAPE | {"intermediate_size": 64}, head_dim=8, num_local_experts=4)
+    )
+    wanted, stored = safetensors.torch.load_file(folder / "model.safetensors"), {}
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in wanted.items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            stored[name] = weight
+            continue
+        num_experts, inputs, outputs = weight.shape
+        shape = (num_experts, outputs, inputs // 32)
+        pairs = torch.randint(256, (*shape, 16), generator=generator, dtype=torch.uint8)
+        exponents = torch.randint(120, 126, shape, generator=generator, dtype=torch.uint8)
+        stored |= {f"{name}_blocks": pairs, f"{name}_scales": exponents}
+        numbers = FP4[torch.stack([pairs & 15, pairs >> 4], -1).long()].flatten(3)
+        scales = 2.0 ** (exponents.float() - 127)
+        wanted[name] = (numbers * scales[..., None]).flatten(2).transpose(1, 2)
+    safetensors.torch.save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    configured = changed(folder, tmp_path / "mxfp4", **quantised_by("mxfp4"))
+    torch.testing.assert_close(load_model(spec_of(configured), CPU).state_dict(), wanted, rtol=0, atol=0)
 
 
 # Rotary embedding

@@ -43,7 +43,7 @@ KEYWORDS = {
     *("type", "description", "nullable", "format", "enum", "pattern", "properties", "required", "items"),
     *("minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
     *("x-kubernetes-preserve-unknown-fields", "x-kubernetes-validations"),
-    *("x-kubernetes-list-type", "x-kubernetes-list-map-keys"),
+    *("x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-int-or-string"),
 }
 """All that a node of ours may hold: no $ref, anyOf, const, default, title, additionalProperties, examples, uniqueItems."""
 
@@ -134,7 +134,7 @@ def test_its_names_are_those_that_the_launcher_requests() -> None:
 
 def test_every_column_shows_a_field_that_exists() -> None:
     columns = VERSION["additionalPrinterColumns"]
-    types = {path: node["type"] for path, node, _ in nodes(SCHEMA)}
+    types = {path: node.get("type") for path, node, _ in nodes(SCHEMA)}
     assert all(types[column["jsonPath"]] == column["type"] for column in columns if column["name"] != "Age")
     shown = [column["name"] for column in columns if not column.get("priority")]
     assert shown == ["Phase", "Groups", "Shards", "Restarts", "Age"]
@@ -142,9 +142,13 @@ def test_every_column_shows_a_field_that_exists() -> None:
 
 @pytest.mark.parametrize(("path", "node"), [(path, node) for path, node, _ in nodes(SCHEMA)])
 def test_every_node_is_structural_bounded_and_described(path: str, node: dict[str, Any]) -> None:
-    assert node["type"] in TYPES
     assert not node.keys() - KEYWORDS
     assert isinstance(node.get("exclusiveMinimum", False), bool)
+    if node.get("x-kubernetes-int-or-string"):
+        assert "type" not in node
+        assert {"minimum", "maximum", "pattern", "description"} <= node.keys()
+        return
+    assert node["type"] in TYPES
     match node["type"]:
         case "string":
             assert "maxLength" in node or "enum" in node
@@ -292,7 +296,9 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "spec.targets": st.sampled_from([sets_of("math"), sets_of("math", "code"), sets_of("math", "math")]),
     "spec.store": ADDRESS,
     "spec.extraction.maxLength": st.sampled_from([1, 2, 2048, 2**20, 2**20 + 1]),
-    "spec.extraction.tokensPerBatch": st.sampled_from([0, 1, 2**24, 2**24 + 1, 2**70]),
+    "spec.extraction.tokensPerBatch": st.sampled_from(
+        ["auto", 0, 1, 2**24, 2**24 + 1, 2**70, "Auto", "512", "", "auto ", 512.5, True, None]
+    ),
     "spec.extraction.layers": st.lists(st.sampled_from(["*", "model.*", ""]), max_size=2),
     "spec.extraction.projection": st.sampled_from([{"seed": 2**63 - 1}, {"seed": 2**63}, {"dim": 513}, {"seed": -1}]),
     "spec.extraction.codec": st.sampled_from([{"dims": 256}, {"dims": 2**24}, {"dims": 300}, {"kind": "float16"}]),
@@ -366,6 +372,7 @@ REFUSED = [
     ("spec.selection.drop", "lowest", "spec.selection: give exactly one of keep, drop"),
     ("spec.selection.keep", None, "spec.selection: give exactly one of keep, drop"),
     ("spec.extraction.deepspeed", {"offload": "cpu"}, "spec.extraction.deepspeed.offload: offload needs stage: 3"),
+    ("spec.extraction.tokensPerBatch", "512", "spec.extraction.tokensPerBatch in body should match '^auto$'"),
     ("spec.extraction.codec.dims", 3000, "spec.extraction.codec.dims: must be a power of two"),
     ("spec.cluster.groups", 257, "257: spec.cluster.groups in body should be less than or equal to 256"),
     ("spec.cluster.env", [{"name": "A"}], "spec.cluster.env[0]: give exactly one of value, valueFrom"),

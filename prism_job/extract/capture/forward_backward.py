@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prism_job.errors import RequestError
+from prism_job.extract.capture.layers import shape_of
 from prism_job.extract.tokenise import Batch
 
 
@@ -49,8 +50,8 @@ def forward_and_backward(model: PreTrainedModel, batch: Batch, dtype: torch.dtyp
 
 def _refuse_unknown_tokens(model: PreTrainedModel, batch: Batch) -> None:
     """On a GPU such a token would stop the process with an error of the device, which names nothing."""
-    num_embeddings = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    if num_embeddings is not None and (largest := int(batch.ids_BT.max())) >= num_embeddings:
+    num_embeddings = shape_of(cast(Any, model.get_input_embeddings()).weight)[0]
+    if (largest := int(batch.ids_BT.max())) >= num_embeddings:
         what = f"the tokenizer makes token {largest}, but the model has only {num_embeddings} token embeddings"
         fix = "put the tokenizer that the model was trained with beside its weights"
         raise RequestError(what, where="spec.model.uri", fix=fix)

@@ -75,11 +75,15 @@ class World:
 
     def any_rank(self, *flags: bool) -> list[bool]:
         """For each flag, whether any rank has set it. Collective where the world is sharded; else this rank's own flags."""
+        return [bool(flag) for flag in self.largest(*flags)]
+
+    def largest(self, *values: int) -> list[int]:
+        """The largest of each value over all ranks. Collective where the world is sharded; else this rank's own values."""
         if not self.sharded:
-            return list(flags)
-        set_anywhere = torch.tensor(flags, dtype=torch.int32, device=self.device)
-        torch.distributed.all_reduce(set_anywhere, op=torch.distributed.ReduceOp.MAX)
-        return [bool(flag) for flag in set_anywhere.tolist()]
+            return list(values)
+        largest = torch.tensor(values, dtype=torch.int64, device=self.device)
+        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+        return [int(value) for value in largest.tolist()]
 
     def shutdown(self) -> None:
         """Disconnect, after all ranks have come here: gloo aborts a rank (exit code 134) whose peer has left before it."""

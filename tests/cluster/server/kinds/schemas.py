@@ -84,15 +84,16 @@ def validate(schema: Schema, value: Json, where: str = "") -> list[Cause]:
         bad.append(Cause(reason, where or "<nil>", text))
 
     if value is None:
-        if not schema.get("nullable") and schema.get("type"):
+        wanted = "integer,string" if schema.get("x-kubernetes-int-or-string") else schema.get("type")
+        if not schema.get("nullable") and wanted and not schema.get("x-quantity"):
             invalid(
-                f'Invalid value: "null": {where} in body must be of type {schema["type"]}: "null"',
+                f'Invalid value: "null": {where} in body must be of type {wanted}: "null"',
                 "FieldValueTypeInvalid",
             )
         return bad
     wanted, kind = schema.get("type"), _type_of(value)
-    if schema.get("x-kubernetes-int-or-string"):
-        if kind not in ("integer", "string") and not (schema.get("x-quantity") and kind == "number"):
+    if schema.get("x-kubernetes-int-or-string") and kind not in ("integer", "string"):
+        if not (schema.get("x-quantity") and kind == "number"):
             invalid(
                 f'Invalid value: "{kind}": {where} in body must be of type integer,string: "{kind}"',
                 "FieldValueTypeInvalid",
