@@ -80,24 +80,29 @@ def tune(
 
 def tune_in_bfloat16(model: PreTrainedModel, encoded: Sequence[Encoded], *, rate: float, batch_size: int) -> None:
     """One epoch in the given order, otherwise as `tune`. All of a pass is in bfloat16, fused experts too, which autocast
-    leaves in float32; the optimizer's weights are float32."""
+    leaves in float32; what the optimizer changes is float32. Each weight is stepped as its gradient comes, to save memory."""
     weights = list(model.requires_grad_(True).train().parameters())
-    kept = [weight.detach().clone() for weight in weights]
-    optimizer = torch.optim.AdamW(kept, lr=rate, weight_decay=0.0, fused=True)
+    kept = {weight: weight.detach().clone() for weight in weights}
+    optimizers = {weight: torch.optim.AdamW([kept[weight]], weight_decay=0.0, fused=True) for weight in weights}
+    left = 1.0  # share of the steps that are still to come
+
+    def on_gradient(weight: Tensor) -> None:
+        kept[weight].grad, weight.grad = weight.grad.float(), None  # type: ignore[union-attr]
+        optimizers[weight].param_groups[0]["lr"] = rate * left
+        optimizers[weight].step()
+        kept[weight].grad = None
+        weight.data.copy_(kept[weight])
+
+    handles = [weight.register_post_accumulate_grad_hook(on_gradient) for weight in weights]
     for weight in weights:
         weight.data = weight.data.bfloat16()
-    starts = range(0, len(encoded), batch_size)
-    for step, start in enumerate(starts):
-        optimizer.param_groups[0]["lr"] = rate * (1 - step / len(starts))
+    for start in range(0, len(encoded), batch_size):
+        left = 1 - start / len(encoded)
         nll_B, tokens_B = nll(model, tokenise.collate(list(encoded[start : start + batch_size]), CPU))
         (nll_B.sum() / tokens_B.sum()).backward()
-        for one, weight in zip(kept, weights, strict=True):
-            one.grad, weight.grad = weight.grad.float(), None  # type: ignore[union-attr]
-        optimizer.step()
-        for one, weight in zip(kept, weights, strict=True):
-            weight.data.copy_(one)
-    for one, weight in zip(kept, weights, strict=True):
-        weight.data = one.requires_grad_(False)
+    for handle, weight in zip(handles, weights, strict=True):
+        handle.remove()
+        weight.data = kept[weight]
     model.requires_grad_(False).eval()
 
 

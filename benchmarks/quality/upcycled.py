@@ -7,7 +7,7 @@ job's scores without curvature are compared with exact ones: plain autograd over
 
     python -m benchmarks.quality.upcycled --data FOLDER --json build/quality/upcycled.json
 
-The models stay in FOLDER_OF_WORK/upcycled/tuned and …/moe. Shapes: N candidates, Q pairs.
+The models are left in the folder upcycled of --work, as tuned and moe. Shapes: N candidates, Q pairs.
 """
 
 import json
@@ -66,8 +66,7 @@ def main() -> None:
     names = [*(f"auroc_{method}" for method in METHODS), "spearman_exact", "spearman_with_tuned", "mean_pi"]
     heads = ["model", *(f"AUROC {name}" for name in METHODS.values()), "Spearman, exact", "with the tuned", "mean π"]
     lines = [[label, *(intervals[f"{name}[{kind}]"] for name in names)] for kind, label in MODELS.items()]
-    print(harness.table(heads, lines))
-    print({name: value for name, value in figures.items() if "loss" in name})
+    print(f"{json.dumps(figures, indent=1)}\n\n{harness.table(heads, lines)}")
     job.write_json(options.json, figures | harness.flat(intervals))
 
 
@@ -130,9 +129,8 @@ def rank(work: Path, path: str, seed: int) -> dict[str, Any]:
 def exact_scores(path: str, candidates: Rows, targets: Rows, pi_Q: np.ndarray) -> np.ndarray:
     """Equations 3 and 4 without curvature over every matrix but embeddings and head: float64 [N]."""
     tokenizer, model = tuning.load(path)
+    model.requires_grad_(True)
     weights = [one for name, one in model.named_parameters() if one.ndim > 1 and "embed" not in name]
-    for weight in weights:
-        weight.requires_grad_()
 
     def gradient(*texts: Encoded, share: float = 0.0) -> tuple[torch.Tensor, ...]:
         nll_B, tokens_B = tuning.nll(model, tokenise.collate(texts, tuning.CPU))
