@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
     GPT2Config,
     LlamaConfig,
     MixtralConfig,
@@ -62,6 +63,13 @@ def config_of(kind: str) -> Any:
         return Qwen2Config(**shared)
     if kind == "mixtral":
         return MixtralConfig(num_local_experts=4, num_experts_per_tok=2, **shared)
+    if kind == "deepseek_v3":  # a dense layer, then one of experts in two groups with a shared expert; latent attention
+        heads = {"num_key_value_heads": 4, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+        heads |= {"q_lora_rank": 24, "kv_lora_rank": 16}
+        experts = {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1}
+        return DeepseekV3Config(
+            **{**shared, **heads, **experts, "moe_intermediate_size": 16, "first_k_dense_replace": 1}
+        )
     return LlamaConfig(**shared)
 
 
@@ -69,7 +77,7 @@ def build_model(kind: str = "llama", dtype: torch.dtype = torch.float64, seed: i
     """A frozen model in evaluation mode; the same seed gives the same weights (rounded) in every dtype.
 
     Args:
-        kind: one of KINDS, or "mixtral" (experts fused into 3-D parameters).
+        kind: one of KINDS, or "mixtral" or "deepseek_v3" (experts fused into 3-D parameters).
         dtype: float64 models are float64 throughout: transformers' RMSNorm, which computes in float32 whatever the
             type, is replaced by torch's own.
     """
@@ -97,6 +105,9 @@ def fill(model: nn.Module, seed: int) -> None:
             parameter.data.copy_(drawn * 0.2)
         else:
             parameter.data.copy_(drawn * 0.1 + (1.0 if "norm" in name or ".ln_" in name else 0.0))
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):  # a buffer that is stored: it decides which experts are chosen
+            buffer.copy_(torch.randn(buffer.shape, generator=generator, dtype=torch.float64) * 0.1)
 
 
 def norms_in_float64(model: nn.Module) -> None:
@@ -147,7 +158,7 @@ def save_tiny_model(
 ) -> Path:
     """Write config, safetensors and a fast tokenizer (with a ChatML template, or none); returns the folder.
 
-    kind: llama, gpt2, qwen2, tied or mixtral. For an adapter see `save_tiny_adapter`.
+    kind: llama, gpt2, qwen2, tied, mixtral or deepseek_v3. For an adapter see `save_tiny_adapter`.
     """
     if kind == "lora":
         raise ValueError("save the base with save_tiny_model and the adapter with save_tiny_adapter")

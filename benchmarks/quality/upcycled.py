@@ -1,7 +1,7 @@
 """A real mixture of experts: does it rank as well as the dense model that it was made from?
 
 Each MLP of the model is copied into 4 experts with a little noise; a random router sends each token to two of them (sparse
-upcycling, Komatsuzaki et al. 2023). The result is tuned for a few hundred steps on GSM8K and BIG-Bench-Hard, a dense twin on
+upcycling, Komatsuzaki et al. 2023). The result is tuned for 150 steps on GSM8K and BIG-Bench-Hard, a dense twin on
 the same batches; the text has no statement of the facts task. Then each model ranks right above wrong statements, and the
 job's scores without curvature are compared with exact ones: plain autograd over the whole weights, an example at a time.
 
@@ -34,8 +34,8 @@ from prism_job.storage import model_files
 EXPERTS, TOP_K = 4, 2
 NOISE = 0.1
 """Standard deviation of the noise of a copy, relative to that of the weight."""
-STEPS, BATCH, RATE, MAX_TOKENS = 300, 4, 5e-5, 128
-HELD = 64
+STEPS, BATCH, RATE, MAX_TOKENS = 150, 4, 5e-5, 96
+HELD = 32
 """Texts that are not trained on, for the loss."""
 EXACT = 80
 """So many candidates get an exact score."""
