@@ -1,7 +1,7 @@
 """A real mixture of experts: does it rank as well as the dense model that it was made from?
 
 Each MLP of the model is copied into 4 experts with a little noise; a random router sends each token to two of them (sparse
-upcycling, Komatsuzaki et al. 2023). The result is tuned for 150 steps on GSM8K and BIG-Bench-Hard, a dense twin on
+upcycling, Komatsuzaki et al. 2023). The result is tuned for some steps on GSM8K and BIG-Bench-Hard, a dense twin on
 the same batches; the text has no statement of the facts task. Then each model ranks right above wrong statements, and the
 job's scores without curvature are compared with exact ones: plain autograd over the whole weights, an example at a time.
 
@@ -34,8 +34,8 @@ from prism_job.storage import model_files
 EXPERTS, TOP_K = 4, 2
 NOISE = 0.1
 """Standard deviation of the noise of a copy, relative to that of the weight."""
-STEPS, BATCH, RATE, MAX_TOKENS = 150, 4, 5e-5, 96
-HELD = 32
+STEPS, BATCH, RATE, MAX_TOKENS = 60, 4, 1e-4, 96
+HELD = 16
 """Texts that are not trained on, for the loss."""
 EXACT = 80
 """So many candidates get an exact score."""
@@ -76,13 +76,13 @@ def train(options: Any, kind: str, path: Path) -> dict[str, float]:
     tokenizer, model = tuning.load(options.model)
     rows = [json.loads(line) for name in ("gsm8k_train", "bbh") for line in (options.data / f"{name}.jsonl").open()]
     random.Random(0).shuffle(rows)
-    texts = []
-    for row in rows:
+    texts: list[Encoded] = []
+    while len(texts) < HELD + STEPS * BATCH:
+        row = rows.pop()
         if row.get("task") != "multistep_arithmetic_two":  # bare sums, as the facts task has
             turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
             encoded = tokenise.encode_candidate(examples.candidate_content({"messages": turns}), tokenizer, 2048)
             texts += [encoded] if len(encoded.ids) <= MAX_TOKENS else []
-    texts = texts[: HELD + STEPS * BATCH]
     model = upcycled(model, NOISE) if kind == "moe" else model
     before = float(tuning.mean_nll(model, texts[:HELD]).mean())
     tuning.tune_in_bfloat16(model, texts[HELD:], rate=RATE, batch_size=BATCH)
@@ -116,7 +116,7 @@ def rank(work: Path, path: str, seed: int) -> dict[str, Any]:
     """How well the job's scores rank right above wrong, and how they agree with exact ones."""
     candidates, targets = make_data(seed)
     good_N = np.array([row["label"] == 1 for row in candidates])
-    run = harness.extract(work, f"upcycled-{Path(path).stem}-{seed}", candidates, targets, model=path)
+    run = harness.extract(work, f"upcycled-{Path(path).stem}-{seed}", candidates, targets, model=path, dtype="bfloat16")
     pi_Q = run.targets.preference_Q
     score_N, plain_N = run.scores(pi_Q), run.without_curvature().scores(pi_Q)
     rankings = {"preference": score_N, "cosine": score_N / run.norm_N, "plain": plain_N, "loss": -run.loss_N}
