@@ -73,7 +73,7 @@ WHOLE_PASS = """
 scorer("sign", direction_KD[0])
 sys.stdout, shown = open(os.devnull, "w"), sys.stdout
 started = time.process_time()
-score_candidates(run.spec, plan, store, direction_KD)
+score_candidates(run.spec, plan, store, [], direction_KD)
 print(time.process_time() - started, file=shown)
 """
 

@@ -128,7 +128,7 @@ def audit_scores(run: harness.Extracted, lam: float | None) -> Float64:
     summed = sum_targets(form, plan, plan.audit, store)
     audited = plan.model_copy(update={"extractor": plan.audit.extractor, "factors": plan.audit.factors})
     directions_KD, _ = fold_directions(form, audited, store, summed.layers, summed.directions_KLPP, lam)
-    return score_sample(form, plan.audit, store, directions_KD)[0]
+    return score_sample(form, plan.audit, store, summed.layers, directions_KD)[0]
 
 
 def exact_scores(model_uri: str, candidates: harness.Rows, pairs: harness.Rows, lam: float | None) -> Float64:

@@ -121,7 +121,7 @@ class Extracted:
         directions_KLPP = directions_KM.reshape(len(directions_KM), -1, dim, dim)
         folded_KD, _ = fold_directions(spec, self.plan, store, self.targets.layers, directions_KLPP)
         with contextlib.redirect_stdout(sys.stderr):  # its progress; what an experiment prints is its tables
-            columns = score_candidates(spec, self.plan, store, folded_KD).scores
+            columns = score_candidates(spec, self.plan, store, self.targets.layers, folded_KD).scores
         return np.stack([column.part(slice(0, len(column))) for column in columns], axis=1)
 
     @cached_property

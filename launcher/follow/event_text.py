@@ -62,7 +62,16 @@ def note_text(event: dict[str, Any]) -> str | None:
             return f"ignored {event['uri']}: {event['reason']}"
         case "loading":
             return f"loading {event['model']} on {event['device']}"
+        case "layers":
+            return _layers_text(event)
     return None
+
+
+def _layers_text(event: dict[str, Any]) -> str:
+    shares = f"{event['coverage']:.1%} of those asked for, {event['share_of_model']:.1%} of the model's matrices"
+    unseen = f"; not captured: {', '.join(event['unseen'])}" if event["unseen"] else ""
+    left_out = f"; no text passes through {', '.join(event['left_out'])}" if event["left_out"] else ""
+    return f"gradients of {event['captured']:,} weights, {shares}{unseen}{left_out}"
 
 
 def _rate(per_second: float) -> str:

@@ -156,9 +156,12 @@ def _shards_of_one_row(layers: list[str], spec: RunSpec) -> dict[shards.Kind, _S
         pair |= {f"{side}_nll": _NUMBERS["nll"], f"{side}_tokens": _NUMBERS["tokens"]}
     upper = np.zeros((len(layers), dim * (dim + 1) // 2), np.float32)
     row = np.zeros((1, unfolded), np.float32)
-    of_layers = {"layers": layers, "dim": dim}
+    of_layers = {"layers": layers, "dim": dim, "coverage": 0.9999, "share_of_model": 0.9999}
     contents: dict[shards.Kind, tuple[dict[str, NDArray[Any]], dict[str, Any]]] = {
-        "candidates": ({"ids": pair["ids"], **_NUMBERS, **codec.zeros(kind, 1, width)}, {"quarantined": {}}),
+        "candidates": (
+            {"ids": pair["ids"], **_NUMBERS, **codec.zeros(kind, 1, width)},
+            {"quarantined": {}, "layers": digest(layers)},
+        ),
         "targets": ({**pair, "rows": row}, of_layers),
         "factors": ({"inputs": upper, "outputs": upper}, {"num_tokens": 10**6}),
         "sums": ({**pair, "preference": row[0], "uniform": row[0]}, of_layers),

@@ -22,6 +22,7 @@ from prism_job.extract.passes import Computed
 from prism_job.extract.tasks import Output, Task
 from prism_job.extract.uploads import Arrays, NewShard
 from prism_job.plan.plan import Unit
+from prism_job.spec.digest import digest
 from prism_job.spec.document import RunSpec
 from prism_job.store import codec, shards
 
@@ -67,6 +68,7 @@ class CandidateUnit:
         # Encoded micro-batch by micro-batch: a unit's float32 rows would be gigabytes with codec float16.
         self.stored = codec.zeros(self.extraction.codec.kind, len(self.ids), capture.projections[0].width)
         self.columns = Columns(len(self.ids))
+        self.layers = digest(capture.layers.names)
         wants_factors = any(output.kind == "factors" for output in task.outputs)
         self.factors = capture.new_factors() if wants_factors else None
 
@@ -96,7 +98,7 @@ class CandidateUnit:
         quarantined = {str(index): reason for index, reason in self.quarantined.items()}
         columns: Arrays = {"nll": self.columns.nll_N, "tokens": self.columns.tokens_N, "norm": self.columns.norm_N}
         arrays = {"ids": shards.id_bytes(self.ids), **columns, **self.stored}
-        return NewShard(output, arrays, {"quarantined": quarantined})
+        return NewShard(output, arrays, {"quarantined": quarantined, "layers": self.layers})
 
     def _factors(self, output: Output) -> NewShard:
         assert self.factors is not None
@@ -128,7 +130,7 @@ class TargetUnit:
     ) -> None:
         self.task, self.extraction, self.preference = task, spec.extraction, preference
         self.quarantined: dict[int, str] = {}  # never any: a target that cannot be used is an error
-        self.layer_names = capture.layers.names
+        self.of_layers = capture.layers.notes
         needs_rejected = spec.scoring.weighting == "preference"
         contents = [examples.target_content(row, needs_rejected=needs_rejected) for row in rows]
         self.ids = [examples.example_id(content) for content in contents]
@@ -171,7 +173,7 @@ class TargetUnit:
         for output in self.task.outputs:
             rows_ND = self.rows[self.task.row_formats.index(output.row_format)]
             rows = {"rows": rows_ND} if output.kind == "targets" else _weighted_sums(rows_ND, beside, self.preference)
-            notes = {"layers": self.layer_names, "dim": output.row_format.dim}
+            notes = self.of_layers | {"dim": output.row_format.dim}
             new_shards.append(NewShard(output, beside | rows, notes))
         return new_shards
 

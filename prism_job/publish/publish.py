@@ -79,6 +79,7 @@ def _manifest(reduced: Reduced, folder: str) -> Manifest:
         extractor=plan.extractor,
         extractor_parts=plan.extractor_parts,
         work=plan.work_digest(),
+        layers={"captured": len(reduced.targets.layers), **reduced.targets.coverage},
         counts=counts,
         threshold=chosen.threshold,
         scores=summary(reduced.scores.part(slice(0, len(usable_N)))[usable_N]),

@@ -16,6 +16,7 @@ from prism_job.plan.plan import Audit, Block, Plan, Quarantined
 from prism_job.progress import Meter
 from prism_job.score.column import Column, parts
 from prism_job.score.scorers import finish, scorer
+from prism_job.spec.digest import digest
 from prism_job.spec.document import RunSpec
 from prism_job.storage.objects import Store
 from prism_job.store import shards
@@ -48,12 +49,16 @@ class Scored:
     quarantined: list[Quarantined] = field(default_factory=list)
 
 
-def score_candidates(spec: RunSpec, plan: Plan, store: Store, directions_KD: Float64) -> Scored:
-    """Equation 4 for every row of the plan and each direction. Each shard is read once."""
+def score_candidates(spec: RunSpec, plan: Plan, store: Store, layers: Sequence[str], directions_KD: Float64) -> Scored:
+    """Equation 4 for every row of the plan and each direction. Each shard is read once.
+
+    Args:
+        layers: those of the directions, which must be those of the rows.
+    """
     scored = Scored([Column("f8") for _ in directions_KD], np.zeros(plan.num_examples, np.bool_))
     meter = Meter("reduce", plan.num_examples)
     start = 0
-    scored_units = score_units(spec, store, plan.extractor, plan.candidates, directions_KD)
+    scored_units = score_units(spec, store, plan.extractor, plan.candidates, layers, directions_KD)
     for unit, of_unit in zip(plan.candidates, scored_units, strict=True):
         for column, scores_N in zip(scored.scores, of_unit.scores, strict=True):
             column.append(scores_N)
@@ -71,7 +76,7 @@ def score_candidates(spec: RunSpec, plan: Plan, store: Store, directions_KD: Flo
 
 
 def score_sample(
-    spec: RunSpec, audit: Audit, store: Store, directions_KD: Float64
+    spec: RunSpec, audit: Audit, store: Store, layers: Sequence[str], directions_KD: Float64
 ) -> tuple[Float64, NDArray[np.int32]]:
     """Scores of the audit's sample, combined over the target sets, and its response tokens, 0 where a row is unusable.
 
@@ -79,23 +84,34 @@ def score_sample(
         spec: in the form of `audit_spec`, as the directions are.
     """
     signed_weights = [target_set.signed_weight for target_set in spec.targets.as_sets()]
-    units = list(score_units(spec, store, audit.extractor, audit.units, directions_KD))
+    units = list(score_units(spec, store, audit.extractor, audit.units, layers, directions_KD))
     scores_N = np.concatenate([_weighted_sum(unit.scores, signed_weights) for unit in units])
     return scores_N, np.concatenate([unit.tokens for unit in units])
 
 
 def score_units(
-    spec: RunSpec, store: Store, extractor: str, units: Sequence[Block], directions_KD: Float64
+    spec: RunSpec,
+    store: Store,
+    extractor: str,
+    units: Sequence[Block],
+    layers: Sequence[str],
+    directions_KD: Float64,
 ) -> Iterator[ScoredUnit]:
     """Equation 4 for the rows of these units, in their order; shards are read ahead.
 
-    Raises DataError: a shard is missing or damaged, or its arrays do not fit together.
+    Raises DataError: a shard is missing or damaged, its arrays do not fit together, or its rows are of other layers.
     """
+    of_layers = digest(list(layers))
     codec = spec.extraction.codec.kind
     scorers = [scorer(codec, direction_D) for direction_D in directions_KD]
 
     def score(shard: shards.Shard) -> ScoredUnit:
         arrays = shard.arrays
+        if shard.notes.get("layers", of_layers) != of_layers:  # shards of older versions do not say
+            where = store.uri(shards.shard_key(extractor, "candidates", shard.unit_id))
+            what = "its rows are of other layers than the targets': the model took another path when they were written"
+            fix = "extract both on the same kind of device with the same packages; " + shards.REDO
+            raise DataError(what, where=where, fix=fix)
         score, loss = spec.scoring.score, spec.scoring.loss
         try:
             scores = [finish(each(arrays), arrays["tokens"], arrays["norm"], score, loss) for each in scorers]

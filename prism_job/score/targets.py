@@ -23,6 +23,7 @@ class Targets:
 
     ids: list[str]
     layers: list[str]
+    coverage: dict[str, float]  # shares of the model in the layers, as extraction found them; empty for old shards
     directions_KLPP: Float64
     set_Q: NDArray[np.int64]  # index of each pair's set in `spec.targets.as_sets()`
     preference_Q: Float64
@@ -39,11 +40,13 @@ def weigh_targets(spec: RunSpec, plan: Plan, store: Store) -> Targets:
     """
     ids: list[str] = []
     layers: list[str] = []
+    coverage: dict[str, float] = {}
     columns: dict[str, list[Float64]] = {"chosen_nll": [], "rejected_nll": [], "preference": [], "weight": []}
     by_set = _SetSums(spec, plan)
     for unit in plan.targets:
         shard = shards.read_shard(store, plan.extractor, "targets", unit.id)
         layers, arrays = shard.notes["layers"], shard.arrays
+        coverage = {name: shard.notes[name] for name in ("coverage", "share_of_model") if name in shard.notes}
         chosen, rejected = (
             mean_nll(arrays[f"{side}_nll"], arrays[f"{side}_tokens"]) for side in ("chosen", "rejected")
         )
@@ -66,6 +69,7 @@ def weigh_targets(spec: RunSpec, plan: Plan, store: Store) -> Targets:
     return Targets(
         ids=ids,
         layers=layers,
+        coverage=coverage,
         directions_KLPP=by_set.mean_directions(layers),
         set_Q=set_Q,
         preference_Q=joined["preference"],

@@ -61,7 +61,8 @@ def _extract_as_rank(run: SelectionRun, plan: Plan, topology: Topology, watchdog
     model = model if engine is None else engine.module
     layers = used_layers(model, layers)
     refuse_unsuitable_settings(spec.extraction, model.config, len(layers.weights))
-    report(layers)
+    if not world.rank:
+        report(layers)
 
     tasks = missing_tasks(spec, plan)
     num_rows = sum(task.unit.num_rows for task in tasks)

@@ -49,7 +49,7 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
 
     targets = weigh_targets(run.spec, plan, store)
     directions_KD, curvature_facts = fold_directions(run.spec, plan, store, targets.layers, targets.directions_KLPP)
-    scored = score_candidates(run.spec, plan, store, directions_KD)
+    scored = score_candidates(run.spec, plan, store, targets.layers, directions_KD)
     scores = combine(scored.scores, [target_set.signed_weight for target_set in run.spec.targets.as_sets()])
     malloc.return_freed_memory()
     check_bad_fraction([*plan.quarantine, *scored.quarantined], int(scored.usable_N.sum()), run.spec)
@@ -96,7 +96,7 @@ def audit_ranking(
     if usable_N.sum() >= audit.MIN_ROWS:
         audited_plan = plan.model_copy(update={"extractor": plan.audit.extractor, "factors": plan.audit.factors})
         directions_KD, _ = fold_directions(as_audit, audited_plan, store, targets.layers, targets.directions_KLPP, lam)
-        audit_scores_N, tokens_N = score_sample(as_audit, plan.audit, store, directions_KD)
+        audit_scores_N, tokens_N = score_sample(as_audit, plan.audit, store, targets.layers, directions_KD)
         # A row may fit into memory at one size of its sketches and not at the other.
         usable_N = usable_N & (tokens_N > 0)
         ranked = int(scored.usable_N.sum()) - int(chosen.duplicate_N.sum())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from launcher.follow.bars import Lines
-from launcher.follow.event_text import progress_text
+from launcher.follow.event_text import note_text, progress_text
 from launcher.follow.terminal_text import printable
 
 
@@ -32,6 +32,16 @@ def test_characters_that_reverse_the_reading_order_are_escaped() -> None:
 )
 def test_progress_as_text(event: dict[str, Any], expected: str) -> None:
     assert progress_text(event) == expected
+
+
+def test_what_is_captured_is_one_line_that_names_what_is_not() -> None:
+    event = {"event": "layers", "captured": 24, "coverage": 0.985, "share_of_model": 0.031}
+    assert note_text({**event, "unseen": [], "left_out": []}) == (
+        "gradients of 24 weights, 98.5% of those asked for, 3.1% of the model's matrices"
+    )
+    assert note_text({**event, "unseen": ["a.dt_proj"], "left_out": ["model.visual"]}).endswith(
+        "; not captured: a.dt_proj; no text passes through model.visual"
+    )
 
 
 def test_plain_progress_lines_are_seconds_apart(capsys: pytest.CaptureFixture[str]) -> None:

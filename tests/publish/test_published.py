@@ -177,6 +177,7 @@ def test_the_manifest_counts_and_sums_up_what_the_tables_hold(job: Job) -> None:
         "target_pairs": 5,
         "units": len(plan.candidates),
     }
+    assert stated["layers"] == {"captured": 14, "coverage": 1.0, "share_of_model": 1.0}
     assert len(selected) == 6
     assert len((manifest.parent / "quarantine.jsonl").read_text().splitlines()) == 2
     ranked = sorted(row["score"] for row in scores if row["score"] is not None and not row["duplicate"])

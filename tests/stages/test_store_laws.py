@@ -418,3 +418,10 @@ def test_staged_rows_and_shards_under_a_wrong_name_are_refused(job: Job) -> None
     strange = {**shard.arrays, "ids": shard.arrays["ids"][::-1]}
     shards.write_shard(store, plan.extractor, "candidates", unit.id, strange, shard.notes)
     job.refuses("reduce", 65, unit.id, "row ids")
+    # Rows of a device on which other weights are captured.
+    notes = shard.notes | {"layers": "other"}
+    shards.write_shard(store, plan.extractor, "candidates", unit.id, shard.arrays, notes)
+    job.refuses("reduce", 65, unit.id, "of other layers")
+    notes.pop("layers")  # as older versions wrote it
+    shards.write_shard(store, plan.extractor, "candidates", unit.id, shard.arrays, notes)
+    job.passes("reduce")

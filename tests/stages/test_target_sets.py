@@ -116,7 +116,7 @@ def test_the_combined_score_is_the_score_along_the_combined_direction(job: Job) 
         weight * direction for weight, direction in zip(SIGNED.values(), targets.directions_KLPP, strict=True)
     )
     directions_KD, _ = fold_directions(run.spec, plan, store, targets.layers, combined[None])
-    (alone,) = score_candidates(run.spec, plan, store, directions_KD).scores
+    (alone,) = score_candidates(run.spec, plan, store, targets.layers, directions_KD).scores
     wanted = alone.part(slice(0, len(found)))
     # A direction has 24 bits a dim, an error of 6e-8 of its largest in each block; the sets' scores partly cancel.
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())

@@ -70,6 +70,15 @@ class Layers:
         """Share of all matrix parameters that the model trains."""
         return sum(weight.numel for weight in self.weights.values()) / self.num_matrices
 
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What a shard of targets says of them: their names, and the shares to four digits."""
+        return {
+            "layers": self.names,
+            "coverage": round(self.coverage, 4),
+            "share_of_model": round(self.share_of_model, 4),
+        }
+
     def without(self, reasons: dict[str, str]) -> Self:
         """Without these weights, which count as unseen.
 

@@ -92,6 +92,7 @@ def gather(reduced: Reduced, origins: Origins, manifest: Manifest) -> Report:
             "loss": spec.scoring.loss,
             "curvature": reduced.curvature,
             "selection": spec.selection.model_dump(mode="json", exclude_none=True),
+            "layers": manifest.layers,
             "extractor": plan.extractor,
         },
         counts=manifest.counts.model_dump(),
