@@ -66,7 +66,11 @@ EXPECTED_BATCH = 4096
 
 
 def _check_tokens(value: Any) -> Any:
-    if value == AUTO or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_BATCH):
+    """As an API server, which takes null for a field that may be text or a number."""
+    if value is None or value == AUTO:
+        return AUTO
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and 1 <= value <= LARGEST_BATCH and value % 1 == 0:
         return value
     raise ValueError(f"must be auto, or a whole number from 1 to {LARGEST_BATCH}, without quotes")
 

@@ -297,7 +297,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "spec.store": ADDRESS,
     "spec.extraction.maxLength": st.sampled_from([1, 2, 2048, 2**20, 2**20 + 1]),
     "spec.extraction.tokensPerBatch": st.sampled_from(
-        ["auto", 0, 1, 2**24, 2**24 + 1, 2**70, "Auto", "512", "", "auto ", 512.5, True, None]
+        ["auto", 0, 1, 2**24, 2**24 + 1, 2**70, "Auto", "512", "", "auto ", 512.5, 512.0, True, None]
     ),
     "spec.extraction.layers": st.lists(st.sampled_from(["*", "model.*", ""]), max_size=2),
     "spec.extraction.projection": st.sampled_from([{"seed": 2**63 - 1}, {"seed": 2**63}, {"dim": 513}, {"seed": -1}]),
