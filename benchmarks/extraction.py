@@ -5,6 +5,11 @@ the same and what differs: docs/performance.md. bergson runs in the Python of a 
 PYTHON`); without one it is left out.
 
     python -m benchmarks.extraction --data FOLDER/gsm8k_train.jsonl --bergson VENV/bin/python --json extraction.json
+
+With `--sizes`, `tokensPerBatch: auto` beside these sizes in place of the methods: the same passes in one process, in turns.
+
+    python -m benchmarks.extraction --data FOLDER/gsm8k_train.jsonl --rows 32 --rounds 2 --dtype bfloat16 \
+        --sizes 512 1024 2048 4096 --json sizes.json
 """
 
 import argparse
@@ -65,11 +70,15 @@ def main() -> None:
     parser.add_argument("--dtype", choices=get_args(Dtype), default="float32", help="of all (%(default)s)")
     parser.add_argument("--bergson", type=Path, help="a Python that has bergson")
     parser.add_argument("--bergson-tokens", type=int, default=512, help="its own token_batch_size (%(default)s)")
+    parser.add_argument("--sizes", type=int, nargs="+", help="tokens per batch to compare with auto")
     parser.add_argument("--model", default=job.MODEL, help="%(default)s")
     parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)  # in a child process
     options = parser.parse_args()
     if options.method:
         print(json.dumps(measure(options.method, options.model, options.dtype, options.data, options.tokens_per_batch)))
+        return
+    if options.sizes:
+        job.write_json(options.json, {"rows": options.rows, "dtype": options.dtype} | compare_sizes(options))
         return
     rows = [json.loads(line) for line in options.data.open(encoding="utf-8")][: options.rows]
     with tempfile.TemporaryDirectory() as name:
@@ -219,6 +228,56 @@ def measure(method: str, model_uri: str, dtype: Dtype, path: Path, tokens_per_ba
     seconds = time.monotonic() - started
     figures = {"tokens": sum(lengths), "seconds": seconds, "tokens_per_second": sum(lengths) / seconds}
     return figures | ({"bytes_per_example": LESS_DIMS * 2} if method == "less" else {})
+
+
+def compare_sizes(options: argparse.Namespace) -> dict[str, float]:
+    """CPU seconds of all passes over the rows at each size, medians over rounds; and what `auto` takes, and its price."""
+    import itertools
+
+    import torch
+
+    from prism_job.extract import tokenise
+    from prism_job.extract.batch_size import BatchSize
+    from prism_job.extract.capture.gradients import GradientCapture
+    from prism_job.extract.capture.layers import captured_layers
+    from prism_job.extract.capture.row_format import RowFormat
+    from prism_job.extract.distributed.world import World
+    from prism_job.extract.model import load_model
+    from prism_job.spec.document import parse_spec
+    from prism_job.spec.model import ModelSpec
+
+    cpu = torch.device("cpu")
+    model = load_model(ModelSpec(uri=options.model, dtype=options.dtype), cpu)
+    capture = GradientCapture(model, captured_layers(model, ("*",)), [RowFormat(64, 0, 65_536)])
+    rows = list(itertools.islice(encoded(options.model, options.data), options.rows))
+    lengths = [len(each.ids) for each in rows]
+
+    def passes(texts: Any) -> float:
+        started = time.monotonic()
+        capture.gradients_of(tokenise.collate(texts, cpu), mean=False, factors=capture.new_factors())
+        return time.monotonic() - started
+
+    with tempfile.TemporaryDirectory() as folder:
+        document = job.write_document(Path(folder) / "selection.yaml", "sizes", job.selection(Path(folder)))
+        run = parse_spec(document.read_text(), str(document))
+    world = World(0, 1, 0, 1, 0, sharded=False, device=cpu)
+    measured: dict[str, list[float]] = {}
+    for number in range(options.rounds):
+        cpu_before, before = time.process_time(), time.monotonic()
+        taken = BatchSize(run, "", world, len(rows)).measure(rows, lambda texts: min(passes(texts), passes(texts)))
+        probe = {"auto_tokens": taken, "auto_seconds": time.monotonic() - before}
+        figures = {**probe, "auto_cpu_seconds": time.process_time() - cpu_before}
+        for size in options.sizes if number % 2 == 0 else options.sizes[::-1]:
+            started = time.process_time()
+            for positions in tokenise.micro_batches(lengths, size):
+                passes([rows[position] for position in positions])
+            figures[f"cpu_seconds[{size}]"] = time.process_time() - started
+        least = min(figures[f"cpu_seconds[{size}]"] for size in options.sizes)
+        figures["auto_over_best"] = figures[f"cpu_seconds[{taken}]"] / least
+        for name, value in figures.items():
+            measured.setdefault(name, []).append(value)
+        print(f"round {number}: {figures}", file=sys.stderr, flush=True)
+    return {name: statistics.median(values) for name, values in measured.items()} | {"tokens": sum(lengths)}
 
 
 def loss_of(model: Any, batch: Any) -> Any:

@@ -63,7 +63,7 @@ class BatchSize:
         if not size and self.world.device.type != "cuda" and self.num_rows < MIN_ROWS:
             size, how = CPU_SIZES[0], "not measured: few rows"
         if not size:
-            chosen, how = self._measure(texts(), seconds_of), "measured"
+            chosen, how = self.measure(texts(), seconds_of), "measured"
             size = self._recorded() or chosen  # another rank or group may have been faster
             if self.world.rank == 0 or not self.world.sharded:
                 write_batch_size(self.run, self.setting, size)
@@ -81,7 +81,8 @@ class BatchSize:
         (size,) = self.world.largest(read_batch_size(self.run, self.setting) or 0)
         return size
 
-    def _measure(self, texts: list[Encoded], seconds_of: Callable[[list[Encoded]], float | None]) -> int:
+    def measure(self, texts: list[Encoded], seconds_of: Callable[[list[Encoded]], float | None]) -> int:
+        """The size to take, by passes of the longest of these texts."""
         is_gpu = self.world.device.type == "cuda"
         # On a CPU the smallest size is one text, and a doubling doubles the texts.
         longest_first = sorted((text.ids if is_gpu else text.ids[: CPU_SIZES[0]] for text in texts), key=len)[::-1]
