@@ -105,7 +105,8 @@ class ExtractionSpec(Section):
         tuple[Annotated[str, StringConstraints(min_length=1, max_length=256)], ...], Field(min_length=1, max_length=64)
     ] = Field(
         ("*",),
-        description="Globs over the names of linear layers. '*' is all except the output head, or those of the adapter.",
+        description="Globs over the names of linear layers, routers and experts' parameters. '*' is all except the output "
+        "head, or those of the adapter. '!GLOB' leaves out what it matches.",
     )
     projection: ProjectionSpec = Field(ProjectionSpec(), description="The random projection.")
     codec: CodecSpec = Field(CodecSpec(), description="How a row is stored.")
