@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import safetensors
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_job.errors import DataError, RequestError
 from prism_job.extract import quantised, quantiser
 from prism_job.extract.adapter import with_adapter
-from prism_job.extract.model_config import load_config, short
+from prism_job.extract.model_config import is_quantised, load_config, short
 from prism_job.plan.attention import attention_backend
 from prism_job.progress import event
 from prism_job.spec.model import ModelSpec
@@ -58,10 +58,8 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
     """
     config = load_config(spec)
     folder, gguf = files_of(model_files.fetch_model(spec.uri, spec.revision))
-    if zero3 is not None and (spec.adapter or gguf):
-        what = "an adapter" if spec.adapter else "a GGUF file"
-        fix = "merge or convert it to a folder of safetensors, or set extraction.deepspeed.stage: 0"
-        raise RequestError(f"{what} cannot be used with ZeRO stage 3", where=spec.adapter or spec.uri, fix=fix)
+    if zero3 is not None:
+        _refuse_with_sharded_weights(spec, config)
     quantised_arguments = quantiser.loading_arguments(spec, config, device, is_sharded=zero3 is not None)
     partitioning = _partition_while_loading(zero3) if zero3 is not None else None
     try:
@@ -71,7 +69,7 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
             attn_implementation=attention_backend(spec),
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, with the name
+            ignore_mismatched_sizes=zero3 is None,  # refused below, with the name; ranks other than 0 do not know it
             **quantised_arguments,
             **(gguf or {"use_safetensors": True, "config": config}),
         )
@@ -113,6 +111,13 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
             fix = "use an earlier checkpoint: the gradients of this one are meaningless"
             raise DataError(f"weight {name} holds NaN or infinite values", where=spec.uri, fix=fix)
     return cast(PreTrainedModel, model)
+
+
+def _refuse_with_sharded_weights(spec: ModelSpec, config: PretrainedConfig | None) -> None:
+    kinds = {"an adapter": spec.adapter, "a GGUF file": config is None, "a quantised checkpoint": is_quantised(config)}
+    for kind in (kind for kind, is_used in kinds.items() if is_used):
+        fix = "merge or convert it to a folder of safetensors in 16 bits, or set extraction.deepspeed.stage: 0"
+        raise RequestError(f"{kind} cannot be used with ZeRO stage 3", where=spec.adapter or spec.uri, fix=fix)
 
 
 def _partition_while_loading(zero3: dict[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """A model's config: read and checked before its weights, and against the settings of extraction. Does not load weights."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import transformers
@@ -71,11 +72,21 @@ def _refuse_other_tasks(config: PretrainedConfig, spec: ModelSpec) -> None:
         raise RequestError(what, where=spec.uri, fix=_NAME_ANOTHER)
 
 
-def _prepare_quantisation(config: PretrainedConfig, spec: ModelSpec) -> None:
+def is_quantised(config: PretrainedConfig | None) -> bool:
+    """Whether the checkpoint holds quantised weights."""
+    return config is not None and any(True for _ in _quantisations(config))
+
+
+def _quantisations(config: PretrainedConfig) -> Iterator[dict[str, Any]]:
     for part in (config, config.get_text_config(decoder=True)):
-        settings = getattr(part, "quantization_config", None)
-        if not isinstance(settings, dict) or settings.get("quant_method") == "bitsandbytes":
-            continue  # the latter are loaded as they are (extract/quantised.py)
+        if isinstance(settings := getattr(part, "quantization_config", None), dict):
+            yield settings
+
+
+def _prepare_quantisation(config: PretrainedConfig, spec: ModelSpec) -> None:
+    for settings in _quantisations(config):
+        if settings.get("quant_method") == "bitsandbytes":
+            continue  # loaded as it is (extract/quantised.py)
         method = str(settings.get("quant_method"))
         if method not in DEQUANTISED:
             what = f"the weights are quantised by {method}, and their gradients cannot be captured"

@@ -278,6 +278,8 @@ def test_a_quantised_checkpoint_is_the_plain_model_that_its_numbers_stand_for(
     model = load_model(spec_of(folder), CPU)
     assert captured_layers(model, ("*",)).coverage == 1
     torch.testing.assert_close(model.state_dict(), wanted, rtol=1e-6, atol=0)  # one product in float32
+    sharded = "a quantised checkpoint cannot be used with ZeRO stage 3 | in 16 bits | stage: 0"
+    refuses(lambda: load_model(spec_of(folder), CPU, zero3={}), sharded)
 
 
 FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
