@@ -89,6 +89,12 @@ def test_fused_experts_and_routers_are_captured_and_a_part_of_the_model_is_no_wh
     assert without.share_of_model == pytest.approx(1 - size / whole)
 
 
+def test_globs_that_leave_out_every_layer_are_refused() -> None:
+    with pytest.raises(RequestError, match="no weight that can be captured is left") as refusal:
+        captured_layers(model_of("llama"), ("!model.layers.*",))
+    assert refusal.value.where == "spec.extraction.layers"
+
+
 class Fused(nn.Module):
     """One linear layer of 1,000 numbers and a 3-D parameter beside it, as fused experts have."""
 

@@ -139,6 +139,9 @@ def captured_layers(model: nn.Module, globs: tuple[str, ...]) -> Layers:
             what = f"'{glob}' matches no linear layer that can be captured"
             fix = f"layers of this model are named like {', '.join([*candidates][:4])}"
             raise RequestError(what, where="spec.extraction.layers", fix=fix)
+    if not weights:
+        what = "no weight that can be captured is left"
+        raise RequestError(what, where="spec.extraction.layers", fix="leave out less, or name the layers you want")
     sizes = {id(weight.parameter): weight.numel for weight in candidates.values()}
     trained = {name: parameter for name, parameter in _matrices(model, head, embedding, sizes) if is_trained(name)}
     requested = {name: parameter for name, parameter in trained.items() if is_requested(name.removesuffix(".weight"))}
