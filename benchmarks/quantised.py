@@ -52,7 +52,8 @@ OWN_PRODUCTS: dict[str, dict[str, Any]] = {
     "LLM.int8(), threshold 0": {"load_in_8bit": True, "llm_int8_threshold": 0.0},
 }
 """bitsandbytes' settings of its own products."""
-NUM_ALONE = 8
+PARTS = ("weights", "batch-mates", "adapter")
+NUM_ALONE = 4
 """Examples whose rows are computed a second time, alone."""
 
 
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--dim", type=int, default=64, help="projected dims a side; half of it for the adapter")
     parser.add_argument("--tokens-per-batch", type=int, default=512)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     chosen = parser.parse_args()
     with (chosen.data / "gsm8k_train.jsonl").open() as file:
         rows = [json.loads(line) for line in file][: 2 * chosen.examples]
@@ -99,33 +101,30 @@ def main() -> None:
             for side in SIDES
         ]
         work = Work(encoded[: chosen.examples], targets, chosen)
-        makers: dict[str, Any] = {
-            each: lambda settings=settings: load_model(ModelSpec(uri=str(folder), **settings), CPU)
-            for each, settings in SETTINGS.items()
-        }
-        makers["nf4 without double quantisation"] = lambda: by_transformers(folder, NF4_ONCE, torch.bfloat16)
-        compare(figures, makers, work, chosen.dim)
-        # In float32, where rounding alone moves a row by 1e-6; few examples, because LLM.int8() is slow on a CPU.
-        few = Work(work.candidates[: 2 * NUM_ALONE], work.targets[:4], chosen)
-        makers = {
-            "float32, few": makers["float32"],
-            "int8 in float32, few": lambda: load_model(
-                ModelSpec(uri=str(folder), dtype="float32", quantization="int8"), CPU
-            ),
-        }
-        makers |= {
-            f"{each} in float32, few": lambda given=given: by_transformers(folder, given, torch.float32)
-            for each, given in OWN_PRODUCTS.items()
-        }
-        compare(figures, makers, few, chosen.dim)
-        train_adapter(folder, adapter, encoded[chosen.examples :], chosen.tokens_per_batch)
-        adapted = {
-            f"adapter over {each}": lambda settings=settings: load_model(
-                ModelSpec(uri=str(folder), adapter=str(adapter), **settings), CPU
-            )
-            for each, settings in SETTINGS.items()
-        }
-        compare(figures, adapted, work, chosen.dim // 2)
+
+        def loaders(prefix: str, **more: str) -> dict[str, Any]:
+            specs = {name: ModelSpec(uri=str(folder), **settings, **more) for name, settings in SETTINGS.items()}
+            return {prefix + name: lambda spec=spec: load_model(spec, CPU) for name, spec in specs.items()}
+
+        if "weights" in chosen.parts:
+            once = {"nf4 without double quantisation": lambda: by_transformers(folder, NF4_ONCE, torch.bfloat16)}
+            compare(figures, loaders("") | once, work, chosen.dim)
+        if "batch-mates" in chosen.parts:
+            # In float32, where rounding alone moves a row by 1e-6; few examples, because LLM.int8() is slow on a CPU.
+            few = Work(work.candidates[: 2 * NUM_ALONE], work.targets[:4], chosen)
+            ours = ModelSpec(uri=str(folder), dtype="float32", quantization="int8")
+            makers = {
+                "float32, few": loaders("")["float32"],
+                "int8 in float32, few": lambda: load_model(ours, CPU),
+                **{
+                    f"{name} in float32, few": lambda given=given: by_transformers(folder, given, torch.float32)
+                    for name, given in OWN_PRODUCTS.items()
+                },
+            }
+            compare(figures, makers, few, chosen.dim)
+        if "adapter" in chosen.parts:
+            train_adapter(folder, adapter, encoded[chosen.examples :], chosen.tokens_per_batch)
+            compare(figures, loaders("adapter over ", adapter=str(adapter)), work, chosen.dim // 2)
     job.write_json(chosen.json, figures)
 
 

@@ -2,8 +2,8 @@
 
 A quantised layer computes what a plain linear layer with its dequantised weight computes, in the dtype of its inputs.
 bitsandbytes' own products are not used. The 8-bit one (LLM.int8()) quantises the inputs as well, and treats columns apart in
-which *any* token of a batch has a large input, so a batch-mate changes a row (by .02 to .2 of its norm on SmolLM2-135M,
-benchmarks/quantised.py). The 4-bit one reorders a weight for inference on some CPUs; no gradient passes it afterwards.
+which *any* token of a batch has a large input, so a batch-mate changes a row (docs/performance.md). The 4-bit one reorders a
+weight for inference on some CPUs; no gradient passes it afterwards.
 """
 
 import importlib
