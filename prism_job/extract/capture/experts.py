@@ -52,26 +52,22 @@ def captured_experts(layers: Layers, sketches: PassSketches) -> Iterator[None]:
 def experts_forward(experts: Any, hidden_NH: Tensor, expert_NK: Tensor, weight_NK: Tensor) -> Tensor:
     """What transformers' grouped product computes, in the same order: [N, H]."""
     names, sketches = _watched.get(experts, ({}, None))
-    num_tokens, top_k = expert_NK.shape
     expert_S, order_S = torch.sort(expert_NK.flatten(), stable=True)
-    place_S = torch.empty_like(order_S).index_copy_(0, order_S, torch.arange(len(order_S), device=order_S.device))
+    routing = _Routing(order_S, expert_NK.shape[1])
     ends_E = torch.searchsorted(expert_S, torch.arange(experts.num_experts, device=expert_S.device), right=True)
     up = "gate_up_proj" if experts.has_gate else "up_proj"
-    up_SF = _product(hidden_NH[order_S // top_k], experts, up, expert_S, ends_E)
+    up_SF = _product(_Routed.apply(hidden_NH, routing), experts, up, expert_S, ends_E)
     inner_SI = experts._apply_gate(up_SF) if experts.has_gate else experts.act_fn(up_SF)
     down_SH = _product(inner_SI, experts, "down_proj", expert_S, ends_E)
     has_norm = getattr(experts, "has_post_expert_norm", False)
     out_SH = experts.post_expert_norm(down_SH) if has_norm else down_SH
     weighted_SH = out_SH * weight_NK.flatten()[order_S, None]
-    output_NH = weighted_SH[place_S].view(num_tokens, top_k, -1).sum(1).to(hidden_NH.dtype)
-
-    def by_token(side_SP: Tensor) -> Tensor:
-        return side_SP[place_S].view(num_tokens, top_k, -1)
+    output_NH = _Combined.apply(weighted_SH, routing).to(hidden_NH.dtype)
 
     if sketches is not None and up in names:
         # A token's input is the same for all its experts, so its K output gradients are summed first.
         def up_side_b(gradient_SF: Tensor, side_b: Tensor, sign_EP: Tensor) -> Tensor:
-            return by_token((gradient_SF.to(side_b.dtype) @ side_b) * sign_EP[expert_S]).sum(1)
+            return routing.by_token((gradient_SF.to(side_b.dtype) @ side_b) * sign_EP[expert_S]).sum(1)
 
         _on_use(names[up], sketches, hidden_NH, None, up_SF, up_side_b)
     if sketches is not None and "down_proj" in names:
@@ -81,14 +77,57 @@ def experts_forward(experts: Any, hidden_NH: Tensor, expert_NK: Tensor, weight_N
             return side_NP[:, None] * (weight_NK.detach()[..., None] * sign_EP[expert_NK])
 
         def down_side_b_before_norm(gradient_SH: Tensor, side_b: Tensor, sign_EP: Tensor) -> Tensor:
-            return by_token((gradient_SH.to(side_b.dtype) @ side_b) * sign_EP[expert_S])
+            return routing.by_token((gradient_SH.to(side_b.dtype) @ side_b) * sign_EP[expert_S])
 
         watched, side_b = (down_SH, down_side_b_before_norm) if has_norm else (output_NH, down_side_b)
-        _on_use(names["down_proj"], sketches, inner_SI, by_token, watched, side_b)
+        _on_use(names["down_proj"], sketches, inner_SI, routing.by_token, watched, side_b)
     return output_NH
 
 
 ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, experts_forward)
+
+
+class _Routing:
+    """Which rows belong to which token."""
+
+    def __init__(self, order_S: Tensor, top_k: int) -> None:
+        self.top_k, self.token_S = top_k, order_S // top_k
+        self.place_S = torch.empty_like(order_S)  # of a token's rows, token by token
+        self.place_S[order_S] = torch.arange(len(order_S), device=order_S.device)
+
+    def rows(self, values_ND: Tensor) -> Tensor:
+        """[S, D]: the values of each row's token."""
+        return values_ND.index_select(0, self.token_S)
+
+    def by_token(self, values_SD: Tensor) -> Tensor:
+        """[N, K, D]"""
+        return values_SD.index_select(0, self.place_S).view(-1, self.top_k, values_SD.shape[1])
+
+
+class _Routed(torch.autograd.Function):
+    """Tokens -> rows. Its gradient is `_Combined`, and the other way round: autograd would add row by row instead."""
+
+    @staticmethod
+    def forward(ctx: Any, values_ND: Tensor, routing: _Routing) -> Tensor:
+        ctx.routing = routing
+        return routing.rows(values_ND)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_SD: Tensor) -> tuple[Tensor, None]:
+        return ctx.routing.by_token(gradient_SD).sum(1), None
+
+
+class _Combined(torch.autograd.Function):
+    """Rows -> the sum over those of each token."""
+
+    @staticmethod
+    def forward(ctx: Any, values_SD: Tensor, routing: _Routing) -> Tensor:
+        ctx.routing = routing
+        return routing.by_token(values_SD).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_ND: Tensor) -> tuple[Tensor, None]:
+        return ctx.routing.rows(gradient_ND), None
 
 
 def _on_use(name: str, sketches: PassSketches, values: Tensor, by_token: Any, output: Tensor, side_b_of: Any) -> None:
