@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from prism_job.errors import RequestError
 from prism_job.estimate.meta_pass import Growth, TextCosts, text_costs
-from prism_job.extract.adapter import refuse_other_kinds
+from prism_job.extract.adapter import with_shapes_of_adapter
 from prism_job.extract.capture.layers import CapturedWeight, Layers, LinearLayer, captured_layers
 from prism_job.extract.model import files_of
-from prism_job.extract.model_config import load_config, short
+from prism_job.extract.model_config import load_config, refuse_unsuitable_settings, short
 from prism_job.plan.attention import attention_backend
 from prism_job.spec.document import RunSpec
 from prism_job.storage import model_files
@@ -77,13 +77,14 @@ class ModelShape:
 def model_shape(spec: RunSpec) -> ModelShape:
     """The shape of spec.model, with its adapter, from config files alone. A model of 671B parameters takes seconds.
 
-    Raises RequestError: no config of a causal language model; layers that cannot be captured.
+    Raises RequestError: no config of a causal language model; layers or settings that extraction would refuse.
     """
     model = _meta_model(spec)
     layers = captured_layers(model, spec.extraction.layers)
     is_eager = attention_backend(spec.model) == "eager"
     costs = text_costs(model, eager=is_eager)
     layers = _without_unused(layers, costs)
+    refuse_unsuitable_settings(spec.extraction, model.config, len(layers.weights))
     head: Any = model.get_output_embeddings()
     blocks: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
@@ -165,22 +166,18 @@ def _sides(weight: CapturedWeight, costs: TextCosts) -> Sides:
 
 def _meta_model(spec: RunSpec) -> Any:
     folder, gguf = files_of(model_files.fetch_config_and_tokenizer(spec.model.uri, spec.model.revision))
+    config = load_config(spec.model)
     try:
-        config = load_config(spec.model) or AutoConfig.from_pretrained(folder, trust_remote_code=False, **gguf)
+        config = config or AutoConfig.from_pretrained(folder, trust_remote_code=False, **gguf)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=getattr(torch, spec.model.dtype), attn_implementation=attention_backend(spec.model)
             )
-            if spec.model.adapter:
-                from peft import PeftConfig, get_peft_model
-
-                adapter = PeftConfig.from_pretrained(str(model_files.fetch_config_and_tokenizer(spec.model.adapter)))
-                refuse_other_kinds(adapter.to_dict(), spec.model.adapter)
-                model = get_peft_model(model, adapter)
-    except RequestError:
-        raise
     except Exception as error:  # transformers raises many kinds; all are about these files
         fix = "check that the folder holds the config.json of a causal language model"
         what = f"no model can be built from its config: {short(error)}"
         raise RequestError(what, where=spec.model.uri, fix=fix) from error
+    if spec.model.adapter:
+        with torch.device("meta"):
+            model = with_shapes_of_adapter(model, spec.model.adapter)
     return model.eval().requires_grad_(False)

@@ -1,6 +1,8 @@
 """A LoRA adapter on the reference model. Refuses the kinds whose matrices capture would not see, or not as they are trained."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import safetensors.torch
@@ -36,18 +38,11 @@ def with_adapter(model: PreTrainedModel, uri: str, dtype: torch.dtype) -> Any:
     from peft import PeftModel
 
     folder = model_files.fetch_model(uri, is_adapter=True)
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text())
+    with _loading(uri):
+        _refuse_other_kinds(json.loads((folder / "adapter_config.json").read_text()), uri)
         stored = set(safetensors.torch.load_file(folder / "adapter_model.safetensors"))
-        refuse_other_kinds(config, uri)
         adapted = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
-    except RequestError:
-        raise
-    except Exception as error:  # peft raises many kinds; all are about these files and this model
-        fix = "check that it is a PEFT adapter made for this model"
-        raise RequestError(f"the adapter cannot be loaded: {short(error)}", where=uri, fix=fix) from error
-    refuse_other_kinds(adapted.active_peft_config.to_dict(), uri)  # peft turns layers into parameters for fused experts
-    _refuse_whole_matrices(adapted, uri)
+    _refuse_other_parts(adapted, uri)
     loaded = {name.replace(".modules_to_save.default", "").replace(".default", "") for name in adapted.state_dict()}
     strange = sorted((stored - loaded) | ({name for name in loaded if ".lora_" in name} - stored))
     if strange:
@@ -66,7 +61,31 @@ def with_adapter(model: PreTrainedModel, uri: str, dtype: torch.dtype) -> Any:
     return adapted
 
 
-def refuse_other_kinds(config: dict[str, Any], uri: str) -> None:
+def with_shapes_of_adapter(model: PreTrainedModel, uri: str) -> Any:
+    """The model with an adapter of this config, without its weights: what `with_adapter` gives, as far as shapes go."""
+    from peft import PeftConfig, get_peft_model
+
+    folder = model_files.fetch_config_and_tokenizer(uri)
+    with _loading(uri):
+        config = PeftConfig.from_pretrained(str(folder))
+        _refuse_other_kinds(config.to_dict(), uri)
+        adapted = get_peft_model(model, config)
+    _refuse_other_parts(adapted, uri)
+    return adapted
+
+
+@contextlib.contextmanager
+def _loading(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except RequestError:
+        raise
+    except Exception as error:  # peft raises many kinds; all are about these files and this model
+        fix = "check that it is a PEFT adapter made for the model in model.uri"
+        raise RequestError(f"the adapter cannot be loaded: {short(error)}", where=uri, fix=fix) from error
+
+
+def _refuse_other_kinds(config: dict[str, Any], uri: str) -> None:
     """Raises RequestError: by adapter_config.json this is not LoRA, or a kind of LoRA that capture does not see as it is."""
     kind = config.get("peft_type")
     if kind != "LORA":
@@ -97,8 +116,11 @@ def _is_of_adapter(name: str) -> bool:
     return any(part in name for part in (".lora_", ".modules_to_save.", ".trainable_tokens_delta."))
 
 
-def _refuse_whole_matrices(adapted: Any, uri: str) -> None:
-    """Of modules_to_save only norms, biases, embeddings and head: as in a model without adapter, they are not captured."""
+def _refuse_other_parts(adapted: Any, uri: str) -> None:
+    """Refuses a weight that training changes, and that is no LoRA matrix, embedding, head, norm or bias."""
+    _refuse_other_kinds(
+        adapted.active_peft_config.to_dict(), uri
+    )  # peft turns layers into parameters for fused experts
     left_out = {id(adapted.get_input_embeddings()), id(adapted.get_output_embeddings())}
     for name, module in adapted.named_modules():
         saved = getattr(module, "modules_to_save", None)

@@ -157,7 +157,7 @@ def refuses(base: Path, adapter: Path, expected: str) -> None:
 
 def test_an_adapter_of_another_model_is_refused(base: Path, tmp_path: Path) -> None:
     gpt2 = save_tiny_model(tmp_path / "gpt2", "gpt2")
-    refuses(gpt2, save_adapter(base, tmp_path / "adapter", {}), "not found in the base model | made for this model")
+    refuses(gpt2, save_adapter(base, tmp_path / "adapter", {}), "not found in the base model | a PEFT adapter made for")
 
 
 @pytest.mark.parametrize(
@@ -181,8 +181,11 @@ def test_an_adapter_whose_weights_do_not_match_the_model_is_refused(
 
 
 def test_the_estimate_refuses_what_extraction_would(job: Job, base: Path) -> None:
-    job.spec["model"] |= {
-        "uri": str(base),
-        "adapter": str(save_adapter(base, job.folder / "adapter", {"use_dora": True})),
-    }
-    job.refuses(("estimate", "--spec", str(job.spec_path())), 64, "use_dora")
+    adapter = job.folder / "adapter"
+    job.spec["model"] |= {"uri": str(base), "adapter": str(adapter)}
+    for options, expected in ({"use_dora": True}, "use_dora"), ({"modules_to_save": ["up_proj"]}, "as a whole"):
+        save_adapter(base, adapter, options)
+        job.refuses(("estimate", "--spec", str(job.spec_path())), 64, expected, str(adapter), MERGE)
+    del job.spec["model"]["adapter"]
+    job.spec["extraction"]["maxLength"] = 5000
+    job.refuses(("estimate", "--spec", str(job.spec_path())), 64, "maxLength 5000", "4096 or less")
