@@ -29,12 +29,19 @@ def section(text: str, kind: str) -> str:
     ("model_type", "kind"),
     [
         ("phi3", "dense"),
+        ("falcon", "dense"),  # its own linear layer
+        ("hrm_text", "dense"),  # cycles without a gradient
+        ("ctrl", "dense"),  # scales its embeddings in place
         ("qwen3_moe", "experts"),
         ("gpt_oss", "experts"),
         ("deepseek_v3", "experts"),
+        ("llama4_text", "experts"),  # outside transformers' interface
+        ("longcat_flash", "experts"),
         ("qwen3_next", "hybrid or state-space"),
         ("mamba", "hybrid or state-space"),
+        ("zamba2", "hybrid or state-space"),  # two layers share a weight
         ("qwen3_5", "multimodal"),
+        ("phi4_multimodal", "multimodal"),
         ("bert", "encoder used as a decoder"),
     ],
 )
@@ -51,7 +58,7 @@ def test_a_float64_model_is_float64_throughout() -> None:
     model, _ = tiny_architectures.build("llama")
     with architectures.in_float64():
         norm = model.double().model.norm
-        given = torch.randn(3, 32, dtype=torch.float64)
+        given = torch.randn(3, 64, dtype=torch.float64)
         plain = norm.weight * given * torch.rsqrt(given.square().mean(-1, keepdim=True) + norm.variance_epsilon)
         torch.testing.assert_close(norm(given), plain, rtol=1e-14, atol=1e-14)
     assert torch.get_default_dtype() == torch.float32
