@@ -131,6 +131,8 @@ class _Combined(torch.autograd.Function):
 
 
 def _on_use(name: str, sketches: PassSketches, values: Tensor, by_token: Any, output: Tensor, side_b_of: Any) -> None:
+    if not torch.is_grad_enabled():
+        return None
     if not output.requires_grad:
         return sketches.refuse(name, "no gradient can reach it: its inputs do not depend on the embeddings")
     a_sides = []

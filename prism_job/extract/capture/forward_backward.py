@@ -25,7 +25,7 @@ def forward_and_backward(model: PreTrainedModel, batch: Batch, dtype: torch.dtyp
     def on_embedding(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         # All weights are frozen, so the graph begins here; asking for this tensor's gradient runs the whole backward pass.
         embedded[:] = [output.detach().requires_grad_()]
-        return embedded[0]
+        return embedded[0].clone()  # some models scale it in place, which autograd forbids of the tensor itself
 
     def on_head(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (inputs[0][predicting_BT][None], *inputs[1:])

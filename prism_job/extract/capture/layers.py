@@ -2,6 +2,7 @@
 
 import fnmatch
 import math
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self, cast
@@ -15,6 +16,9 @@ from prism_job.progress import event
 
 LinearLayer = nn.Linear | Conv1D
 """Conv1D is GPT-2's linear layer with a transposed weight."""
+
+_TOWER = re.compile("vision|visual|image|audio")
+"""Names of modules beside the text model, of a config without a part for the text model."""
 
 COVERAGE_FLOOR = 0.9
 """Share of the requested matrix parameters that capture must reach; less means a layer type that cannot be captured."""
@@ -127,7 +131,8 @@ def captured_layers(model: nn.Module, globs: tuple[str, ...]) -> Layers:
     unwanted = [glob[1:] for glob in globs if glob.startswith("!")]
 
     def is_trained(name: str) -> bool:
-        return (".lora_" in name or not is_adapted) and not any(name.startswith(f"{tower}.") for tower in towers)
+        is_beside = any(f"{name}.".startswith(f"{tower}.") for tower in towers)
+        return (".lora_" in name or not is_adapted) and not is_beside
 
     def is_requested(name: str) -> bool:
         return is_trained(name) and _matches(name, wanted) and not _matches(name, unwanted)
@@ -222,8 +227,13 @@ def _matches(name: str, globs: list[str]) -> bool:
 def _towers(model: nn.Module, head: nn.Module) -> tuple[str, ...]:
     """The modules of a multimodal model that stand beside its text model, by their outermost names."""
     config = getattr(model, "config", None)
-    if config is None or config.get_text_config() is config:
+    if config is None:
         return ()
+    if config.get_text_config() is config:
+        if not (hasattr(config, "vision_config") or hasattr(config, "audio_config")):
+            return ()
+        towers = [name for name, _ in model.named_modules() if _TOWER.search(name.rpartition(".")[2])]
+        return tuple(name for name in towers if not any(name.startswith(f"{outer}.") for outer in towers))
     decoder = cast(Any, model).get_decoder()
     path = next(name for name, module in model.named_modules() if module is decoder).split(".")
     beside: list[str] = []

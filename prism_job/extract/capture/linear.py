@@ -8,6 +8,7 @@ Shapes: B examples, R rows an example (its T tokens, or several rows a token), P
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
@@ -17,12 +18,14 @@ from prism_job.extract.capture.sketches import PassSketches
 from prism_job.extract.quantised import is_quantised
 
 _PLAIN = (nn.Linear.forward, Conv1D.forward)
+_PLAIN_CLASSES = ("FalconLinear",)
 """Of these layers the input and the output of a call are the two sides."""
 
 
 def register_hooks(name: str, module: nn.Module, sketches: PassSketches) -> list[RemovableHandle]:
     """Hand the projected sides of every use of this module's weight to `sketches`, until the handles are removed."""
-    if type(module).forward in _PLAIN or is_quantised(module.weight):
+    class_ = type(module)
+    if class_.forward in _PLAIN or class_.__name__ in _PLAIN_CLASSES or is_quantised(module.weight):
         return [module.register_forward_hook(lambda _, inputs, output: _on_use(name, inputs[0], output, sketches))]
 
     # A router: its weight is in a product inside its forward, which may cast it first and return something else.
@@ -46,6 +49,8 @@ def register_hooks(name: str, module: nn.Module, sketches: PassSketches) -> list
 
 
 def _on_use(name: str, values: Tensor, output: Tensor, sketches: PassSketches) -> None:
+    if not torch.is_grad_enabled():
+        return None  # a cycle of a recurrent model that is trained without a gradient through it
     if not output.requires_grad:
         return sketches.refuse(name, "no gradient can reach it: its inputs do not depend on the embeddings")
     values_BRI = sketches.by_example(name, values.detach())

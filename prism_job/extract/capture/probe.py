@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prism_job.errors import TransientError
+from prism_job.errors import RequestError
 from prism_job.extract.capture.forward_backward import forward_and_backward
 from prism_job.extract.capture.gradients import capturing
 from prism_job.extract.capture.layers import Layers
@@ -20,6 +21,9 @@ from prism_job.extract.capture.row_format import Projections, RowFormat
 from prism_job.extract.capture.sketches import PassSketches
 from prism_job.extract.passes import is_out_of_memory
 from prism_job.extract.tokenise import Batch
+
+_FORWARD_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError)
+"""Raised by a model that needs more than token ids. Without RuntimeError: a lost rank and full memory raise that too."""
 
 NUM_EXAMPLES, NUM_TOKENS, NUM_CHANGED = 3, 7, 2
 """Unequal, so that no layout of a layer's rows looks like another."""
@@ -46,7 +50,13 @@ def used_layers(model: PreTrainedModel, layers: Layers) -> Layers:
     ids_BT = 1 + torch.arange(NUM_EXAMPLES * NUM_TOKENS, device=parameter.device).view(NUM_EXAMPLES, -1)
     changed_BT = ids_BT.clone()
     changed_BT[1, -NUM_CHANGED:] += NUM_EXAMPLES * NUM_TOKENS
-    first, second = (_probe(model, layers, projections, ids % vocabulary, dtype) for ids in (ids_BT, changed_BT))
+    try:
+        first, second = (_probe(model, layers, projections, ids % vocabulary, dtype) for ids in (ids_BT, changed_BT))
+    except _FORWARD_ERRORS as error:
+        what = f"a first pass through the model fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise RequestError(
+            what, where=type(model).__name__, fix="use a causal model that transformers can train"
+        ) from error
     reasons = first.reasons | second.reasons
     for name in layers.names:
         if name in reasons:
