@@ -49,7 +49,7 @@ _SIZES: dict[int, str] = {
     16: "head_dim swa_head_dim dim_head d_head kv_channels attention_head_dim attention_head_size qk_nope_head_dim v_head_dim"
     " router_hidden_size ple_embed_dim mamba_d_head mamba_head_dim mamba_headdim linear_key_head_dim linear_value_head_dim"
     " linear_head_dim indexer_head_dim",
-    8: "o_lora_rank qk_rope_head_dim rotary_dim index_head_dim mamba_n_heads mamba_num_heads rel_extent"
+    8: "o_lora_rank index_n_heads qk_rope_head_dim rotary_dim index_head_dim mamba_n_heads mamba_num_heads rel_extent"
     " hidden_size_per_layer_input hc_lowrank pronunciation_embed_dim shape_embed_dim",
     6: "index_topk attention_chunk_size",
     5: "sliding_window sliding_window_size attention_window_size window_size local_attention_window_len",
@@ -59,7 +59,7 @@ _SIZES: dict[int, str] = {
     " linear_num_value_heads linear_num_heads gated_norm_rank d_rel laurel_rank adapter_rank local_attention indexer_budget",
     3: "moe_layer_end_index",
     2: "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers num_encoder_layers"
-    " num_blocks num_key_value_heads num_kv_heads num_query_groups swa_num_key_value_heads index_n_heads indexer_n_heads"
+    " num_blocks num_key_value_heads num_kv_heads num_query_groups swa_num_key_value_heads indexer_n_heads"
     " indexer_compress_ratio num_experts_per_tok num_experts_per_token moe_topk moe_k zero_expert_num mamba_dt_rank"
     " time_step_rank n_mamba_heads linear_num_key_heads split_ngram_parts num_codebooks eos_token_id sep_token_id",
     1: "bos_token_id decoder_start_token_id cls_token_id num_layers_per_stack topk_group n_group num_expert_group"
@@ -81,7 +81,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 80, "moe_num_experts": 4, "moe_top_k": 2},
     },
-    "deepseek_v4": {"hc_mult": 2, "o_groups": 2},
+    "deepseek_v4": {"hc_mult": 2, "index_n_heads": 4, "o_groups": 2},
     "dots1": {"n_shared_experts": 1},
     "dots3_note_text": {
         "swa_num_attention_heads": 4,

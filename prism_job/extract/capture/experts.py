@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from prism_job.extract.capture.layers import Layers
+from prism_job.extract.capture.layers import Layers, is_own_experts
 from prism_job.extract.capture.sketches import PassSketches
 from prism_job.extract.quantised import dequantised, is_quantised
 
 IMPLEMENTATION = "prism"
 """The name in transformers' interface of experts under which `experts_forward` stands."""
 
-_watched: dict[nn.Module, tuple[dict[str, str], PassSketches]] = {}
+_watched: dict[nn.Module, tuple[dict[str, str], PassSketches | None]] = {}
 """Experts modules of the pass that runs: the names of their captured weights by attribute, and where the sides go."""
 
 
@@ -35,7 +35,7 @@ def captured_experts(layers: Layers, sketches: PassSketches) -> Iterator[None]:
         if weight.num_experts:
             for module in weight.modules:
                 names.setdefault(module, {})[weight.attribute] = name
-    configs = {id(module.config): cast(Any, module.config) for module in names}
+    configs = {id(module.config): cast(Any, module.config) for module in names if not is_own_experts(module)}
     before = {key: config._experts_implementation_internal for key, config in configs.items()}
     try:
         _watched.update({module: (of_module, sketches) for module, of_module in names.items()})
@@ -49,16 +49,21 @@ def captured_experts(layers: Layers, sketches: PassSketches) -> Iterator[None]:
             del _watched[module]
 
 
+def watched(experts: nn.Module) -> tuple[dict[str, str], PassSketches | None]:
+    """The names of its captured weights by attribute, and where their sides go."""
+    return _watched.get(experts, ({}, None))
+
+
 def experts_forward(experts: Any, hidden_NH: Tensor, expert_NK: Tensor, weight_NK: Tensor) -> Tensor:
     """What transformers' grouped product computes, in the same order: [N, H]."""
-    names, sketches = _watched.get(experts, ({}, None))
+    names, sketches = watched(experts)
     expert_S, order_S = torch.sort(expert_NK.flatten(), stable=True)
     routing = _Routing(order_S, expert_NK.shape[1])
     ends_E = torch.searchsorted(expert_S, torch.arange(experts.num_experts, device=expert_S.device), right=True)
     up = "gate_up_proj" if experts.has_gate else "up_proj"
-    up_SF = _product(_Routed.apply(hidden_NH, routing), experts, up, expert_S, ends_E)
+    up_SF = product(_Routed.apply(hidden_NH, routing), experts, up, expert_S, ends_E)
     inner_SI = experts._apply_gate(up_SF) if experts.has_gate else experts.act_fn(up_SF)
-    down_SH = _product(inner_SI, experts, "down_proj", expert_S, ends_E)
+    down_SH = product(inner_SI, experts, "down_proj", expert_S, ends_E)
     has_norm = getattr(experts, "has_post_expert_norm", False)
     out_SH = experts.post_expert_norm(down_SH) if has_norm else down_SH
     weighted_SH = out_SH * weight_NK.flatten()[order_S, None]
@@ -69,7 +74,7 @@ def experts_forward(experts: Any, hidden_NH: Tensor, expert_NK: Tensor, weight_N
         def up_side_b(gradient_SF: Tensor, side_b: Tensor, sign_EP: Tensor) -> Tensor:
             return routing.by_token((gradient_SF.to(side_b.dtype) @ side_b) * sign_EP[expert_S]).sum(1)
 
-        _on_use(names[up], sketches, hidden_NH, None, up_SF, up_side_b)
+        on_use(names[up], sketches, hidden_NH, None, up_SF, up_side_b)
     if sketches is not None and "down_proj" in names:
         # Without a norm in between, the gradient of a routed row is its token's times its routing weight.
         def down_side_b(gradient_NH: Tensor, side_b: Tensor, sign_EP: Tensor) -> Tensor:
@@ -79,8 +84,8 @@ def experts_forward(experts: Any, hidden_NH: Tensor, expert_NK: Tensor, weight_N
         def down_side_b_before_norm(gradient_SH: Tensor, side_b: Tensor, sign_EP: Tensor) -> Tensor:
             return routing.by_token((gradient_SH.to(side_b.dtype) @ side_b) * sign_EP[expert_S])
 
-        watched, side_b = (down_SH, down_side_b_before_norm) if has_norm else (output_NH, down_side_b)
-        _on_use(names["down_proj"], sketches, inner_SI, routing.by_token, watched, side_b)
+        followed, side_b = (down_SH, down_side_b_before_norm) if has_norm else (output_NH, down_side_b)
+        on_use(names["down_proj"], sketches, inner_SI, routing.by_token, followed, side_b)
     return output_NH
 
 
@@ -130,7 +135,7 @@ class _Combined(torch.autograd.Function):
         return ctx.routing.rows(gradient_ND), None
 
 
-def _on_use(name: str, sketches: PassSketches, values: Tensor, by_token: Any, output: Tensor, side_b_of: Any) -> None:
+def on_use(name: str, sketches: PassSketches, values: Tensor, by_token: Any, output: Tensor, side_b_of: Any) -> None:
     if not torch.is_grad_enabled():
         return None
     if not output.requires_grad:
@@ -156,7 +161,7 @@ def _on_use(name: str, sketches: PassSketches, values: Tensor, by_token: Any, ou
     return None
 
 
-def _product(rows_SI: Tensor, experts: Any, attribute: str, expert_S: Tensor, ends_E: Tensor) -> Tensor:
+def product(rows_SI: Tensor, experts: Any, attribute: str, expert_S: Tensor, ends_E: Tensor) -> Tensor:
     product: Tensor = _ExpertsProduct.apply(rows_SI.to(getattr(experts, attribute).dtype), experts, attribute, ends_E)
     return product + getattr(experts, f"{attribute}_bias")[expert_S] if experts.has_bias else product
 
@@ -182,6 +187,7 @@ def _matrices(experts: Any, attribute: str) -> Tensor:
     """[E, inputs, outputs]."""
     weight = getattr(experts, attribute)
     matrices: Tensor = dequantised(weight) if is_quantised(weight) else weight.detach()
+    matrices = matrices[: experts.num_experts]  # LongCat holds more of the up product than run
     return matrices if experts.is_transposed else matrices.transpose(1, 2)
 
 

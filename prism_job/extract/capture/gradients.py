@@ -20,6 +20,7 @@ from prism_job.extract.capture import linear
 from prism_job.extract.capture.experts import captured_experts
 from prism_job.extract.capture.forward_backward import forward_and_backward
 from prism_job.extract.capture.layers import Layers
+from prism_job.extract.capture.own_experts import own_forwards
 from prism_job.extract.capture.row_format import Projections, RowFormat
 from prism_job.extract.capture.sketches import FactorSums, PassSketches
 from prism_job.extract.tokenise import Batch
@@ -92,7 +93,7 @@ def capturing(layers: Layers, sketches: PassSketches) -> Iterator[None]:
             if not weight.num_experts:
                 for module in weight.modules:
                     handles += linear.register_hooks(name, module, sketches)
-        with captured_experts(layers, sketches):
+        with captured_experts(layers, sketches), own_forwards(layers):
             yield
     finally:
         for handle in handles:

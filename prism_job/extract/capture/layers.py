@@ -20,6 +20,9 @@ LinearLayer = nn.Linear | Conv1D
 _TOWER = re.compile("vision|visual|image|audio")
 """Names of modules beside the text model, of a config without a part for the text model."""
 
+OWN_EXPERTS = {"Llama4TextExperts": True, "LongcatFlashExperts": False}
+"""Fused experts outside transformers' interface, by class: whether their matrices stand as [inputs, outputs]."""
+
 COVERAGE_FLOOR = 0.9
 """Share of the requested matrix parameters that capture must reach; less means a layer type that cannot be captured."""
 
@@ -184,9 +187,13 @@ def layer_dims(module: nn.Module) -> tuple[int, int]:
 
 
 def is_experts(module: nn.Module) -> bool:
-    """Fused experts behind transformers' interface: `use_experts_implementation` wraps their forward."""
+    """Fused experts: of OWN_EXPERTS, or behind transformers' interface (`use_experts_implementation` wraps their forward)."""
     is_wrapped = hasattr(type(module).forward, "__wrapped__") and hasattr(module, "is_transposed")
-    return is_wrapped and isinstance(getattr(module, "down_proj", None), nn.Parameter)
+    return (is_wrapped or is_own_experts(module)) and isinstance(getattr(module, "down_proj", None), nn.Parameter)
+
+
+def is_own_experts(module: nn.Module) -> bool:
+    return type(module).__name__ in OWN_EXPERTS
 
 
 def _candidates(model: nn.Module, head: nn.Module, embedding: nn.Module) -> dict[str, CapturedWeight]:
@@ -209,9 +216,10 @@ def _weights_of(name: str, module: nn.Module) -> Iterator[tuple[str, CapturedWei
     if isinstance(module, LinearLayer):
         yield name, CapturedWeight((module,), "weight", *layer_dims(module))
     elif is_experts(module):
-        for attribute in ("gate_up_proj" if module.has_gate else "up_proj", "down_proj"):
+        is_transposed = OWN_EXPERTS.get(type(module).__name__, getattr(module, "is_transposed", False))
+        for attribute in ("gate_up_proj" if getattr(module, "has_gate", True) else "up_proj", "down_proj"):
             shape = shape_of(getattr(module, attribute))
-            inputs, outputs = shape[1:] if module.is_transposed else reversed(shape[1:])
+            inputs, outputs = shape[1:] if is_transposed else reversed(shape[1:])
             yield f"{name}.{attribute}", CapturedWeight((module,), attribute, inputs, outputs, shape[0])
     elif isinstance(weight, nn.Parameter) and len(shape_of(weight)) == 2 and not isinstance(module, nn.Embedding):
         # A router: its forward passes a bare matrix to torch's `linear`. What does something else with it gives no

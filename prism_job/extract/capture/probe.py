@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prism_job.errors import TransientError
-from prism_job.errors import RequestError
+from prism_job.errors import RequestError, TransientError
 from prism_job.extract.capture.forward_backward import forward_and_backward
 from prism_job.extract.capture.gradients import capturing
 from prism_job.extract.capture.layers import Layers
