@@ -225,9 +225,9 @@ def document(verdicts: Sequence[Verdict]) -> str:
     parts = [INTRODUCTION.format(version=transformers.__version__, torch=torch.__version__, summary=summary(verdicts))]
     for kind in KINDS:
         parts.append(
-            f"## {kind[0].upper()}{kind[1:]}\n\n| architecture | verdict | weights | share | row | batch-mates |"
+            f"## {kind[0].upper()}{kind[1:]}\n\n| architecture | verdict | weights | share | float64 | float32 | batch-mates |"
         )
-        parts.append("|---|---|---|---|---|---|")
+        parts.append("|---|---|---|---|---|---|---|")
         for each in verdicts:
             if each.kind == kind:
                 row = [f"`{each.model_type}`", each.text]
@@ -254,7 +254,8 @@ def summary(verdicts: Sequence[Verdict]) -> str:
 
 INTRODUCTION = """# Models
 
-Which architectures of transformers {version} can be used. `benchmarks/architectures.py` writes this page (torch {torch}, CPU):
+Which architectures of transformers {version} can be used. `benchmarks/architectures.py` writes this page
+(torch {torch}):
 
 ```bash
 python -m benchmarks.architectures --json architectures.json
@@ -262,18 +263,19 @@ python -m benchmarks.architectures --json architectures.json
 
 {summary}.
 
-Each architecture is a tiny model with random weights: widths of 64, two to four layers so that each kind of layer occurs, four
-experts. The name is `model_type` in `config.json`.
+Each architecture is a tiny model with random weights: widths of 64, two to four layers so that each kind of layer
+occurs, four experts. The name is `model_type` in `config.json`.
 
-- **weights**: how many are captured. **share**: of all matrix weights but embeddings and head.
+- **weights**: how many are captured. **share**: of all matrix weights but embeddings and head. Convolutions and
+  routers weigh more in a tiny model than in a published one.
 - **float64**: the largest relative error of any weight's part of any row, against autograd on one text alone, both in
   float64. **float32**: the largest relative error of a whole row, both in float32. An architecture fails over
   {row_tolerance}.
 - **batch-mates**: the largest relative change of a row by texts of other lengths in its batch, float32. It fails over
   {batch_tolerance}.
 
-Sparse attention with an indexer (DeepSeek-V3.2, GLM with DSA) chooses past tokens by a score, through which no gradient goes:
-the indexer's weights are not captured. Where scores are exactly equal, padding may change the choice.
+Sparse attention with an indexer (DeepSeek-V3.2, GLM with DSA) chooses past tokens by a score, through which no gradient
+goes: the indexer's weights are not captured. Where scores are exactly equal, padding may change the choice.
 """.replace("{row_tolerance}", f"{ROW_TOLERANCE:.0e}").replace("{batch_tolerance}", f"{BATCH_TOLERANCE:.0e}")
 
 
