@@ -1,7 +1,7 @@
-"""Predicts what a selection with a 70B model over ten million examples costs: GPU hours, bytes, dollars.
+"""Predicts what a selection with a large model over ten million examples costs: GPU hours, bytes, dollars.
 
-Uses the functions of `prism estimate` on a config.json (Llama-3-70B's, as published) and an assumed workload. Every assumption
-is an option or a name below; `prism estimate` does the same for real data.
+Uses the functions of `prism estimate` on a published config.json (Llama-3-70B's) and an assumed workload. Every assumption is
+an option or a name below; `prism estimate` does the same for real data.
 
     python -m benchmarks.on_paper --json on_paper.json
 """
@@ -9,8 +9,10 @@ is an option or a name below; `prism estimate` does the same for real data.
 import argparse
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import job
@@ -22,8 +24,9 @@ from prism_job.plan.plan import Block, Unit
 from prism_job.plan.units import FACTOR_UNIT_SHARE, PAIRS_PER_UNIT
 from prism_job.spec.digest import digest
 from prism_job.spec.document import RunSpec, parse_spec
-from tests.estimate.test_estimate import LLAMA_3_70B
+from tests.estimate.test_published_models import LLAMA_3_70B, PUBLISHED
 
+CONFIGS = {"Llama-3-70B": LLAMA_3_70B} | {name: config for name, (config, *_) in PUBLISHED.items()}
 PRICES = {"H100": 2.5, "H200": 3.5, "L40S": 1.0}
 """Dollars a GPU hour: round numbers, assumed; give your own with --price."""
 STORE_PRICE = 0.023
@@ -42,15 +45,24 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--utilisation", type=float, default=0.35, help="share of a card's published peaks")
     parser.add_argument("--price", type=float, help="dollars a GPU hour, for all cards")
+    parser.add_argument("--model", choices=CONFIGS, default="Llama-3-70B")
+    parser.add_argument("--quantization", choices=("nf4", "int8"))
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        spec = document(Path(folder))
+        spec = document(Path(folder), CONFIGS[chosen.model], chosen.quantization)
+        started = time.monotonic()
         shape = model_shape(spec)
+        seconds = time.monotonic() - started
         work = workload(chosen, spec)
         flops = costs.count_flops(shape, spec, work)
         parts = store_bytes(shape, spec, work)
     figures = {"tokens": work.load.tokens, "flops": flops.total, "store_bytes": sum(parts.values())}
-    print(f"{chosen.examples:,} examples of {chosen.tokens:,} tokens, {shape.parameters:,} parameters")
+    per_token = costs.flops_per_token(shape)
+    print(f"{chosen.examples:,} examples of {chosen.tokens:,} tokens")
+    print(f"{chosen.model}: {shape.parameters:,} parameters, {shape.active:,.0f} used for a token", end=", ")
+    print(f"{per_token:.4g} FLOPs a token forward, {shape.coverage:.2%} captured; counted in {seconds:.1f} s")
+    figures |= {"parameters": shape.parameters, "parameters_active": shape.active, "flops_per_token": per_token}
+    figures |= {"coverage": shape.coverage, "seconds": seconds}
     each_part = ", ".join(f"{name} {value:.4g}" for name, value in asdict(flops).items())
     print(f"FLOPs: {each_part}, in all {flops.total:.4g}")
     print("bytes: " + ", ".join(f"{name} {size / 1e9:,.1f} GB" for name, size in parts.items()))
@@ -65,7 +77,7 @@ def main() -> None:
         moved = gather_hours(shape, topology, work, LINK_BYTES_A_SECOND[gpu])
         dollars = [each * (chosen.price or price) for each in (hours, hours + moved)]
         print(
-            f"{gpu}: stage {topology.stage}, {topology.nodes} x {topology.gpus_per_node}, "
+            f"{gpu}: stage {topology.stage}, offload {topology.offload}, {topology.nodes} x {topology.gpus_per_node}, "
             f"tokensPerBatch {topology.tokens_per_batch:,}; {hours:,.0f} GPU hours, {dollars[0]:,.0f} dollars; "
             f"with all gathering waited for {hours + moved:,.0f} and {dollars[1]:,.0f}"
         )
@@ -75,10 +87,11 @@ def main() -> None:
     job.write_json(chosen.json, figures)
 
 
-def document(folder: Path) -> RunSpec:
+def document(folder: Path, config: dict[str, Any], quantization: str | None) -> RunSpec:
     """The defaults of a selection.yaml over a model folder that holds nothing but its config.json."""
-    job.write_json(folder / "config.json", LLAMA_3_70B)
-    spec = job.selection(folder, model={"uri": str(folder), "dtype": "bfloat16"}, audit={})
+    job.write_json(folder / "config.json", config)
+    model = {"uri": str(folder), "dtype": "bfloat16", "quantization": quantization}
+    spec = job.selection(folder, model=model, audit={})
     return parse_spec(job.write_document(folder / "on-paper.yaml", "on-paper", spec).read_text(), "on-paper").spec
 
 
@@ -101,7 +114,7 @@ def workload(chosen: argparse.Namespace, spec: RunSpec) -> Workload:
         pairs=pairs,
         factor_load=one.times(sum(unit.num_rows for unit in factors)),
         longest=chosen.tokens,
-        largest_batch=max(1, spec.extraction.tokens_per_batch // chosen.tokens),
+        largest_batch=max(1, spec.extraction.expected_tokens_per_batch // chosen.tokens),
         supervised_share=chosen.response,
         is_exact=True,
         sampled=[Block(id=unit.id, rows=unit.rows, num_rows=unit.num_rows) for unit in _units("audit", sampled, size)],

@@ -5,12 +5,14 @@ One multiply and add counts as two FLOPs. A micro-batch of t tokens, padding cou
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Literal
 
 from prism_job.estimate.model_shape import ModelShape
 from prism_job.estimate.workload import Load, Workload
 from prism_job.plan.units import PAIRS_PER_UNIT
 from prism_job.spec.document import RunSpec
+from prism_job.spec.extraction import AUTO
 from prism_job.spec.model import ModelSpec
 
 
@@ -42,6 +44,9 @@ HEADROOM = 0.15
 GPUS_PER_NODE = 8
 MAX_NODES = 8
 """The largest world that is considered: 64 GPUs hold any present model."""
+
+LARGEST_AUTO_BATCH = 2**15
+"""The largest of the sizes that extraction tries on a GPU."""
 
 NVME_BUFFERS, NVME_BUFFER_ELEMENTS = 5, 100_000_000
 """DeepSpeed's defaults of offload_param buffer_count and buffer_size; a buffer must hold the largest tensor."""
@@ -206,16 +211,20 @@ def choose_topology(
     In this order: one node with the fewest GPUs (stage 0 on one, else stage 3), at the document's token budget, then at half of
     it and so on, as a run does when it is out of memory; then more nodes; then one GPU with weights in CPU memory; then on
     NVMe. Smaller micro-batches come before more nodes: between nodes, gathering weights costs more than it saves. Quantised
-    weights cannot be partitioned: each GPU holds all of them.
+    weights cannot be partitioned: each GPU holds all of them. `tokensPerBatch: auto` is taken as the number that predictions
+    expect, and then doubled while there is room.
     """
     room = gpu.memory_bytes * (1 - HEADROOM)
     tokens = spec.extraction.expected_tokens_per_batch
     for nodes, gpus, stage, offload, budget in _worlds(gpus_per_node, tokens, work.longest):
         if stage == 3 and shape.is_quantised:
             continue
-        memory = memory_of_rank(shape, spec, work, stage, offload, nodes * gpus, budget)
-        if memory.device <= room:
-            return Topology(stage, offload, nodes, gpus, budget, memory)
+        memory_at = partial(memory_of_rank, shape, spec, work, stage, offload, nodes * gpus)
+        if memory_at(budget).device <= room:
+            if spec.extraction.tokens_per_batch == AUTO:
+                while budget < LARGEST_AUTO_BATCH and memory_at(2 * budget).device <= room:
+                    budget *= 2
+            return Topology(stage, offload, nodes, gpus, budget, memory_at(budget))
     return None
 
 

@@ -369,6 +369,16 @@ def test_a_budget_is_halved_before_more_nodes_are_taken_and_never_under_the_long
     assert costs.choose_topology(shape, spec_of(job), endless, costs.GPUS["H100"]) is None
 
 
+def test_an_automatic_budget_grows_while_there_is_room_and_a_number_does_not(job: Job) -> None:
+    budgets = {}
+    for asked in ("auto", 4096):
+        job.spec["extraction"]["tokensPerBatch"] = asked
+        chosen = costs.choose_topology(SHAPE, spec_of(job), WORK, costs.GPUS["H100"])
+        assert chosen is not None
+        budgets[asked] = chosen.tokens_per_batch
+    assert budgets == {"auto": 32768, 4096: 4096}
+
+
 def test_float32_work_is_counted_at_the_float32_peak() -> None:
     flops = costs.Flops(forward=1e18, backward=1e18, projection=1e17, sketches=1e16)
     card, fast, slow = costs.GPUS["H100"], 989.5e12, 67e12
