@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,22 @@ def test_the_shape_is_that_of_the_model_that_is_loaded(job: Job, kind: str) -> N
     assert list(shape.sides) == layers.names
     assert shape.covered == sum(weight.parameter.numel() for weight in layers.weights.values())
     assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_tower_that_a_text_does_not_pass_through_costs_nothing(job: Job) -> None:
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = {
+        "model_type": "gemma3",
+        "text_config": TINY | {"model_type": "gemma3_text", "head_dim": 8},
+        "vision_config": vision | {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14},
+    }
+    folder = job.folder / "multimodal"
+    build_tokenizer().save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    job.spec["model"]["uri"] = str(folder)
+    shape = model_shape(spec_of(job))
+    assert shape.matrices == shape.covered == 3 * (4 * 32 * 32 + 3 * 32 * 48)
+    assert shape.parameters > shape.matrices + shape.head + 2 * (4 * 32 * 32 + 2 * 32 * 48)
 
 
 class _Counting(TorchDispatchMode):
