@@ -193,7 +193,7 @@ PUBLISHED = {
     "Qwen3-235B-A22B": (QWEN3_235B_A22B, 235.09e9, (3, "none", 1, 8)),
     "DeepSeek-V3": (DEEPSEEK_V3, 671.03e9, (3, "none", 5, 8)),
     "gpt-oss-120b": (GPT_OSS_120B, 116.83e9, (3, "none", 1, 4)),
-    "Mixtral-8x22B": (MIXTRAL_8X22B, 140.63e9, (3, "none", 1, 8)),
+    "Mixtral-8x22B": (MIXTRAL_8X22B, 140.62e9, (3, "none", 1, 8)),
     "Llama-3.1-405B": (LLAMA_3_405B, 405.85e9, (3, "none", 4, 8)),
     "Mamba-Codestral-7B": (MAMBA_CODESTRAL_7B, 7.2854e9, (0, "none", 1, 1)),
 }
