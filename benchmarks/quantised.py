@@ -200,6 +200,12 @@ def train_adapter(folder: Path, adapter: Path, encoded: list[Encoded], tokens_pe
     adapted.save_pretrained(adapter)
 
 
+def row_cosines(rows_ND: Tensor, others_ND: Tensor) -> np.ndarray:
+    """In float64: a float32 sum over a million dims is off by 5e-5."""
+    pairs = zip(rows_ND, others_ND, strict=True)
+    return np.array([float(torch.cosine_similarity(a.double(), b.double(), dim=0)) for a, b in pairs])
+
+
 def compare(figures: dict[str, Any], makers: dict[str, Any], work: Work, dim: int) -> None:
     """Measure each setting, and print it beside the first two."""
     first: list[Measured] = []
@@ -210,14 +216,14 @@ def compare(figures: dict[str, Any], makers: dict[str, Any], work: Work, dim: in
     for name, make in makers.items():
         found = work.measure(make(), dim)
         first = first if len(first) == 2 else [*first, found]
-        cosines = [torch.cosine_similarity(found.rows_ND, each.rows_ND).numpy() for each in (first[0], first[-1])]
+        cosines = [row_cosines(found.rows_ND, each.rows_ND) for each in (first[0], first[-1])]
         figures[name] = {
             "gigabytes": found.weight_bytes / 1e9,
             "tokens_per_cpu_second": found.tokens_per_cpu_second,
             "cosine_float32": float(cosines[0].mean()),
             "lowest_cosine_float32": float(cosines[0].min()),
             "cosine_bfloat16": float(cosines[1].mean()),
-            "cosine_of_direction": float(torch.cosine_similarity(found.direction_D, first[0].direction_D, dim=0)),
+            "cosine_of_direction": float(row_cosines(found.direction_D[None], first[0].direction_D[None])[0]),
             "spearman_float32": spearman(found.scores, first[0].scores),
             "spearman_bfloat16": spearman(found.scores, first[-1].scores),
             "alone_median": float(np.median(found.alone)),
