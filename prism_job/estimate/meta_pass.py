@@ -65,12 +65,12 @@ def text_costs(model: Any, *, eager: bool) -> TextCosts:
     Raises RequestError: the costs of this model depend on the numbers in its tensors.
     """
     length = max(LENGTH, 4 * _chunk_size(model))
-    groups = _equal_blocks(model)
+    groups = equal_blocks(model)
     try:
         try:
-            first, second = (_count(model, tokens, eager, groups) for tokens in (length, 2 * length))
+            first, second = (count_text(model, tokens, eager, groups) for tokens in (length, 2 * length))
         except Exception:  # blocks that pass more to each other than what they return
-            first, second = (_count(model, tokens, eager, []) for tokens in (length, 2 * length))
+            first, second = (count_text(model, tokens, eager, []) for tokens in (length, 2 * length))
     except Exception as error:  # a meta tensor without data raises many kinds
         what = f"the cost of a {type(model).__name__} cannot be counted without its weights: {short(error)}"
         fix = "run the extraction on a few examples (prism run with a small pool) and measure it"
@@ -149,7 +149,8 @@ class _Operations(TorchDispatchMode):
         return out
 
 
-def _count(model: Any, tokens: int, eager: bool, groups: list[list[Any]]) -> _Count:
+def count_text(model: Any, tokens: int, eager: bool, groups: list[list[Any]]) -> _Count:
+    """One text of so many tokens. `groups`: of equal blocks, of which the first alone is computed."""
     head = model.get_output_embeddings()
     weights = {parameter.untyped_storage()._cdata: parameter for parameter in model.parameters()}
     count = _Count(weights, head.weight)
@@ -183,7 +184,7 @@ def _count(model: Any, tokens: int, eager: bool, groups: list[list[Any]]) -> _Co
     return count
 
 
-def _equal_blocks(model: nn.Module) -> list[list[nn.Module]]:
+def equal_blocks(model: nn.Module) -> list[list[nn.Module]]:
     """Blocks of a stack that have the same modules, shapes and settings, and so the same costs; in groups of two or more."""
     groups: dict[Any, list[nn.Module]] = {}
     for stack in model.modules():
@@ -225,7 +226,8 @@ class _Block:
         """Add what `other` would have taken, parameter by parameter, and return what it would have returned: shapes."""
         count = self.count
         for mine, its in zip(self.block.parameters(), other.parameters(), strict=True):
-            count.rows[id(its)] += self.rows.get(id(mine), 0)
+            if rows := self.rows.get(id(mine)):
+                count.rows[id(its)] += rows
             if id(mine) in count.num_experts:
                 count.num_experts[id(its)] = count.num_experts[id(mine)]
         count.called.update(

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from launcher.follow import estimate_table as tables
 from prism_job.estimate import costs
-from prism_job.estimate.meta_pass import Growth
+from prism_job.estimate.meta_pass import Growth, count_text, equal_blocks
 from prism_job.estimate.model_shape import ModelShape, Sides, model_shape
 from prism_job.estimate.workload import Load, Workload
 from prism_job.extract.capture.experts import IMPLEMENTATION
@@ -219,6 +219,24 @@ def save_mixture(folder: Path, kind: str) -> Path:
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_equal_blocks_count_as_if_each_was_computed(kind: str) -> None:
+    layers = {"num_hidden_layers": 6, "layer_types": 2 * MIXTURES["qwen3_next"]["layer_types"]}  # type: ignore[operator]
+    config = AutoConfig.for_model(kind, **TINY | MIXTURES[kind] | (layers if kind == "qwen3_next" else {}))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model.eval().requires_grad_(False)
+    groups = equal_blocks(model)
+    assert sum(map(len, groups)) >= 2
+    once, each = (count_text(model, 64, True, some) for some in (groups, []))
+    assert once.rows == each.rows
+    assert once.num_experts == each.num_experts
+    assert once.called == each.called
+    assert once.product_flops == each.product_flops
+    # What a stack's first block keeps for all, such as RoPE's angles, is counted for each.
+    assert once.kept_bytes == pytest.approx(each.kept_bytes, rel=0.03)
 
 
 @pytest.mark.parametrize(
