@@ -289,6 +289,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     ),
     "spec.model.adapter": st.none() | ADDRESS,
     "spec.model.dtype": st.sampled_from(["bfloat16", "float64"]),
+    "spec.model.quantization": st.sampled_from([None, "nf4", "int8", "int4"]),
     "spec.candidates.uris": st.lists(ADDRESS, max_size=3),
     "spec.candidates.maxBadFraction": st.sampled_from([0, 0.5, 1, 1.01, -0.1]),
     "spec.targets.uris": st.none() | st.lists(ADDRESS, max_size=3),
