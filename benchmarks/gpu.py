@@ -119,7 +119,7 @@ TINY = sizes(32, 2, 4, 2, 300, intermediate_size=48, head_dim=8) | experts(4, 2,
 TIME_LIMITS = {"peak": 20, "llama-1b": 50, "llama-8b": 80, "qwen3-moe": 80, "rows": 50, "zero3": 70}
 """Seconds of each part that runs by default, in this order."""
 
-ROW_FORMAT, TINY_ROW_FORMAT = RowFormat(64, 0, 65_536), RowFormat(4, 0, 256)
+ROW_FORMAT, TINY_ROW_FORMAT = RowFormat(64, 0, 65_536), RowFormat(8, 0, 256)
 ROUNDS, TOP = 5, 12
 
 
@@ -336,7 +336,8 @@ class Facts:
         self.setting, self.shape = setting, shape
         with tempfile.TemporaryDirectory() as folder:
             shape.config.save_pretrained(folder)
-            spec = job.selection(Path(folder), model={"uri": folder, "dtype": setting.dtype})
+            rows = {"projection": {"dim": setting.row_format.dim}, "codec": {"dims": setting.row_format.fold_dims}}
+            spec = job.selection(Path(folder), model={"uri": folder, "dtype": setting.dtype}, extraction=rows)
             self.spec = RunSpec.model_validate(spec)
             self.sizes = model_shape(self.spec)
 
