@@ -136,7 +136,7 @@ def solved_ekfac(run: Extracted, pairs_QM: Float32, rows_NM: Float32, damping: f
 def eigenbases(run: Extracted) -> tuple[curvature.Factors, list[tuple[Float64, Float64, Float64, Float64]]]:
     """K-FAC's factors, and of each layer the eigenvalues and eigenvectors of inputs and of output gradients."""
     dim = run.run.spec.extraction.projection.dim
-    factors, bases = curvature.merge_factors(run.plan, open_store(run.run.spec.store), dim), []
+    factors, bases = curvature.merge_factors(run.plan, open_store(run.run.spec.store), run.targets.layers, dim), []
     for inputs_PP, outputs_PP in zip(factors.inputs_LPP, factors.outputs_LPP, strict=True):
         (alpha, basis_a), (beta, basis_b) = (
             np.linalg.eigh(side / factors.num_tokens) for side in (inputs_PP, outputs_PP)

@@ -163,7 +163,7 @@ def _shards_of_one_row(layers: list[str], spec: RunSpec) -> dict[shards.Kind, _S
             {"quarantined": {}, "layers": digest(layers)},
         ),
         "targets": ({**pair, "rows": row}, of_layers),
-        "factors": ({"inputs": upper, "outputs": upper}, {"num_tokens": 10**6}),
+        "factors": ({"inputs": upper, "outputs": upper}, {"num_tokens": 10**6, "layers": digest(layers)}),
         "sums": ({**pair, "preference": row[0], "uniform": row[0]}, of_layers),
     }
     return {name: _Shard(arrays, _header_bytes(name, arrays, notes)) for name, (arrays, notes) in contents.items()}

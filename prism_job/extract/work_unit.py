@@ -106,7 +106,7 @@ class CandidateUnit:
         upper = np.triu_indices(output.row_format.dim)
         sums = {"inputs": self.factors.inputs_LPP, "outputs": self.factors.outputs_LPP}
         arrays = {name: sum_LPP.float().cpu().numpy()[:, *upper] for name, sum_LPP in sums.items()}
-        return NewShard(output, arrays, {"num_tokens": self.factors.num_tokens})
+        return NewShard(output, arrays, {"num_tokens": self.factors.num_tokens, "layers": self.layers})
 
 
 class TargetUnit:

@@ -3,7 +3,7 @@
 So the plan stage, which does not import torch, can name it in the extractor digest.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 from prism_job.spec.model import ModelSpec
 from prism_job.storage import model_files
@@ -30,6 +30,4 @@ def attention_backend(model: ModelSpec) -> Literal["sdpa", "eager"]:
     """
     if model.attention != "auto":
         return model.attention
-    config: dict[str, Any] = model_files.read_config(model.uri, model.revision)
-    types = {config.get("model_type"), *(part.get("model_type") for part in config.values() if isinstance(part, dict))}
-    return "eager" if types & EAGER_ONLY else "sdpa"
+    return "eager" if model_files.model_types(model.uri, model.revision) & EAGER_ONLY else "sdpa"

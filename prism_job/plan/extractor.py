@@ -9,6 +9,9 @@ from prism_job.spec.document import RunSpec
 from prism_job.storage import model_files
 from prism_job.store import shards
 
+SHARING = frozenset({"zamba", "zamba2"})
+"""`model_type` of the models in which several modules share a weight: versions before 0.2 wrote the row of one module alone."""
+
 TEMPLATE_DATE = "2025-01-01"
 """The date that chat templates get as today's: a row must not depend on the day of its extraction."""
 
@@ -26,6 +29,12 @@ def extractor_parts(spec: RunSpec) -> dict[str, Any]:
         **({"products": spec.model.product_dtype} if spec.model.product_dtype != "float32" else {}),
         # Only where set: all other stores keep their digest.
         **({"quantization": spec.model.quantization} if spec.model.quantization else {}),
+        # Only for these: rows of others were right before.
+        **(
+            {"shared_weights": "summed"}
+            if model_files.model_types(spec.model.uri, spec.model.revision) & SHARING
+            else {}
+        ),
         "attention": attention_backend(spec.model),
         "loss_on": "assistant",
         "template_date": TEMPLATE_DATE,

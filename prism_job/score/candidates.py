@@ -16,7 +16,6 @@ from prism_job.plan.plan import Audit, Block, Plan, Quarantined
 from prism_job.progress import Meter
 from prism_job.score.column import Column, parts
 from prism_job.score.scorers import finish, scorer
-from prism_job.spec.digest import digest
 from prism_job.spec.document import RunSpec
 from prism_job.storage.objects import Store
 from prism_job.store import shards
@@ -101,22 +100,17 @@ def score_units(
 
     Raises DataError: a shard is missing or damaged, its arrays do not fit together, or its rows are of other layers.
     """
-    of_layers = digest(list(layers))
     codec = spec.extraction.codec.kind
     scorers = [scorer(codec, direction_D) for direction_D in directions_KD]
 
     def score(shard: shards.Shard) -> ScoredUnit:
         arrays = shard.arrays
-        if shard.notes.get("layers", of_layers) != of_layers:  # shards of older versions do not say
-            where = store.uri(shards.shard_key(extractor, "candidates", shard.unit_id))
-            what = "its rows are of other layers than the targets': the model took another path when they were written"
-            fix = "extract both on the same kind of device with the same packages; " + shards.REDO
-            raise DataError(what, where=where, fix=fix)
+        where = store.uri(shards.shard_key(extractor, "candidates", shard.unit_id))
+        shards.refuse_other_layers(shard, layers, where)
         score, loss = spec.scoring.score, spec.scoring.loss
         try:
             scores = [finish(each(arrays), arrays["tokens"], arrays["norm"], score, loss) for each in scorers]
         except (KeyError, ValueError) as error:
-            where = store.uri(shards.shard_key(extractor, "candidates", shard.unit_id))
             what = f"damaged shard: its arrays do not fit together: {error}"
             raise DataError(what, where=where, fix=shards.REDO) from error
         # Copies, so that the shard's memory is freed.

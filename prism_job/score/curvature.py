@@ -6,6 +6,7 @@ sides. One λ serves all layers, so that λ → ∞ leaves the plain inner produ
 Shapes: K directions, L layers, P projected dims a side; a sketch is [P, P], b side by a side.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -69,11 +70,16 @@ def solve(directions_KLPP: Float64, factors: Factors, damping: float) -> Float64
     return solved_KLPP
 
 
-def merge_factors(plan: Plan, store: Store, dim: int) -> Factors:
-    """Sum the factor shards that the plan names, in its order."""
+def merge_factors(plan: Plan, store: Store, layers: Sequence[str], dim: int) -> Factors:
+    """Sum the factor shards that the plan names, in its order.
+
+    Raises DataError: a shard is missing, damaged or of other layers, or they hold no tokens.
+    """
     merged: Factors | None = None
     for unit_id in plan.factors:
         shard = shards.read_shard(store, plan.extractor, "factors", unit_id)
+        where = store.uri(shards.shard_key(plan.extractor, "factors", unit_id))
+        shards.refuse_other_layers(shard, layers, where)
         inputs = unpack(shard.arrays["inputs"], dim)
         outputs = unpack(shard.arrays["outputs"], dim)
         part = Factors(inputs, outputs, int(shard.notes["num_tokens"]))

@@ -32,7 +32,7 @@ def fold_directions(
     """
     facts: dict[str, Any] = {"kind": spec.scoring.curvature.kind}
     if spec.scoring.curvature.kind == "kfac":
-        factors = curvature.merge_factors(plan, store, spec.extraction.projection.dim)
+        factors = curvature.merge_factors(plan, store, layers, spec.extraction.projection.dim)
         damping = spec.scoring.curvature.damping
         if lam is not None:
             damping = lam / curvature.damping_value(factors, 1.0)

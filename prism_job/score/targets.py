@@ -45,7 +45,8 @@ def weigh_targets(spec: RunSpec, plan: Plan, store: Store) -> Targets:
     by_set = _SetSums(spec, plan)
     for unit in plan.targets:
         shard = shards.read_shard(store, plan.extractor, "targets", unit.id)
-        layers, arrays = shard.notes["layers"], shard.arrays
+        layers, arrays = layers or shard.notes["layers"], shard.arrays
+        shards.refuse_other_layers(shard, layers, store.uri(shards.shard_key(plan.extractor, "targets", unit.id)))
         coverage = {name: shard.notes[name] for name in ("coverage", "share_of_model") if name in shard.notes}
         chosen, rejected = (
             mean_nll(arrays[f"{side}_nll"], arrays[f"{side}_tokens"]) for side in ("chosen", "rejected")
@@ -99,7 +100,8 @@ def sum_targets(spec: RunSpec, plan: Plan, audit: Audit, store: Store) -> Summed
     by_set, num_tokens = _SetSums(spec, plan), 0
     for unit in plan.targets:
         shard = shards.read_shard(store, audit.extractor, "sums", unit.id)
-        layers = shard.notes["layers"]
+        layers = layers or shard.notes["layers"]
+        shards.refuse_other_layers(shard, layers, store.uri(shards.shard_key(audit.extractor, "sums", unit.id)))
         by_set.add(unit, shard.arrays[spec.scoring.weighting].astype(np.float64))
         num_tokens += sum(int(shard.arrays[f"{side}_tokens"].sum()) for side in ("chosen", "rejected"))
     return SummedTargets(layers, by_set.mean_directions(layers), num_tokens)

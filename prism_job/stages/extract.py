@@ -59,7 +59,7 @@ def _extract_as_rank(run: SelectionRun, plan: Plan, topology: Topology, watchdog
     layers = captured_layers(model, spec.extraction.layers)
     engine = shard_weights(model, settings) if settings else None  # kept: its hooks gather the weights
     model = model if engine is None else engine.module
-    layers = used_layers(model, layers)
+    layers = used_layers(model, layers, world.any_rank)
     refuse_unsuitable_settings(spec.extraction, model.config, len(layers.weights))
     if not world.rank:
         report(layers)

@@ -141,6 +141,13 @@ def read_config(uri: str, revision: str = "main") -> dict[str, Any]:
         raise RequestError(f"config.json cannot be read: {error}", where=store.uri("config.json"), fix=fix) from error
 
 
+def model_types(uri: str, revision: str = "main") -> set[str]:
+    """`model_type` of config.json and of its parts; empty for a GGUF file. Raises as `read_config` does."""
+    config = read_config(uri, revision)
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    return {kind for part in parts if isinstance(kind := part.get("model_type"), str)}
+
+
 def _matching(listed: list[Listed], patterns: Sequence[str]) -> list[Listed]:
     """The model's own files of these patterns, and its templates."""
     return [

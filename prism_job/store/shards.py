@@ -18,6 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from prism_job.errors import DataError
+from prism_job.spec.digest import digest
 from prism_job.storage.objects import Store
 
 FORMAT = "prism-shard/1"
@@ -131,6 +132,15 @@ def read_shard(store: Store, extractor: str, kind: Kind, unit_id: str) -> Shard:
     if "ids" in arrays and unit_id_of(hex_ids(arrays["ids"])) != unit_id:
         raise DataError("wrong shard: its name is not the digest of its row ids", where=where, fix=REDO)
     return Shard(unit_id, arrays, json.loads(header["notes"]))
+
+
+def refuse_other_layers(shard: Shard, layers: Sequence[str], where: str) -> None:
+    """Raise DataError: a shard of other weights than `layers`. Shards of older versions may not say."""
+    stated = shard.notes.get("layers", layers)
+    if stated != (layers if isinstance(stated, list) else digest(list(layers))):
+        what = "this shard is of other weights of the model than the targets': it took another path when it was written"
+        fix = "extract all on the same kind of device with the same packages; " + REDO
+        raise DataError(what, where=where, fix=fix)
 
 
 AHEAD_BYTES = 2**26

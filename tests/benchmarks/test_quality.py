@@ -92,7 +92,7 @@ def test_what_was_finished_is_not_computed_again_unless_its_settings_change(tmp_
 
 def test_curvature_on_pairs_is_the_reducers(extracted: Extracted) -> None:
     rows_QM = extracted.pair_rows_QM
-    factors = curvature.merge_factors(extracted.plan, open_store(extracted.run.spec.store), 8)
+    factors = curvature.merge_factors(extracted.plan, open_store(extracted.run.spec.store), extracted.targets.layers, 8)
     wanted = curvature.solve(rows_QM.reshape(len(rows_QM), -1, 8, 8).astype(np.float64), factors, 0.3)
     found = ablations.solved(extracted, rows_QM, 0.3)
     np.testing.assert_allclose(found, wanted.reshape(len(rows_QM), -1), rtol=1e-5, atol=1e-6 * np.abs(wanted).max())
@@ -100,7 +100,7 @@ def test_curvature_on_pairs_is_the_reducers(extracted: Extracted) -> None:
 
 def test_corrected_eigenvalues_are_the_second_moments_along_each_eigenvector(extracted: Extracted) -> None:
     rows_NM, pairs_QM = ablations.candidate_rows(extracted), extracted.pair_rows_QM
-    factors = curvature.merge_factors(extracted.plan, open_store(extracted.run.spec.store), 8)
+    factors = curvature.merge_factors(extracted.plan, open_store(extracted.run.spec.store), extracted.targets.layers, 8)
     moments, bases = [], []
     for layer in range(len(factors.inputs_LPP)):
         _, basis_a = np.linalg.eigh(factors.inputs_LPP[layer] / factors.num_tokens)

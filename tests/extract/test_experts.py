@@ -252,7 +252,44 @@ def test_a_weight_of_two_modules_is_one_layer_with_the_gradient_of_the_parameter
     assert bool((deviation_B(found, oracle_rows(model, layers)) < TOLERANCE[FLOAT64]).all())
 
 
+def test_factors_do_not_depend_on_how_the_rows_of_a_token_come() -> None:
+    """Two rows a token in one use of a weight, or in two uses, are the same layer."""
+    found = []
+    for in_one_use in (True, False):
+        model = build_model("llama", FLOAT64, seed=1)
+        for layer in model.model.layers:
+            plain = layer.mlp.forward
+            layer.mlp.forward = (
+                (lambda x, plain=plain: plain(torch.stack([x, 2 * x], 2)).sum(2))
+                if in_one_use
+                else (lambda x, plain=plain: plain(x) + plain(2 * x))
+            )
+        capture = GradientCapture(model, captured_layers(model, ("*",)), [FORMAT])
+        factors = capture.new_factors()
+        capture.gradients_of(collate(FEW, CPU), mean=False, factors=factors)
+        found.append(factors)
+    for name in ("inputs_LPP", "outputs_LPP"):
+        first, second = (getattr(each, name).flatten(1) for each in found)
+        assert bool((deviation_B(first, second) < TOLERANCE[FLOAT64]).all())
+
+
 # The probe
+
+
+@pytest.mark.parametrize("reserved", [0, 100, 290], ids=["none", "a third", "nearly all"])
+def test_reserved_ids_of_one_embedding_do_not_deceive_the_probe(reserved: int) -> None:
+    model = build_model("llama", FLOAT64, seed=1)
+    model.get_input_embeddings().weight.data[:reserved] = 0.1
+    assert used_layers(model, captured_layers(model, ("*",))).coverage == 1
+
+
+def test_what_one_rank_cannot_capture_no_rank_captures() -> None:
+    model = build_model("llama", FLOAT64, seed=1)
+    layers = captured_layers(model, ("*",))
+    refused = layers.names[0]
+    found = used_layers(model, layers, lambda *flags: [name == refused for name in layers.names])
+    assert found.names == layers.names[1:]
+    assert list(found.unseen) == [refused]
 
 
 def reshaped(model: Any, there: Any, back: Any) -> Any:

@@ -418,10 +418,16 @@ def test_staged_rows_and_shards_under_a_wrong_name_are_refused(job: Job) -> None
     strange = {**shard.arrays, "ids": shard.arrays["ids"][::-1]}
     shards.write_shard(store, plan.extractor, "candidates", unit.id, strange, shard.notes)
     job.refuses("reduce", 65, unit.id, "row ids")
-    # Rows of a device on which other weights are captured.
+    # Rows and factors of a device on which other weights are captured.
+    factors = shards.read_shard(store, plan.extractor, "factors", plan.factors[0])
+    notes = factors.notes | {"layers": "other"}
+    shards.write_shard(store, plan.extractor, "candidates", unit.id, shard.arrays, shard.notes)
+    shards.write_shard(store, plan.extractor, "factors", factors.unit_id, factors.arrays, notes)
+    job.refuses("reduce", 65, factors.unit_id, "of other weights")
+    shards.write_shard(store, plan.extractor, "factors", factors.unit_id, factors.arrays, factors.notes)
     notes = shard.notes | {"layers": "other"}
     shards.write_shard(store, plan.extractor, "candidates", unit.id, shard.arrays, notes)
-    job.refuses("reduce", 65, unit.id, "of other layers")
+    job.refuses("reduce", 65, unit.id, "of other weights")
     notes.pop("layers")  # as older versions wrote it
     shards.write_shard(store, plan.extractor, "candidates", unit.id, shard.arrays, notes)
     job.passes("reduce")

@@ -191,9 +191,17 @@ def _matrices(experts: Any, attribute: str) -> Tensor:
     return matrices if experts.is_transposed else matrices.transpose(1, 2)
 
 
+def _has_grouped_product(rows_SI: Tensor, matrices_EIO: Tensor) -> bool:
+    """torch's needs compute capability 8.0, and rows of a multiple of 16 bytes."""
+    if not rows_SI.is_cuda or rows_SI.dtype == torch.float64:
+        return False
+    is_aligned = all(size * rows_SI.element_size() % 16 == 0 for size in matrices_EIO.shape[1:])
+    return is_aligned and torch.cuda.get_device_capability(rows_SI.device) >= (8, 0)
+
+
 def _grouped(rows_SI: Tensor, matrices_EIO: Tensor, ends_E: Tensor) -> Tensor:
     """[S, outputs]: the rows up to `ends_E[e]` times matrix e."""
-    if rows_SI.is_cuda and rows_SI.dtype != torch.float64:
+    if _has_grouped_product(rows_SI, matrices_EIO):
         return functional.grouped_mm(rows_SI, matrices_EIO, offs=ends_E.int())
     product_SO = rows_SI.new_empty(len(rows_SI), matrices_EIO.shape[2])
     start = 0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
@@ -88,6 +89,7 @@ class GradientCapture:
 def capturing(layers: Layers, sketches: PassSketches) -> Iterator[None]:
     """The weights hand the projected sides of every use to `sketches` while this is entered."""
     handles: list[RemovableHandle] = []
+    plain_linear = functional.linear  # torch does not call a hook's end after an interrupt
     try:
         for name, weight in layers.weights.items():
             if not weight.num_experts:
@@ -96,6 +98,7 @@ def capturing(layers: Layers, sketches: PassSketches) -> Iterator[None]:
         with captured_experts(layers, sketches), own_forwards(layers):
             yield
     finally:
+        functional.linear = plain_linear
         for handle in handles:
             handle.remove()
 

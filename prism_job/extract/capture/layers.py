@@ -142,8 +142,7 @@ def captured_layers(model: nn.Module, globs: tuple[str, ...]) -> Layers:
 
     weights = {name: weight for name, weight in candidates.items() if is_requested(name)}
     for glob in globs:
-        named = candidates if glob.startswith("!") else weights
-        if not any(_matches(name, [glob.removeprefix("!")]) for name in named):
+        if not any(is_trained(name) and _matches(name, [glob.removeprefix("!")]) for name in candidates):
             what = f"'{glob}' matches no linear layer that can be captured"
             fix = f"layers of this model are named like {', '.join([*candidates][:4])}"
             raise RequestError(what, where="spec.extraction.layers", fix=fix)

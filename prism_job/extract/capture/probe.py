@@ -6,10 +6,11 @@ Shapes: B examples, T tokens, R rows an example, P projected dims.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prism_job.errors import RequestError, TransientError
@@ -32,11 +33,16 @@ MAX_LEAK = 0.2
 2^-9 of a row; a row of another token is off by all of its change."""
 
 
-def used_layers(model: PreTrainedModel, layers: Layers) -> Layers:
+def used_layers(
+    model: PreTrainedModel, layers: Layers, any_rank: Callable[..., Sequence[bool]] = lambda *flags: flags
+) -> Layers:
     """The layers without those whose rows cannot be taken, which count as unseen. Collective under ZeRO-3.
 
     In the second pass the last tokens of one example are others: of a causal model only the rows of these tokens may
     change, so a layer that orders its rows in another way is found even where the sizes agree.
+
+    Args:
+        any_rank: for each flag, whether any rank has set it.
 
     Raises:
         RequestError: the model is not causal, or what is left covers less than `layers.COVERAGE_FLOOR`.
@@ -45,12 +51,9 @@ def used_layers(model: PreTrainedModel, layers: Layers) -> Layers:
     parameter = next(model.parameters())
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
     projections = Projections(RowFormat(dim=8, seed=0, fold_dims=None), layers, dtype, parameter.device)
-    vocabulary = model.config.get_text_config().vocab_size
-    ids_BT = 1 + torch.arange(NUM_EXAMPLES * NUM_TOKENS, device=parameter.device).view(NUM_EXAMPLES, -1)
-    changed_BT = ids_BT.clone()
-    changed_BT[1, -NUM_CHANGED:] += NUM_EXAMPLES * NUM_TOKENS
     try:
-        first, second = (_probe(model, layers, projections, ids % vocabulary, dtype) for ids in (ids_BT, changed_BT))
+        batches = _two_batches(model, parameter.device)
+        first, second = (_probe(model, layers, projections, ids_BT, dtype) for ids_BT in batches)
     except _FORWARD_ERRORS as error:
         what = f"a first pass through the model fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise RequestError(
@@ -61,10 +64,33 @@ def used_layers(model: PreTrainedModel, layers: Layers) -> Layers:
         if name in reasons:
             continue
         if name not in first.finished:
-            reasons[name] = "a text does not pass through it, or not by a call of its module"
+            reasons[name] = "no gradient of a text reaches it by a call of its module"
         elif not all(map(_change_is_local, first.a_sides[name], second.a_sides[name])):
             reasons[name] = "its rows are not one a token, examples first"
-    return layers.without(reasons) if reasons else layers
+    # The ranks of a world must capture the same weights: what one of them cannot take, none takes.
+    flags = any_rank(*(name in reasons for name in layers.names))
+    refused = [name for name, is_refused in zip(layers.names, flags, strict=True) if is_refused]
+    return layers.without({name: reasons.get(name, "another rank cannot take its rows") for name in refused})
+
+
+def _two_batches(model: PreTrainedModel, device: torch.device) -> tuple[Tensor, Tensor]:
+    """[B, T] each: ids from all over the vocabulary; in the second some tokens have other embeddings than in the first.
+
+    Ids that the config names, such as that of an image, stand for more than a token, and reserved ones share an embedding.
+    """
+    config = model.config.get_text_config()
+    settings = {**vars(model.config), **vars(config)}
+    named = {value for name, value in settings.items() if name.endswith(("_token_id", "_token_index"))}
+    spread = torch.linspace(0, config.vocab_size - 1, 8 * NUM_EXAMPLES * NUM_TOKENS).long().unique()
+    ids = torch.tensor([each for each in spread.tolist() if each not in named] or spread.tolist(), device=device)
+    with torch.no_grad():
+        embedded_NE = cast(nn.Module, model.get_input_embeddings())(ids[None])[0].float()
+    num_ids = NUM_EXAMPLES * NUM_TOKENS
+    places_BT = torch.arange(num_ids, device=device).view(NUM_EXAMPLES, -1) * len(ids) // num_ids
+    others_BT = places_BT.clone()
+    for token in range(NUM_TOKENS - NUM_CHANGED, NUM_TOKENS):
+        others_BT[1, token] = (embedded_NE - embedded_NE[places_BT[1, token]]).norm(dim=1).argmax()
+    return ids[places_BT], ids[others_BT]
 
 
 def _probe(
@@ -86,11 +112,11 @@ def _probe(
 
 
 def _change_is_local(first_BRP: Tensor, second_BRP: Tensor) -> bool:
-    """Whether the rows changed of the changed tokens, and of no others."""
+    """Whether no rows changed but those of the changed tokens. True of zeros: their gradient is zero too."""
     change_BR = (second_BRP - first_BRP).abs().double().sum(-1)
     num_rows = change_BR.shape[1] // NUM_TOKENS * NUM_CHANGED
     total, expected = float(change_BR.sum()), float(change_BR[1, -num_rows:].sum())
-    return total != total or (expected > 0 and total - expected <= MAX_LEAK * total)
+    return total != total or total - expected <= MAX_LEAK * total
 
 
 class _Probe(PassSketches):

@@ -83,6 +83,7 @@ class RowSums:
         self.norm2_B = projections.zeros(batch.size)
         # Of this pass alone: a pass that fails leaves no part of itself in the sums of its unit.
         self.factors = FactorSums.zeros(projections) if with_factors else None
+        self.rows_a_token: Counter[str] = Counter()
         self.earlier_BM: dict[str, Tensor] = {}  # of weights used several times, the sketches of the uses so far
 
     def add(self, name: str, a_BRP: Tensor, b_BRP: Tensor, *, is_last: bool) -> None:
@@ -94,9 +95,12 @@ class RowSums:
             rows_a_token = a_BRP.shape[1] // self.batch.real_BT.shape[1]
             real_BR = self.batch.real_BT.repeat_interleave(rows_a_token, dim=1)
             a_NP, b_NP = a_BRP[real_BR], b_BRP[real_BR]
-            # Of A the mean over a token's rows, of B their sum: together the token's Fisher block (equation 4).
-            self.factors.inputs_LPP[position] += a_NP.T @ a_NP / rows_a_token
+            # Of A the mean over a token's rows in all uses, of B their sum: together the token's Fisher block (equation 4).
+            self.factors.inputs_LPP[position] += a_NP.T @ a_NP
             self.factors.outputs_LPP[position] += b_NP.T @ b_NP
+            self.rows_a_token[name] += rows_a_token
+            if is_last:
+                self.factors.inputs_LPP[position] /= self.rows_a_token[name]
         sketch_BM = torch.bmm(b_BRP.transpose(1, 2), a_BRP).flatten(1)
         if name in self.earlier_BM:
             sketch_BM += self.earlier_BM.pop(name)
