@@ -18,15 +18,13 @@ from prism_job.extract.adapter import with_shapes_of_adapter
 from prism_job.extract.capture.layers import CapturedWeight, Layers, LinearLayer, captured_layers
 from prism_job.extract.model import files_of
 from prism_job.extract.model_config import load_config, refuse_unsuitable_settings, short
+from prism_job.extract.quantiser import KEPT, TOO_MANY
 from prism_job.plan.attention import attention_backend
 from prism_job.spec.document import RunSpec
 from prism_job.storage import model_files
 
 _BLOCK = re.compile(r"^(.*?\.\d+)\.")
 """The repeated part of a model that a parameter belongs to: `model.layers.7` of `model.layers.7.mlp.up_proj.weight`."""
-
-_KEPT, _TOO_MANY = ("dt_proj", "classifier"), 2**31
-"""What extract/quantiser.py leaves as it is: these linear layers, and larger weights."""
 
 
 @dataclass(frozen=True)
@@ -139,10 +137,10 @@ def _quantised_bytes(model: nn.Module, spec: RunSpec) -> dict[int, float]:
     head = cast(Any, model).get_output_embeddings()
     found: list[nn.Parameter] = []
     for name, module in model.named_modules():
-        if isinstance(module, LinearLayer) and module is not head and ".lora_" not in name and not name.endswith(_KEPT):
+        if isinstance(module, LinearLayer) and module is not head and ".lora_" not in name and not name.endswith(KEPT):
             found.append(cast(nn.Parameter, module.weight))
         elif ".experts" in name and spec.model.quantization:
-            found += [each for each in module.parameters(recurse=False) if each.ndim == 3 and each.numel() < _TOO_MANY]
+            found += [each for each in module.parameters(recurse=False) if each.ndim == 3 and each.numel() < TOO_MANY]
     return {
         id(each): each.numel() * bits / 8 if kind == "nf4" else each.numel() + 4 * each.shape[:-1].numel()
         for each in found

@@ -37,7 +37,7 @@ def load_config(spec: ModelSpec) -> PretrainedConfig | None:
     if spec.uri.endswith(".gguf"):
         return None
     raw = model_files.read_config(spec.uri, spec.revision)
-    if (model_type := raw.get("model_type")) is not None and model_type not in CONFIG_MAPPING:
+    if (model_type := raw.get("model_type")) is not None and str(model_type) not in CONFIG_MAPPING:
         known = f"transformers {transformers.__version__} does not know the model type '{model_type}'"
         what = f"{known}, and PRISM runs no code of a repository" if "auto_map" in raw else known
         raise RequestError(what, where=spec.uri, fix=f"use an image with a newer transformers, or {_NAME_ANOTHER}")
@@ -59,7 +59,7 @@ def short(error: BaseException) -> str:
 
 
 def _refuse_other_tasks(config: PretrainedConfig, spec: ModelSpec) -> None:
-    made_for = next(iter(config.architectures or []), "")
+    made_for = str(next(iter(config.architectures or []), ""))
     if config.is_encoder_decoder:
         what = f"'{config.model_type}' is an encoder-decoder model; PRISM takes decoders only"
         raise RequestError(what, where=spec.uri, fix=_NAME_ANOTHER)
@@ -87,7 +87,7 @@ def _prepare_quantisation(config: PretrainedConfig, spec: ModelSpec) -> None:
     for settings in _quantisations(config):
         if settings.get("quant_method") == "bitsandbytes":
             continue  # loaded as it is (extract/quantised.py)
-        method = str(settings.get("quant_method"))
+        method = str(settings.get("quant_method", "a method that quantization_config does not name"))
         if method not in DEQUANTISED:
             what = f"the weights are quantised by {method}, and their gradients cannot be captured"
             fix = "name the unquantised model in model.uri; model.quantization: nf4 loads it in 4 bits"

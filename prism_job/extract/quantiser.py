@@ -18,9 +18,9 @@ from prism_job.errors import RequestError
 from prism_job.extract.quantised import bitsandbytes
 from prism_job.spec.model import ModelSpec
 
-_KEPT = ["dt_proj", "classifier"]
+KEPT = ("dt_proj", "classifier")
 """Linear layers (of Mamba, of LongCat's router) whose weight a model reads without calling them: it must be there as it is."""
-_TOO_MANY = 2**31
+TOO_MANY = 2**31
 """bitsandbytes' kernels count a weight's numbers in 32 bits."""
 
 
@@ -76,14 +76,14 @@ class _Experts:
         if is_linear or ".experts." not in param_name:
             return is_linear
         weight = getattr(model.get_submodule(param_name.rpartition(".")[0]), param_name.rpartition(".")[2])
-        return weight.ndim == 3 and weight.numel() < _TOO_MANY
+        return weight.ndim == 3 and weight.numel() < TOO_MANY
 
     def get_quantize_ops(self) -> ConversionOps:
         return _Quantise(super().get_quantize_ops())  # type: ignore[misc]
 
     @staticmethod
     def get_modules_to_not_convert(model: nn.Module, skipped: Any = None, *arguments: Any) -> list[str]:
-        return [*Bnb4BitHfQuantizer.get_modules_to_not_convert(model, skipped, *arguments), *_KEPT]
+        return [*Bnb4BitHfQuantizer.get_modules_to_not_convert(model, skipped, *arguments), *KEPT]
 
 
 class _Nf4(_Experts, Bnb4BitHfQuantizer): ...

@@ -4,6 +4,8 @@ kind of hardware.
 `extract/batch_size.py` measures it; the document that replays the run repeats it. Does not import torch.
 """
 
+import contextlib
+
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prism_job.errors import DataError
@@ -39,9 +41,11 @@ def write_batch_size(run: SelectionRun, setting: Setting, tokens_per_batch: int)
 
 
 def batch_sizes(run: SelectionRun, extractor: str) -> set[int]:
-    """All that this run chose for this extractor. Raises DataError: an object is damaged."""
-    listed = [it.key for it in open_store(run.spec.output).list(_prefix(run))]
-    chosen = [_read(run, key) for key in listed]
+    """All that this run chose for this extractor. Without what cannot be read: no row depends on it."""
+    chosen: list[_Chosen] = []
+    for listed in open_store(run.spec.output).list(_prefix(run)):
+        with contextlib.suppress(DataError):
+            chosen.append(_read(run, listed.key))
     return {each.tokens_per_batch for each in chosen if each.extractor == extractor}
 
 

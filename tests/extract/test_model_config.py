@@ -34,6 +34,7 @@ from prism_job.plan.attention import EAGER_ONLY, attention_backend
 from prism_job.plan.extractor import extractor_parts
 from prism_job.spec.extraction import ExtractionSpec
 from prism_job.spec.model import ModelSpec
+from prism_job.storage import model_files
 from tests.conftest import Job
 from tests.extract.test_gradients import (
     CPU,
@@ -161,7 +162,15 @@ WRONG_CONFIGS: dict[str, dict[str, Any]] = {
         "quantization_config": {"quant_method": "gptq"}
     },
     "quantised by awq | name the unquantised model": {"quantization_config": {"quant_method": "awq"}},
+    "quantised by a method that quantization_config does not name": {"quantization_config": {"load_in_4bit": True}},
+    "does not know the model type '['a']'": {"model_type": ["a"]},
 }
+
+
+@pytest.mark.parametrize("kind", [["a"], {"b": 1}, 5, None])
+def test_a_model_type_that_is_no_text_is_nothing_to_the_plan(tiny_model: Path, tmp_path: Path, kind: Any) -> None:
+    folder = changed(tiny_model, tmp_path / "model", part={"model_type": kind})
+    assert model_files.model_types(str(folder)) == {"llama"}
 
 
 @pytest.mark.parametrize(("expected", "settings"), WRONG_CONFIGS.items(), ids=WRONG_CONFIGS)
