@@ -280,7 +280,7 @@ def test_flops_of_a_whole_run_are_those_that_torch_counts(
     job: Job, audited: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Its two passes of 21 tokens are not counted: nothing beside a real run, a fiftieth of this one.
-    monkeypatch.setattr(extract, "used_layers", lambda model, layers: layers)
+    monkeypatch.setattr(extract, "used_layers", lambda model, layers, any_rank: layers)
     write_jsonl(job.folder / "targets.jsonl", [pair(number) for number in range(18)])
     job.spec["model"]["attention"] = "eager"
     job.spec["audit"] = {"examples": audited}
