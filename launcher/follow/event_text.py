@@ -62,6 +62,9 @@ def note_text(event: dict[str, Any]) -> str | None:
             return f"ignored {event['uri']}: {event['reason']}"
         case "loading":
             return f"loading {event['model']} on {event['device']}"
+        case "quantised":
+            largest = f"; the largest that is not: {event['largest_others'][0]}" if event["largest_others"] else ""
+            return f"{event['share']:.1%} of the weights are quantised, {event['bytes'] / 1e9:.3g} GB{largest}"
         case "layers":
             return _layers_text(event)
     return None

@@ -70,7 +70,9 @@ class Manifest(_Plain):
     extractor: str  # digest under which the shards lie
     extractor_parts: dict[str, Any]  # all that it covers
     work: str  # digest of the plan: data, units, targets
-    layers: dict[str, float] = {}  # number captured, and their share of what was asked for and of the model's matrices
+    layers: dict[
+        str, int | float
+    ] = {}  # number captured, and their share of what was asked for and of the model's matrices
     counts: Counts
     threshold: float | None  # score of the last row that the budget took
     scores: dict[str, float]  # five-number summary

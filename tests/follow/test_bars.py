@@ -44,6 +44,17 @@ def test_what_is_captured_is_one_line_that_names_what_is_not() -> None:
     )
 
 
+def test_what_is_quantised_is_one_line_that_names_the_largest_weight_that_is_not() -> None:
+    event = {
+        "event": "quantised",
+        "share": 0.93,
+        "parameters": 10**9,
+        "bytes": 5 * 10**8,
+        "largest_others": ["lm_head"],
+    }
+    assert note_text(event) == "93.0% of the weights are quantised, 0.5 GB; the largest that is not: lm_head"
+
+
 def test_plain_progress_lines_are_seconds_apart(capsys: pytest.CaptureFixture[str]) -> None:
     lines = Lines()
     lines.start("extract")
