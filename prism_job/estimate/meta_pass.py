@@ -180,7 +180,7 @@ def count_text(model: Any, tokens: int, eager: bool, groups: list[list[Any]]) ->
         for handle in handles:
             handle.remove()
         for module in {each for pair in copies for each in pair}:
-            del module.forward
+            vars(module).pop("forward", None)  # an error above may have come before it was set
     return count
 
 

@@ -17,7 +17,7 @@ from prism_job.estimate.meta_pass import Growth, TextCosts, text_costs
 from prism_job.extract.adapter import with_shapes_of_adapter
 from prism_job.extract.capture.layers import CapturedWeight, Layers, LinearLayer, captured_layers
 from prism_job.extract.model import files_of
-from prism_job.extract.model_config import load_config, refuse_unsuitable_settings, short
+from prism_job.extract.model_config import fix_of, load_config, refuse_unsuitable_settings, short
 from prism_job.extract.quantiser import KEPT, TOO_MANY
 from prism_job.plan.attention import attention_backend
 from prism_job.spec.document import RunSpec
@@ -172,7 +172,7 @@ def _meta_model(spec: RunSpec) -> Any:
                 config, dtype=getattr(torch, spec.model.dtype), attn_implementation=attention_backend(spec.model)
             )
     except Exception as error:  # transformers raises many kinds; all are about these files
-        fix = "check that the folder holds the config.json of a causal language model"
+        fix = fix_of(error, "check that the folder holds the config.json of a causal language model")
         what = f"no model can be built from its config: {short(error)}"
         raise RequestError(what, where=spec.model.uri, fix=fix) from error
     if spec.model.adapter:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, 
 from prism_job.errors import DataError, RequestError
 from prism_job.extract import quantised, quantiser
 from prism_job.extract.adapter import with_adapter
-from prism_job.extract.model_config import is_quantised, load_config, short
+from prism_job.extract.model_config import fix_of, is_quantised, load_config, short
 from prism_job.plan.attention import attention_backend
 from prism_job.progress import event
 from prism_job.spec.model import ModelSpec
@@ -81,7 +81,7 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
             fix = "install libaio (Debian: libaio-dev) and a compiler, or set offload: cpu"
             what = "offload: nvme needs DeepSpeed's async_io op, which cannot be built here"
             raise RequestError(what, where="spec.extraction.deepspeed.offload", fix=fix) from error
-        fix = "check that the folder holds config.json and safetensors of a causal language model"
+        fix = fix_of(error, "check that the folder holds config.json and safetensors of a causal language model")
         raise RequestError(f"the model cannot be loaded: {short(error)}", where=spec.uri, fix=fix) from error
     finally:
         del partitioning
@@ -108,8 +108,12 @@ def load_model(spec: ModelSpec, device: torch.device, zero3: dict[str, Any] | No
         # The scales of a block that held NaN, or of an output beyond float16's range in int8, are not finite.
         weight = quantised.dequantised(weight) if quantised.is_quantised(weight) else weight
         if not bool(torch.isfinite(weight).all()):
+            what = f"weight {name} holds NaN or infinite values"
             fix = "use an earlier checkpoint: the gradients of this one are meaningless"
-            raise DataError(f"weight {name} holds NaN or infinite values", where=spec.uri, fix=fix)
+            if spec.quantization == "int8":
+                what += " in float16, in which int8 takes weights (up to 65,504)"
+                fix = "set model.quantization: nf4, or leave it out; if that is refused too, use an earlier checkpoint"
+            raise DataError(what, where=spec.uri, fix=fix)
     return cast(PreTrainedModel, model)
 
 

@@ -58,6 +58,11 @@ def short(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
+def fix_of(error: BaseException, otherwise: str) -> str:
+    """What to do where transformers cannot build a model. The architecture in a GGUF file is known only then."""
+    return "set model.attention: eager" if "scaled_dot_product_attention" in str(error) else otherwise
+
+
 def _refuse_other_tasks(config: PretrainedConfig, spec: ModelSpec) -> None:
     made_for = str(next(iter(config.architectures or []), ""))
     if config.is_encoder_decoder:
@@ -86,6 +91,12 @@ def _quantisations(config: PretrainedConfig) -> Iterator[dict[str, Any]]:
 def _prepare_quantisation(config: PretrainedConfig, spec: ModelSpec) -> None:
     for settings in _quantisations(config):
         if settings.get("quant_method") == "bitsandbytes":
+            if not (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
+                what = (
+                    "quantization_config in config.json names bitsandbytes, and neither load_in_4bit nor load_in_8bit"
+                )
+                fix = "copy config.json again; if the weights are in 16 bits, remove quantization_config from it"
+                raise RequestError(what, where=spec.uri, fix=fix)
             continue  # loaded as it is (extract/quantised.py)
         method = str(settings.get("quant_method", "a method that quantization_config does not name"))
         if method not in DEQUANTISED:

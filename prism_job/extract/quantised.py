@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from prism_job.errors import RequestError
 from prism_job.progress import event
 
+_UNQUANTISED = "use weights in 16 bits: leave model.quantization out, and name no checkpoint that is quantised already"
+
 
 def use_dequantised_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Let every quantised layer of a loaded model compute with its dequantised weights, in `dtype`; report their share.
 
-    Raises RequestError: no quantised weight, or one that would be quantised in each pass (`llm_int8_has_fp16_weight`).
+    Raises RequestError: no quantised weight, or a layer of bitsandbytes that holds a 16-bit weight.
     """
     bnb = bitsandbytes()
     sizes, num_bytes = {}, 0
@@ -29,8 +31,11 @@ def use_dequantised_weights(model: nn.Module, dtype: torch.dtype) -> None:
         weights = {each: weight for each, weight in module.named_parameters(recurse=False) if is_quantised(weight)}
         is_linear = isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)
         if is_linear and not weights:
-            fix = "save the model in 16 bits (transformers' save_pretrained), and set model.quantization: int8"
-            raise RequestError("this layer holds 16-bit weights that are quantised in each pass", where=name, fix=fix)
+            what = (
+                "this layer's weights are not quantised, although config.json has a quantization_config of bitsandbytes"
+            )
+            fix = "remove quantization_config from config.json; model.quantization: nf4 or int8 quantises the weights"
+            raise RequestError(what, where=name, fix=fix)
         for each, weight in weights.items():
             if weight.dtype == torch.int8:
                 # Packed like 4 bits, so that a model that reads the weight itself fails, rather than computes with it.
@@ -48,7 +53,7 @@ def use_dequantised_weights(model: nn.Module, dtype: torch.dtype) -> None:
     largest = sorted(others, key=lambda name: -others[name])[:4]
     if not sizes:
         what = f"{type(model).__name__} has no layer that bitsandbytes can quantise; the largest weight is {largest[0]}"
-        raise RequestError(what, where="spec.model.quantization", fix="leave model.quantization out")
+        raise RequestError(what, where="spec.model", fix=_UNQUANTISED)
     num_quantised = sum(sizes.values())
     share = round(num_quantised / (num_quantised + sum(others.values())), 4)
     event("quantised", share=share, parameters=num_quantised, bytes=num_bytes, largest_others=largest)
@@ -61,7 +66,7 @@ def _refuse_reading_weights(model: Any) -> None:
             model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
     except (RuntimeError, TypeError) as error:
         what = f"{type(model).__name__} reads a weight without calling its layer, so this weight cannot be quantised: {error}"
-        raise RequestError(what, where="spec.model.quantization", fix="leave model.quantization out") from error
+        raise RequestError(what, where="spec.model", fix=_UNQUANTISED) from error
 
 
 def is_quantised(weight: Any) -> bool:

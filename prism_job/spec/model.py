@@ -24,10 +24,6 @@ class ModelSpec(Section):
         description="Data type of the weights in the forward and backward pass. With bfloat16, projected inputs and gradients "
         "are rounded to bfloat16 too, else they are float32. Sketches and sums are always float32.",
     )
-    # Quantised: nn.Linear and Conv1D but the head, and the 3-D weights of fused experts; not their subclasses, layers named
-    # dt_proj or classifier, tied weights, embeddings, norms, biases or an adapter (extract/quantiser.py). A weight takes
-    # 4.127 bits (nf4: 4, and 8/64 + 32/16384 of scales) or 8 (int8, and 32 an output). Dequantised to `dtype` for as long
-    # as a product lasts, forward and backward: one linear layer's weight, or both weights of one layer's experts.
     quantization: Literal["nf4", "int8"] | None = Field(
         None,
         description="Quantise the weights of linear layers and fused experts with bitsandbytes while they are loaded. nf4: "

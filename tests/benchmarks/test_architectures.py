@@ -7,8 +7,8 @@ import re
 import pytest
 import torch
 
-from benchmarks import architectures, tiny_architectures
-from benchmarks.tiny_architectures import KINDS, MODEL_TYPES, NOT_BUILT
+from benchmarks.models import architectures, tiny_architectures
+from benchmarks.models.tiny_architectures import KINDS, MODEL_TYPES, NOT_BUILT
 
 
 def test_the_document_lists_every_architecture_of_the_registry_once() -> None:

@@ -21,6 +21,7 @@ from transformers import (
     Gemma3Config,
     GptOssConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     T5Config,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -48,7 +49,7 @@ from tests.extract.test_gradients import (
     extract,
     in_batches_of,
 )
-from tests.models import HIDDEN, NUM_LAYERS, VOCAB, build_tokenizer, fill
+from tests.models import HIDDEN, NUM_LAYERS, VOCAB, build_tokenizer, fill, save_tiny_gguf
 from tests.oracle import sketches, weight_gradients
 
 SHAPE: dict[str, Any] = {
@@ -128,6 +129,14 @@ def test_auto_is_eager_where_there_is_no_sdpa_and_the_rows_are_right(tmp_path: P
     refuses(lambda: load_model(spec_of(folder, attention="sdpa"), CPU), "no sdpa | set model.attention: eager")
 
 
+def test_the_hint_for_a_gguf_file_without_sdpa_is_eager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its architecture is known only as it is loaded."""
+    file = save_tiny_gguf(tmp_path / "tiny.gguf")
+    monkeypatch.setattr(LlamaForCausalLM, "_supports_sdpa", False)
+    refuses(lambda: load_model(spec_of(file), CPU), "set model.attention: eager")
+    load_model(spec_of(file, attention="eager"), CPU)
+
+
 def test_transformers_has_no_sdpa_for_the_architectures_listed() -> None:
     for model_type in EAGER_ONLY:
         model = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]]
@@ -163,6 +172,7 @@ WRONG_CONFIGS: dict[str, dict[str, Any]] = {
     },
     "quantised by awq | name the unquantised model": {"quantization_config": {"quant_method": "awq"}},
     "quantised by a method that quantization_config does not name": {"quantization_config": {"load_in_4bit": True}},
+    "neither load_in_4bit nor load_in_8bit | copy config.json again": quantised_by("bitsandbytes"),
     "does not know the model type '['a']'": {"model_type": ["a"]},
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.tiny_architectures import VOCAB, build
+from benchmarks.models.tiny_architectures import VOCAB, build
 from prism_job.extract.capture.gradients import capturing
 from prism_job.extract.capture.layers import captured_layers, is_own_experts
 from prism_job.extract.capture.row_format import Projections, RowFormat

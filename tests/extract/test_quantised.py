@@ -5,6 +5,7 @@ The oracle is built of plain linear layers, whose weights bitsandbytes' own func
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import weakref
@@ -236,7 +237,7 @@ def test_what_cannot_be_quantised_is_refused(
         load_model(spec, CPU)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e5])
 @pytest.mark.parametrize("quantization", QUANTISATIONS)
 def test_a_weight_that_is_not_finite_is_named_although_its_bits_are(
     folders: dict[str, Path], quantization: str, bad: float, tmp_path: Path
@@ -246,8 +247,26 @@ def test_a_weight_that_is_not_finite_is_named_although_its_bits_are(
     weights = safetensors.torch.load_file(path)
     weights[name][3, 5] = bad
     safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(DataError, match=f"weight {name} holds NaN or infinite"):
+    if quantization == "nf4" and bad == 1e5:
         load(tmp_path, quantization=quantization)
+        return
+    with pytest.raises(DataError, match=f"weight {name} holds NaN or infinite") as refusal:
+        load(tmp_path, quantization=quantization)
+    # int8 takes weights in float16, so its hint is not that the checkpoint is damaged.
+    assert ("set model.quantization: nf4" in refusal.value.fix) == (quantization == "int8")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_config_that_calls_16_bit_weights_quantised_is_refused_with_what_to_change(
+    folders: dict[str, Path], bits: int, tmp_path: Path
+) -> None:
+    shutil.copytree(folders["llama"], tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "config.json"
+    settings = {"quantization_config": {"quant_method": "bitsandbytes", f"load_in_{bits}bit": True}}
+    path.write_text(json.dumps(read_json(path) | settings))
+    with pytest.raises(RequestError, match="weights are not quantised") as refusal:
+        load(tmp_path)
+    assert "remove quantization_config from config.json" in refusal.value.fix
 
 
 def test_quantised_rows_have_a_digest_of_their_own_and_old_stores_keep_theirs(job: Job) -> None:

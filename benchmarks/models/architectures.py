@@ -3,7 +3,7 @@
 Each architecture is a tiny model with random weights (tiny_architectures.py). Its rows come from one batch of texts of several
 lengths. The oracle takes one text alone, asks autograd for the gradient of each captured weight, and projects it.
 
-    python -m benchmarks.architectures --json architectures.json
+    python -m benchmarks.models.architectures --json architectures.json
 
 Shapes: B examples, P projected dims a side, D dims of an unfolded row, L captured weights, M = P² numbers of one of them.
 """
@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks import job, tiny_architectures
-from benchmarks.tiny_architectures import KINDS, MODEL_TYPES, NOT_BUILT, VOCAB
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from benchmarks import job
+from benchmarks.models import tiny_architectures
+from benchmarks.models.tiny_architectures import KINDS, MODEL_TYPES, NOT_BUILT, VOCAB
 from prism_job import projection
 from prism_job.errors import RequestError
 from prism_job.extract.capture.gradients import GradientCapture
@@ -36,7 +37,7 @@ from prism_job.extract.capture.row_format import RowFormat
 from prism_job.extract.tokenise import Encoded, collate
 from tests.oracle import plain_loss, rademacher
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "models.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
 DIM, SEED = 6, 3
 LENGTHS = (14, 9, 5, 11)
 """Tokens of the examples: the longest has no padding in their batch, and a batch is not as wide as it is high."""
@@ -254,11 +255,11 @@ def summary(verdicts: Sequence[Verdict]) -> str:
 
 INTRODUCTION = """# Models
 
-Which architectures of transformers {version} can be used. `benchmarks/architectures.py` writes this page
+Which architectures of transformers {version} can be used. `benchmarks/models/architectures.py` writes this page
 (torch {torch}):
 
 ```bash
-python -m benchmarks.architectures --json architectures.json
+python -m benchmarks.models.architectures --json architectures.json
 ```
 
 {summary}.
