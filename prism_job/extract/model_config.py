@@ -64,7 +64,8 @@ def fix_of(error: BaseException, otherwise: str) -> str:
 
 
 def _refuse_other_tasks(config: PretrainedConfig, spec: ModelSpec) -> None:
-    made_for = str(next(iter(config.architectures or []), ""))
+    named = config.architectures
+    made_for = str(named[0]) if isinstance(named, list) and named else ""
     if config.is_encoder_decoder:
         what = f"'{config.model_type}' is an encoder-decoder model; PRISM takes decoders only"
         raise RequestError(what, where=spec.uri, fix=_NAME_ANOTHER)

@@ -192,6 +192,13 @@ def test_a_model_that_cannot_be_captured_is_refused_without_its_weights(
     refuses(lambda: load_config(spec_of(folder)), f"{expected} | {folder}")
 
 
+@pytest.mark.parametrize("named", [5, [None], "x"])
+def test_architectures_that_are_no_list_of_texts_say_nothing(tiny_model: Path, tmp_path: Path, named: Any) -> None:
+    config = load_config(spec_of(changed(tiny_model, tmp_path / "model", architectures=named)))
+    assert config is not None
+    assert config.model_type == "llama"
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", None])
 def test_a_config_that_is_missing_or_broken_is_refused_by_the_plan(
     job: Job, tiny_model: Path, text: str | None
