@@ -1,9 +1,9 @@
 """A real mixture of experts: does it rank as well as the dense model that it was made from?
 
 Each MLP of the model is copied into 4 experts with a little noise; a random router sends each token to two of them (sparse
-upcycling, Komatsuzaki et al. 2023). The result is tuned for some steps on GSM8K and BIG-Bench-Hard, a dense twin on
-the same batches; the text has no statement of the facts task. Then each model ranks right above wrong statements, and the
-job's scores without curvature are compared with exact ones: plain autograd over the whole weights, an example at a time.
+upcycling, Komatsuzaki et al. 2023). The result is tuned for 60 steps on GSM8K and BIG-Bench-Hard, a dense twin on the same
+batches; none of this text is about the facts. Then each model ranks right above wrong statements, and the job's
+scores without curvature are compared with exact ones: plain autograd over the whole weights, an example at a time.
 
     python -m benchmarks.quality.upcycled --data FOLDER --json build/quality/upcycled.json
 
@@ -56,7 +56,8 @@ def main() -> None:
     for seed in range(options.seeds):
         found, scores = {}, {}
         for kind, path in paths.items():
-            about, compute = [*settings, model_files.identify(path)], partial(rank, options.work, path, seed)
+            about = [*settings, model_files.identify(path)]
+            compute = partial(rank, options.work, path, f"{kind}-{seed}", seed)
             ranked = harness.once(folder / f"{kind}-{seed}.json", about, compute)
             scores[kind] = np.array(ranked.pop("scores"))
             found |= {f"{name}[{kind}]": value for name, value in ranked.items()}
@@ -112,11 +113,11 @@ def upcycled(dense: Any, noise: float) -> PreTrainedModel:
     return sparse.float().requires_grad_(False).eval()
 
 
-def rank(work: Path, path: str, seed: int) -> dict[str, Any]:
+def rank(work: Path, path: str, name: str, seed: int) -> dict[str, Any]:
     """How well the job's scores rank right above wrong, and how they agree with exact ones."""
     candidates, targets = make_data(seed)
     good_N = np.array([row["label"] == 1 for row in candidates])
-    run = harness.extract(work, f"upcycled-{Path(path).stem}-{seed}", candidates, targets, model=path, dtype="bfloat16")
+    run = harness.extract(work, f"upcycled-{name}", candidates, targets, model=path, dtype="bfloat16")
     pi_Q = run.targets.preference_Q
     score_N, plain_N = run.scores(pi_Q), run.without_curvature().scores(pi_Q)
     rankings = {"preference": score_N, "cosine": score_N / run.norm_N, "plain": plain_N, "loss": -run.loss_N}
