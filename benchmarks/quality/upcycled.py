@@ -1,9 +1,10 @@
 """A real mixture of experts: does it rank as well as the dense model that it was made from?
 
-Each MLP of the model is copied into 4 experts with a little noise; a random router sends each token to two of them (sparse
-upcycling, Komatsuzaki et al. 2023). The result is tuned for 60 steps on GSM8K and BIG-Bench-Hard, a dense twin on the same
-batches; none of this text is about the facts. Then each model ranks right above wrong statements, and the job's
-scores without curvature are compared with exact ones: plain autograd over the whole weights, an example at a time.
+Each MLP of the model is copied into 4 experts with a little noise; a random router sends each token to two of them
+(sparse upcycling, Komatsuzaki et al. 2023). The result is tuned for 60 steps on GSM8K and BIG-Bench-Hard, a dense
+twin on the same batches; none of this text is about the facts. Then each model ranks right above wrong statements,
+and the job's scores without curvature are compared with exact ones: plain autograd over the whole weights, an example
+at a time.
 
     python -m benchmarks.quality.upcycled --data FOLDER --json build/quality/upcycled.json
 
