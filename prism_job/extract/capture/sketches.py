@@ -93,13 +93,15 @@ class RowSums:
         position = projections.positions[name]
         if self.factors is not None:
             rows_a_token = a_BRP.shape[1] // self.batch.real_BT.shape[1]
-            real_BR = self.batch.real_BT.repeat_interleave(rows_a_token, dim=1)
+            real_BR = self.batch.real_BT
+            if rows_a_token > 1:
+                real_BR = real_BR.repeat_interleave(rows_a_token, dim=1)
             a_NP, b_NP = a_BRP[real_BR], b_BRP[real_BR]
             # Of A the mean over a token's rows in all uses, of B their sum: together the token's Fisher block (equation 4).
             self.factors.inputs_LPP[position] += a_NP.T @ a_NP
             self.factors.outputs_LPP[position] += b_NP.T @ b_NP
             self.rows_a_token[name] += rows_a_token
-            if is_last:
+            if is_last and self.rows_a_token[name] > 1:
                 self.factors.inputs_LPP[position] /= self.rows_a_token[name]
         sketch_BM = torch.bmm(b_BRP.transpose(1, 2), a_BRP).flatten(1)
         if name in self.earlier_BM:
