@@ -1,4 +1,4 @@
-"""Weights that bitsandbytes holds in 4 or 8 bits: what they stand for, and the products with them. Not: how they are loaded.
+"""Weights that bitsandbytes holds in 4 or 8 bits: what they stand for, and the products with them. Does not load them.
 
 A quantised layer computes what a plain linear layer with its dequantised weight computes, in the dtype of its inputs.
 bitsandbytes' own products are not used. The 8-bit one (LLM.int8()) quantises the inputs as well, and treats columns apart in

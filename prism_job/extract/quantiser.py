@@ -1,4 +1,4 @@
-"""Which weights are quantised while a model is loaded, and how transformers is told. Not: what quantised weights compute.
+"""Which weights are quantised while a model is loaded, and the arguments of transformers for it. Does not compute with them.
 
 transformers quantises linear layers alone. The 3-D weights of fused experts, nearly all of a mixture of experts, are
 quantised here in the same way, one after the other as they are loaded, on the device where they will stay.

@@ -136,17 +136,15 @@ class _Combined(torch.autograd.Function):
 
 
 def on_use(name: str, sketches: PassSketches, values: Tensor, by_token: Any, output: Tensor, side_b_of: Any) -> None:
-    if not torch.is_grad_enabled():
-        return None
-    if not output.requires_grad:
-        return sketches.refuse(name, "no gradient can reach it: its inputs do not depend on the embeddings")
+    if not sketches.is_captured(name, output):
+        return
     a_sides = []
     for projections in sketches.projections:
         side_a = projections.sides[name][0]
         projected = values.detach().to(side_a.dtype) @ side_a
         a_BRP = sketches.by_example(name, projected if by_token is None else by_token(projected))
         if a_BRP is None:
-            return None
+            return
         a_sides.append(a_BRP)
     sketches.expect_gradient(name)
 
@@ -158,7 +156,6 @@ def on_use(name: str, sketches: PassSketches, values: Tensor, by_token: Any, out
         sketches.add(name, a_sides, b_sides)
 
     output.register_hook(on_gradient)
-    return None
 
 
 def product(rows_SI: Tensor, experts: Any, attribute: str, expert_S: Tensor, ends_E: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ Shapes: B examples, R rows an example (its T tokens, or several rows a token), P
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
@@ -49,13 +48,11 @@ def register_hooks(name: str, module: nn.Module, sketches: PassSketches) -> list
 
 
 def _on_use(name: str, values: Tensor, output: Tensor, sketches: PassSketches) -> None:
-    if not torch.is_grad_enabled():
-        return None  # a cycle of a recurrent model that is trained without a gradient through it
-    if not output.requires_grad:
-        return sketches.refuse(name, "no gradient can reach it: its inputs do not depend on the embeddings")
+    if not sketches.is_captured(name, output):
+        return
     values_BRI = sketches.by_example(name, values.detach())
     if values_BRI is None:
-        return None
+        return
     sides = [projections.sides[name] for projections in sketches.projections]
     a_sides = [values_BRI.to(side_a.dtype) @ side_a for side_a, _ in sides]
     sketches.expect_gradient(name)
@@ -66,4 +63,3 @@ def _on_use(name: str, values: Tensor, output: Tensor, sketches: PassSketches) -
         sketches.add(name, a_sides, [gradient_BRO.to(side_b.dtype) @ side_b for _, side_b in sides])
 
     output.register_hook(on_gradient)
-    return None

@@ -60,6 +60,14 @@ class PassSketches:
         what = f"layer {name} cannot be captured: {reason}"
         raise RequestError(what, where=name, fix=f"leave this layer out: add '!{name}' to extraction.layers")
 
+    def is_captured(self, name: str, output: Tensor) -> bool:
+        """Whether this use of a weight gets a gradient. Refuses one that cannot, unless the model computes without any."""
+        if not torch.is_grad_enabled():
+            return False  # a cycle of a recurrent model that is trained without a gradient through it
+        if not output.requires_grad:
+            self.refuse(name, "no gradient can reach it: its inputs do not depend on the embeddings")
+        return output.requires_grad
+
     def expect_gradient(self, name: str) -> None:
         """This layer has run forward."""
         self.num_pending[name] += 1
