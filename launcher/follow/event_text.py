@@ -65,6 +65,8 @@ def note_text(event: dict[str, Any]) -> str | None:
         case "quantised":
             largest = f"; the largest that is not: {event['largest_others'][0]}" if event["largest_others"] else ""
             return f"{event['share']:.1%} of the weights are quantised, {event['bytes'] / 1e9:.3g} GB{largest}"
+        case "adapter":
+            return f"not captured of the adapter: {', '.join(event['not_captured'][:8])} ({event['note']})"
         case "layers":
             return _layers_text(event)
     return None

@@ -55,6 +55,11 @@ def test_what_is_quantised_is_one_line_that_names_the_largest_weight_that_is_not
     assert note_text(event) == "93.0% of the weights are quantised, 0.5 GB; the largest that is not: lm_head"
 
 
+def test_what_is_not_captured_of_an_adapter_is_named() -> None:
+    event = {"event": "adapter", "not_captured": ["lm_head.lora_A"], "note": "embeddings and head are not captured"}
+    assert note_text(event) == "not captured of the adapter: lm_head.lora_A (embeddings and head are not captured)"
+
+
 def test_plain_progress_lines_are_seconds_apart(capsys: pytest.CaptureFixture[str]) -> None:
     lines = Lines()
     lines.start("extract")

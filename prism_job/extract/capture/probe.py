@@ -79,8 +79,9 @@ def _two_batches(model: PreTrainedModel, device: torch.device) -> tuple[Tensor, 
     Ids that the config names, such as that of an image, stand for more than a token, and reserved ones share an embedding.
     """
     config = model.config.get_text_config()
-    settings = {**vars(model.config), **vars(config)}
-    named = {value for name, value in settings.items() if name.endswith(("_token_id", "_token_index"))}
+    settings = [*vars(model.config).items(), *vars(config).items()]
+    values = [value for name, value in settings if name.endswith(("_token_id", "_token_index"))]
+    named = {each for value in values for each in (value if isinstance(value, list) else [value])}
     spread = torch.linspace(0, config.vocab_size - 1, 8 * NUM_EXAMPLES * NUM_TOKENS).long().unique()
     ids = torch.tensor([each for each in spread.tolist() if each not in named] or spread.tolist(), device=device)
     with torch.no_grad():
