@@ -81,7 +81,8 @@ def _two_batches(model: PreTrainedModel, device: torch.device) -> tuple[Tensor, 
     config = model.config.get_text_config()
     settings = [*vars(model.config).items(), *vars(config).items()]
     values = [value for name, value in settings if name.endswith(("_token_id", "_token_index"))]
-    named = {each for value in values for each in (value if isinstance(value, list) else [value])}
+    listed = [each for value in values for each in (value if isinstance(value, list) else [value])]
+    named = {each for each in listed if isinstance(each, int)}
     spread = torch.linspace(0, config.vocab_size - 1, 8 * NUM_EXAMPLES * NUM_TOKENS).long().unique()
     ids = torch.tensor([each for each in spread.tolist() if each not in named] or spread.tolist(), device=device)
     with torch.no_grad():
