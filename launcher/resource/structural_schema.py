@@ -32,6 +32,9 @@ def _node(node: Schema, known: dict[str, Schema], written_by_us: bool) -> Schema
     if "anyOf" in node:
         inner, *others = (option for option in node["anyOf"] if option != {"type": "null"})
         about = {key: value for key, value in node.items() if key not in ("anyOf", "default")}
+        if any(option["type"] == "array" for option in others):
+            # A structural schema has no type for "text or list": the operator's own check refuses what is neither.
+            return {"x-kubernetes-preserve-unknown-fields": True, "description": _sentence(about, written_by_us)}
         if others:
             return _number_or_word(inner, *others) | {"description": _sentence(node | inner, written_by_us)}
         return _node(inner | about, known, written_by_us) | {"nullable": True}

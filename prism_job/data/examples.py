@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from prism_job.spec.data import ColumnsSpec
 from prism_job.spec.digest import digest
 
 Content = dict[str, Any]
@@ -32,7 +33,7 @@ class Layout:
     content: Callable[[dict[str, Any]], Content]
 
 
-def candidate_content(row: dict[str, Any]) -> Content:
+def candidate_content(row: dict[str, Any], columns: ColumnsSpec | None = None) -> Content:
     """The content of a candidate row: that of the first layout whose columns it has.
 
     Raises BadRow: no known columns, no response, or wrong types.
@@ -78,7 +79,7 @@ def describe_columns(row: dict[str, Any]) -> str:
     return f"columns found: {names}{more}{hint}"
 
 
-def target_content(row: dict[str, Any], needs_rejected: bool) -> Content:
+def target_content(row: dict[str, Any], needs_rejected: bool, columns: ColumnsSpec | None = None) -> Content:
     """The content of a target row: prompt, chosen and, unless the weighting does without it, rejected.
 
     Raises BadRow: a part is missing or of the wrong type, or chosen and rejected are identical.

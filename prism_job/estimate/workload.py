@@ -94,20 +94,21 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     staging = _ByteCounter()
     staged: set[str] = set()
 
-    def target(row: Row) -> Content:
-        content = examples.target_content(row, needs_rejected)
+    def target(row: Row, source: int) -> Content:
+        content = examples.target_content(row, needs_rejected, columns_of[target_sets[source]])
         examples.example_id(content)  # raises for what cut_units refuses later: it must not be counted
         for side, texts in sides.items():
             texts.add(_side, content, side, tokenizer, max_length)
         return content
 
-    def candidate(row: Row) -> Content:
-        content = examples.candidate_content(row)
+    def candidate(row: Row, _: int) -> Content:
+        content = examples.candidate_content(row, spec.candidates.columns)
         examples.example_id(content)
         pool.add(tokenise.encode_candidate, content, tokenizer, max_length)
         return content
 
     target_sources, target_sets = list_targets(spec)
+    columns_of = spec.targets.columns_by_set()
     bad_targets: list[Quarantined] = []
     targets = cut_units(read_examples(target_sources, target, bad_targets), PAIRS_PER_UNIT, staging, staged)
     check_targets(targets, bad_targets, target_sets, spec)

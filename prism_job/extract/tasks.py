@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from prism_job.extract.capture.row_format import RowFormat
 from prism_job.plan.extractor import audit_spec
 from prism_job.plan.plan import Block, Plan, Unit
+from prism_job.spec.data import ColumnsSpec
 from prism_job.spec.document import RunSpec
 from prism_job.store import shards
 
@@ -29,6 +30,7 @@ class Task:
 
     unit: Block
     origin: str
+    columns: ColumnsSpec | None  # of its rows
     outputs: tuple[Output, ...]
 
     @property
@@ -69,20 +71,27 @@ def missing_tasks(spec: RunSpec, plan: Plan) -> list[Task]:
             Output("factors", extractor, folded, for_audit=True): set(plan.audit.missing_factors),
             Output("candidates", extractor, folded, for_audit=True): set(plan.audit.missing_candidates),
         }
-        sample = list(_tasks(plan.audit.units, of_sample, []))
+        sample = list(_tasks(plan.audit.units, of_sample, [("the audit's sample", spec.candidates.columns)]))
+    columns_of = spec.targets.columns_by_set()
+    of_sets = [(uri, columns_of[name]) for uri, name in zip(plan.target_sources, plan.target_sets, strict=True)]
     return [
-        *_tasks(plan.targets, of_targets, plan.target_sources),
-        *_tasks(plan.candidates, of_candidates, plan.sources),
+        *_tasks(plan.targets, of_targets, of_sets),
+        *_tasks(plan.candidates, of_candidates, [(uri, spec.candidates.columns) for uri in plan.sources]),
         *sample,
     ]
 
 
-def _tasks(units: Sequence[Block], missing: Mapping[Output, Collection[str]], sources: Sequence[str]) -> Iterator[Task]:
+def _tasks(
+    units: Sequence[Block],
+    missing: Mapping[Output, Collection[str]],
+    sources: Sequence[tuple[str, ColumnsSpec | None]],
+) -> Iterator[Task]:
+    """`sources`: address and columns of each; a sample has one."""
     once = {unit.id: unit for unit in units}  # what stands in several target sets is one unit
     for unit in once.values():
         outputs = tuple(output for output, unit_ids in missing.items() if unit.id in unit_ids)
         if outputs:
-            yield Task(unit, sources[unit.source] if isinstance(unit, Unit) else "the audit's sample", outputs)
+            yield Task(unit, *sources[unit.source if isinstance(unit, Unit) else 0], outputs)
 
 
 def _row_formats(spec: RunSpec) -> tuple[RowFormat, RowFormat]:

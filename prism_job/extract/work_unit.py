@@ -59,7 +59,7 @@ class CandidateUnit:
         self.ids: list[str] = []
         self.encoded: dict[int, tokenise.Encoded] = {}
         for index, row in enumerate(rows):
-            content = examples.candidate_content(row)
+            content = examples.candidate_content(row, task.columns)
             self.ids.append(examples.example_id(content))
             try:
                 self.encoded[index] = tokenise.encode_candidate(content, tokenizer, self.extraction.max_length)
@@ -132,7 +132,7 @@ class TargetUnit:
         self.quarantined: dict[int, str] = {}  # never any: a target that cannot be used is an error
         self.of_layers = capture.layers.notes
         needs_rejected = spec.scoring.weighting == "preference"
-        contents = [examples.target_content(row, needs_rejected=needs_rejected) for row in rows]
+        contents = [examples.target_content(row, needs_rejected, task.columns) for row in rows]
         self.ids = [examples.example_id(content) for content in contents]
         texts = [(index, side) for side in SIDES for index in range(len(contents))]
         self.encoded = {

@@ -12,6 +12,10 @@ from prism_job.store import shards
 SHARING = frozenset({"zamba", "zamba2"})
 """`model_type` of the models in which several modules share a weight: versions before 0.2 wrote the row of one module alone."""
 
+MASK_VERSION = 2
+"""Of the rules that decide which tokens carry loss. 1, which stores before 0.2 do not name, read some rows wrongly: it learnt
+empty turns and a second BOS, and knew neither `weight` nor `chat_template_kwargs`."""
+
 TEMPLATE_DATE = "2025-01-01"
 """The date that chat templates get as today's: a row must not depend on the day of its extraction."""
 
@@ -36,7 +40,8 @@ def extractor_parts(spec: RunSpec) -> dict[str, Any]:
             else {}
         ),
         "attention": attention_backend(spec.model),
-        "loss_on": "assistant",
+        "loss_on": extraction.loss_on,
+        "mask": MASK_VERSION,
         "template_date": TEMPLATE_DATE,
         "max_length": extraction.max_length,
         "layers": list(extraction.layers),

@@ -45,16 +45,20 @@ def list_targets(spec: RunSpec) -> tuple[list[Source], list[str]]:
 
 
 def read_examples(
-    sources: list[Source], content_of: Callable[[Row], Content], quarantine: list[Quarantined]
+    sources: list[Source], content_of: Callable[[Row, int], Content], quarantine: list[Quarantined]
 ) -> Iterator[Example]:
-    """The good rows of the sources in order; bad ones, for which `content_of` raises BadRow, are added to `quarantine`."""
+    """The good rows of the sources in order; bad ones are added to `quarantine`.
+
+    Args:
+        content_of: the content of a row of the source with this index; raises BadRow.
+    """
     meter = Meter("plan", len(sources))
     for index, source in enumerate(sources):
         for line, row in data_files.read_rows(source):
             try:
                 if isinstance(row, Unreadable):
                     raise BadRow(row.reason)
-                example_id = examples.example_id(content_of(row))
+                example_id = examples.example_id(content_of(row, index))
             except (BadRow, ValueError, TypeError, RecursionError) as error:
                 # Lone surrogates, dates within messages, endless nesting: nothing in a row may end the run.
                 reason = str(error)[:500].encode("utf-8", "backslashreplace").decode()

@@ -75,6 +75,8 @@ def _check_tokens(value: Any) -> Any:
     raise ValueError(f"must be auto, or a whole number from 1 to {LARGEST_BATCH}, without quotes")
 
 
+LossOn = Literal["assistant", "last"]
+
 TokensPerBatch = Annotated[
     Annotated[int, Field(ge=1, le=LARGEST_BATCH)] | Literal["auto"], BeforeValidator(_check_tokens)
 ]
@@ -88,6 +90,11 @@ class ExtractionSpec(Section):
         ge=2,
         le=2**20,
         description="Tokens; longer examples are truncated at the end. A row without a response token left is unusable.",
+    )
+    loss_on: LossOn = Field(
+        "assistant",
+        description="Turns of a conversation that carry loss. assistant: each assistant turn. last: only the last one, for "
+        "chat templates that render earlier turns differently (those that drop their reasoning).",
     )
     tokens_per_batch: TokensPerBatch = Field(
         AUTO,

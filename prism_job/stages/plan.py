@@ -40,8 +40,11 @@ def make_plan(run: SelectionRun) -> Plan:
     bad_targets: list[Quarantined] = []
     quarantine: list[Quarantined] = []
 
-    def target_content(row: Row) -> Content:
-        return examples.target_content(row, needs_rejected=spec.scoring.weighting == "preference")
+    def target_content(row: Row, source: int) -> Content:
+        return examples.target_content(row, spec.scoring.weighting == "preference", columns_of[target_sets[source]])
+
+    def candidate_content(row: Row, _: int) -> Content:
+        return examples.candidate_content(row, spec.candidates.columns)
 
     def read_targets() -> Iterator[Example]:
         for example in units.read_examples(target_sources, target_content, bad_targets):
@@ -49,12 +52,13 @@ def make_plan(run: SelectionRun) -> Plan:
             yield example
 
     def read_candidates() -> Iterator[Example]:
-        for example in units.read_examples(sources, examples.candidate_content, quarantine):
+        for example in units.read_examples(sources, candidate_content, quarantine):
             labels.check_candidate(example)
             sample.add(example.example_id, example.row)
             yield example
 
     target_sources, target_sets = units.list_targets(spec)
+    columns_of = spec.targets.columns_by_set()
     targets = units.cut_units(read_targets(), units.PAIRS_PER_UNIT, store, staged)
     checks.check_targets(targets, bad_targets, target_sets, spec)
 

@@ -148,6 +148,9 @@ def test_every_node_is_structural_bounded_and_described(path: str, node: dict[st
         assert "type" not in node
         assert {"minimum", "maximum", "pattern", "description"} <= node.keys()
         return
+    if node.get("x-kubernetes-preserve-unknown-fields") and "type" not in node:  # text or a list
+        assert node["description"]
+        return
     assert node["type"] in TYPES
     match node["type"]:
         case "string":

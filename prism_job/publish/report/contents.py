@@ -119,7 +119,7 @@ def gather(reduced: Reduced, origins: Origins, manifest: Manifest) -> Report:
 
 
 def _shown_examples(reduced: Reduced, origins: Origins, rows: list[int]) -> list[ShownExample]:
-    plan = reduced.plan
+    plan, columns = reduced.plan, reduced.run.spec.candidates.columns
     sources, lines = origins.of(np.array(rows, np.int64))
     scores = reduced.scores.at(np.array(rows, np.int64)).tolist()
     return [
@@ -128,27 +128,30 @@ def _shown_examples(reduced: Reduced, origins: Origins, rows: list[int]) -> list
             source=plan.sources[source],
             line=line,
             selected=bool(reduced.chosen.selected_N[row]),
-            text=examples.as_text(examples.candidate_content(_staged_row(plan.candidates, row, reduced.store))),
+            text=examples.as_text(
+                examples.candidate_content(_staged_row(plan.candidates, row, reduced.store)[0], columns)
+            ),
         )
         for row, score, source, line in zip(rows, scores, sources.tolist(), lines.tolist(), strict=True)
     ]
 
 
 def _shown_pairs(reduced: Reduced) -> list[ShownPair]:
-    targets = reduced.targets
+    targets, columns_of = reduced.targets, reduced.run.spec.targets.columns_by_set()
     largest = np.argsort(-targets.contribution_Q, kind="stable")[:NUM_PAIRS]
     shown = []
     for row in largest.tolist():
-        content = examples.target_content(_staged_row(reduced.plan.targets, row, reduced.store), needs_rejected=False)
+        staged, source = _staged_row(reduced.plan.targets, row, reduced.store)
+        content = examples.target_content(staged, False, columns_of[reduced.plan.target_sets[source]])
         text = examples.as_text(content, labelled=True)
         shown.append(ShownPair(number=row + 1, share=float(targets.contribution_Q[row]), text=text))
     return shown
 
 
-def _staged_row(units: list[Unit], row: int, store: Store) -> Row:
-    """The row at this index in the order of all units' rows."""
+def _staged_row(units: list[Unit], row: int, store: Store) -> tuple[Row, int]:
+    """The row at this index in the order of all units' rows, and the index of its source."""
     for unit in units:
         if row < unit.num_rows:
-            return staged_rows.read_rows(store, unit.rows)[row]
+            return staged_rows.read_rows(store, unit.rows)[row], unit.source
         row -= unit.num_rows
     raise IndexError(row)
