@@ -179,8 +179,8 @@ class _Oracle:
     def direction(self, pairs: list, tokenizer):
         total = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
         for pair in pairs:
-            encoded = [tokenise.encode_response(pair["prompt"], pair[side], None, tokenizer, 2048) for side in SIDES]
-            sides = [self.gradient(each, mean=True) for each in encoded]
+            encoded = tokenise.encode_target(pair, tokenizer, 2048)
+            sides = [self.gradient(encoded[side], mean=True) for side in SIDES]
             weight = float(preference(np.array([sides[0][1]]), np.array([sides[1][1]]))[0])
             for name, sum_ in total.items():
                 sum_ += (sides[0][0][name] - sides[1][0][name]) * (weight / len(pairs))

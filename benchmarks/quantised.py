@@ -96,7 +96,7 @@ def main() -> None:
         tokenizer = load_tokenizer(ModelSpec(uri=str(folder)))
         encoded = [tokenise.encode_candidate(examples.candidate_content(row), tokenizer, 2048) for row in rows]
         targets = [
-            tokenise.encode_response(pair["prompt"], pair[side], None, tokenizer, 2048)
+            tokenise.encode_candidate({"prompt": pair["prompt"], "completion": pair[side]}, tokenizer, 2048)
             for pair in pairs
             for side in SIDES
         ]

@@ -138,10 +138,8 @@ def exact_scores(model_uri: str, candidates: harness.Rows, pairs: harness.Rows, 
     layers = captured_layers(model, ("*",))
     direction: exact.Direction = {}
     for pair in pairs:
-        sides = []
-        for side in ("chosen", "rejected"):
-            encoded_side = tokenise.encode_response(pair["prompt"], pair[side], None, tokenizer, 2048)
-            sides.append(exact.weight_gradient(model, layers, encoded_side))
+        encoded_sides = tokenise.encode_target(pair, tokenizer, 2048)
+        sides = [exact.weight_gradient(model, layers, encoded_sides[side]) for side in tokenise.SIDES]
         weight = float(preference(np.array([sides[0][1]]), np.array([sides[1][1]]))[0]) / len(pairs)
         for name in layers.weights:
             part = weight * (sides[0][0][name] - sides[1][0][name])

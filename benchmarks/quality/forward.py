@@ -138,7 +138,8 @@ class Family:
         tokenizer, model = tuning.load(self.model)
 
         def encoded(rows: list[dict[str, Any]], side: str) -> list[tokenise.Encoded]:
-            return [tokenise.encode_response(one["prompt"], one[side], None, tokenizer, 512) for one in rows]
+            contents = [{"prompt": one["prompt"], "completion": one[side]} for one in rows]
+            return [tokenise.encode_candidate(content, tokenizer, 512) for content in contents]
 
         if chosen:
             rows = [self.pool[place] for place in chosen]

@@ -227,7 +227,7 @@ class Mixture:
         return {f"wrong[{method}]": self._wrong((tokenizer, model))}
 
     def _encoded(self, tokenizer: Any, rows: harness.Rows) -> list[Encoded]:
-        return [tokenise.encode_response(row["prompt"], row["completion"], None, tokenizer, 512) for row in rows]
+        return [tokenise.encode_candidate(row, tokenizer, 512) for row in rows]
 
     def _wrong(self, asked: tuple[Any, Any]) -> float:
         """Share of held-out questions whose wrong answer has the higher likelihood, length-normalised."""

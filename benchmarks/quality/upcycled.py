@@ -141,8 +141,9 @@ def exact_scores(path: str, candidates: Rows, targets: Rows, pi_Q: np.ndarray) -
 
     direction = [torch.zeros_like(weight) for weight in weights]
     for row, pi in zip(targets, pi_Q, strict=True):
-        sides = [tokenise.encode_response(row["prompt"], row[side], None, tokenizer, 2048) for side in SIDES]
-        for total, part in zip(direction, gradient(*sides, share=float(pi) / len(pi_Q)), strict=True):
+        sides = tokenise.encode_target(row, tokenizer, 2048)
+        texts = [sides[side] for side in SIDES]
+        for total, part in zip(direction, gradient(*texts, share=float(pi) / len(pi_Q)), strict=True):
             total += part
     encoded = [tokenise.encode_candidate(examples.candidate_content(row), tokenizer, 2048) for row in candidates]
     gradients = (zip(gradient(one), direction, strict=True) for one in encoded)

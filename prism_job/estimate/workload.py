@@ -7,17 +7,15 @@ Writes nothing to store or output.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from prism_job.data import data_files, examples
 from prism_job.data.data_files import Row
 from prism_job.data.examples import BadRow, Content
-from prism_job.errors import DataError
 from prism_job.extract import tokenise
 from prism_job.plan.checks import check_bad_fraction, check_targets
 from prism_job.plan.plan import Block, Quarantined, Unit
@@ -87,7 +85,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
 
     Raises RequestError, DataError: what plan and extract would raise for these data.
     """
-    max_length = spec.extraction.max_length
+    settings = (tokenizer, spec.extraction.max_length, spec.extraction.loss_on)
     needs_rejected = spec.scoring.weighting == "preference"
     sides = {"chosen": _TokenCounts(sample), "rejected": _TokenCounts(sample)}
     pool = _TokenCounts(sample)
@@ -97,14 +95,18 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     def target(row: Row, source: int) -> Content:
         content = examples.target_content(row, needs_rejected, columns_of[target_sets[source]])
         examples.example_id(content)  # raises for what cut_units refuses later: it must not be counted
-        for side, texts in sides.items():
-            texts.add(_side, content, side, tokenizer, max_length)
+        encoded = tokenise.encode_target(content, *settings) if sides["chosen"].is_next_read else {}
+        for side, texts in sides.items():  # weighting: uniform needs no rejected response
+            texts.add(encoded.get(side))
         return content
 
     def candidate(row: Row, _: int) -> Content:
         content = examples.candidate_content(row, spec.candidates.columns)
         examples.example_id(content)
-        pool.add(tokenise.encode_candidate, content, tokenizer, max_length)
+        try:
+            pool.add(tokenise.encode_candidate(content, *settings) if pool.is_next_read else None)
+        except BadRow:  # extraction quarantines it, and keeps its place in the unit
+            pool.add_bad()
         return content
 
     target_sources, target_sets = list_targets(spec)
@@ -112,9 +114,6 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     bad_targets: list[Quarantined] = []
     targets = cut_units(read_examples(target_sources, target, bad_targets), PAIRS_PER_UNIT, staging, staged)
     check_targets(targets, bad_targets, target_sets, spec)
-    if reason := next((texts.first_reason for texts in sides.values() if texts.first_reason), None):
-        fix = "correct or remove that row, or raise extraction.maxLength"
-        raise DataError(f"unusable target: {reason}", where=", ".join(spec.targets.all_uris()), fix=fix)
     sources, _ = data_files.list_sources(spec.candidates.uris)
     unit_size = spec.extraction.examples_per_shard
     drawn = Sample(spec.audit.examples)
@@ -160,12 +159,6 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     )
 
 
-def _side(content: Content, side: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tokenise.Encoded:
-    if side not in content:  # weighting: uniform needs no rejected response
-        return tokenise.Encoded([], [])
-    return tokenise.encode_response(content["prompt"], content[side], content.get("tools"), tokenizer, max_length)
-
-
 class _TokenCounts:
     """Token counts of texts in the order of their rows: 8 bytes a text, never the tokens."""
 
@@ -173,20 +166,21 @@ class _TokenCounts:
         self.sample = sample
         self.tokens, self.supervised = array("i"), array("i")
         self.num_bad = 0
-        self.first_reason: str | None = None
 
-    def add(self, encode: Callable[..., tokenise.Encoded], *arguments: Any) -> None:
-        tokens = supervised = UNREAD
-        if len(self.tokens) % self.sample == 0:
-            try:
-                encoded = encode(*arguments)
-                tokens, supervised = len(encoded.ids), encoded.num_supervised
-            except BadRow as error:
-                tokens = supervised = 0
-                self.num_bad += 1
-                self.first_reason = self.first_reason or str(error)
-        self.tokens.append(tokens)
-        self.supervised.append(supervised)
+    @property
+    def is_next_read(self) -> bool:
+        """The next text is one of the sample."""
+        return len(self.tokens) % self.sample == 0
+
+    def add(self, encoded: tokenise.Encoded | None) -> None:
+        """None: not read, or not there."""
+        self.tokens.append(len(encoded.ids) if encoded else UNREAD)
+        self.supervised.append(encoded.num_supervised if encoded else UNREAD)
+
+    def add_bad(self) -> None:
+        self.num_bad += 1
+        self.tokens.append(0)
+        self.supervised.append(0)
 
     @property
     def scale(self) -> float:

@@ -17,6 +17,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 from prism_job.data.examples import BadRow, Content
 from prism_job.errors import RequestError
 from prism_job.plan.extractor import TEMPLATE_DATE
+from prism_job.spec.extraction import LossOn
 
 MAX_EXAMPLES_PER_BATCH = 256
 """Bounds a batch of very short examples: its unfolded rows would outgrow its activations."""
@@ -28,13 +29,16 @@ class Encoded:
 
     ids: list[int]
     supervised: list[bool]
+    num_cut: int = 0  # tokens beyond max_length, which are left out
 
     @property
     def num_supervised(self) -> int:
         return sum(self.supervised)
 
 
-def encode_candidate(content: Content, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+def encode_candidate(
+    content: Content, tokenizer: PreTrainedTokenizerBase, max_length: int, loss_on: LossOn = "assistant"
+) -> Encoded:
     """Tokenise a candidate; loss falls on assistant turns, on the completion, or on the whole text.
 
     Raises:
@@ -42,19 +46,42 @@ def encode_candidate(content: Content, tokenizer: PreTrainedTokenizerBase, max_l
         RequestError: messages, and a tokenizer without a chat template, or with one that does not work.
     """
     if "messages" in content:
-        return _encode_chat(content["messages"], 0, content.get("tools"), tokenizer, max_length)
+        return _encode_chat(content["messages"], 0, content.get("tools"), tokenizer, max_length, loss_on)
     if "text" in content:
         return _encode_text("", content["text"], tokenizer, max_length)
-    return encode_response(content["prompt"], content["completion"], content.get("tools"), tokenizer, max_length)
+    return _encode_response(content, "completion", tokenizer, max_length, loss_on)
 
 
-def encode_response(
-    prompt: Any, response: Any, tools: Any, tokenizer: PreTrainedTokenizerBase, max_length: int
+SIDES = ("chosen", "rejected")
+
+
+def encode_target(
+    content: Content, tokenizer: PreTrainedTokenizerBase, max_length: int, loss_on: LossOn = "assistant"
+) -> dict[str, Encoded]:
+    """Tokenise the sides of a target, chosen and, where there is one, rejected.
+
+    Raises:
+        BadRow: as for a candidate, naming the side; or both sides become the same tokens.
+        RequestError: as for a candidate.
+    """
+    encoded: dict[str, Encoded] = {}
+    for side in SIDES:
+        if side in content:
+            try:
+                encoded[side] = _encode_response(content, side, tokenizer, max_length, loss_on)
+            except BadRow as error:
+                raise BadRow(f"its {side} response: {error}") from error
+    return encoded
+
+
+def _encode_response(
+    content: Content, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int, loss_on: LossOn
 ) -> Encoded:
-    """Tokenise a prompt and the response that carries the loss: both strings, or both message lists."""
+    """The prompt, and the response that carries the loss: both strings, or both message lists."""
+    prompt, response = content["prompt"], content[name]
     if isinstance(prompt, str):
         return _encode_text(prompt, response, tokenizer, max_length)
-    return _encode_chat([*prompt, *response], len(prompt), tools, tokenizer, max_length)
+    return _encode_chat([*prompt, *response], len(prompt), content.get("tools"), tokenizer, max_length, loss_on)
 
 
 def _encode_text(prompt: str, response: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
@@ -74,7 +101,12 @@ def _encode_text(prompt: str, response: str, tokenizer: PreTrainedTokenizerBase,
 
 
 def _encode_chat(
-    messages: list[dict[str, Any]], first: int, tools: Any, tokenizer: PreTrainedTokenizerBase, max_length: int
+    messages: list[dict[str, Any]],
+    first: int,
+    tools: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    loss_on: LossOn,
 ) -> Encoded:
     """Render once with the chat template, tokenise once; loss on assistant turns from message `first` on."""
     if not tokenizer.chat_template:
@@ -146,7 +178,7 @@ def _cut(ids: list[int], supervised: list[bool], max_length: int) -> Encoded:
             if length >= max_length
             else "no response token: nothing follows the first token"
         )
-    return Encoded(ids[:max_length], kept)
+    return Encoded(ids[:max_length], kept, max(0, len(ids) - max_length))
 
 
 def micro_batches(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:

@@ -20,6 +20,7 @@ from prism_job.extract import tokenise
 from prism_job.extract.capture.gradients import GradientBatch, GradientCapture
 from prism_job.extract.passes import Computed
 from prism_job.extract.tasks import Output, Task
+from prism_job.extract.tokenise import SIDES
 from prism_job.extract.uploads import Arrays, NewShard
 from prism_job.plan.plan import Unit
 from prism_job.spec.digest import digest
@@ -28,8 +29,6 @@ from prism_job.store import codec, shards
 
 Preference = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 """(token-mean NLL of the chosen responses, of the rejected ones) -> π of each pair."""
-
-SIDES = ("chosen", "rejected")
 
 
 class TargetTooLarge(DataError):
@@ -62,7 +61,9 @@ class CandidateUnit:
             content = examples.candidate_content(row, task.columns)
             self.ids.append(examples.example_id(content))
             try:
-                self.encoded[index] = tokenise.encode_candidate(content, tokenizer, self.extraction.max_length)
+                self.encoded[index] = tokenise.encode_candidate(
+                    content, tokenizer, self.extraction.max_length, self.extraction.loss_on
+                )
             except BadRow as error:
                 self.quarantined[index] = str(error)
         # Encoded micro-batch by micro-batch: a unit's float32 rows would be gigabytes with codec float16.
@@ -134,14 +135,14 @@ class TargetUnit:
         needs_rejected = spec.scoring.weighting == "preference"
         contents = [examples.target_content(row, needs_rejected, task.columns) for row in rows]
         self.ids = [examples.example_id(content) for content in contents]
-        texts = [(index, side) for side in SIDES for index in range(len(contents))]
+        pairs = [self._encode(index, content, tokenizer) for index, content in enumerate(contents)]
         self.encoded = {
-            text: self._encode(index, side, contents[index], tokenizer)
-            for text, (index, side) in enumerate(texts)
-            if side in contents[index]
+            text: pairs[text % len(pairs)][side]
+            for text, side in enumerate(side for side in SIDES for _ in pairs)
+            if side in pairs[text % len(pairs)]
         }
         self.rows = [np.zeros((len(contents), each.width), np.float32) for each in capture.projections]
-        self.columns = Columns(len(texts))
+        self.columns = Columns(len(SIDES) * len(pairs))
 
     def micro_batches(self, tokens_per_batch: int) -> Iterator[MicroBatch]:
         num_pairs = len(self.ids)
@@ -178,13 +179,12 @@ class TargetUnit:
         return new_shards
 
     def _encode(
-        self, index: int, side: str, content: examples.Content, tokenizer: PreTrainedTokenizerBase
-    ) -> tokenise.Encoded:
-        prompt, response, tools = content["prompt"], content[side], content.get("tools")
+        self, index: int, content: examples.Content, tokenizer: PreTrainedTokenizerBase
+    ) -> dict[str, tokenise.Encoded]:
         try:
-            return tokenise.encode_response(prompt, response, tools, tokenizer, self.extraction.max_length)
+            return tokenise.encode_target(content, tokenizer, self.extraction.max_length, self.extraction.loss_on)
         except BadRow as error:
-            raise self._unusable(index, f"its {side} response: {error}") from error
+            raise self._unusable(index, str(error)) from error
 
     def _unusable(self, index: int, reason: str, error_class: type[DataError] = DataError) -> DataError:
         assert isinstance(self.task.unit, Unit)

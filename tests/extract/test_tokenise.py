@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prism_job.data.examples import BadRow
 from prism_job.errors import RequestError
-from prism_job.extract.tokenise import Encoded, encode_candidate, encode_response
+from prism_job.extract.tokenise import Encoded, encode_candidate, encode_target
 from tests.conftest import turn
 from tests.models import CHAT_TEMPLATE, build_tokenizer
 
@@ -80,7 +80,8 @@ def test_loss_falls_on_the_completion_alone_though_the_prompt_holds_assistant_tu
     wanted = f"{before_last}[Twenty-seven: 二十七.<|im_end|>\n]"
     assert candidate({"prompt": TALK[:4], "completion": TALK[4:]}) == wanted
     tokenizer = build_tokenizer()
-    assert read(encode_response(TALK[:4], TALK[4:], None, tokenizer, 2048), tokenizer) == wanted
+    sides = encode_target({"prompt": TALK[:4], "chosen": TALK[4:]}, tokenizer, 2048)
+    assert {side: read(encoded, tokenizer) for side, encoded in sides.items()} == {"chosen": wanted}
 
 
 def test_a_chat_template_is_applied_once_and_gets_no_second_bos() -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from prism_job.extract.capture.gradients import GradientCapture
 from prism_job.extract.capture.layers import captured_layers
 from prism_job.extract.capture.row_format import RowFormat
-from prism_job.extract.tokenise import collate, encode_response
+from prism_job.extract.tokenise import collate, encode_candidate
 from prism_job.score.preference import preference
 from prism_job.score.targets import contributions
 from tests.models import build_model, build_tokenizer
@@ -79,7 +79,9 @@ def test_only_response_tokens_count_in_a_preference() -> None:
     model, tokenizer = build_model("llama", torch.float64, seed=2), build_tokenizer()
     capture = GradientCapture(model, captured_layers(model, ("*",)), [RowFormat(4, 0, None)])
     prompt, chosen, rejected = "What is the capital of Norway? ", "Oslo, of course.", "Rome"
-    sides = [encode_response(prompt, response, None, tokenizer, 200) for response in (chosen, rejected)]
+    sides = [
+        encode_candidate({"prompt": prompt, "completion": response}, tokenizer, 200) for response in (chosen, rejected)
+    ]
     (rows,) = capture.gradients_of(collate(sides, torch.device("cpu")), mean=True)
     mean_nll = (rows.nll_B / rows.tokens_B).numpy()
     found = preference(mean_nll[:1], mean_nll[1:])[0]
