@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from launcher.follow.terminal_text import aligned, printable
+from launcher.follow.terminal_text import aligned, one_line, printable
 
 TERMS = ("weights", "gathered", "activations", "logits", "captured", "projections", "rows", "workspace", "buffers")
 
@@ -23,7 +23,8 @@ def estimate_table(facts: dict[str, Any]) -> str:
         f"capture   {facts['parameters_covered']:,} parameters in {facts['layers_captured']} layers: "
         f"{facts['coverage']:.1%} of those asked for, {facts['share_of_model']:.1%} of all matrices but embeddings and head",
         f"data      {facts['num_examples']:,} examples and {facts['num_pairs']:,} pairs in {facts['units']:,} units, "
-        f"{facts['bad_rows']:,} unusable rows",
+        f"{facts['bad_rows']:,} unusable rows{scaled if facts['bad_rows'] else ''}",
+        *_bad_row_lines(facts),
         f"tokens    {facts['tokens']:,}{scaled}; {facts['tokens_padded']:,} with padding; "
         f"{facts['tokens_of_audit']:,} of them for the audit",
         f"work      {flops['total']:.3g} FLOPs: forward {flops['forward']:.3g}, backward {flops['backward']:.3g}, "
@@ -37,6 +38,20 @@ def estimate_table(facts: dict[str, Any]) -> str:
         _topology_text(facts),
     ]
     return "\n".join(lines)
+
+
+def _bad_row_lines(facts: dict[str, Any]) -> list[str]:
+    """The first unusable row, and a warning where a sample predicts too many of them."""
+    first, share, allowed = facts["first_bad"], facts["bad_share"], facts["max_bad_fraction"]
+    if first is None:
+        return []
+    lines = [f"unusable  the first: {one_line(first['source'])} line {first['line']}: {one_line(first['reason'])}"]
+    if share > allowed:
+        lines.append(
+            f"warning   by this sample {share:.2%} of the rows are unusable, more than maxBadFraction {allowed:g}: the run "
+            "would fail; leave --sample out to be certain"
+        )
+    return lines
 
 
 def _memory_rows(memory: list[dict[str, Any]]) -> list[list[str]]:

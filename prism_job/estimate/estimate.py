@@ -68,6 +68,9 @@ def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sa
         "num_examples": work.num_examples,
         "num_pairs": work.num_pairs,
         "bad_rows": work.num_bad,
+        "bad_share": work.bad_share,
+        "first_bad": work.first_bad and work.first_bad.model_dump(),
+        "max_bad_fraction": spec.candidates.max_bad_fraction,
         "units": len(work.candidates)
         + len(work.targets)
         + (len(work.sampled) + len(work.targets) if work.sampled else 0),

@@ -14,10 +14,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from prism_job.data import data_files, examples
-from prism_job.data.data_files import Row
+from prism_job.data.data_files import Row, Source
 from prism_job.data.examples import BadRow, Content
 from prism_job.extract import tokenise
-from prism_job.plan.checks import check_bad_fraction, check_targets
+from prism_job.plan.checks import Labels, check_bad_fraction, check_targets, refuse_output_inside_data
 from prism_job.plan.plan import Block, Quarantined, Unit
 from prism_job.plan.sample import Sample
 from prism_job.plan.units import PAIRS_PER_UNIT, Example, cut_units, factor_units, list_targets, read_examples
@@ -54,7 +54,7 @@ class Workload:
     factors: list[str]  # ids of the units that carry factor sums
     num_examples: int  # rows that the plan lists, repeated units included
     num_pairs: int
-    num_bad: int  # rows that the plan or the tokenisation quarantines
+    num_bad: int  # rows that the plan or the tokenisation quarantines; scaled where there is a sample
     staged_bytes: int  # of the rows of all units, as the store keeps them
     pool: Load  # texts of the candidates
     pairs: Load  # texts of both sides of the targets
@@ -63,6 +63,8 @@ class Workload:
     largest_batch: int  # texts of the largest micro-batch
     supervised_share: float  # largest share of a micro-batch's padded tokens that carries loss
     is_exact: bool  # every text was tokenised
+    bad_share: float = 0.0  # num_bad over all rows of the candidates
+    first_bad: Quarantined | None = None  # of the rows that num_bad counts
     sampled: list[Block] = field(default_factory=list)  # units of the audit's sample
     audit: Load = Load()  # texts of the sample; the audit's rows of targets need no passes of their own
     audit_factor_load: Load = Load()  # those of them that carry factor sums
@@ -83,12 +85,16 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     Args:
         sample: tokenise one row in this many and scale; 1 tokenises all. All rows are read either way.
 
-    Raises RequestError, DataError: what plan and extract would raise for these data.
+    Raises RequestError, DataError: what plan, extract and reduce would raise for these data; with a sample, only what is
+        certain from the rows of the sample.
     """
     settings = (tokenizer, spec.extraction.max_length, spec.extraction.loss_on)
     needs_rejected = spec.scoring.weighting == "preference"
+    refuse_output_inside_data(spec)
     sides = {"chosen": _TokenCounts(sample), "rejected": _TokenCounts(sample)}
     pool = _TokenCounts(sample)
+    reasons: dict[int, str] = {}  # index of a row that the tokenisation quarantines -> why
+    labels = Labels(spec.evaluation)
     staging = _ByteCounter()
     staged: set[str] = set()
 
@@ -105,14 +111,21 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
         examples.example_id(content)
         try:
             pool.add(tokenise.encode_candidate(content, *settings) if pool.is_next_read else None)
-        except BadRow:  # extraction quarantines it, and keeps its place in the unit
+        except BadRow as error:  # extraction quarantines it, and keeps its place in the unit
+            reasons[len(pool.tokens)] = str(error)
             pool.add_bad()
         return content
 
     target_sources, target_sets = list_targets(spec)
     columns_of = spec.targets.columns_by_set()
     bad_targets: list[Quarantined] = []
-    targets = cut_units(read_examples(target_sources, target, bad_targets), PAIRS_PER_UNIT, staging, staged)
+
+    def read_targets() -> Iterator[Example]:
+        for example in read_examples(target_sources, target, bad_targets):
+            labels.check_target(example)
+            yield example
+
+    targets = cut_units(read_targets(), PAIRS_PER_UNIT, staging, staged)
     check_targets(targets, bad_targets, target_sets, spec)
     sources, _ = data_files.list_sources(spec.candidates.uris)
     unit_size = spec.extraction.examples_per_shard
@@ -121,12 +134,17 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
 
     def read_candidates() -> Iterator[Example]:
         for example in read_examples(sources, candidate, quarantine):
+            labels.check_candidate(example)
             drawn.add(example.example_id, example.row)
             yield example
 
     candidates = cut_units(read_candidates(), unit_size, staging, staged)
     sampled, positions = drawn.stage(unit_size, staging, staged), drawn.positions
-    check_bad_fraction(quarantine, sum(unit.num_rows for unit in candidates), spec)
+    num_examples = sum(unit.num_rows for unit in candidates)
+    bad = [*quarantine, *_quarantined(reasons, candidates, sources)]
+    check_bad_fraction(bad, num_examples - len(reasons), spec)  # as the reduce stage does
+    labels.check_both_kinds()
+    num_bad = len(quarantine) + round(len(reasons) * pool.scale)
 
     factors = factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []
     budget = spec.extraction.expected_tokens_per_batch
@@ -142,9 +160,11 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
         candidates=list({unit.id: unit for unit in candidates}.values()),
         targets=list({unit.id: unit for unit in targets}.values()),
         factors=factors,
-        num_examples=sum(unit.num_rows for unit in candidates),
+        num_examples=num_examples,
         num_pairs=sum(unit.num_rows for unit in targets),
-        num_bad=len(quarantine) + round(pool.num_bad * pool.scale),
+        num_bad=num_bad,
+        bad_share=num_bad / (num_examples + len(quarantine)),
+        first_bad=next(iter(bad), None),
         staged_bytes=staging.num_bytes,
         pool=pool_load,
         pairs=pair_load,
@@ -159,13 +179,22 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     )
 
 
+def _quarantined(reasons: dict[int, str], units: list[Unit], sources: list[Source]) -> list[Quarantined]:
+    """The rows that `reasons` names by their index in these units."""
+    lines = ((unit.source, line) for unit in units for line in unit.line_numbers())
+    return [
+        Quarantined(source=sources[source].uri, line=line, reason=reasons[index])
+        for index, (source, line) in enumerate(lines)
+        if index in reasons
+    ]
+
+
 class _TokenCounts:
     """Token counts of texts in the order of their rows: 8 bytes a text, never the tokens."""
 
     def __init__(self, sample: int) -> None:
         self.sample = sample
         self.tokens, self.supervised = array("i"), array("i")
-        self.num_bad = 0
 
     @property
     def is_next_read(self) -> bool:
@@ -178,7 +207,6 @@ class _TokenCounts:
         self.supervised.append(encoded.num_supervised if encoded else UNREAD)
 
     def add_bad(self) -> None:
-        self.num_bad += 1
         self.tokens.append(0)
         self.supervised.append(0)
 
