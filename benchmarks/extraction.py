@@ -264,7 +264,9 @@ def compare_sizes(options: argparse.Namespace) -> dict[str, float]:
     measured: dict[str, list[float]] = {}
     for number in range(options.rounds):
         cpu_before, before = time.process_time(), time.monotonic()
-        taken = BatchSize(run, "", world, len(rows)).measure(rows, lambda texts: min(passes(texts), passes(texts)))
+        auto = BatchSize(run, "", world)
+        auto.choose(lambda: rows, lambda texts: min(passes(texts), passes(texts)))
+        taken = auto.current
         probe = {"auto_tokens": taken, "auto_seconds": time.monotonic() - before}
         figures = {**probe, "auto_cpu_seconds": time.process_time() - cpu_before}
         for size in options.sizes if number % 2 == 0 else options.sizes[::-1]:

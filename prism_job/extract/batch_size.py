@@ -16,8 +16,9 @@ from prism_job.progress import event
 from prism_job.spec.document import SelectionRun
 from prism_job.spec.extraction import AUTO
 
-CPU_SIZES = (512, 1024, 2048)
-"""Fewer tokens were slower in every measurement. More could end a pod: a CPU's lack of memory raises no error."""
+CPU_SIZES = (1024,)
+"""One size, so that nothing is measured: others were no faster by more than noise (docs/performance.md), and measuring costs as
+much as some 25 rows. More tokens could end a pod: a CPU's lack of memory raises no error."""
 
 GPU_SIZES = tuple(2**power for power in range(9, 16))
 
@@ -27,22 +28,17 @@ MIN_GAIN = 0.03
 MARGIN = 0.2
 """Share of a GPU's memory left free: other texts of as many tokens can take more than those that were measured."""
 
-MIN_ROWS = 1000
-"""A rank on a CPU that has fewer takes the first size: measuring costs as much as some 25 rows."""
-
 
 class BatchSize:
     """The size of a rank's micro-batches.
 
     With a number nothing is measured. What `auto` has chosen is kept beside the plan: a run that is resumed or repeated takes
     it again on the same hardware, and so do its other ranks and groups, unless they measured at the same moment.
-
-    Args:
-        num_rows: to be extracted by this rank, about.
     """
 
-    def __init__(self, run: SelectionRun, extractor: str, world: World, num_rows: int) -> None:
-        self.run, self.world, self.num_rows = run, world, num_rows
+    def __init__(self, run: SelectionRun, extractor: str, world: World) -> None:
+        self.run, self.world = run, world
+        self.sizes = GPU_SIZES if world.device.type == "cuda" else CPU_SIZES
         self.is_auto = run.spec.extraction.tokens_per_batch == AUTO
         ranks = world.size if world.sharded else 1
         offload = run.spec.extraction.deepspeed.offload
@@ -60,8 +56,8 @@ class BatchSize:
             return
         started, how = time.monotonic(), "chosen before"
         size = self._recorded()
-        if not size and self.world.device.type != "cuda" and self.num_rows < MIN_ROWS:
-            size, how = CPU_SIZES[0], "not measured: few rows"
+        if not size and len(self.sizes) == 1:
+            size, how = self.sizes[0], "not measured on a CPU"
         if not size:
             chosen, how = self.measure(texts(), seconds_of), "measured"
             size = self._recorded() or chosen  # another rank or group may have been faster
@@ -83,13 +79,11 @@ class BatchSize:
 
     def measure(self, texts: list[Encoded], seconds_of: Callable[[list[Encoded]], float | None]) -> int:
         """The size to take, by passes of the longest of these texts."""
-        is_gpu = self.world.device.type == "cuda"
-        # On a CPU the smallest size is one text, and a doubling doubles the texts.
-        longest_first = sorted((text.ids if is_gpu else text.ids[: CPU_SIZES[0]] for text in texts), key=len)[::-1]
+        longest_first = sorted((text.ids for text in texts), key=len)[::-1]
         if not longest_first:
             return self.current
         longest = len(longest_first[0])
-        sizes = [size for size in (GPU_SIZES if is_gpu else CPU_SIZES) if size >= longest] or [GPU_SIZES[-1]]
+        sizes = [size for size in self.sizes if size >= longest] or [self.sizes[-1]]
 
         def measure(size: int) -> Measured | None:
             self.current = size

@@ -99,8 +99,8 @@ class ExtractionSpec(Section):
     tokens_per_batch: TokensPerBatch = Field(
         AUTO,
         description="Tokens of a micro-batch, with padding. Affects only speed and memory (135M parameters in float32 take "
-        "1 to 2 MB per token), and rows by rounding alone. auto: the job measures a few sizes in seconds and keeps the best "
-        "in the store. A number: two runs on the same hardware give the same bits even with two stores.",
+        "1 to 2 MB per token), and rows by rounding alone. auto: a GPU measures a few sizes in seconds and keeps the best "
+        "beside the plan, a CPU takes 1024. A number: two runs on the same hardware give the same bits even with two stores.",
     )
     examples_per_shard: int = Field(
         1024,

@@ -66,7 +66,7 @@ def _extract_as_rank(run: SelectionRun, plan: Plan, topology: Topology, watchdog
 
     tasks = missing_tasks(spec, plan)
     num_rows = sum(task.unit.num_rows for task in tasks)
-    batch_size = BatchSize(run, plan.extractor, world, num_rows // (world.size * world.groups))
+    batch_size = BatchSize(run, plan.extractor, world)
     meter = Meter("extract", num_rows)
     store = open_store(spec.store)
     uploads = Uploads(store)

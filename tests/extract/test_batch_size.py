@@ -31,8 +31,7 @@ SIZES = (64, 128, 256)
 
 @pytest.fixture
 def auto(job: Job, monkeypatch: pytest.MonkeyPatch) -> Job:
-    """A run that measures, although its rows are few, texts of unlike length."""
-    monkeypatch.setattr(batch_size, "MIN_ROWS", 0)
+    """A run that measures on a CPU, texts of unlike length."""
     monkeypatch.setattr(batch_size, "CPU_SIZES", SIZES)
     write_jsonl(job.folder / "pool" / "a.jsonl", [candidate(number) for number in range(25)])
     job.use_codec("float16")
@@ -174,12 +173,12 @@ def test_a_number_is_never_measured(auto: Job, monkeypatch: pytest.MonkeyPatch) 
     assert not records(auto)
 
 
-def test_few_rows_are_not_measured_on_a_cpu(auto: Job, seconds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_size, "MIN_ROWS", 29)
+def test_a_cpu_has_one_size_and_measures_nothing(auto: Job, seconds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_size, "CPU_SIZES", (64,))
     measured = seconds({})
     auto.plan()
     auto.passes("extract")
-    assert (measured, batch_events(auto), records(auto)) == ([], [(64, "not measured: few rows")], [])
+    assert (measured, batch_events(auto), records(auto)) == ([], [(64, "not measured on a CPU")], [])
     manifest = Path(auto.passes("reduce")["manifest"])
     assert yaml.safe_load((manifest.parent / "spec.yaml").read_text())["spec"]["extraction"]["tokensPerBatch"] == "auto"
 
