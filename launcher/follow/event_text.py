@@ -60,6 +60,8 @@ def note_text(event: dict[str, Any]) -> str | None:
     match event["event"]:
         case "ignored":
             return f"ignored {event['uri']}: {event['reason']}"
+        case "layout":
+            return f"{event['uri']}: {event['rows']:,} rows as {event['layout']}; loss on {event['loss']}"
         case "loading":
             return f"loading {event['model']} on {event['device']}"
         case "quantised":

@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from prism_job.data import data_files, examples
 from prism_job.data.data_files import Row, Source
-from prism_job.data.examples import BadRow, Content
+from prism_job.data.examples import BadRow, Content, Layout
 from prism_job.extract import tokenise
-from prism_job.plan.checks import Labels, check_bad_fraction, check_targets, refuse_output_inside_data
-from prism_job.plan.plan import Block, Quarantined, Unit
+from prism_job.plan.checks import Labels, check_bad_fraction, check_columns, check_targets, refuse_output_inside_data
+from prism_job.plan.plan import Block, Quarantined, SourceLayout, Unit
 from prism_job.plan.sample import Sample
 from prism_job.plan.units import PAIRS_PER_UNIT, Example, cut_units, factor_units, list_targets, read_examples
 from prism_job.spec.document import RunSpec
@@ -88,7 +88,8 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     Raises RequestError, DataError: what plan, extract and reduce would raise for these data; with a sample, only what is
         certain from the rows of the sample.
     """
-    settings = (tokenizer, spec.extraction.max_length, spec.extraction.loss_on)
+    loss_on = spec.extraction.loss_on
+    settings = (tokenizer, spec.extraction.max_length, loss_on)
     needs_rejected = spec.scoring.weighting == "preference"
     refuse_output_inside_data(spec)
     sides = {"chosen": _TokenCounts(sample), "rejected": _TokenCounts(sample)}
@@ -98,30 +99,32 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     staging = _ByteCounter()
     staged: set[str] = set()
 
-    def target(row: Row, source: int) -> Content:
-        content = examples.target_content(row, needs_rejected, columns_of[target_sets[source]])
+    def target(row: Row, source: int) -> tuple[Content, Layout]:
+        content, layout = examples.read_target(row, needs_rejected, columns_of[target_sets[source]])
         examples.example_id(content)  # raises for what cut_units refuses later: it must not be counted
         encoded = tokenise.encode_target(content, *settings) if sides["chosen"].is_next_read else {}
         for side, texts in sides.items():  # weighting: uniform needs no rejected response
             texts.add(encoded.get(side))
-        return content
+        return content, layout
 
-    def candidate(row: Row, _: int) -> Content:
-        content = examples.candidate_content(row, spec.candidates.columns)
+    def candidate(row: Row, _: int) -> tuple[Content, Layout]:
+        content, layout = examples.read_candidate(row, spec.candidates.columns)
         examples.example_id(content)
         try:
             pool.add(tokenise.encode_candidate(content, *settings) if pool.is_next_read else None)
         except BadRow as error:  # extraction quarantines it, and keeps its place in the unit
             reasons[len(pool.tokens)] = str(error)
             pool.add_bad()
-        return content
+        return content, layout
 
     target_sources, target_sets = list_targets(spec)
     columns_of = spec.targets.columns_by_set()
     bad_targets: list[Quarantined] = []
+    target_layouts: list[SourceLayout] = []
+    layouts: list[SourceLayout] = []
 
     def read_targets() -> Iterator[Example]:
-        for example in read_examples(target_sources, target, bad_targets):
+        for example in read_examples(target_sources, target, bad_targets, target_layouts, loss_on):
             labels.check_target(example)
             yield example
 
@@ -133,7 +136,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     quarantine: list[Quarantined] = []
 
     def read_candidates() -> Iterator[Example]:
-        for example in read_examples(sources, candidate, quarantine):
+        for example in read_examples(sources, candidate, quarantine, layouts, loss_on):
             labels.check_candidate(example)
             drawn.add(example.example_id, example.row)
             yield example
@@ -143,6 +146,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     num_examples = sum(unit.num_rows for unit in candidates)
     bad = [*quarantine, *_quarantined(reasons, candidates, sources)]
     check_bad_fraction(bad, num_examples - len(reasons), spec)  # as the reduce stage does
+    check_columns(layouts, target_layouts, spec)
     labels.check_both_kinds()
     num_bad = len(quarantine) + round(len(reasons) * pool.scale)
 

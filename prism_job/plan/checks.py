@@ -4,8 +4,9 @@ from collections import Counter
 from pathlib import Path
 
 from prism_job.data import labels
+from prism_job.data.content import COLUMNS
 from prism_job.errors import DataError, RequestError
-from prism_job.plan.plan import Quarantined, Unit
+from prism_job.plan.plan import Quarantined, SourceLayout, Unit
 from prism_job.plan.units import Example
 from prism_job.spec.document import RunSpec
 from prism_job.spec.ranking import EvaluationSpec
@@ -58,6 +59,19 @@ def check_targets(units: list[Unit], bad: list[Quarantined], target_sets: list[s
             what = f"there are no targets{f' in the set {name}' if name else ''}: no rows in any file"
             fix = "check targets.sets" if name else "check targets.uris"
             raise RequestError(what, where=", ".join(target_set.uris), fix=fix)
+
+
+def check_columns(layouts: list[SourceLayout], target_layouts: list[SourceLayout], spec: RunSpec) -> None:
+    """Raises RequestError: `columns` names columns that no row has, so it changed nothing."""
+    of_targets = any(target_set.columns for target_set in spec.targets.as_sets())
+    for name, is_given, found in (
+        ("candidates.columns", bool(spec.candidates.columns), layouts),
+        ("targets.columns", of_targets, target_layouts),
+    ):
+        if is_given and not any(each.layout.startswith(COLUMNS) for each in found):
+            others = ", ".join(dict.fromkeys(each.layout for each in found))
+            what = f"no row has the columns that {name} names; all were read as {others}"
+            raise RequestError(what, where=f"spec.{name}", fix="correct the names, or remove columns from the document")
 
 
 class Labels:

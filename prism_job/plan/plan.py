@@ -39,6 +39,15 @@ class Unit(Block):
             yield from range(first, first + count)
 
 
+class SourceLayout(_Plain):
+    """How the good rows of a data file were read: their layout, how many they are, and what carries the loss."""
+
+    uri: str
+    layout: str
+    rows: int
+    loss: str
+
+
 class Quarantined(_Plain):
     """A row that cannot be used, and why."""
 
@@ -74,6 +83,8 @@ class Plan(_Plain):
     targets: list[Unit]
     factors: list[str]  # ids of the units that carry factor sums
     quarantine: list[Quarantined]
+    layouts: list[SourceLayout] = []  # of the candidates, source by source; a source may hold several
+    target_layouts: list[SourceLayout] = []
     missing_candidates: list[str]
     missing_targets: list[str]
     missing_factors: list[str]
@@ -113,8 +124,11 @@ class Plan(_Plain):
         )
 
     def work_digest(self) -> str:
-        """Of everything except what the store lacked: two plans of the same data have the same digest."""
-        return digest(self.settled().model_dump(mode="json", exclude={"spec_digest"}))
+        """Of everything except what the store lacked: two plans of the same data have the same digest.
+
+        Not of the layouts either: unit ids cover the content that they give.
+        """
+        return digest(self.settled().model_dump(mode="json", exclude={"spec_digest", "layouts", "target_layouts"}))
 
 
 def read_plan(run: SelectionRun) -> Plan:

@@ -1,14 +1,16 @@
 """Data files -> work units: read the rows, set bad ones apart, cut the others into units, stage each unit in the store."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
 
 from prism_job.data import data_files, examples
 from prism_job.data.data_files import Row, Source, Unreadable
-from prism_job.data.examples import BadRow, Content
-from prism_job.plan.plan import Quarantined, Unit
-from prism_job.progress import Meter
+from prism_job.data.examples import BadRow, Content, Layout, UnclearLayout
+from prism_job.errors import RequestError
+from prism_job.plan.plan import Quarantined, SourceLayout, Unit
+from prism_job.progress import Meter, event
 from prism_job.spec.document import RunSpec
 from prism_job.storage.objects import Store
 from prism_job.store import shards, staged_rows
@@ -45,26 +47,41 @@ def list_targets(spec: RunSpec) -> tuple[list[Source], list[str]]:
 
 
 def read_examples(
-    sources: list[Source], content_of: Callable[[Row, int], Content], quarantine: list[Quarantined]
+    sources: list[Source],
+    read: Callable[[Row, int], tuple[Content, Layout]],
+    quarantine: list[Quarantined],
+    layouts: list[SourceLayout],
+    loss_on: str,
 ) -> Iterator[Example]:
-    """The good rows of the sources in order; bad ones are added to `quarantine`.
+    """The good rows of the sources in order; bad ones are added to `quarantine`, and the layouts of a source to `layouts`.
 
     Args:
-        content_of: the content of a row of the source with this index; raises BadRow.
+        read: the content and the layout of a row of the source with this index; raises BadRow.
+        loss_on: `extraction.lossOn`, for the words about the loss.
+
+    Raises RequestError: a row fits several layouts, and the document does not say which is meant.
     """
     meter = Meter("plan", len(sources))
     for index, source in enumerate(sources):
+        num_rows: Counter[Layout] = Counter()
         for line, row in data_files.read_rows(source):
             try:
                 if isinstance(row, Unreadable):
                     raise BadRow(row.reason)
-                example_id = examples.example_id(content_of(row, index))
+                content, layout = read(row, index)
+                example_id = examples.example_id(content)
+            except UnclearLayout as error:
+                raise RequestError(error.what, where=f"{source.uri} line {line}", fix=error.fix) from error
             except (BadRow, ValueError, TypeError, RecursionError) as error:
                 # Lone surrogates, dates within messages, endless nesting: nothing in a row may end the run.
                 reason = str(error)[:500].encode("utf-8", "backslashreplace").decode()
                 quarantine.append(Quarantined(source=source.uri, line=line, reason=reason))
                 continue
+            num_rows[layout] += 1
             yield Example(index, line, f"{source.uri} line {line}", row, example_id)
+        for layout, rows in num_rows.items():
+            layouts.append(SourceLayout(uri=source.uri, layout=layout.name, rows=rows, loss=layout.loss_text(loss_on)))
+            event("layout", **layouts[-1].model_dump())
         meter.add(1)
 
 

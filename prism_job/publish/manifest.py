@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from prism_job.plan.plan import Plan
+from prism_job.plan.plan import Plan, SourceLayout
 from prism_job.publish.audit_sentence import audit_sentence
 from prism_job.spec.digest import digest
 from prism_job.spec.document import SelectionRun
@@ -74,6 +74,8 @@ class Manifest(_Plain):
         str, int | float
     ] = {}  # number captured, and their share of what was asked for and of the model's matrices
     counts: Counts
+    layouts: list[SourceLayout] = []  # how the rows of each candidate file were read
+    target_layouts: list[SourceLayout] = []
     threshold: float | None  # score of the last row that the budget took
     scores: dict[str, float]  # five-number summary
     preference: dict[str, float]  # five-number summary

@@ -81,6 +81,8 @@ def _manifest(reduced: Reduced, folder: str) -> Manifest:
         work=plan.work_digest(),
         layers={"captured": len(reduced.targets.layers), **reduced.targets.coverage},
         counts=counts,
+        layouts=plan.layouts,
+        target_layouts=plan.target_layouts,
         threshold=chosen.threshold,
         scores=summary(reduced.scores.part(slice(0, len(usable_N)))[usable_N]),
         preference=summary(reduced.known_preference.copy()),

@@ -1,9 +1,10 @@
 """The sections `spec.candidates` and `spec.targets`: where the rows come from."""
 
+import re
 from collections import Counter
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from prism_job.spec.section import DnsLabel, Section, Uri
 
@@ -13,11 +14,41 @@ ColumnSource = ColumnName | Annotated[tuple[ColumnName, ...], Field(min_length=1
 """A column, a template such as "{question}\\n{hint}", or several columns, which are joined by line breaks."""
 
 
+WHOLE_COLUMNS = frozenset({"messages", "prompt", "completion", "chosen", "rejected", "tools"})
+"""Parts whose column may hold a list of messages or schemas; the others are text."""
+
+_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[^{}]+")
+
+
+def template_parts(template: str) -> tuple[tuple[str, str | None], ...]:
+    """A template as pieces: text, and the column that follows it, None at the end. `{{` and `}}` are braces in the text.
+
+    Raises ValueError: a brace without its other half, or no column at all.
+    """
+    pieces: list[tuple[str, str | None]] = []
+    text, position = "", 0
+    while match := _PIECE.match(template, position):
+        position = match.end()
+        if match[1] is None:
+            text += match[0][0] if match[0] in ("{{", "}}") else match[0]
+        else:
+            pieces.append((text, match[1]))
+            text = ""
+    if position < len(template):
+        raise ValueError(
+            f"a brace without its other half at {template[position:][:20]!r}; write {{{{ or }}}} for a brace"
+        )
+    if not pieces:
+        raise ValueError("a template without a column; name one in braces")
+    return (*pieces, (text, None))
+
+
 class ColumnsSpec(Section):
-    """Which columns hold which part of an example, for data in a layout that PRISM does not know.
+    """Which columns hold which part of an example, for data in a layout that PRISM does not know (docs/data.md).
 
     Each part is one column, a list of columns that are joined by line breaks (empty ones are left out), or a template with
-    column names in braces. Rows that have none of these columns are read by their own layout.
+    column names in braces, such as `"{question}\\n"`. Rows that hold nothing in any of these columns are read by their own
+    layout; a row that lacks some of them cannot be used.
     """
 
     messages: ColumnSource | None = Field(None, description="A whole conversation.")
@@ -31,9 +62,61 @@ class ColumnsSpec(Section):
     assistant: ColumnSource | None = Field(None, description="Text of an assistant turn, the response to user.")
     tools: ColumnSource | None = Field(None, description="Tools that the conversation may call, as JSON schemas.")
 
+    @model_validator(mode="after")
+    def _sources(self) -> Self:
+        for part, source in self.given().items():
+            if part in ("messages", "tools") and (isinstance(source, tuple) or "{" in source):
+                raise ValueError(f"{part} must be one column")
+            for each in source if isinstance(source, tuple) else (source,):
+                if "{" in each or "}" in each:
+                    if isinstance(source, tuple):
+                        raise ValueError(f"{part}: a list holds columns; write one template instead")
+                    template_parts(each)
+        return self
+
     def given(self) -> dict[str, str | tuple[str, ...]]:
         """Part of an example -> its column, columns or template."""
         return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+
+
+_CONVERSATION = frozenset({"system", "tools"})
+"""Parts that a conversation may have besides."""
+
+CANDIDATE_PARTS = {
+    frozenset({"messages"}): _CONVERSATION,
+    frozenset({"user", "assistant"}): _CONVERSATION,
+    frozenset({"prompt", "completion"}): frozenset({"tools"}),
+    frozenset({"text"}): frozenset[str](),
+}
+"""Parts that make a candidate -> what may stand beside them."""
+
+TARGET_PARTS = {
+    frozenset({"user", "chosen"}): _CONVERSATION | {"rejected"},
+    frozenset({"messages", "chosen"}): _CONVERSATION | {"rejected"},
+    frozenset({"prompt", "chosen"}): frozenset({"rejected", "tools"}),
+    frozenset({"chosen", "rejected"}): frozenset({"tools"}),
+}
+"""Parts that make a target; without a prompt it is the common beginning of both sides."""
+
+
+def _check_parts(known: dict[frozenset[str], frozenset[str]]) -> AfterValidator:
+    def check(columns: ColumnsSpec | None) -> ColumnsSpec | None:
+        given = set(columns.given()) if columns else set()
+        if columns is None or any(needed <= given <= needed | beside for needed, beside in known.items()):
+            return columns
+        order = list(ColumnsSpec.model_fields)
+        valid = [
+            " + ".join([*sorted(needed, key=order.index), *(f"[{part}]" for part in order if part in beside)])
+            for needed, beside in known.items()
+        ]
+        found = " + ".join(part for part in order if part in given) or "nothing"
+        raise ValueError(f"{found} makes no example; give {'; or '.join(valid)}")
+
+    return AfterValidator(check)
+
+
+CandidateColumns = Annotated[ColumnsSpec | None, _check_parts(CANDIDATE_PARTS)]
+TargetColumns = Annotated[ColumnsSpec | None, _check_parts(TARGET_PARTS)]
 
 
 class CandidatesSpec(Section):
@@ -42,7 +125,7 @@ class CandidatesSpec(Section):
     uris: Annotated[tuple[Uri, ...], Field(min_length=1, max_length=256)] = Field(
         description="Files, folders or s3:// prefixes with .jsonl, .json, .parquet or .csv files, also as .gz or .zst."
     )
-    columns: ColumnsSpec | None = Field(None, description="Columns of a layout that PRISM does not know.")
+    columns: CandidateColumns = Field(None, description="Columns of a layout that PRISM does not know.")
     max_bad_fraction: float = Field(
         0.01,
         ge=0,
@@ -60,7 +143,7 @@ class TargetSet(Section):
     uris: Annotated[tuple[Uri, ...], Field(min_length=1, max_length=16)] = Field(
         description="Files, folders or s3:// prefixes, in the formats of the candidates. A file may be in several sets."
     )
-    columns: ColumnsSpec | None = Field(None, description="Columns of a layout that PRISM does not know.")
+    columns: TargetColumns = Field(None, description="Columns of a layout that PRISM does not know.")
     weight: float = Field(1.0, gt=0, le=1_000_000, description="Factor of the set's score in the combined score.")
     sign: Literal[1, -1] = Field(1, description="1: select for the behaviour. -1: select against it.")
 
@@ -79,7 +162,7 @@ class TargetsSpec(Section):
     uris: Annotated[tuple[Uri, ...], Field(min_length=1, max_length=256)] | None = Field(
         None, description="Files, folders or s3:// prefixes, in the formats of the candidates."
     )
-    columns: ColumnsSpec | None = Field(
+    columns: TargetColumns = Field(
         None, description="Columns of a layout that PRISM does not know. Beside uris; each of the sets has its own."
     )
     sets: Annotated[tuple[TargetSet, ...], Field(min_length=1, max_length=64)] | None = Field(

@@ -8,10 +8,10 @@ from typing import Any
 
 from prism_job.data import data_files, examples
 from prism_job.data.data_files import Row
-from prism_job.data.examples import Content
+from prism_job.data.examples import Content, Layout
 from prism_job.plan import checks, units
 from prism_job.plan.extractor import audit_spec, extractor_digest, extractor_parts, projection_and_codec
-from prism_job.plan.plan import Audit, Plan, Quarantined, Unit, plan_key
+from prism_job.plan.plan import Audit, Plan, Quarantined, SourceLayout, Unit, plan_key
 from prism_job.plan.sample import Sample
 from prism_job.plan.units import Example
 from prism_job.progress import event
@@ -26,7 +26,8 @@ def make_plan(run: SelectionRun) -> Plan:
     """Make and write the plan of a run.
 
     Raises:
-        RequestError: nothing to read, empty pool, empty targets, a row without the label that `evaluation` names.
+        RequestError: nothing to read, empty pool, empty targets, a row without the label that `evaluation` names, a row that
+            fits several layouts, `columns` that no row has.
         DataError: a bad target, or more bad candidates than `maxBadFraction`.
     """
     spec = run.spec
@@ -39,20 +40,23 @@ def make_plan(run: SelectionRun) -> Plan:
     sample = Sample(spec.audit.examples)
     bad_targets: list[Quarantined] = []
     quarantine: list[Quarantined] = []
+    target_layouts: list[SourceLayout] = []
+    layouts: list[SourceLayout] = []
+    loss_on = spec.extraction.loss_on
 
-    def target_content(row: Row, source: int) -> Content:
-        return examples.target_content(row, spec.scoring.weighting == "preference", columns_of[target_sets[source]])
+    def target(row: Row, source: int) -> tuple[Content, Layout]:
+        return examples.read_target(row, spec.scoring.weighting == "preference", columns_of[target_sets[source]])
 
-    def candidate_content(row: Row, _: int) -> Content:
-        return examples.candidate_content(row, spec.candidates.columns)
+    def candidate(row: Row, _: int) -> tuple[Content, Layout]:
+        return examples.read_candidate(row, spec.candidates.columns)
 
     def read_targets() -> Iterator[Example]:
-        for example in units.read_examples(target_sources, target_content, bad_targets):
+        for example in units.read_examples(target_sources, target, bad_targets, target_layouts, loss_on):
             labels.check_target(example)
             yield example
 
     def read_candidates() -> Iterator[Example]:
-        for example in units.read_examples(sources, candidate_content, quarantine):
+        for example in units.read_examples(sources, candidate, quarantine, layouts, loss_on):
             labels.check_candidate(example)
             sample.add(example.example_id, example.row)
             yield example
@@ -67,6 +71,7 @@ def make_plan(run: SelectionRun) -> Plan:
         event("ignored", uri=uri, reason="not a kind of data file that PRISM reads")
     candidates = units.cut_units(read_candidates(), spec.extraction.examples_per_shard, store, staged)
     checks.check_bad_fraction(quarantine, sum(unit.num_rows for unit in candidates), spec)
+    checks.check_columns(layouts, target_layouts, spec)
     labels.check_both_kinds()
 
     extractor = extractor_digest(parts)
@@ -84,6 +89,8 @@ def make_plan(run: SelectionRun) -> Plan:
         targets=targets,
         factors=factors,
         quarantine=quarantine,
+        layouts=layouts,
+        target_layouts=target_layouts,
         missing_candidates=_missing([unit.id for unit in candidates], present["candidates"]),
         missing_targets=_missing([unit.id for unit in targets], present["targets"]),
         missing_factors=_missing(factors, present["factors"]),

@@ -3,7 +3,7 @@
 Shapes: N candidates in plan order, Q target pairs, S sources.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from prism_job.data import examples
 from prism_job.data.data_files import Row
-from prism_job.plan.plan import Quarantined, Unit
+from prism_job.plan.plan import Quarantined, SourceLayout, Unit
 from prism_job.publish.manifest import Manifest, TargetSetFacts
 from prism_job.publish.origins import Origins
 from prism_job.publish.reduced import Reduced
@@ -71,6 +71,8 @@ class Report:
     lowest: list[ShownExample]
     quarantine: list[Quarantined]
     ignored: list[str]
+    layouts: list[SourceLayout] = field(default_factory=list)  # of the sources, and of the files of targets
+    target_layouts: list[SourceLayout] = field(default_factory=list)
     evaluation: dict[str, Any] | None = None  # as in the manifest
     audit: dict[str, Any] | None = None
 
@@ -113,6 +115,8 @@ def gather(reduced: Reduced, origins: Origins, manifest: Manifest) -> Report:
         lowest=_shown_examples(reduced, origins, chosen.lowest),
         quarantine=reduced.quarantine,
         ignored=plan.ignored,
+        layouts=plan.layouts,
+        target_layouts=plan.target_layouts,
         evaluation=reduced.evaluation,
         audit=reduced.audit,
     )

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from prism_job.plan.plan import Quarantined
+from prism_job.plan.plan import Quarantined, SourceLayout
 from prism_job.publish.report.contents import Report
 from prism_job.publish.report.markup import MAX_ROWS, meter, more, path, percent, safe
 
@@ -17,8 +17,10 @@ def sources_section(report: Report) -> str:
     num_selected = int(report.selected.sum())
     overall = num_selected / max(report.num_usable, 1)
     order = np.lexsort((-usable_S, -chosen_S))
+    uris, read_as = report.sources, _read_as(report.layouts)
     rows = "".join(
-        f"<tr><td>{path(report.sources[source])}</td><td>{usable_S[source]:,}</td><td>{chosen_S[source]:,}</td>"
+        f"<tr><td>{path(uris[source])}{read_as.get(uris[source], '')}</td>"
+        f"<td>{usable_S[source]:,}</td><td>{chosen_S[source]:,}</td>"
         f'<td><div class="wide">{meter(chosen_S[source] / max(usable_S[source], 1), "sel", overall)}'
         f"<b>{percent(int(chosen_S[source]), int(usable_S[source]))}</b></div></td></tr>"
         for source in order[:MAX_ROWS].tolist()
@@ -27,7 +29,27 @@ def sources_section(report: Report) -> str:
         '<table class="sources"><thead><tr><th>Source</th><th>Candidates</th><th>Selected</th><th>Share selected</th>'
         f"</tr></thead><tbody>{rows}</tbody></table>{more(len(order), 'sources')}"
         f'<p class="note">Candidates that were scored. The tick marks the share over all sources, '
-        f"{percent(num_selected, report.num_usable)}.</p>"
+        f"{percent(num_selected, report.num_usable)}.</p>{_targets(report.target_layouts)}"
+    )
+
+
+def _read_as(layouts: list[SourceLayout]) -> dict[str, str]:
+    """Address of each file -> the layouts of its rows, and what carries the loss."""
+    lines: dict[str, str] = {}
+    for each in layouts:
+        line = f'<p class="note">{each.rows:,} as {safe(each.layout)}; loss on {safe(each.loss)}</p>'
+        lines[each.uri] = lines.get(each.uri, "") + line
+    return lines
+
+
+def _targets(layouts: list[SourceLayout]) -> str:
+    read_as = list(_read_as(layouts).items())
+    if not read_as:
+        return ""
+    rows = "".join(f"<tr><td>{path(uri)}{lines}</td></tr>" for uri, lines in read_as[:MAX_ROWS])
+    return (
+        f'<table class="sources"><thead><tr><th>Files of targets</th></tr></thead><tbody>{rows}</tbody></table>'
+        f"{more(len(read_as), 'files')}"
     )
 
 

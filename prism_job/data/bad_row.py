@@ -1,0 +1,89 @@
+"""What is wrong with a row, in words: the reasons that quarantine shows, and the `columns:` line that would read the row.
+
+Does not decide which layout a row has.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+MAX_COLUMNS_SHOWN = 8
+"""Column names that a message lists."""
+
+REQUESTS = (
+    "instruction", "instructions", "question", "prompt", "query", "problem", "task", "user", "request", "input", "context",
+    "text",
+)  # fmt: skip
+"""Names of columns that mostly hold what comes before a response, in the order in which a message joins them."""
+
+RESPONSES = (
+    "response", "responses", "answer", "answers", "output", "completion", "solution", "target", "code", "assistant", "reply",
+    "chosen", "summary",
+)  # fmt: skip
+"""Names of columns that mostly hold a response."""
+
+
+class BadRow(Exception):
+    """This row cannot be used; the text says why, and what a good one has."""
+
+
+class UnclearLayout(BadRow):
+    """The row can be read in several ways. No row must be read before the document decides: it stops the run."""
+
+    def __init__(self, what: str, fix: str) -> None:
+        self.what, self.fix = what, fix
+        super().__init__(f"{what}; {fix}")
+
+
+def unclear(what: str, section: str, readings: Iterable[tuple[str, str]]) -> UnclearLayout:
+    """Names the `columns:` line of each reading. `readings`: line and what it learns."""
+    lines = "; or ".join(f"columns: {line} {meaning}".rstrip() for line, meaning in readings)
+    return UnclearLayout(what, f"write in spec.{section} which is meant: {lines}")
+
+
+def describe_columns(row: Mapping[str, Any]) -> str:
+    """The columns of a row, for a message."""
+    names = ", ".join(repr(str(name))[:40] for name in list(row)[:MAX_COLUMNS_SHOWN]) or "none"
+    more = f" and {len(row) - MAX_COLUMNS_SHOWN} more" if len(row) > MAX_COLUMNS_SHOWN else ""
+    return f"columns found: {names}{more}"
+
+
+def suggest_columns(row: Mapping[str, Any]) -> str:
+    """What to write for a candidate of unknown columns: their names where they are usual ones, else an example."""
+    requests = _named(row, REQUESTS)
+    response = next(iter(_named(row, RESPONSES)), None)
+    if not requests or response is None:
+        return (
+            "name yours: candidates.columns: {user: QUESTION, assistant: ANSWER}, or {messages: COLUMN} (docs/data.md)"
+        )
+    return (
+        f"if these are question and answer, write candidates.columns: {columns_line(user=requests, assistant=response)}"
+    )
+
+
+def _named(row: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
+    """The columns of text that have one of these names, in the order of `names`."""
+    by_name = {str(column).lower(): column for column, value in row.items() if isinstance(value, str)}
+    return [by_name[name] for name in names if name in by_name]
+
+
+def columns_line(**parts: str | list[str]) -> str:
+    """`columns` as YAML in one line."""
+    return "{" + ", ".join(f"{part}: {_yaml(source)}" for part, source in parts.items()) + "}"
+
+
+def _yaml(source: str | list[str]) -> str:
+    if isinstance(source, list):
+        return _yaml(source[0]) if len(source) == 1 else "[" + ", ".join(map(_yaml, source)) + "]"
+    return source if re.fullmatch(r"[A-Za-z_][\w-]*", source) else json.dumps(source, ensure_ascii=False)
+
+
+def wrong_type(value: Any, name: str, wanted: str) -> BadRow:
+    """A value of a column is not what its layout needs."""
+    if isinstance(value, dict) and value and all(str(key).isdigit() for key in value):
+        return BadRow(
+            f"{name} holds a whole column, as pandas' to_json writes it: write the file again with "
+            "to_json(…, orient='records', lines=True), one row a line"
+        )
+    return BadRow(f"{name} is a {type(value).__name__}, not {wanted}")

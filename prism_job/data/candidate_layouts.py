@@ -1,0 +1,158 @@
+"""The layouts of candidates: which columns make one, and the content of a row that has it. Does not know tokens or files."""
+
+from functools import lru_cache
+
+from prism_job.data import columns as column_map
+from prism_job.data.bad_row import (
+    REQUESTS,
+    RESPONSES,
+    BadRow,
+    UnclearLayout,
+    columns_line,
+    describe_columns,
+    suggest_columns,
+    unclear,
+)
+from prism_job.data.content import (
+    COLUMNS,
+    TURNS,
+    Content,
+    Layout,
+    Row,
+    alpaca_prompt,
+    is_text,
+    pair,
+    response_text,
+    with_template_inputs,
+)
+from prism_job.data.messages import Message, check_response, read_messages, system_and
+from prism_job.spec.data import ColumnsSpec
+
+SECTION = "candidates"
+
+
+def _conversation(row: Row) -> Content:
+    messages = read_messages(row["messages"], "messages")
+    if "system" in row and is_text(row["system"]) and messages[0]["role"] != "system":
+        readings = [
+            (columns_line(messages="messages", system="system"), "with a system turn"),
+            (columns_line(messages="messages"), "without it"),
+        ]
+        raise unclear("'system' stands beside 'messages', which has no system turn", SECTION, readings)
+    return _learnt(messages, "messages", row)
+
+
+def _prompt_and_completion(row: Row) -> Content:
+    prompt, completion = pair(row["prompt"], row["completion"], "completion")
+    return with_template_inputs({"prompt": prompt, "completion": completion}, row)
+
+
+def _plain_text(row: Row) -> Content:
+    others = [name for name in row if name.lower() in _BESIDE_TEXT and is_text(row[name])]
+    if others:
+        raise _unclear_text(others[0])
+    return {"text": response_text(row["text"], "text")}
+
+
+def _sharegpt(row: Row) -> Content:
+    messages = system_and(row.get("system"), read_messages(row["conversations"], "conversations"))
+    return _learnt(messages, "conversations", row)
+
+
+def _alpaca(row: Row) -> Content:
+    messages = alpaca_prompt(row)
+    messages.append({"role": "assistant", "content": response_text(row["output"], "output")})
+    return _learnt(messages, "output", row)
+
+
+LAYOUTS = (
+    Layout("messages", ("messages",), TURNS, "{messages: messages}", _conversation),
+    Layout(
+        "prompt + completion",
+        ("prompt", "completion"),
+        "completion",
+        "{prompt: prompt, completion: completion}",
+        _prompt_and_completion,
+    ),
+    Layout("text", ("text",), "the whole text", "{text: text}", _plain_text),
+    Layout("conversations (ShareGPT)", ("conversations",), TURNS, "{messages: conversations}", _sharegpt),
+    Layout(
+        "instruction + output (Alpaca)",
+        ("instruction", "output"),
+        "output",
+        "{user: [instruction, input], assistant: output}",
+        _alpaca,
+    ),
+)
+
+_BESIDE_TEXT = frozenset({*REQUESTS, *RESPONSES}) - {"text", "input", "context"}
+"""Columns that make it unclear what `text` is."""
+
+
+def read_candidate(row: Row, columns: ColumnsSpec | None) -> tuple[Content, Layout]:
+    """The content of a row and its layout: that of `columns`, or the only one whose columns it has.
+
+    Raises BadRow: no known columns, no response, or wrong types; UnclearLayout: several layouts fit.
+    """
+    if columns is not None and (parts := column_map.mapped(row, columns)) is not None:
+        layout = _mapped_layout(columns)
+        return layout.content(parts | {"chat_template_kwargs": row.get("chat_template_kwargs")}), layout
+    found = _fitting(tuple([name for name, value in row.items() if value is not None]))
+    if len(found) == 1:
+        return found[0].content(row), found[0]
+    if found:
+        names = " and ".join(f"'{layout.name}'" for layout in found)
+        raise unclear(f"several layouts fit: {names}", SECTION, [(layout.line, "") for layout in found])
+    if row.get("prompt") is not None and not any(is_text(row.get(name)) for name in RESPONSES):
+        raise BadRow(f"no response: there is a prompt but no completion; {describe_columns(row)}")
+    named = "" if columns is None else "nothing in the columns that candidates.columns names, and "
+    raise BadRow(f"{named}no known layout (docs/data.md); {describe_columns(row)}; {suggest_columns(row)}")
+
+
+@lru_cache(maxsize=4096)
+def _fitting(names: tuple[str, ...]) -> tuple[Layout, ...]:
+    """The layouts of a row with something in these columns. Cached: most rows of a file have the same."""
+    return tuple(layout for layout in LAYOUTS if all(column in names for column in layout.columns))
+
+
+@lru_cache(maxsize=256)
+def _mapped_layout(columns: ColumnsSpec) -> Layout:
+    given = columns.given()
+    line = columns_line(
+        **{part: list(source) if isinstance(source, tuple) else source for part, source in given.items()}
+    )
+    if "text" in given:
+        loss, content = "the whole text", lambda parts: {"text": response_text(parts["text"], "text")}
+    elif "messages" in given:
+        loss, content = TURNS, _mapped_messages
+    elif "user" in given:
+        loss, content = "assistant", _mapped_turns
+    else:
+        loss, content = "completion", _prompt_and_completion
+    return Layout(COLUMNS + line, (), loss, line, content)
+
+
+def _mapped_messages(parts: Row) -> Content:
+    return _learnt(system_and(parts.get("system"), read_messages(parts["messages"], "messages")), "messages", parts)
+
+
+def _mapped_turns(parts: Row) -> Content:
+    answer = {"role": "assistant", "content": response_text(parts["assistant"], "assistant")}
+    return _learnt(system_and(parts.get("system"), [{"role": "user", "content": parts["user"]}, answer]), "", parts)
+
+
+def _unclear_text(other: str) -> UnclearLayout:
+    what = f"column '{other}' stands beside 'text': text may be all there is to learn, or one half of an example"
+    pair_line = (
+        {"user": "text", "assistant": other} if other.lower() in RESPONSES else {"user": other, "assistant": "text"}
+    )
+    readings = [
+        (columns_line(text="text"), "to learn text alone"),
+        (columns_line(**pair_line), "for question and answer"),
+    ]
+    return unclear(what, SECTION, readings)
+
+
+def _learnt(messages: list[Message], name: str, row: Row) -> Content:
+    check_response(messages, name)
+    return with_template_inputs({"messages": messages}, row)

@@ -1,0 +1,270 @@
+"""The layouts of targets: where a pair's prompt stands, and the content of the pair. Does not know tokens or files."""
+
+import os
+import re
+from functools import lru_cache
+from typing import Any
+
+from prism_job.data import columns as column_map
+from prism_job.data.bad_row import BadRow, columns_line, describe_columns, unclear
+from prism_job.data.content import (
+    COLUMNS,
+    Content,
+    Layout,
+    Row,
+    alpaca_prompt,
+    is_text,
+    pair,
+    text_of,
+    with_template_inputs,
+)
+from prism_job.data.messages import Message, read_messages, system_and, without_weights
+from prism_job.spec.data import ColumnsSpec
+
+SECTION = "targets"
+SIDES = ("chosen", "rejected")
+
+
+def _prompt(row: Row) -> Any:
+    return row["prompt"]
+
+
+def _sharegpt(row: Row) -> list[Message]:
+    messages = system_and(row.get("system"), read_messages(row["conversations"], "conversations"))
+    if messages[-1]["role"] == "assistant":
+        raise BadRow("conversations must end before the response, and its last turn is the assistant's")
+    return messages
+
+
+def _messages(row: Row) -> list[Message]:
+    return read_messages(row["messages"], "messages")
+
+
+def _question(row: Row) -> list[Message]:
+    return system_and(row.get("system"), [{"role": "user", "content": text_of(row["question"], "question")}])
+
+
+LOSS = "chosen and rejected"
+PROMPTS = (
+    Layout(
+        "prompt + chosen + rejected", ("prompt",), LOSS, "{prompt: prompt, chosen: chosen, rejected: rejected}", _prompt
+    ),
+    Layout(
+        "conversations + chosen + rejected (ShareGPT)",
+        ("conversations",),
+        LOSS,
+        "{messages: conversations, chosen: chosen, rejected: rejected}",
+        _sharegpt,
+    ),
+    Layout(
+        "instruction + chosen + rejected (Alpaca)",
+        ("instruction",),
+        LOSS,
+        "{user: [instruction, input], chosen: chosen, rejected: rejected}",
+        alpaca_prompt,
+    ),
+    Layout(
+        "question + chosen + rejected (Orca)",
+        ("question",),
+        LOSS,
+        "{user: question, chosen: chosen, rejected: rejected}",
+        _question,
+    ),
+)
+"""Columns that hold the prompt of `chosen` and `rejected`; `content` gives the prompt: text, or messages."""
+
+BESIDE_ONE_TURN = Layout(
+    "messages + chosen + rejected",
+    ("messages",),
+    LOSS,
+    "{messages: messages, chosen: chosen, rejected: rejected}",
+    _messages,
+)
+"""Where chosen is one turn. Elsewhere `messages` repeats what `chosen` holds, as in UltraFeedback."""
+
+IMPLICIT = Layout(
+    "chosen + rejected (implicit prompt)", SIDES, LOSS, "{chosen: chosen, rejected: rejected}", lambda _: None
+)
+
+
+def read_target(row: Row, needs_rejected: bool, columns: ColumnsSpec | None) -> tuple[Content, Layout]:
+    """The content of a pair and its layout: prompt, chosen and, unless the weighting does without it, rejected.
+
+    Raises BadRow: a part is missing or of the wrong type, or chosen and rejected are identical; UnclearLayout.
+    """
+    if columns is not None and (parts := column_map.mapped(row, columns)) is not None:
+        _check_sides(parts, needs_rejected, row)
+        prompt = _mapped_prompt(parts)
+        layout = _mapped_layout(columns)
+        parts["chat_template_kwargs"] = row.get("chat_template_kwargs")
+        return _pair_content(prompt, parts, is_conversation="user" in parts or "messages" in parts), layout
+    _check_sides(row, needs_rejected, row)
+    found = [layout for layout in PROMPTS if row.get(layout.columns[0]) is not None]
+    if len(found) > 1:
+        names = " and ".join(f"'{layout.columns[0]}'" for layout in found)
+        raise unclear(f"the prompt may be in {names}", SECTION, [(layout.line, "") for layout in found])
+    if not found and isinstance(row["chosen"], dict) and row.get("messages") is not None:
+        found = [BESIDE_ONE_TURN]
+    if not found:
+        _check_no_other_prompt(row)
+        return _pair_content(None, row), IMPLICIT
+    layout = found[0]
+    prompt = layout.content(row)
+    if isinstance(prompt, str):
+        _check_begins_once(prompt, row)
+    return _pair_content(prompt, row, is_conversation=layout is not PROMPTS[0]), layout
+
+
+def _check_sides(row: Row, needs_rejected: bool, whole_row: Row) -> None:
+    for name in SIDES:
+        if row.get(name) is None and (name == "chosen" or needs_rejected):
+            needed = " (weighting: preference needs it; uniform does not)" if name == "rejected" else ""
+            write = columns_line(user="QUESTION", chosen="GOOD", rejected="BAD")
+            hint = f"if it has another name, write targets.columns: {write}"
+            raise BadRow(f"no '{name}'{needed}; {describe_columns(whole_row)}; {hint}")
+
+
+def _mapped_prompt(parts: Row) -> Any:
+    if "user" in parts:
+        return system_and(parts.get("system"), [{"role": "user", "content": parts["user"]}])
+    if "messages" in parts:
+        return system_and(parts.get("system"), read_messages(parts["messages"], "messages"))
+    return parts.get("prompt")
+
+
+@lru_cache(maxsize=256)
+def _mapped_layout(columns: ColumnsSpec) -> Layout:
+    given = {part: list(source) if isinstance(source, tuple) else source for part, source in columns.given().items()}
+    line = columns_line(**given)
+    return Layout(COLUMNS + line, (), LOSS, line, _mapped_prompt)
+
+
+def _pair_content(prompt: Any, row: Row, *, is_conversation: bool = False) -> Content:
+    """`is_conversation`: a response that is text is a turn of the assistant."""
+    sides = {name: _as_turns(row[name], is_conversation) for name in SIDES if row.get(name) is not None}
+    if prompt is None or (isinstance(prompt, str) and all(isinstance(value, list) for value in sides.values())):
+        given, (prompt, sides) = prompt, _implicit_prompt(sides)
+        if is_text(given):
+            _check_is_in(given, prompt)
+    elif isinstance(prompt, list) and all(isinstance(value, list) for value in sides.values()):
+        prompt = without_weights(read_messages(prompt, "prompt"))
+        sides = {name: _after(prompt, read_messages(value, name), name) for name, value in sides.items()}
+    content: Content = {}
+    for name, value in sides.items():
+        content["prompt"], content[name] = pair(prompt, value, name)
+    if content["chosen"] == content.get("rejected"):
+        raise BadRow("chosen and rejected are identical")
+    return with_template_inputs(content, row)
+
+
+def _as_turns(value: Any, is_conversation: bool) -> Any:
+    if isinstance(value, dict) and ("role" in value or "from" in value):
+        return [value]
+    return [{"role": "assistant", "content": value}] if is_conversation and isinstance(value, str) else value
+
+
+def _after(prompt: list[Message], messages: list[Message], name: str) -> list[Message]:
+    """The response of a conversation that may be whole. Raises BadRow: it begins with other turns than the prompt."""
+    if without_weights(messages[: len(prompt)]) == prompt and len(messages) > len(prompt):
+        return messages[len(prompt) :]
+    if messages[0]["role"] != "assistant":
+        raise BadRow(
+            f"no response: {name} begins neither with a turn of the assistant nor with the turns of the prompt"
+        )
+    return messages
+
+
+def _check_is_in(prompt: str, messages: list[Message]) -> None:
+    # UltraFeedback and its kind repeat a turn of whole conversations as text.
+    if not any(
+        isinstance(text := message.get("content"), str) and text.strip() == prompt.strip() for message in messages
+    ):
+        line = columns_line(chosen="chosen", rejected="rejected")
+        raise BadRow(
+            "prompt is none of the turns that chosen and rejected share; if it should not be read, write "
+            f"targets.columns: {line}; if it is the question, {{user: prompt, chosen: chosen, rejected: rejected}}"
+        )
+
+
+# The prompt as the common beginning of both sides (TRL's "implicit prompt")
+
+
+def _implicit_prompt(sides: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The prompt and what is left of each side. Raises BadRow: there is no common beginning, or nothing is left."""
+    if len(sides) < 2:
+        raise BadRow("no 'prompt' (it may be left out only where chosen and rejected begin with it)")
+    chosen, rejected = (sides[name] for name in SIDES)
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        cut = _text_cut(chosen, rejected)
+    else:
+        chosen, rejected = (read_messages(sides[name], name) for name in SIDES)
+        cut = 0
+        while cut < min(len(chosen), len(rejected)) and chosen[cut] == rejected[cut]:
+            cut += 1
+        if not cut:
+            raise BadRow(
+                "no 'prompt', and chosen and rejected do not begin with a message in common that could be it; if a column "
+                f"holds it, write targets.columns: {columns_line(user='QUESTION', chosen='chosen', rejected='rejected')}"
+            )
+    if cut == len(chosen) == len(rejected):
+        raise BadRow("chosen and rejected are identical")
+    for name, value, other in (("chosen", chosen, "rejected"), ("rejected", rejected, "chosen")):
+        if cut == len(value):
+            raise BadRow(
+                f"{name} is the beginning of {other}: without a 'prompt' their common beginning is the prompt, and no "
+                f"response of {name} is left; add the prompt, or make both end with a response to the same prompt"
+            )
+    return chosen[:cut], {"chosen": chosen[cut:], "rejected": rejected[cut:]}
+
+
+_ASSISTANT_BEGINS = re.compile(
+    r"(?:^|\n)(?:#+ ?)?Assistant:|(?:^|\n)#+ ?Response:|<\|assistant\|>\n?|<｜Assistant｜>|\[/INST\]"
+    r"|<\|im_start\|>assistant\n|<\|start_header_id\|>assistant<\|end_header_id\|>\n\n|<start_of_turn>model\n",
+    re.IGNORECASE,
+)
+"""What stands before a response where a whole conversation is one text: HH-RLHF's, Alpaca's, and those of common templates."""
+
+
+def _text_cut(chosen: str, rejected: str) -> int:
+    """Characters of the prompt: through the last mark of the assistant in the common beginning, or, without one, up to its
+    last white space, as in TRL's examples. What the responses share after a mark belongs to both."""
+    common = _common_beginning(chosen, rejected)
+    if len(common) in (len(chosen), len(rejected)):
+        return len(common)
+    marks = list(_ASSISTANT_BEGINS.finditer(common))
+    if marks:
+        return marks[-1].end()
+    words = re.match(r"(.*\S)\s", common, re.DOTALL)
+    if words is None:
+        raise BadRow("no 'prompt', and chosen and rejected have no common beginning that could be it")
+    return words.end(1)
+
+
+def _common_beginning(one: str, other: str) -> str:
+    return os.path.commonprefix([one, other])  # noqa: RUF071 (character by character is what is meant)
+
+
+def _check_no_other_prompt(row: Row) -> None:
+    """A beginning that two texts share by chance is no prompt. Raises UnclearLayout: another column may hold it."""
+    if not all(isinstance(row.get(name), str) for name in SIDES):
+        return
+    if _ASSISTANT_BEGINS.search(_common_beginning(row["chosen"], row["rejected"])):
+        return
+    for name, value in row.items():
+        if name not in SIDES and is_text(value) and len(value.split()) > 1:
+            readings = [
+                (columns_line(user=name, chosen="chosen", rejected="rejected"), f"if '{name}' is the question"),
+                (columns_line(chosen="chosen", rejected="rejected"), "if the common beginning of both is the prompt"),
+            ]
+            raise unclear(f"no 'prompt': it may be in '{name}', or the common beginning", SECTION, readings)
+
+
+def _check_begins_once(prompt: str, row: Row) -> None:
+    """Raises UnclearLayout: both responses repeat a prompt of several words, which would stand there twice."""
+    sides = [row[name] for name in SIDES if row.get(name) is not None]
+    if len(prompt.split()) > 1 and all(isinstance(side, str) and side.startswith(prompt) for side in sides):
+        readings = [
+            (columns_line(chosen="chosen", rejected="rejected"), "if they repeat it"),
+            (PROMPTS[0].line, "if the responses begin so after the prompt"),
+        ]
+        raise unclear("chosen and rejected both begin with the whole prompt", SECTION, readings)
