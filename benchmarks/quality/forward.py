@@ -118,7 +118,7 @@ class Family:
         path = self.work / "forward" / f"{self.family}-{self.seed}-{part}{suffix}.json"
         return harness.once(path, [part, self.family, self.seed, *self.depends_on], compute)
 
-    def _pairs(self) -> Rows:
+    def pairs(self) -> Rows:
         """The targets, with the model's own answer as the rejected one (or another answer, with `--rejected other`)."""
         if self.rejected == "other":
             return self.targets
@@ -169,7 +169,7 @@ class Family:
             wanted = [{"prompt": one["prompt"], "chosen": one["chosen"]} for one in self.targets]
             single = self._extract(f"{name}-single", wanted, "uniform").without_curvature()
             return single.scores(np.ones(NUM_PAIRS)) / single.norm_N
-        pairs = self._extract(f"{name}-{self.rejected}", self._pairs(), "preference")
+        pairs = self._extract(f"{name}-{self.rejected}", self.pairs(), "preference")
         return pairs.scores(np.ones(NUM_PAIRS) if method == "uniform" else pairs.targets.preference_Q)
 
     def _extract(self, name: str, targets: Rows, weighting: str) -> harness.Extracted:

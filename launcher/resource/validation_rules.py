@@ -64,7 +64,16 @@ def validation_rules() -> dict[str, list[dict[str, str]]]:
                 ".offload",
             )
         ],
-        "selection": [_rule("has(self.keep) != has(self.drop)", "give exactly one of keep, drop")],
+        "selection": [
+            _rule("has(self.keep) != has(self.drop)", "give exactly one of keep, drop"),
+            _rule("!(has(self.perSource) && has(self.perGroup))", "give at most one of perSource, perGroup"),
+            _rule(
+                "!has(self.nearAgreement) || (has(self.dedupe) && self.dedupe == 'near')",
+                "nearAgreement needs dedupe: near",
+            ),
+        ],
+        "selection.perSource": _shares(),
+        "selection.perGroup": _shares(),
         "selection.budget": [
             _rule(
                 "(has(self.count) ? 1 : 0) + (has(self.fraction) ? 1 : 0) + (has(self.tokens) ? 1 : 0) == 1",
@@ -98,6 +107,13 @@ def _is_immutable(name: str) -> dict[str, str]:
     changing = ", ".join(MAY_CHANGE)
     message = f"cannot change while the run exists ({changing} can): submit it under another name, or delete this one"
     return _rule(same, message, f".{name}", "FieldValueForbidden")
+
+
+def _shares() -> list[dict[str, str]]:
+    return [
+        _rule("has(self.max) || has(self.min)", "give max, min, or both"),
+        _rule("!has(self.max) || !has(self.min) || self.min <= self.max", "min must not be above max"),
+    ]
 
 
 def _is_address(field: str) -> str:

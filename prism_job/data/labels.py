@@ -1,9 +1,10 @@
-"""What a label column says about a row: good or bad. A label changes no score."""
+"""What a column says about a row: a label that it is good or bad, a group where it belongs. Neither changes a score."""
 
+import json
 import reprlib
 from typing import Any
 
-from prism_job.data.examples import describe_columns
+from prism_job.data.bad_row import describe_columns
 from prism_job.errors import RequestError
 
 _YES = {"1", "1.0", "true", "yes"}
@@ -35,3 +36,25 @@ def refuse_one_sided(num_good: int, num_rows: int, column: str, where: str) -> N
         what = f"column '{column}' marks all {num_rows:,} candidates {'good' if num_good else 'bad'}"
         fix = "name a column with both kinds, or the value that means good, positive (--positive)"
         raise RequestError(what, where=where, fix=fix)
+
+
+LONGEST_GROUP = 256
+"""Characters of a group's name: longer text is content, not a group."""
+
+
+def group_of(row: dict[str, Any], column: str, where: str) -> str | None:
+    """The group that the column puts the row into: its text, or a number, true or false as JSON. None: no value.
+
+    Raises RequestError: a list, an object, or text longer than LONGEST_GROUP.
+    """
+    value = row.get(column)
+    if value is None:
+        return None
+    if isinstance(value, list | dict):
+        what = f"'{column}' holds {reprlib.repr(value)}, which is no group"
+        raise RequestError(what, where=where, fix="name a column of text, numbers, or true and false")
+    name = json.dumps(value) if isinstance(value, bool | int | float) else str(value)
+    if len(name) > LONGEST_GROUP:
+        what = f"'{column}' holds text of {len(name):,} characters, which is no group"
+        raise RequestError(what, where=where, fix=f"name a column of at most {LONGEST_GROUP} characters")
+    return name

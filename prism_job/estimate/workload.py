@@ -17,7 +17,14 @@ from prism_job.data import data_files, examples
 from prism_job.data.data_files import Row, Source
 from prism_job.data.examples import BadRow, Content, Layout
 from prism_job.extract import tokenise
-from prism_job.plan.checks import Labels, check_bad_fraction, check_columns, check_targets, refuse_output_inside_data
+from prism_job.plan.checks import (
+    GroupShares,
+    Labels,
+    check_bad_fraction,
+    check_columns,
+    check_targets,
+    refuse_output_inside_data,
+)
 from prism_job.plan.plan import Block, Quarantined, SourceLayout, Unit
 from prism_job.plan.sample import Sample
 from prism_job.plan.units import PAIRS_PER_UNIT, Example, cut_units, factor_units, list_targets, read_examples
@@ -95,7 +102,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     sides = {"chosen": _TokenCounts(sample), "rejected": _TokenCounts(sample)}
     pool = _TokenCounts(sample)
     reasons: dict[int, str] = {}  # index of a row that the tokenisation quarantines -> why
-    labels = Labels(spec.evaluation)
+    labels, shares = Labels(spec.evaluation), GroupShares(spec.selection)
     staging = _ByteCounter()
     staged: set[str] = set()
 
@@ -138,6 +145,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     def read_candidates() -> Iterator[Example]:
         for example in read_examples(sources, candidate, quarantine, layouts, loss_on):
             labels.check_candidate(example)
+            shares.check_candidate(example)
             drawn.add(example.example_id, example.row)
             yield example
 
@@ -148,6 +156,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     check_bad_fraction(bad, num_examples - len(reasons), spec)  # as the reduce stage does
     check_columns(layouts, target_layouts, spec)
     labels.check_both_kinds()
+    shares.check_shares()
     num_bad = len(quarantine) + round(len(reasons) * pool.scale)
 
     factors = factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []

@@ -1,15 +1,17 @@
 """What a plan refuses: too many bad rows, bad or missing targets, labels that cannot be used, output inside the data."""
 
+import math
 from collections import Counter
 from pathlib import Path
 
 from prism_job.data import labels
+from prism_job.data.bad_row import describe_columns
 from prism_job.data.content import COLUMNS
 from prism_job.errors import DataError, RequestError
 from prism_job.plan.plan import Quarantined, SourceLayout, Unit
 from prism_job.plan.units import Example
 from prism_job.spec.document import RunSpec
-from prism_job.spec.ranking import EvaluationSpec
+from prism_job.spec.ranking import EvaluationSpec, SelectionSpec
 
 
 def check_bad_fraction(bad: list[Quarantined], num_good: int, spec: RunSpec) -> None:
@@ -95,3 +97,50 @@ class Labels:
     def check_both_kinds(self) -> None:
         if self.evaluation:
             labels.refuse_one_sided(self.num_good, self.num_rows, self.evaluation.label, where="spec.evaluation.label")
+
+
+MAX_GROUPS = 10_000
+"""Groups that a column may make: with more, a column was named that tells examples apart, not groups."""
+
+
+class GroupShares:
+    """Checks `selection.perSource` and `selection.perGroup` while rows are read, so that errors come before the extraction."""
+
+    def __init__(self, selection: SelectionSpec) -> None:
+        self.selection, self.column = selection, selection.per_group.group_by if selection.per_group else None
+        self.groups: set[str | int | None] = set()
+        self.columns = ""
+
+    def check_candidate(self, example: Example) -> None:
+        """Raises RequestError: a value that is no group, or too many groups."""
+        if self.column is not None:
+            group = labels.group_of(example.row, self.column, example.where)
+            if not self.columns and group is None:
+                self.columns = describe_columns(example.row)
+            self.groups.add(group)
+            if len(self.groups) > MAX_GROUPS:
+                what = f"column '{self.column}' has more than {MAX_GROUPS:,} values"
+                raise RequestError(what, where="spec.selection.perGroup.groupBy", fix="name a column with fewer")
+        elif self.selection.per_source:
+            self.groups.add(example.source)
+
+    def check_shares(self) -> None:
+        """Raises RequestError: no row has the column, or the groups cannot share a whole budget."""
+        shares, num_groups = self.selection.shares, len(self.groups)
+        if shares is None:
+            return
+        where = "spec.selection.perGroup" if self.column else "spec.selection.perSource"
+        if self.column and self.groups == {None}:
+            what = f"no candidate has a value in '{self.column}'; {self.columns}"
+            raise RequestError(what, where=f"{where}.groupBy", fix="name a column of the candidates")
+        kind = "groups" if self.column else "sources"
+        if shares.max is not None and shares.max * num_groups < 1 - 1e-9:
+            what = f"{num_groups} {kind} of at most {shares.max:g} each cannot fill the budget"
+            raise RequestError(
+                what, where=f"{where}.max", fix=f"raise it to at least {math.ceil(1e6 / num_groups) / 1e6:g}"
+            )
+        if shares.min is not None and shares.min * num_groups > 1 + 1e-9:
+            what = f"{num_groups} {kind} of at least {shares.min:g} each take more than the whole budget"
+            raise RequestError(
+                what, where=f"{where}.min", fix=f"lower it to at most {math.floor(1e6 / num_groups) / 1e6:g}"
+            )

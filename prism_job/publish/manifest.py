@@ -83,6 +83,7 @@ class Manifest(_Plain):
     curvature: dict[str, Any]  # kind, λ and the tokens it rests on
     evaluation: dict[str, Any] | None = None  # of spec.evaluation (evaluate/comparison.py), or the reason why not
     audit: dict[str, Any] | None = None  # how far the ranking can be trusted (evaluate/audit.py); None: switched off
+    rules: dict[str, Any] | None = None  # what shares of the budget and dedupe: near moved (score/selection.py)
     code_version: str
     files: dict[FileName, FileDigest] = {}
 
@@ -105,7 +106,7 @@ def selection_id(run: SelectionRun, plan: Plan) -> str:
     whose figures the manifest holds.
     """
     spec = run.spec
-    scoring, selection = spec.scoring.model_dump(mode="json"), spec.selection.model_dump(mode="json")
+    scoring, selection = spec.scoring.model_dump(mode="json"), spec.selection.settings()
     sets = [[each.name, each.weight, each.sign] for each in spec.targets.as_sets()]
     bad = spec.candidates.max_bad_fraction
     decided = [MANIFEST_FORMAT, plan.work_digest(), sets, scoring, selection, bad, spec.store, spec.audit.model_dump()]

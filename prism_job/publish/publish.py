@@ -90,6 +90,7 @@ def _manifest(reduced: Reduced, folder: str) -> Manifest:
         curvature=reduced.curvature,
         evaluation=reduced.evaluation,
         audit=reduced.audit,
+        rules=chosen.rules,
         code_version=__version__,
     )
 

@@ -69,7 +69,19 @@ def _score_parts(origins: Origins, reduced: Reduced) -> Iterator[dict[str, Any]]
             "num_tokens": scored.tokens.part(part),
             "selected": chosen.selected_N[part],
             "duplicate": chosen.duplicate_N[part],
+            **({"duplicate_of": _duplicate_of(reduced, part)} if chosen.near else {}),
         }
+
+
+def _duplicate_of(reduced: Reduced, part: slice) -> Any:
+    """The example id of the row that each duplicate repeats or nearly repeats, null for other rows."""
+    assert reduced.chosen.near
+    repeats, repeated = reduced.chosen.near  # in plan order
+    within = slice(*np.searchsorted(repeats, [part.start, part.stop]))
+    of = np.arange(part.start, part.stop)  # an exact duplicate has the id of the row that it repeats
+    of[repeats[within] - part.start] = repeated[within]
+    ids = shards.hex_array(reduced.scored.ids.at(of))
+    return pa.array(ids, mask=~reduced.chosen.duplicate_N[part]).cast(pa.string())
 
 
 def _id_column(ids_N: NDArray[Any]) -> Any:

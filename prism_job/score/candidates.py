@@ -16,6 +16,7 @@ from prism_job.plan.plan import Audit, Block, Plan, Quarantined
 from prism_job.progress import Meter
 from prism_job.score.column import Column, parts
 from prism_job.score.scorers import finish, scorer
+from prism_job.score.walk import sign_bytes
 from prism_job.spec.document import RunSpec
 from prism_job.storage.objects import Store
 from prism_job.store import shards
@@ -33,6 +34,7 @@ class ScoredUnit:
     nll: Float64
     norm: NDArray[np.float32]
     quarantined: dict[str, str]
+    signs: NDArray[np.void] | None = None
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Scored:
     nll: Column = field(default_factory=lambda: Column("f8"))
     norm: Column = field(default_factory=lambda: Column("f4"))
     quarantined: list[Quarantined] = field(default_factory=list)
+    signs: Column | None = None  # what near-duplicates are found by (`sign_bytes`), where dedupe is near
 
 
 def score_candidates(spec: RunSpec, plan: Plan, store: Store, layers: Sequence[str], directions_KD: Float64) -> Scored:
@@ -64,6 +67,10 @@ def score_candidates(spec: RunSpec, plan: Plan, store: Store, layers: Sequence[s
         scored.usable_N[start : start + unit.num_rows] = of_unit.tokens > 0
         for name in ("ids", "tokens", "nll", "norm"):
             getattr(scored, name).append(getattr(of_unit, name))
+        if of_unit.signs is not None:
+            if scored.signs is None:
+                scored.signs = Column(of_unit.signs.dtype)
+            scored.signs.append(of_unit.signs)
         lines = list(unit.line_numbers()) if of_unit.quarantined else []
         scored.quarantined += [
             Quarantined(source=plan.sources[unit.source], line=lines[int(row)], reason=reason)
@@ -116,7 +123,8 @@ def score_units(
         # Copies, so that the shard's memory is freed.
         ids = arrays["ids"].reshape(-1).view("V16").copy()
         tokens, nll, norm = (arrays[name].copy() for name in ("tokens", "nll", "norm"))
-        return ScoredUnit(scores, ids, tokens, nll, norm, shard.notes["quarantined"])
+        signs = sign_bytes(arrays) if spec.selection.dedupe == "near" else None
+        return ScoredUnit(scores, ids, tokens, nll, norm, shard.notes["quarantined"], signs)
 
     num_dims = directions_KD.shape[1]
     row_bytes = num_dims // 8 if codec == "sign" else 2 * num_dims

@@ -19,7 +19,10 @@ PART_ROWS = 2**14
 """Rows handled at a time wherever all candidates are gone through; a row group of the published tables. With four times as
 many, pyarrow holds 40 MB more while it writes."""
 
-SCRATCH_FIX = "free about 100 bytes a candidate there (16 more for each target set), or point TMPDIR to a larger disk"
+SCRATCH_FIX = (
+    "free about 100 bytes a candidate there (16 more for each target set, 512 for dedupe: near), or point TMPDIR to a "
+    "larger disk"
+)
 
 
 def parts(num_rows: int) -> Iterator[slice]:

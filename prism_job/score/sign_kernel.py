@@ -93,11 +93,7 @@ def compiled_loop() -> Callable[..., None]:
     fix = "run the reduce stage elsewhere, or extract with codec float16, which needs none"
     if sys.byteorder != "little":
         raise RequestError("scores of sign rows need a little-endian processor", where=platform.machine(), fix=fix)
-    try:
-        from numba import njit, types  # asks the system whether it may run code of its own
-    except OSError as error:
-        what = f"this system forbids code that is made at run time: {error}"
-        raise RequestError(what, where=platform.node(), fix=fix) from error
+    types = import_numba(fix).types
     # Arrays of a shard are read-only and start at any byte.
     argument_types = [
         types.Array(dtype, ndim, "C", readonly=True, aligned=False)
@@ -109,8 +105,23 @@ def compiled_loop() -> Callable[..., None]:
             (types.float64, 1),
         )
     ]
-    signature = types.void(*argument_types, types.float64[::1])
+    return compiled(_loop, types.void(*argument_types, types.float64[::1]), fix)
+
+
+def import_numba(fix: str) -> Any:
+    """The module. Raises RequestError: a system that forbids code made at run time."""
     try:
-        return njit(signature, nogil=True, error_model="numpy", cache=True)(_loop)
+        import numba  # asks the system whether it may run code of its own
+    except OSError as error:
+        what = f"this system forbids code that is made at run time: {error}"
+        raise RequestError(what, where=platform.node(), fix=fix) from error
+    return numba
+
+
+def compiled(loop: Callable[..., None], signature: Any, fix: str) -> Callable[..., None]:
+    """The loop as machine code that releases the GIL. Raises RequestError as `import_numba` does."""
+    njit = import_numba(fix).njit
+    try:
+        return njit(signature, nogil=True, error_model="numpy", cache=True)(loop)
     except Exception:  # no folder for a cache, no room in it, or a damaged one: compiled without it
-        return njit(signature, nogil=True, error_model="numpy")(_loop)
+        return njit(signature, nogil=True, error_model="numpy")(loop)

@@ -2,7 +2,7 @@
 selected, and how good the ranking is.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -59,6 +59,43 @@ class BudgetSpec(Section):
         return self
 
 
+Column = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+NEAR_AGREEMENT = 0.9
+"""Default of `selection.nearAgreement`: docs/method.md, Near-duplicates, has what it was chosen from."""
+
+
+class SharesSpec(Section):
+    """Limits of the share of the budget that each source, or each group, may have.
+
+    Shares are of examples, or of response tokens where the budget is in tokens. max is rounded up to whole examples and min
+    down; a number of tokens is never exceeded. A group that has fewer examples than its min gives all of them, and the
+    manifest states it. There are no limits in numbers of examples: a share keeps its meaning when the budget changes.
+    """
+
+    max: float | None = Field(None, gt=0, le=1, description="Largest share of the budget, 0 to 1. None may exceed it.")
+    min: float | None = Field(
+        None, gt=0, le=1, description="Smallest share of the budget, 0 to 1, taken from its own best-ranked examples."
+    )
+
+    @model_validator(mode="after")
+    def _one_or_both(self) -> Self:
+        if self.max is None and self.min is None:
+            raise ValueError("give max, min, or both")
+        if self.max is not None and self.min is not None and self.min > self.max:
+            raise ValueError("min must not be above max")
+        return self
+
+
+class GroupSharesSpec(SharesSpec):
+    """The same limits for the groups that a column of the candidates makes."""
+
+    group_by: Column = Field(
+        description="Column of the candidates. Its values (text, numbers, true, false) are the groups, at most 10,000; "
+        "examples without a value are a group too."
+    )
+
+
 class SelectionSpec(Section):
     """Which end of the ranking the budget takes, and whether these examples are kept or dropped."""
 
@@ -69,19 +106,51 @@ class SelectionSpec(Section):
         None, description="Drop this end of the ranking, keep the rest (rectification)."
     )
     budget: BudgetSpec = Field(description="How many examples are kept, or dropped.")
-    dedupe: Literal["exact", "none"] = Field(
+    per_source: SharesSpec | None = Field(
+        None, description="Limits each source's share of the budget. A source is a data file, as in the tables."
+    )
+    per_group: GroupSharesSpec | None = Field(
+        None, description="Limits each group's share of the budget, by a column. Not together with perSource."
+    )
+    dedupe: Literal["exact", "near", "none"] = Field(
         "exact",
-        description="exact: of rows with the same training content only the first counts. none: all rows count.",
+        description="exact: of rows with the same training content only the first counts. near: besides, a row is left out "
+        "that nearly repeats, in its stored signs, one that ranks better and is kept. none: all rows count.",
+    )
+    near_agreement: float | None = Field(
+        None,
+        ge=0.8,
+        le=1,
+        description="With dedupe: near, the share of signs from which two rows are near-duplicates: .5 for unrelated rows, 1 "
+        f"for copies. Default {NEAR_AGREEMENT:g}. It is measured on 4,096 signs of each row, to within .01.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _write_out_the_default(cls, document: Any) -> Any:
+        # So that the document beside a manifest holds the number, and a selection without `near` keeps its id.
+        if isinstance(document, dict) and document.get("dedupe") == "near" and document.get("nearAgreement") is None:
+            return {**document, "nearAgreement": NEAR_AGREEMENT}
+        return document
+
     @model_validator(mode="after")
-    def _one_direction(self) -> Self:
+    def _fields_fit_together(self) -> Self:
         if (self.keep is None) == (self.drop is None):
             raise ValueError("give exactly one of keep, drop")
+        if self.per_source and self.per_group:
+            raise ValueError("give at most one of perSource, perGroup")
+        if self.near_agreement is not None and self.dedupe != "near":
+            raise ValueError("nearAgreement needs dedupe: near")
         return self
 
+    @property
+    def shares(self) -> SharesSpec | None:
+        return self.per_source or self.per_group
 
-Column = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    def settings(self) -> dict[str, Any]:
+        """Plain values that decide the selection. A field that came later and is unset is left out: ids stay as they were."""
+        later = ("per_source", "per_group", "near_agreement")
+        return self.model_dump(mode="json", exclude={name for name in later if getattr(self, name) is None})
 
 
 class EvaluationSpec(Section):

@@ -36,7 +36,7 @@ def make_plan(run: SelectionRun) -> Plan:
     next(output.list(f"{run.metadata.name}/"), None)  # fails at once, not after hours, if the bucket does not exist
     parts = extractor_parts(spec)
     staged = staged_rows.staged_names(store)
-    labels = checks.Labels(spec.evaluation)
+    labels, shares = checks.Labels(spec.evaluation), checks.GroupShares(spec.selection)
     sample = Sample(spec.audit.examples)
     bad_targets: list[Quarantined] = []
     quarantine: list[Quarantined] = []
@@ -58,6 +58,7 @@ def make_plan(run: SelectionRun) -> Plan:
     def read_candidates() -> Iterator[Example]:
         for example in units.read_examples(sources, candidate, quarantine, layouts, loss_on):
             labels.check_candidate(example)
+            shares.check_candidate(example)
             sample.add(example.example_id, example.row)
             yield example
 
@@ -73,6 +74,7 @@ def make_plan(run: SelectionRun) -> Plan:
     checks.check_bad_fraction(quarantine, sum(unit.num_rows for unit in candidates), spec)
     checks.check_columns(layouts, target_layouts, spec)
     labels.check_both_kinds()
+    shares.check_shares()
 
     extractor = extractor_digest(parts)
     factors = units.factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []

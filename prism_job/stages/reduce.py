@@ -24,6 +24,7 @@ from prism_job.score import malloc
 from prism_job.score.candidates import Scored, combine, score_candidates, score_sample
 from prism_job.score.column import Column, parts
 from prism_job.score.direction import fold_directions
+from prism_job.score.groups import read_groups
 from prism_job.score.selection import Selected, select
 from prism_job.score.targets import sum_targets, weigh_targets
 from prism_job.spec.document import RunSpec, SelectionRun
@@ -53,7 +54,10 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
     scores = combine(scored.scores, [target_set.signed_weight for target_set in run.spec.targets.as_sets()])
     malloc.return_freed_memory()
     check_bad_fraction([*plan.quarantine, *scored.quarantined], int(scored.usable_N.sum()), run.spec)
-    chosen = select(scores.part(slice(0, len(scores))), scored.ids, scored.tokens, scored.usable_N, run.spec.selection)
+    groups = read_groups(run.spec.selection, plan, store)
+    scores_N = scores.part(slice(0, len(scores)))
+    chosen = select(scores_N, scored.ids, scored.tokens, scored.usable_N, run.spec.selection, groups, scored.signs)
+    del scores_N
     if not len(chosen.order):
         num_usable = int(scored.usable_N.sum())
         what = f"nothing would be selected: the budget takes {chosen.num_taken} of {num_usable} examples"

@@ -316,6 +316,14 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "spec.selection.budget": st.sampled_from(
         [{}, {"count": 1}, {"count": None, "tokens": 5}, {"count": 1, "tokens": 5}, {"fraction": 0}, {"count": 10**13}]
     ),
+    "spec.selection.dedupe": st.sampled_from([None, "exact", "near", "nearly"]),
+    "spec.selection.nearAgreement": st.sampled_from([None, 0.9, 0.7]),
+    "spec.selection.perSource": st.sampled_from(
+        [None, {}, {"max": 0.4}, {"max": 0.1, "min": 0.2}, {"max": 1, "min": 0}]
+    ),
+    "spec.selection.perGroup": st.sampled_from(
+        [None, {"max": 1}, {"groupBy": "task", "min": 0.2}, {"groupBy": "", "max": 1}]
+    ),
     "spec.cluster.groups": st.sampled_from([0, 1, 4, 5, 256]),
     "spec.cluster.nodesPerGroup": st.sampled_from([1, 256]),
     "spec.cluster.memory": st.sampled_from(["8Gi", "0.5", "lots", "1e3"]),
@@ -375,6 +383,9 @@ REFUSED = [
     ("spec.selection.budget", {"count": 1, "tokens": 2}, "spec.selection.budget: give exactly one of count, fraction"),
     ("spec.selection.drop", "lowest", "spec.selection: give exactly one of keep, drop"),
     ("spec.selection.keep", None, "spec.selection: give exactly one of keep, drop"),
+    ("spec.selection.nearAgreement", 0.9, "spec.selection: nearAgreement needs dedupe: near"),
+    ("spec.selection.perSource", {"max": 0.1, "min": 0.2}, "spec.selection.perSource: min must not be above max"),
+    ("spec.selection.perGroup", {"groupBy": "task"}, "spec.selection.perGroup: give max, min, or both"),
     ("spec.extraction.deepspeed", {"offload": "cpu"}, "spec.extraction.deepspeed.offload: offload needs stage: 3"),
     ("spec.extraction.tokensPerBatch", "512", "spec.extraction.tokensPerBatch in body should match '^auto$'"),
     ("spec.extraction.codec.dims", 3000, "spec.extraction.codec.dims: must be a power of two"),

@@ -75,6 +75,7 @@ class Report:
     target_layouts: list[SourceLayout] = field(default_factory=list)
     evaluation: dict[str, Any] | None = None  # as in the manifest
     audit: dict[str, Any] | None = None
+    rules: dict[str, Any] | None = None
 
     @property
     def num_usable(self) -> int:
@@ -119,6 +120,7 @@ def gather(reduced: Reduced, origins: Origins, manifest: Manifest) -> Report:
         target_layouts=plan.target_layouts,
         evaluation=reduced.evaluation,
         audit=reduced.audit,
+        rules=manifest.rules,
     )
 
 

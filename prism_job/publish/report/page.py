@@ -14,7 +14,7 @@ from prism_job.publish.report.evaluation import evaluation_sections
 from prism_job.publish.report.examples import examples_section
 from prism_job.publish.report.markup import flat, percent, safe, section
 from prism_job.publish.report.scores import scores_section
-from prism_job.publish.report.sources import ignored_section, quarantine_section, sources_section
+from prism_job.publish.report.sources import ignored_section, quarantine_section, rules_section, sources_section
 from prism_job.publish.report.targets import contribution_section, preference_section, sets_section
 
 
@@ -27,6 +27,7 @@ def render(report: Report) -> str:
         f'<div class="two">{section("Targets: π", preference_section(report))}'
         f"{section('Targets: contribution', contribution_section(report.contribution, report.pairs))}</div>",
         section("What was chosen, by source", sources_section(report)),
+        section("What the rules changed", rules_section(report)) if report.rules else "",
         evaluation_sections(report.evaluation) if report.evaluation else "",
         f'<div class="two">{section("Highest scores", examples_section(report.highest))}'
         f"{section('Lowest scores', examples_section(report.lowest))}</div>",

@@ -1,6 +1,7 @@
-"""The sections of data: candidates by source, quarantined rows, ignored files."""
+"""The sections of data: candidates by source, what rules of the selection changed, quarantined rows, ignored files."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,41 @@ def _targets(layouts: list[SourceLayout]) -> str:
     return (
         f'<table class="sources"><thead><tr><th>Files of targets</th></tr></thead><tbody>{rows}</tbody></table>'
         f"{more(len(read_as), 'files')}"
+    )
+
+
+def rules_section(report: Report) -> str:
+    """What shares of the budget and `dedupe: near` moved. Needs `report.rules`."""
+    rules = report.rules or {}
+    done = "kept" if report.action.startswith("keep") else "dropped"
+    notes = [
+        f"The rules brought {rules['entered']:,} rows into the budget, which are {done} and would not be without them, and "
+        f"took {rules['left']:,} out."
+    ]
+    if near := rules.get("near_duplicates"):
+        notes.append(
+            f"{near['left_out']:,} rows were left out because at least {near['agreement']:.3g} of their signs are those of "
+            "a better ranked row that is kept; scores.parquet names it (duplicate_of)."
+        )
+    return "".join(f'<p class="note">{note}</p>' for note in notes) + _groups_table(rules)
+
+
+def _groups_table(rules: dict[str, Any]) -> str:
+    groups = rules.get("groups", [])
+    if not groups:
+        return ""
+    whole = {name: sum(group[name] for group in groups) for name in ("pool", "without", "with")}
+    rows = "".join(
+        f"<tr><td>{'<i>no value</i>' if group['group'] is None else path(group['group'])}</td>"
+        + "".join(f"<td>{percent(group[name], whole[name])}</td>" for name in whole)
+        + f"<td>{group['with']:,}</td><td>{group['entered']:,}</td><td>{group['left']:,}</td></tr>"
+        for group in groups[:MAX_ROWS]
+    )
+    return (
+        '<table class="figures"><thead><tr><th>Group</th><th>Share of the pool</th><th>Of the budget without the rules</th>'
+        f"<th>With them</th><th>{rules['unit'].capitalize()}</th><th>Rows entered</th><th>Rows left</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table>{more(len(groups), 'groups')}"
+        f'<p class="note">Shares are of {rules["unit"]}.</p>'
     )
 
 
