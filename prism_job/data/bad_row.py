@@ -53,12 +53,24 @@ def suggest_columns(row: Mapping[str, Any]) -> str:
     """What to write for a candidate of unknown columns: their names where they are usual ones, else an example."""
     requests = _named(row, REQUESTS)
     response = next(iter(_named(row, RESPONSES)), None)
+    dialogue = next((name for name, value in row.items() if _are_turns(value)), None)
+    if dialogue is not None:
+        return f"write candidates.columns: {columns_line(messages=dialogue)}"
     if not requests or response is None:
         return (
             "name yours: candidates.columns: {user: QUESTION, assistant: ANSWER}, or {messages: COLUMN} (docs/data.md)"
         )
     return (
         f"if these are question and answer, write candidates.columns: {columns_line(user=requests, assistant=response)}"
+    )
+
+
+def _are_turns(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and isinstance(value[0], dict)
+        and bool({"role", "from"} & value[0].keys())
     )
 
 

@@ -22,6 +22,7 @@ from prism_job.data.content import (
     alpaca_prompt,
     is_text,
     pair,
+    refuse_stray_system,
     response_text,
     with_template_inputs,
 )
@@ -32,14 +33,7 @@ SECTION = "candidates"
 
 
 def _conversation(row: Row) -> Content:
-    messages = read_messages(row["messages"], "messages")
-    if "system" in row and is_text(row["system"]) and messages[0]["role"] != "system":
-        readings = [
-            (columns_line(messages="messages", system="system"), "with a system turn"),
-            (columns_line(messages="messages"), "without it"),
-        ]
-        raise unclear("'system' stands beside 'messages', which has no system turn", SECTION, readings)
-    return _learnt(messages, "messages", row)
+    return _learnt(read_messages(row["messages"], "messages"), "messages", row)
 
 
 def _prompt_and_completion(row: Row) -> Content:
@@ -48,9 +42,9 @@ def _prompt_and_completion(row: Row) -> Content:
 
 
 def _plain_text(row: Row) -> Content:
-    others = [name for name in row if name.lower() in _BESIDE_TEXT and is_text(row[name])]
-    if others:
-        raise _unclear_text(others[0])
+    for name, needs_words in _beside_text(tuple(row)):
+        if is_text(row[name]) and (not needs_words or len(row[name].split()) > 1):
+            raise _unclear_text(name)
     return {"text": response_text(row["text"], "text")}
 
 
@@ -85,9 +79,6 @@ LAYOUTS = (
     ),
 )
 
-_BESIDE_TEXT = frozenset({*REQUESTS, *RESPONSES}) - {"text", "input", "context"}
-"""Columns that make it unclear what `text` is."""
-
 
 def read_candidate(row: Row, columns: ColumnsSpec | None) -> tuple[Content, Layout]:
     """The content of a row and its layout: that of `columns`, or the only one whose columns it has.
@@ -99,7 +90,9 @@ def read_candidate(row: Row, columns: ColumnsSpec | None) -> tuple[Content, Layo
         return layout.content(parts | {"chat_template_kwargs": row.get("chat_template_kwargs")}), layout
     found = _fitting(tuple([name for name, value in row.items() if value is not None]))
     if len(found) == 1:
-        return found[0].content(row), found[0]
+        content = found[0].content(row)
+        refuse_stray_system(row, content, found[0].line, SECTION)
+        return content, found[0]
     if found:
         names = " and ".join(f"'{layout.name}'" for layout in found)
         raise unclear(f"several layouts fit: {names}", SECTION, [(layout.line, "") for layout in found])
@@ -113,6 +106,13 @@ def read_candidate(row: Row, columns: ColumnsSpec | None) -> tuple[Content, Layo
 def _fitting(names: tuple[str, ...]) -> tuple[Layout, ...]:
     """The layouts of a row with something in these columns. Cached: most rows of a file have the same."""
     return tuple(layout for layout in LAYOUTS if all(column in names for column in layout.columns))
+
+
+@lru_cache(maxsize=4096)
+def _beside_text(names: tuple[str, ...]) -> tuple[tuple[str, bool], ...]:
+    """Columns that make it unclear what `text` is, and whether only several words do: a task may be the name of a kind."""
+    lower = [(name, name.lower()) for name in names if name != "text"]
+    return tuple((name, low in REQUESTS) for name, low in lower if low in RESPONSES or low in REQUESTS)
 
 
 @lru_cache(maxsize=256)

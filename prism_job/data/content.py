@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from prism_job.data.bad_row import BadRow, wrong_type
+from prism_job.data.bad_row import BadRow, unclear, wrong_type
 from prism_job.data.messages import (
     Message,
     check_response,
@@ -94,6 +94,30 @@ def with_template_inputs(content: Content, row: Row) -> Content:
             raise BadRow(f"chat_template_kwargs may not hold '{reserved[0]}', which PRISM sets itself")
         content["chat_template_kwargs"] = given
     return content
+
+
+SYSTEM_COLUMNS = ("system", "system_prompt")
+
+
+def refuse_stray_system(row: Row, content: Content, line: str, section: str) -> None:
+    """Raises UnclearLayout: the row has a system prompt in a column that its layout does not read.
+
+    `line`: the `columns:` line of that layout.
+    """
+    for name in SYSTEM_COLUMNS:
+        first = content.get("messages", content.get("prompt"))
+        if name not in row or not is_text(row[name]) or first is None:
+            continue
+        if isinstance(first, list) and first[0]["role"] in ("system", "developer"):
+            continue
+        readings = [(line, "without it")]
+        if isinstance(first, str):
+            line = line.replace("prompt: ", "user: ").replace("completion: ", "assistant: ")
+        elif section == "targets":
+            line = line.replace("prompt: ", "messages: ")
+        if not line.startswith("{prompt: ") and "chosen" not in line.partition(":")[0]:
+            readings.append((f"{line[:-1]}, system: {name}}}", "as a system turn"))
+        raise unclear(f"column '{name}' holds a system prompt that this layout does not read", section, readings)
 
 
 RESERVED = frozenset({

@@ -15,6 +15,7 @@ from prism_job.data.content import (
     alpaca_prompt,
     is_text,
     pair,
+    refuse_stray_system,
     text_of,
     with_template_inputs,
 )
@@ -107,12 +108,16 @@ def read_target(row: Row, needs_rejected: bool, columns: ColumnsSpec | None) -> 
         found = [BESIDE_ONE_TURN]
     if not found:
         _check_no_other_prompt(row)
-        return _pair_content(None, row), IMPLICIT
+        content = _pair_content(None, row)
+        refuse_stray_system(row, content, IMPLICIT.line, SECTION)
+        return content, IMPLICIT
     layout = found[0]
     prompt = layout.content(row)
     if isinstance(prompt, str):
         _check_begins_once(prompt, row)
-    return _pair_content(prompt, row, is_conversation=layout is not PROMPTS[0]), layout
+    content = _pair_content(prompt, row, is_conversation=layout is not PROMPTS[0])
+    refuse_stray_system(row, content, layout.line, SECTION)
+    return content, layout
 
 
 def _check_sides(row: Row, needs_rejected: bool, whole_row: Row) -> None:
@@ -143,6 +148,8 @@ def _pair_content(prompt: Any, row: Row, *, is_conversation: bool = False) -> Co
     """`is_conversation`: a response that is text is a turn of the assistant."""
     sides = {name: _as_turns(row[name], is_conversation) for name in SIDES if row.get(name) is not None}
     if prompt is None or (isinstance(prompt, str) and all(isinstance(value, list) for value in sides.values())):
+        if is_text(prompt):
+            _check_are_whole(sides)
         given, (prompt, sides) = prompt, _implicit_prompt(sides)
         if is_text(given):
             _check_is_in(given, prompt)
@@ -172,6 +179,15 @@ def _after(prompt: list[Message], messages: list[Message], name: str) -> list[Me
             f"no response: {name} begins neither with a turn of the assistant nor with the turns of the prompt"
         )
     return messages
+
+
+def _check_are_whole(sides: dict[str, Any]) -> None:
+    for name, value in sides.items():
+        if read_messages(value, name)[0]["role"] == "assistant":
+            raise BadRow(
+                f"prompt is text, and {name} a list of turns that begins with the response; if prompt is the question, write "
+                "targets.columns: {user: prompt, chosen: chosen, rejected: rejected}"
+            )
 
 
 def _check_is_in(prompt: str, messages: list[Message]) -> None:

@@ -55,11 +55,11 @@ class ColumnsSpec(Section):
     text: ColumnSource | None = Field(None, description="Plain text, all of which is learnt.")
     prompt: ColumnSource | None = Field(None, description="What stands before the response.")
     completion: ColumnSource | None = Field(None, description="The response to a prompt.")
-    chosen: ColumnSource | None = Field(None, description="The wanted response of a target.")
-    rejected: ColumnSource | None = Field(None, description="The unwanted response of a target.")
     system: ColumnSource | None = Field(None, description="Text of a system turn.")
     user: ColumnSource | None = Field(None, description="Text of a user turn: makes the example a conversation.")
     assistant: ColumnSource | None = Field(None, description="Text of an assistant turn, the response to user.")
+    chosen: ColumnSource | None = Field(None, description="The wanted response of a target.")
+    rejected: ColumnSource | None = Field(None, description="The unwanted response of a target.")
     tools: ColumnSource | None = Field(None, description="Tools that the conversation may call, as JSON schemas.")
 
     @model_validator(mode="after")

@@ -66,3 +66,8 @@ def test_plain_progress_lines_are_seconds_apart(capsys: pytest.CaptureFixture[st
     for done in range(100):
         lines.show({"event": "progress", "stage": "extract", "done": done, "total": 100, "tokens": 9, "seconds": 1.0})
     assert capsys.readouterr().err == "extract: started\n"
+
+
+def test_the_layout_of_a_file_is_one_line_that_says_what_carries_the_loss() -> None:
+    event = {"event": "layout", "uri": "s3://pool/a.jsonl", "layout": "text", "rows": 1200, "loss": "the whole text"}
+    assert note_text(event) == "s3://pool/a.jsonl: 1,200 rows as text; loss on the whole text"
