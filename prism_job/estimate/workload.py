@@ -13,9 +13,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from prism_job.data import data_files, examples
-from prism_job.data.data_files import Row, Source
+from prism_job.data import examples
+from prism_job.data.data_files import Source
 from prism_job.data.examples import BadRow, Content, Layout
+from prism_job.data.readers import Row
 from prism_job.extract import tokenise
 from prism_job.plan.checks import (
     GroupShares,
@@ -27,6 +28,7 @@ from prism_job.plan.checks import (
 )
 from prism_job.plan.plan import Block, Quarantined, SourceLayout, Unit
 from prism_job.plan.sample import Sample
+from prism_job.plan.sources import list_sources
 from prism_job.plan.units import PAIRS_PER_UNIT, Example, cut_units, factor_units, list_targets, read_examples
 from prism_job.spec.document import RunSpec
 from prism_job.storage.folder import LocalFolder
@@ -124,7 +126,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
             pool.add_bad()
         return content, layout
 
-    target_sources, target_sets = list_targets(spec)
+    target_sources, target_sets, _ = list_targets(spec)
     columns_of = spec.targets.columns_by_set()
     bad_targets: list[Quarantined] = []
     target_layouts: list[SourceLayout] = []
@@ -137,7 +139,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
 
     targets = cut_units(read_targets(), PAIRS_PER_UNIT, staging, staged)
     check_targets(targets, bad_targets, target_sets, spec)
-    sources, _ = data_files.list_sources(spec.candidates.uris)
+    sources, _ = list_sources(spec.candidates.uris)
     unit_size = spec.extraction.examples_per_shard
     drawn = Sample(spec.audit.examples)
     quarantine: list[Quarantined] = []

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from prism_job.data import examples
-from prism_job.data.data_files import Row
 from prism_job.data.examples import BadRow
+from prism_job.data.readers import Row
 from prism_job.errors import DataError
 from prism_job.extract import tokenise
 from prism_job.extract.capture.gradients import GradientBatch, GradientCapture

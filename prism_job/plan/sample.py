@@ -6,7 +6,7 @@ data are added.
 
 import heapq
 
-from prism_job.data.data_files import Row
+from prism_job.data.readers import Row
 from prism_job.plan.plan import Block
 from prism_job.storage.objects import Store
 from prism_job.store import shards, staged_rows

@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
 
-from prism_job.data import data_files, examples
-from prism_job.data.data_files import Row, Source, Unreadable
+from prism_job.data import examples
+from prism_job.data.data_files import Source
 from prism_job.data.examples import BadRow, Content, Layout, UnclearLayout
+from prism_job.data.readers import Row, Unreadable
 from prism_job.errors import RequestError
 from prism_job.plan.plan import Quarantined, SourceLayout, Unit
+from prism_job.plan.sources import list_sources
 from prism_job.progress import Meter, event
 from prism_job.spec.document import RunSpec
 from prism_job.storage.objects import Store
@@ -36,14 +38,17 @@ class Example:
     example_id: str
 
 
-def list_targets(spec: RunSpec) -> tuple[list[Source], list[str]]:
-    """The data files of all target sets, set by set, and the name of the set of each."""
-    listed = [
-        (source, target_set.name)
-        for target_set in spec.targets.as_sets()
-        for source in data_files.list_sources(target_set.uris)[0]
-    ]
-    return [source for source, _ in listed], [name for _, name in listed]
+def list_targets(spec: RunSpec) -> tuple[list[Source], list[str], dict[str, str]]:
+    """The sources of all target sets, set by set; the name of the set of each; files that hold no rows, with why not."""
+    sources: list[Source] = []
+    names: list[str] = []
+    ignored: dict[str, str] = {}
+    for target_set in spec.targets.as_sets():
+        found, others = list_sources(target_set.uris)
+        sources += found
+        names += [target_set.name] * len(found)
+        ignored |= others
+    return sources, names, ignored
 
 
 def read_examples(
@@ -64,7 +69,7 @@ def read_examples(
     meter = Meter("plan", len(sources))
     for index, source in enumerate(sources):
         num_rows: Counter[Layout] = Counter()
-        for line, row in data_files.read_rows(source):
+        for line, row in source.read():
             try:
                 if isinstance(row, Unreadable):
                     raise BadRow(row.reason)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prism_job.data.data_files import Row
+from prism_job.data.readers import Row
 from prism_job.errors import RequestError
 from prism_job.plan.plan import Plan
 from prism_job.publish.published import load

@@ -6,13 +6,14 @@ Reads each candidate file once. Later stages need neither the data files nor the
 from collections.abc import Iterator
 from typing import Any
 
-from prism_job.data import data_files, examples
-from prism_job.data.data_files import Row
+from prism_job.data import examples
 from prism_job.data.examples import Content, Layout
+from prism_job.data.readers import Row
 from prism_job.plan import checks, units
 from prism_job.plan.extractor import audit_spec, extractor_digest, extractor_parts, projection_and_codec
 from prism_job.plan.plan import Audit, Plan, Quarantined, SourceLayout, Unit, plan_key
 from prism_job.plan.sample import Sample
+from prism_job.plan.sources import list_sources
 from prism_job.plan.units import Example
 from prism_job.progress import event
 from prism_job.spec.digest import digest
@@ -62,14 +63,15 @@ def make_plan(run: SelectionRun) -> Plan:
             sample.add(example.example_id, example.row)
             yield example
 
-    target_sources, target_sets = units.list_targets(spec)
+    target_sources, target_sets, ignored = units.list_targets(spec)
     columns_of = spec.targets.columns_by_set()
     targets = units.cut_units(read_targets(), units.PAIRS_PER_UNIT, store, staged)
     checks.check_targets(targets, bad_targets, target_sets, spec)
 
-    sources, ignored = data_files.list_sources(spec.candidates.uris)
-    for uri in ignored:
-        event("ignored", uri=uri, reason="not a kind of data file that PRISM reads")
+    sources, others = list_sources(spec.candidates.uris)
+    ignored |= others
+    for uri, reason in ignored.items():
+        event("ignored", uri=uri, reason=reason)
     candidates = units.cut_units(read_candidates(), spec.extraction.examples_per_shard, store, staged)
     checks.check_bad_fraction(quarantine, sum(unit.num_rows for unit in candidates), spec)
     checks.check_columns(layouts, target_layouts, spec)
@@ -84,7 +86,7 @@ def make_plan(run: SelectionRun) -> Plan:
         extractor=extractor,
         extractor_parts=parts,
         sources=[source.uri for source in sources],
-        ignored=ignored,
+        ignored=list(ignored),
         candidates=candidates,
         target_sources=[source.uri for source in target_sources],
         target_sets=target_sets,

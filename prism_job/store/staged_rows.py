@@ -8,7 +8,7 @@ import json
 
 import pyarrow as pa
 
-from prism_job.data.data_files import Row
+from prism_job.data.readers import Row
 from prism_job.errors import DataError
 from prism_job.storage.objects import Store
 

@@ -174,7 +174,7 @@ def test_a_termination_message_fits_in_any_script(job: Job, monkeypatch: pytest.
 
 
 def test_a_line_without_end_costs_bounded_memory(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prism_job.data.data_files.MAX_LINE_BYTES", 2**20)
+    monkeypatch.setattr("prism_job.data.readers.MAX_LINE_BYTES", 2**20)
     rows = [json.dumps(candidate(number)) for number in range(3)]
     long = json.dumps({"text": "x" * 5 * 2**20})
     pool(job, "a.jsonl").write_text("\n".join([rows[0], long, rows[1], long, "", rows[2], long]))

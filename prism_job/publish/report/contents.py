@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism_job.data import examples
-from prism_job.data.data_files import Row
+from prism_job.data.readers import Row
 from prism_job.plan.plan import Quarantined, SourceLayout, Unit
 from prism_job.publish.manifest import Manifest, TargetSetFacts
 from prism_job.publish.origins import Origins
