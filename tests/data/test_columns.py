@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from prism_job.data.examples import BadRow, candidate_content, read_candidate, read_target, target_content
 from prism_job.errors import SpecError
@@ -207,3 +210,13 @@ def test_a_document_whose_columns_make_no_example_is_refused_with_the_choices(
         check_document(document(**given), "selection.yaml")
     for mention in mentions:
         assert mention in refusal.value.what
+
+
+def test_every_columns_line_of_the_documentation_is_valid() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    lines = [yaml.safe_load(line)["columns"] for line in re.findall(r"`(columns: \{.*?\})`", text)]
+    assert len(lines) == 8
+    for line in lines:
+        given: Row = {"targets": line} if "chosen" in line else {"candidates": line}
+        check_document(document(**given), "selection.yaml")
+    assert {"prompt": "Q: {question}\nA: ", "completion": "answer"} in lines
