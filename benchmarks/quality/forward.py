@@ -42,6 +42,12 @@ METHODS = {
     "preference": "PRISM 5 % (preference, K-FAC)",
     "all": "the whole pool",
 }
+RULES: dict[str, tuple[str, dict[str, Any]]] = {
+    "max40": ("PRISM, at most 40 % a task", {"perGroup": {"groupBy": "task", "max": 0.4}}),
+    "max20": ("PRISM, at most 20 % a task", {"perGroup": {"groupBy": "task", "max": 0.2}}),
+    "near": ("PRISM, dedupe: near", {"dedupe": "near"}),
+}
+"""With `--rules`: the ranking of `preference` under rules of `spec.selection`."""
 
 
 def main() -> None:
@@ -49,7 +55,13 @@ def main() -> None:
     made.add_argument("--all-seeds", type=int, default=1, help="seeds that also tune on the whole pool (%(default)s)")
     made.add_argument("--family", action="append", choices=list(FAMILIES), help="repeatable; all without it")
     made.add_argument("--rejected", choices=("own", "other"), default="own", help="the rejected answers (%(default)s)")
+    made.add_argument(
+        "--rules", action="store_true", help="also PRISM under shares of each task, and without near-duplicates"
+    )
+    made.add_argument("--method", action="append", choices=list(METHODS), help="repeatable; all without it")
     options = made.parse_args()
+    names = {method: name for method, name in METHODS.items() if method in (options.method or METHODS)}
+    names |= {rule: name for rule, (name, _) in RULES.items()} if options.rules else {}
     pool = read_pool(options.data)
     figures: dict[str, Any] = {"seeds": options.seeds, "pool": len(pool), "all_seeds": options.all_seeds}
     drawn: dict[str, dict[str, harness.Interval]] = {}
@@ -58,16 +70,16 @@ def main() -> None:
         def family_of(seed: int, family: str = family) -> Family:
             return Family(options.work, options.model, pool, family, seed, options.rejected)
 
-        methods = [method for method in METHODS if method != "all"]
+        methods = [method for method in names if method != "all"]
         by_seed = []
         for seed in range(options.seeds):
             split = family_of(seed)
             by_seed.append({key: value for method in methods for key, value in split.tuned(method).items()})
         over = harness.over_seeds(by_seed)
-        if options.all_seeds:
+        if options.all_seeds and "all" in names:
             over |= harness.over_seeds([family_of(seed).tuned("all") for seed in range(options.all_seeds)])
         print(f"\n{family}: {', '.join(FAMILIES[family])}\n")
-        shown = {method: name for method, name in METHODS.items() if f"loss[{method}]" in over}
+        shown = {method: name for method, name in names.items() if f"loss[{method}]" in over}
         columns = ("loss", "wrong", "family")
         lines = [[name, *(over[f"{column}[{method}]"] for column in columns)] for method, name in shown.items()]
         print(harness.table(["tuned on", "held-out loss", "prefers the wrong answer", "rows of the family"], lines))
@@ -111,7 +123,7 @@ class Family:
         return {"prompt": one["prompt"], "chosen": one["completion"], "rejected": chance.choice(others)}
 
     def tuned(self, method: str) -> dict[str, float]:
-        of_pairs = f"-{self.rejected}" if method in ("uniform", "preference") else ""
+        of_pairs = f"-{self.rejected}" if method in ("uniform", "preference", *RULES) else ""
         return self._once(method, of_pairs, lambda: self._tune(method))
 
     def _once(self, part: str, suffix: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -158,6 +170,12 @@ class Family:
         if method in ("none", "all"):
             return places.tolist() if method == "all" else []
         num_kept = round(BUDGET * len(places))
+        if method in RULES:
+            pairs = self._preference()
+            scores_N = pairs.scores(pairs.targets.preference_Q)[places]
+            selection = {"keep": "highest", "budget": {"count": num_kept}, **RULES[method][1]}
+            group_of = [self.pool[place]["task"] for place in places]
+            return places[harness.selected(scores_N, selection, pairs.signs_NW[places], group_of).order].tolist()
         ranking_N = self._ranking(method)
         return places[np.argsort(-ranking_N[places], kind="stable")[:num_kept]].tolist()
 
@@ -169,8 +187,12 @@ class Family:
             wanted = [{"prompt": one["prompt"], "chosen": one["chosen"]} for one in self.targets]
             single = self._extract(f"{name}-single", wanted, "uniform").without_curvature()
             return single.scores(np.ones(NUM_PAIRS)) / single.norm_N
-        pairs = self._extract(f"{name}-{self.rejected}", self.pairs(), "preference")
+        pairs = self._preference()
         return pairs.scores(np.ones(NUM_PAIRS) if method == "uniform" else pairs.targets.preference_Q)
+
+    def _preference(self) -> harness.Extracted:
+        name = f"forward-{self.family}-{self.seed}-{self.rejected}"
+        return self._extract(name, self.pairs(), "preference")
 
     def _extract(self, name: str, targets: Rows, weighting: str) -> harness.Extracted:
         # The pool's rows are the same for every family, seed and method: extracted once.

@@ -26,11 +26,15 @@ from prism_job.evaluate import metrics
 from prism_job.plan.plan import Plan, read_plan
 from prism_job.publish.manifest import MANIFEST_FORMAT
 from prism_job.score.candidates import score_candidates
+from prism_job.score.column import Column
 from prism_job.score.direction import fold_directions
+from prism_job.score.groups import Groups
+from prism_job.score.selection import Selected, select
 from prism_job.score.targets import Targets, weigh_targets
+from prism_job.score.walk import SIGN_BYTES, sign_bytes
 from prism_job.spec.digest import digest
 from prism_job.spec.document import SelectionRun, parse_spec
-from prism_job.spec.ranking import CurvatureSpec
+from prism_job.spec.ranking import CurvatureSpec, SelectionSpec
 from prism_job.storage.address import open_store
 from prism_job.store import shards
 
@@ -129,6 +133,10 @@ class Extracted:
         return self.column("norm")
 
     @cached_property
+    def signs_NW(self) -> NDArray[np.uint8]:
+        return np.concatenate([arrays["signs"] for arrays in self.candidate_arrays()])
+
+    @cached_property
     def loss_N(self) -> Float64:
         """Token-mean negative log-likelihood of each candidate's response."""
         return self.column("nll") / self.column("tokens")
@@ -179,6 +187,28 @@ def extract(
         job.run_stage(stage, path)
     run = parse_spec(path.read_text(), str(path))
     return Extracted(run, read_plan(run))
+
+
+def selected(
+    scores_N: Float64, selection: dict[str, Any], signs_NW: NDArray[np.uint8], group_of: Sequence[str] = ()
+) -> Selected:
+    """The reducer's selection of these rows under `spec.selection`. No two rows count as exact copies.
+
+    Args:
+        signs_NW: as stored. group_of: what the column of `perGroup` holds, where the selection has one.
+    """
+    spec, num_rows = SelectionSpec.model_validate(selection), len(scores_N)
+    ids, signs, tokens = Column("V16"), Column(f"V{SIGN_BYTES}"), Column("i4")
+    ids.append(np.array([[row, 0] for row in range(num_rows)], ">u8").view("V16")[:, 0])
+    signs.append(sign_bytes({"signs": signs_NW}))
+    tokens.append(np.ones(num_rows, np.int32))
+    groups = None
+    if spec.per_group:
+        names = sorted(set(group_of))
+        groups = Groups(spec.per_group, "spec.selection.perGroup", list(names))
+        groups.of.append(np.array([names.index(name) for name in group_of], np.uint32))
+    usable_N = np.ones(num_rows, np.bool_)
+    return select(scores_N, ids, tokens, usable_N, spec, groups, signs if spec.dedupe == "near" else None)
 
 
 def draw_swapped(generator: np.random.Generator, count: int, share: float) -> NDArray[np.bool_]:

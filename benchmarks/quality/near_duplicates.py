@@ -21,10 +21,6 @@ from numpy.typing import NDArray
 from benchmarks import job
 from benchmarks.quality import forward, harness
 from benchmarks.quality.harness import Rows
-from prism_job.score.column import Column
-from prism_job.score.selection import select
-from prism_job.score.walk import SIGN_BYTES, sign_bytes
-from prism_job.spec.ranking import SelectionSpec
 
 NUM_EDITED = 40
 """Rows of each kind (GSM8K, the family, other tasks) that are compared with their copies."""
@@ -113,15 +109,16 @@ def main() -> None:
     found = harness.extract(
         options.work,
         "near-duplicates",
-        pool + copies,
+        whole + copies,  # so that its units are those of forward.py
         family.pairs(),
         model=options.model,
         dtype="bfloat16",
         extraction={"examplesPerShard": 256},
     )
-    signs_NW = np.concatenate([arrays["signs"] for arrays in found.candidate_arrays()])
+    rows = np.array([*np.flatnonzero(family.in_pool_N), *range(len(whole), len(whole) + len(copies))])
+    signs_NW = found.signs_NW[rows]
     figures = edits(pool, signs_NW, copy_of, edit_of) | tasks(pool, signs_NW)
-    scores_N = found.scores(found.targets.preference_Q)
+    scores_N = found.scores(found.targets.preference_Q)[rows]
     figures |= selections(pool, signs_NW, copy_of, edit_of, scores_N)
     job.write_json(options.json, figures)
 
@@ -198,25 +195,20 @@ def selections(
     )
     rows = [*range(len(pool)), *(one if kind == "exact" else len(pool) + one for kind, one in chosen)]
     origin = np.array([*range(len(pool)), *(one if kind == "exact" else copy_of[one] for kind, one in chosen)])
-    ids, signs, tokens = Column("V16"), Column(f"V{SIGN_BYTES}"), Column("i4")
-    ids.append(np.array([[row, 1] for row in rows], ">u8").view("V16")[:, 0])
-    signs.append(sign_bytes({"signs": signs_NW[rows]}))
-    tokens.append(np.ones(len(rows), np.int32))
     family_N = np.array([pool[place]["task"] in forward.FAMILIES[FAMILY] for place in origin])
     figures: dict[str, float] = {"copies": num_copies, "rows": len(rows)}
     lines = []
-    settings = [("none", None), ("exact", None), *(("near", limit) for limit in LIMITS)]
+    settings = [("none", None), *(("near", limit) for limit in LIMITS)]
     for dedupe, limit in settings:
-        document = {"keep": "highest", "budget": {"count": round(BUDGET * len(rows))}, "dedupe": dedupe}
-        spec = SelectionSpec.model_validate(document | ({"nearAgreement": limit} if limit else {}))
-        outcome = select(
-            scores_N[rows], ids, tokens, np.ones(len(rows), np.bool_), spec, signs=signs if limit else None
-        )
+        selection = {"keep": "highest", "budget": {"count": round(BUDGET * len(rows))}, "dedupe": dedupe}
+        selection |= {"nearAgreement": limit} if limit else {}
+        outcome = harness.selected(scores_N[rows], selection, signs_NW[rows])
         kept = outcome.order.astype(np.int64)
         repeated = len(kept) - len({*origin[kept].tolist()})
         wrongly = 0
         if outcome.near:
             wrongly = int((origin[outcome.near[0]] != origin[outcome.near[1]]).sum())
+        # Exact copies have other ids here, so `exact` would be `none`.
         name = dedupe if limit is None else f"near, {limit:g}"
         lines.append(
             [name, len(kept), repeated, len(outcome.near[0]) if outcome.near else 0, wrongly, int(family_N[kept].sum())]

@@ -47,8 +47,9 @@ def compare(
     the share of good ones among those that a budget of 5 % keeps, or of bad ones among those that it drops; `recall_at_5`
     how many of all good ones are kept, of all bad ones dropped; `taken_at_5` its rows. A budget of no row is left out.
     Every figure of a ranking has a 95 % bootstrap interval, `_low` to `_high`. So has `auroc_over_loss`, the difference of
-    `auroc` and `loss_auroc` in the same resamples: where it holds 0, neither ranking can be called the better one. For the
-    figures of π see `preference_figures`.
+    `auroc` and `loss_auroc` in the same resamples: where it holds 0, neither ranking can be called the better one. All these
+    are of the ranking alone; under limits of the groups' shares the budget takes other rows, and `precision_within_shares` is
+    theirs. For the figures of π see `preference_figures`.
 
     Raises:
         RequestError: a ranked row without a readable label (names source and line), or all labels equal.
@@ -56,8 +57,11 @@ def compare(
     """
     good_N = _read_labels(plan.candidates, plan.sources, store, outcome.ranked_A, evaluation.label, evaluation.positive)
     num_ranked, num_good = len(good_N), int(good_N.sum())
-    refuse_one_sided(num_good, num_ranked, evaluation.label, ", ".join(plan.sources[:3]))
     keeps = selection.keep is not None
+    limited = {}
+    if selection.shares and outcome.num_taken:
+        limited = {"precision_within_shares": float((good_N == keeps)[outcome.selected_N == keeps].mean())}
+    refuse_one_sided(num_good, num_ranked, evaluation.label, ", ".join(plan.sources[:3]))
     sign = 1.0 if (selection.keep == "highest" or selection.drop == "lowest") else -1.0
     score_N = sign * outcome.score_N
     rankings = {"": score_N, "loss_": -outcome.nll_N / outcome.tokens_N, "loss_sum_": -outcome.nll_N}
@@ -79,6 +83,7 @@ def compare(
         "num_positive": num_good,
         "action": f"keep {selection.keep}" if selection.keep else f"drop {selection.drop}",
         "taken_by_budget": outcome.num_taken,
+        **limited,
         **{f"taken_at_{name}": num_taken for name, num_taken in taken.items() if name != "budget"},
         **nothing,
         **with_intervals(measures, num_ranked, {"auroc_over_loss": ("auroc", "loss_auroc")}),

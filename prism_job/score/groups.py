@@ -81,18 +81,20 @@ def limits(groups: Groups, size_G: Amounts, budget: int, in_tokens: bool) -> tup
 
     Raises RequestError: the groups cannot fill the budget.
     """
-    most, least = (
-        (Fraction(repr(share)) if share is not None else None) for share in (groups.shares.max, groups.shares.min)
-    )
+    most = None if groups.shares.max is None else Fraction(repr(groups.shares.max))
     cap = budget if most is None else math.floor(most * budget) if in_tokens else math.ceil(most * budget)
-    reserve = 0 if least is None else math.floor(least * budget)
     room = int(np.minimum(size_G, cap).sum())
     if room < budget:
         unit = "response tokens" if in_tokens else "examples"
         what = f"max {groups.shares.max:g} leaves room for {room:,} of the budget's {budget:,} {unit}"
         fix = "raise it, lower the budget, or add data to the small groups"
         raise RequestError(what, where=f"{groups.where}.max", fix=fix)
-    return np.minimum(size_G, reserve), np.full(len(size_G), cap, np.int64)
+    return np.minimum(size_G, least(groups, budget)), np.full(len(size_G), cap, np.int64)
+
+
+def least(groups: Groups, budget: int) -> int:
+    """What `min` promises a group, in whole rows or tokens."""
+    return 0 if groups.shares.min is None else math.floor(Fraction(repr(groups.shares.min)) * budget)
 
 
 def moved(
@@ -102,11 +104,13 @@ def moved(
     pool_N: NDArray[np.bool_],
     plain_N: NDArray[np.bool_],
     taken_N: NDArray[np.bool_],
+    least: int,
 ) -> list[dict[str, Any]]:
     """What the limits did, a plain mapping for each group that has a row in the pool, the largest first.
 
     `pool`, `without` and `with`: rows, or tokens, of the group in the pool, in the budget without the document's rules, and
-    with them. `entered` and `left`: rows that the rules brought into the budget, and that they took out.
+    with them. `entered` and `left`: rows that the rules brought into the budget, and that they took out. `below_min`: the group
+    has fewer rows, or tokens, than `least`, and gave all of them.
 
     Args:
         plain_N, taken_N: the rows that the budget takes without and with the rules.
@@ -119,6 +123,13 @@ def moved(
         "entered": sizes(index_N, None, taken_N & ~plain_N, num),
         "left": sizes(index_N, None, plain_N & ~taken_N, num),
     }
+    below_G = columns["pool" if weight_N is not None else "with"] < least  # tokens end with a whole row, a little below
     order = np.argsort(-columns["pool"], kind="stable")
-    present = order[columns["pool"][order] > 0].tolist()
-    return [{"group": groups.names[one], **{name: int(of[one]) for name, of in columns.items()}} for one in present]
+    return [
+        {
+            "group": groups.names[one],
+            **{name: int(of[one]) for name, of in columns.items()},
+            "below_min": bool(below_G[one]),
+        }
+        for one in order[columns["pool"][order] > 0].tolist()
+    ]

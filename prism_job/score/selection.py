@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from prism_job.errors import RequestError
 from prism_job.score.column import Column, parts
-from prism_job.score.groups import Groups, limits, moved, sizes
+from prism_job.score.groups import Groups, least, limits, moved, sizes
 from prism_job.score.walk import walk
 from prism_job.spec.ranking import SelectionSpec
 
@@ -150,7 +150,7 @@ def _by_rules(
         "left": int((plain_N & ~taken_N).sum()),
     }
     if groups and index_N is not None:
-        rules["groups"] = moved(groups, index_N, weight_N, pool_N, plain_N, taken_N)
+        rules["groups"] = moved(groups, index_N, weight_N, pool_N, plain_N, taken_N, least(groups, budget))
     return taken, (walked.repeats, walked.repeated), rules
 
 

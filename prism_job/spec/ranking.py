@@ -68,9 +68,10 @@ NEAR_AGREEMENT = 0.9
 class SharesSpec(Section):
     """Limits of the share of the budget that each source, or each group, may have.
 
-    Shares are of examples, or of response tokens where the budget is in tokens. max is rounded up to whole examples and min
-    down; a number of tokens is never exceeded. A group that has fewer examples than its min gives all of them, and the
-    manifest states it. There are no limits in numbers of examples: a share keeps its meaning when the budget changes.
+    The budget is what is kept, or what is dropped. Shares are of examples, or of response tokens where the budget is in
+    tokens. max is rounded up to whole examples and min down; a number of tokens is never exceeded. A group that has fewer
+    examples than its min gives all of them, and the manifest states it (below_min). Where max leaves no way to fill the
+    budget, the run fails. Limits are shares and not numbers, so they keep their meaning when the budget changes.
     """
 
     max: float | None = Field(None, gt=0, le=1, description="Largest share of the budget, 0 to 1. None may exceed it.")

@@ -238,6 +238,21 @@ def test_a_selection_without_these_settings_keeps_its_id() -> None:
     assert near.settings()["near_agreement"] == near.near_agreement is not None
 
 
+def test_a_group_below_its_min_gives_all_it_has_and_the_manifest_states_it() -> None:
+    spec = selection({"keep": "highest", "budget": {"count": 4}, "perSource": {"min": 0.5}})
+    found = chosen([5.0, 4.0, 3.0, 2.0, 1.0], spec, [0, 0, 0, 0, 1], [])
+    assert found.order.tolist() == [0, 1, 2, 4]
+    assert found.rules == {
+        "unit": "examples",
+        "entered": 1,
+        "left": 1,
+        "groups": [
+            {"group": "0", "pool": 4, "without": 4, "with": 3, "entered": 0, "left": 1, "below_min": False},
+            {"group": "1", "pool": 1, "without": 0, "with": 1, "entered": 1, "left": 0, "below_min": True},
+        ],
+    }
+
+
 # Through the stages
 
 
@@ -267,6 +282,9 @@ def test_what_the_rules_moved_is_in_manifest_tables_and_report(job: Job) -> None
         assert all(one["with"] <= 3 for one in rules["groups"])
         assert sum(one["pool"] for one in rules["groups"]) == 20
         assert "What the rules changed" in (manifest.parent / "report.html").read_text()
+        figures = job.passes("evaluate", str(manifest), "--label", "label")
+        labels = {row["example_id"]: row["line"] % 2 == 0 for row in table_of(manifest, "scores")}
+        assert figures["precision_within_shares"] == sum(labels[one] for one in selected) / 6
         del job.spec["selection"][rule]
 
 

@@ -23,7 +23,7 @@ def evaluation_sections(figures: Figures) -> str:
     right, taken = ("good", "kept") if keeps else ("bad", "dropped")
     precision, recall = f"Share of {right} ones among the {taken}", f"Share of all {right} ones that are {taken}"
     return (
-        section("Agreement with a label", _rankings(figures, precision, recall))
+        section("Agreement with a label", _rankings(figures, precision, recall, keeps))
         + f'<div class="two">{section(precision, _budgets(figures, "precision"))}'
         f"{section(recall, _budgets(figures, 'recall'))}</div>"
         + section("Reliability of π", _reliability(figures))
@@ -31,7 +31,7 @@ def evaluation_sections(figures: Figures) -> str:
     )
 
 
-def _rankings(figures: Figures, precision: str, recall: str) -> str:
+def _rankings(figures: Figures, precision: str, recall: str, keeps: bool) -> str:
     rows = "".join(
         f"<tr><td>{name}</td><td>{_with_interval(figures, f'{prefix}auroc')}</td>"
         f"<td>{_with_interval(figures, f'{prefix}precision_at_budget')}</td>"
@@ -48,6 +48,12 @@ def _rankings(figures: Figures, precision: str, recall: str) -> str:
         '<p class="note">AUROC of PRISM\'s score less that of the own loss (token mean), in the same resamples: '
         f"{_with_interval(figures, 'auroc_over_loss', '+')}. If this interval holds 0, neither is better "
         "by this measure; whether the two intervals above overlap does not decide it.</p>"
+        + (
+            '<p class="note">These figures are of the ranking alone. Of the rows that the budget took within the groups\' '
+            f"limits, {figures['precision_within_shares']:.3f} are {'good' if keeps else 'bad'}.</p>"
+            if "precision_within_shares" in figures
+            else ""
+        )
     )
 
 

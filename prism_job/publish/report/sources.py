@@ -76,7 +76,8 @@ def _groups_table(rules: dict[str, Any]) -> str:
         return ""
     whole = {name: sum(group[name] for group in groups) for name in ("pool", "without", "with")}
     rows = "".join(
-        f"<tr><td>{'<i>no value</i>' if group['group'] is None else path(group['group'])}</td>"
+        f"<tr><td>{'<i>no value</i>' if group['group'] is None else path(group['group'])}"
+        f"{' (all it has: less than its min)' if group['below_min'] else ''}</td>"
         + "".join(f"<td>{percent(group[name], whole[name])}</td>" for name in whole)
         + f"<td>{group['with']:,}</td><td>{group['entered']:,}</td><td>{group['left']:,}</td></tr>"
         for group in groups[:MAX_ROWS]
