@@ -4,7 +4,7 @@ and a row that can be read in two ways stops the run."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -421,3 +421,56 @@ def test_a_response_is_not_needed_twice_where_the_weighting_is_uniform() -> None
     assert target_content({"question": QUESTION, "chosen": GOOD}, False) == {"prompt": ASKED, "chosen": PAIR["chosen"]}
     with pytest.raises(BadRow, match="no 'prompt'"):
         target_content({"chosen": GOOD}, False)
+
+
+# Anything at all
+
+ODD: list[Any] = [
+    None,
+    True,
+    0,
+    0.5,
+    "",
+    " ",
+    "gpt",
+    "{}",
+    "[1]",
+    "{",
+    [],
+    [None],
+    ["a"],
+    {},
+    {"0": "a"},
+    {"type": "text"},
+]
+
+
+def changed(value: Any) -> Iterator[Any]:
+    """The value with one thing in it, at any depth, replaced by something odd, or left out."""
+    yield from ODD
+    if isinstance(value, dict):
+        for key in value:
+            yield {name: item for name, item in value.items() if name != key}
+            yield from (value | {key: other} for other in changed(value[key]))
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from ([*value[:index], other, *value[index + 1 :]] for other in changed(item))
+
+
+@pytest.mark.parametrize("side", ["candidates", "targets"])
+def test_no_row_ends_in_another_error_than_a_bad_row(side: str) -> None:
+    of_target: Callable[[Row], Row] = lambda row: target_content(row, True)  # noqa: E731
+    cases, content_of = (CANDIDATES, candidate_content) if side == "candidates" else (TARGETS, of_target)
+    rows = [row for _, valid, _ in cases for row in changed(valid) if isinstance(row, dict)]
+    num_read = 0
+    for row in rows:
+        before = json.dumps(row)
+        try:
+            content = content_of(row)
+        except BadRow:
+            continue
+        num_read += 1
+        assert content_of(content) == content, "content is a row, and means itself"
+        assert example_id(content)
+        assert json.dumps(row) == before, "a row is staged as it was"
+    assert 0.1 * len(rows) < num_read < 0.9 * len(rows)
