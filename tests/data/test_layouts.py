@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prism_job.data import data_files
 from prism_job.data.examples import (
     BadRow,
     UnclearLayout,
@@ -24,6 +23,7 @@ from prism_job.data.examples import (
     read_target,
     target_content,
 )
+from prism_job.plan.sources import list_sources
 from tests.conftest import Row, turn, write_jsonl
 
 
@@ -231,8 +231,8 @@ def test_the_same_conversation_in_any_layout_is_the_same_example(
 
 
 def rows_of(path: Path) -> list[Row]:
-    (source,), _ = data_files.list_sources([str(path)])
-    return [row for _, row in data_files.read_rows(source) if isinstance(row, dict)]
+    (source,), _ = list_sources([str(path)])
+    return [row for _, row in source.read() if isinstance(row, dict)]
 
 
 @pytest.mark.parametrize(
