@@ -43,9 +43,13 @@ def _run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
 
             return evaluate(arguments.manifest, arguments.label, arguments.positive, arguments.target_label)
         case "export":
-            from prism_job.publish.export import export
+            from prism_job.publish.export.export import export
+            from prism_job.publish.export.rows import Columns
 
-            return export(arguments.manifest, arguments.destination)
+            columns = Columns(arguments.format, arguments.weight_column, arguments.score_column)
+            return export(
+                arguments.manifest, arguments.destination, columns, card=arguments.card, public=arguments.public
+            )
         case "estimate":
             from prism_job.estimate.estimate import estimate
 
@@ -124,7 +128,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--positive", help="its value that means good")
     evaluate.add_argument("--target-label", help="column of the targets that marks pairs right or wrong")
-    verbs["export"].add_argument("destination", help="path or s3:// address of the file to write")
+    export = verbs["export"]
+    export.add_argument("destination", help="path, s3:// or hf://datasets/ address of the file to write")
+    export.add_argument("--format", choices=("trl", "sharegpt", "alpaca"), help="default: the candidates' own rows")
+    export.add_argument("--weight-column", help="column to add: a training weight in (0, 1] from the rank")
+    export.add_argument("--score-column", help="column to add: the score")
+    export.add_argument("--card", action=argparse.BooleanOptionalAction, help="README.md and croissant.json beside it")
+    export.add_argument(
+        "--public", action="store_true", help="a data set that is created on the hub can be read by all"
+    )
     estimate.add_argument("--gpu", default="H100", help="type of GPU")
     estimate.add_argument("--utilisation", type=float, default=0.35, help="share of its peak FLOP/s that is reached")
     estimate.add_argument("--sample", type=int, default=1, help="tokenise one row in this many")

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from launcher.cli.options import (
+    ExportFormat,
     FileArgument,
     KeepOption,
     ManifestArgument,
@@ -74,13 +75,50 @@ def export(
     manifest: ManifestArgument,
     destination: Annotated[
         str,
-        typer.Argument(metavar="DEST", help="Path or s3:// URI ending in .jsonl, .jsonl.gz, .jsonl.zst or .parquet."),
+        typer.Argument(
+            metavar="DEST",
+            help="Path or s3:// URI ending in .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or hf://datasets/ORG/NAME[/PATH].",
+        ),
     ],
+    to_format: Annotated[
+        ExportFormat | None,
+        typer.Option(
+            "--format", help="Write the training content alone, in this format. Default: the candidates' own rows."
+        ),
+    ] = None,
+    weight_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Add a training weight: 1 for the best of n rows to 1/n for the last."),
+    ] = None,
+    score_column: Annotated[str | None, typer.Option(metavar="NAME", help="Add the score.")] = None,
+    card: Annotated[
+        bool | None,
+        typer.Option(
+            "--card/--no-card",
+            show_default=False,
+            help="README.md and croissant.json beside it. Default: on the hub only.",
+        ),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a data set that is created on the hub public. Default: private.")
+    ] = False,
     output: OutputOption = Output.table,
     verbose: VerboseOption = False,
 ) -> None:
-    """Write the selected examples to a file, with all their columns. Prints its location."""
-    _run_verb(context, "export", [manifest, destination], output, verbose, lambda facts: str(facts["written"]))
+    """Write the selected examples to a file or push them to the Hugging Face hub. Prints their location."""
+    options = {"--format": to_format, "--weight-column": weight_column, "--score-column": score_column}
+    given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    given += [] if card is None else ["--card" if card else "--no-card"]
+    given += ["--public"] if public else []
+    _run_verb(context, "export", [manifest, destination, *given], output, verbose, _exported)
+
+
+def _exported(facts: Facts) -> str:
+    for note in facts.get("notes", ()):
+        print_note(f"note: {note}")
+    if facts.get("unchanged"):
+        print_note("nothing was committed: the data set holds all of it already")
+    return str(facts["written"])
 
 
 def estimate(

@@ -14,6 +14,14 @@ class Output(enum.StrEnum):
     yaml = "yaml"
 
 
+class ExportFormat(enum.StrEnum):
+    """Formats of training data, by the trainer that reads them."""
+
+    trl = "trl"
+    sharegpt = "sharegpt"
+    alpaca = "alpaca"
+
+
 class Stage(enum.StrEnum):
     """Values of --stage."""
 

@@ -85,6 +85,7 @@ class Plan(_Plain):
     quarantine: list[Quarantined]
     layouts: list[SourceLayout] = []  # of the candidates, source by source; a source may hold several
     target_layouts: list[SourceLayout] = []
+    as_text: dict[str, str] | None = None  # columns staged as text -> type; None: planned before this was recorded
     missing_candidates: list[str]
     missing_targets: list[str]
     missing_factors: list[str]
@@ -126,9 +127,10 @@ class Plan(_Plain):
     def work_digest(self) -> str:
         """Of everything except what the store lacked: two plans of the same data have the same digest.
 
-        Not of the layouts either: unit ids cover the content that they give.
+        Not of the layouts and types of columns either: the ids of units and rows cover what they give.
         """
-        return digest(self.settled().model_dump(mode="json", exclude={"spec_digest", "layouts", "target_layouts"}))
+        left_out = {"spec_digest", "layouts", "target_layouts", "as_text"}
+        return digest(self.settled().model_dump(mode="json", exclude=left_out))
 
 
 def read_plan(run: SelectionRun) -> Plan:

@@ -90,15 +90,20 @@ def read_examples(
         meter.add(1)
 
 
-def cut_units(rows: Iterable[Example], size: int, store: Store, staged: set[str]) -> list[Unit]:
-    """Units of `size` examples of one source each, the last of a source smaller. Stages those that are not in `staged`."""
+def cut_units(
+    rows: Iterable[Example], size: int, store: Store, staged: set[str], as_text: dict[str, str] | None = None
+) -> list[Unit]:
+    """Units of `size` examples of one source each, the last of a source smaller. Stages those that are not in `staged`.
+
+    Columns whose values become text when they are staged, and their type, are added to `as_text`.
+    """
     units: list[Unit] = []
     for source, of_source in groupby(rows, key=lambda example: example.source):
         while unit := list(islice(of_source, size)):
             units.append(
                 Unit(
                     id=shards.unit_id_of([example.example_id for example in unit]),
-                    rows=staged_rows.stage_rows(store, [example.row for example in unit], staged),
+                    rows=staged_rows.stage_rows(store, [example.row for example in unit], staged, as_text),
                     num_rows=len(unit),
                     source=source,
                     lines=_runs([example.line for example in unit]),

@@ -72,7 +72,8 @@ def make_plan(run: SelectionRun) -> Plan:
     ignored |= others
     for uri, reason in ignored.items():
         event("ignored", uri=uri, reason=reason)
-    candidates = units.cut_units(read_candidates(), spec.extraction.examples_per_shard, store, staged)
+    as_text: dict[str, str] = {}
+    candidates = units.cut_units(read_candidates(), spec.extraction.examples_per_shard, store, staged, as_text)
     checks.check_bad_fraction(quarantine, sum(unit.num_rows for unit in candidates), spec)
     checks.check_columns(layouts, target_layouts, spec)
     labels.check_both_kinds()
@@ -95,6 +96,7 @@ def make_plan(run: SelectionRun) -> Plan:
         quarantine=quarantine,
         layouts=layouts,
         target_layouts=target_layouts,
+        as_text=as_text,
         missing_candidates=_missing([unit.id for unit in candidates], present["candidates"]),
         missing_targets=_missing([unit.id for unit in targets], present["targets"]),
         missing_factors=_missing(factors, present["factors"]),

@@ -5,6 +5,8 @@ Extraction, report, evaluation and export read rows here, so that none of them n
 
 import hashlib
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,9 +22,12 @@ def staged_names(store: Store) -> set[str]:
     return {listed.key.removeprefix("rows/").partition(".")[0] for listed in store.list("rows/")}
 
 
-def stage_rows(store: Store, unit_rows: list[Row], staged: set[str]) -> str:
-    """Write the rows, unless their name is in `staged`. Returns the name and adds it to `staged`."""
-    lines = [_as_json(row) for row in unit_rows]
+def stage_rows(store: Store, unit_rows: list[Row], staged: set[str], as_text: dict[str, str] | None = None) -> str:
+    """Write the rows, unless their name is in `staged`. Returns the name and adds it to `staged`.
+
+    A value that JSON lacks (timestamp, decimal, bytes) becomes text. Its column and type are added to `as_text`.
+    """
+    lines = [_json_line(row, {} if as_text is None else as_text) for row in unit_rows]
     name = _digest(lines)
     if name not in staged:
         store.put(rows_key(name), _pack(lines))
@@ -45,8 +50,30 @@ def read_rows(store: Store, name: str) -> list[Row]:
     return unit_rows
 
 
-_as_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
-"""Made once: making it costs as much as encoding a short row."""
+_as_json = json.JSONEncoder(ensure_ascii=False).encode
+_as_json_or_text = json.JSONEncoder(ensure_ascii=False, default=str).encode
+"""Made once: making one costs as much as encoding a short row."""
+
+
+def _json_line(row: Row, as_text: dict[str, str]) -> str:
+    try:
+        return _as_json(row)
+    except TypeError:
+        for column, value in row.items():
+            for name in _types_without_json(value):
+                as_text.setdefault(column, name)
+        return _as_json_or_text(row)
+
+
+def _types_without_json(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _types_without_json(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _types_without_json(item)
+    elif not isinstance(value, str | int | float | None):
+        yield type(value).__name__
 
 
 def _pack(lines: list[str]) -> bytes:

@@ -270,6 +270,10 @@ def test_verbs_print_their_facts_as_json_or_yaml_without_the_envelope(rig: Rig) 
     assert rig.note("evaluate")["arguments"] == ["/out/manifest.json"], "the document decides what is not given"
     assert rig.call("export", "/out/manifest.json", "subset.jsonl") == (0, "/out/subset.jsonl\n", "")
     assert rig.note("export")["arguments"] == ["/out/manifest.json", "subset.jsonl"]
+    options = ["--format", "trl", "--weight-column", "weight", "--score-column", "score", "--no-card", "--public"]
+    assert rig.call("export", "/out/manifest.json", "hf://datasets/o/n", *options)[0] == 0
+    assert rig.note("export")["arguments"] == ["/out/manifest.json", "hf://datasets/o/n", *options]
+    assert rig.call("export", "/out/manifest.json", "subset.jsonl", "--format", "csv")[0] == 2
 
 
 def test_estimate_passes_a_copy_of_the_document_and_the_options(rig: Rig) -> None:

@@ -1,0 +1,52 @@
+"""Columns of rows and their JSON types, merged over all rows. Does not know files or metadata formats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+Row = dict[str, Any]
+
+
+@dataclass
+class FieldType:
+    """The types of the values seen in one place. A value may be of several: then more than one part is not empty."""
+
+    scalars: set[str] = field(default_factory=set)  # of text, integer, number, boolean
+    keys: dict[str, FieldType] = field(default_factory=dict)  # of objects
+    items: FieldType | None = None  # of lists
+
+    def add(self, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                self.keys.setdefault(key, FieldType()).add(item)
+        elif isinstance(value, list):
+            self.items = self.items or FieldType()
+            for item in value:
+                self.items.add(item)
+        elif value is not None:
+            self.scalars.add(_SCALARS[type(value)])
+
+    @property
+    def scalar(self) -> str | None:
+        """The type, where all values have one: integers beside other numbers are numbers."""
+        if self.keys or self.items:
+            return None
+        names = {"number"} if self.scalars == {"integer", "number"} else self.scalars
+        return next(iter(names)) if len(names) == 1 else None
+
+    def __str__(self) -> str:
+        objects = f"{{{', '.join(f'{key}: {kind}' for key, kind in self.keys.items())}}}" if self.keys else ""
+        lists = f"list of {self.items}" if self.items else ""
+        return " or ".join([*sorted(self.scalars), *filter(None, (objects, lists))]) or "null"
+
+
+_SCALARS = {str: "text", bool: "boolean", int: "integer", float: "number"}
+
+
+def seen(rows: Iterable[Row], columns: FieldType) -> Iterator[Row]:
+    """The rows as they are; each is added to `columns`, whose keys are the columns' names."""
+    for row in rows:
+        columns.add(row)
+        yield row
