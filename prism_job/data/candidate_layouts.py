@@ -24,6 +24,7 @@ from prism_job.data.content import (
     pair,
     refuse_stray_system,
     response_text,
+    template_inputs,
     with_template_inputs,
 )
 from prism_job.data.messages import Message, check_response, read_messages, system_and
@@ -87,7 +88,7 @@ def read_candidate(row: Row, columns: ColumnsSpec | None) -> tuple[Content, Layo
     """
     if columns is not None and (parts := column_map.mapped(row, columns)) is not None:
         layout = _mapped_layout(columns)
-        return layout.content(parts | {"chat_template_kwargs": row.get("chat_template_kwargs")}), layout
+        return layout.content(template_inputs(row) | parts), layout
     found = _fitting(tuple([name for name, value in row.items() if value is not None]))
     if len(found) == 1:
         content = found[0].content(row)

@@ -73,6 +73,11 @@ def pair(prompt: Any, response: Any, name: str) -> tuple[Any, Any]:
     return without_weights(read_messages(prompt, "prompt")), messages
 
 
+def template_inputs(row: Row) -> Row:
+    """What a chat template gets beside messages, whichever columns hold these."""
+    return {name: row[name] for name in ("tools", "chat_template_kwargs") if row.get(name) is not None}
+
+
 def with_template_inputs(content: Content, row: Row) -> Content:
     """Adds what else a chat template gets: `tools` and `chat_template_kwargs`. Plain text has no template."""
     tools, kwargs = row.get("tools"), row.get("chat_template_kwargs")

@@ -16,6 +16,7 @@ from prism_job.data.content import (
     is_text,
     pair,
     refuse_stray_system,
+    template_inputs,
     text_of,
     with_template_inputs,
 )
@@ -97,7 +98,7 @@ def read_target(row: Row, needs_rejected: bool, columns: ColumnsSpec | None) -> 
         _check_sides(parts, needs_rejected, row)
         prompt = _mapped_prompt(parts)
         layout = _mapped_layout(columns)
-        parts["chat_template_kwargs"] = row.get("chat_template_kwargs")
+        parts = template_inputs(row) | parts
         return _pair_content(prompt, parts, is_conversation="user" in parts or "messages" in parts), layout
     _check_sides(row, needs_rejected, row)
     found = [layout for layout in PROMPTS if row.get(layout.columns[0]) is not None]

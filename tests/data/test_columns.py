@@ -67,6 +67,15 @@ ASKED = [turn("user", "Who sings?")]
             {"dialog": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}], "functions": '[{"name": "f"}]'},
             {"messages": [turn("user", "Hi"), turn("assistant", "Ho")], "tools": [{"name": "f"}]},
         ),
+        (
+            {"user": "a", "assistant": "b"},
+            {"a": "Hi", "b": "Ho", "tools": [{"name": "f"}], "chat_template_kwargs": {"x": 1}},
+            {
+                "messages": [turn("user", "Hi"), turn("assistant", "Ho")],
+                "tools": [{"name": "f"}],
+                "chat_template_kwargs": {"x": 1},
+            },
+        ),
         ({"prompt": "a", "completion": "b"}, {"a": 2, "b": Decimal("1.50")}, {"prompt": "2", "completion": "1.50"}),
         ({"prompt": "a", "completion": "b"}, {"text": "An own layout."}, {"text": "An own layout."}),
         ({"prompt": "a", "completion": "b"}, {"a": None, "b": None, "text": "Nulls."}, {"text": "Nulls."}),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prism_job.plan.plan import Quarantined
+from prism_job.plan.plan import Quarantined, SourceLayout
 from prism_job.publish.manifest import TargetSetFacts, summary
 from prism_job.publish.report.chart import PLOT_PX
 from prism_job.publish.report.contents import Report, ShownExample, ShownPair
@@ -175,6 +175,8 @@ def hostile_report() -> Report:
         pairs=[ShownPair(3, 0.7, HOSTILE)],
         quarantine=[Quarantined(source=HOSTILE, line=1, reason=HOSTILE)],
         ignored=[HOSTILE],
+        layouts=[SourceLayout(uri=HOSTILE, layout=HOSTILE, rows=50, loss=HOSTILE)],
+        target_layouts=[SourceLayout(uri=HOSTILE, layout=HOSTILE, rows=4, loss=HOSTILE)],
         evaluation=figures_of(HOSTILE, HOSTILE, HOSTILE),
     )
 
@@ -185,8 +187,8 @@ def test_untrusted_text_stays_text_wherever_it_stands() -> None:
     safe = HOSTILE.replace("\ud800", "\ufffd").replace("\x00", "\ufffd")
     assert [text.strip() for text in page.pre[:2]] == [safe.strip()] * 2  # the pair, the highest example
     # title, h1, lead, action, model, selection, setting's two sides, quarantine's reason twice, ignored, both,
-    # and of the evaluation the label, that of the targets, and two sources
-    assert "".join(page.text).count("alert('1')</script>") >= 17
+    # and of the evaluation the label, that of the targets, and two sources; layout and loss of two files, one a target's
+    assert "".join(page.text).count("alert('1')</script>") >= 22
 
 
 def test_untrusted_text_adds_no_element_and_no_attribute() -> None:
