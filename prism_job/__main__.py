@@ -4,12 +4,15 @@ import argparse
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prism_job.errors import PrismError, RequestError, Stopped
 from prism_job.progress import event, write_termination_message
 from prism_job.spec.document import SelectionRun, parse_spec
 from prism_job.storage.retries import num_retries
+
+if TYPE_CHECKING:
+    from prism_job.inspect.view import View
 
 
 def _run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -54,8 +57,22 @@ def _run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
             from prism_job.estimate.estimate import estimate
 
             return estimate(_read_spec(arguments.spec), arguments.gpu, arguments.utilisation, arguments.sample)
+        case "inspect":
+            from prism_job.inspect.rows import inspect
+
+            return inspect(_view_to_inspect(arguments), arguments.rows, arguments.line, read_all=arguments.all)
         case _:
             return _inspect_store(arguments)
+
+
+def _view_to_inspect(arguments: argparse.Namespace) -> "View":
+    from prism_job.inspect.view import view_of_document, view_of_files
+
+    if arguments.spec:
+        return view_of_document(_read_spec(arguments.spec))
+    extraction = {"maxLength": arguments.max_length, "lossOn": arguments.loss_on}
+    given = {name: value for name, value in extraction.items() if value is not None}
+    return view_of_files(arguments.sources, arguments.targets, arguments.columns, arguments.model, given)
 
 
 def _inspect_store(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -75,7 +92,7 @@ def _inspect_store(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 STAGES = ("plan", "extract", "reduce")
-VERBS = (*STAGES, "evaluate", "export", "estimate", "store")
+VERBS = (*STAGES, "evaluate", "export", "estimate", "inspect", "store")
 TOPOLOGY = {
     "ranks": (0, "processes of this node; 0: one per GPU, or one"),
     "nodes": (1, "nodes of this world"),
@@ -122,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         verbs[name].add_argument("manifest", help="address of a manifest.json")
     for name, (default, text) in TOPOLOGY.items():
         verbs["extract"].add_argument(f"--{name}", type=type(default), default=default, help=text)
-    evaluate, estimate, store = verbs["evaluate"], verbs["estimate"], verbs["store"]
+    evaluate, estimate, inspect, store = (verbs[name] for name in ("evaluate", "estimate", "inspect", "store"))
     evaluate.add_argument(
         "--label", help="column that marks candidates good or bad (default: the run's spec.evaluation)"
     )
@@ -140,6 +157,18 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument("--gpu", default="H100", help="type of GPU")
     estimate.add_argument("--utilisation", type=float, default=0.35, help="share of its peak FLOP/s that is reached")
     estimate.add_argument("--sample", type=int, default=1, help="tokenise one row in this many")
+    inspect.add_argument("--spec", help="path of selection.yaml, instead of sources and options")
+    inspect.add_argument("sources", nargs="*", help="data files, folders or s3:// addresses")
+    inspect.add_argument("--targets", action="store_true", help="read the rows as targets")
+    inspect.add_argument("--columns", help="YAML of columns: which column holds which part of an example")
+    inspect.add_argument(
+        "--model", help="hub id, folder, s3:// address or .gguf file of the model whose tokens are shown"
+    )
+    inspect.add_argument("--max-length", type=int, help="tokens at which longer texts are cut")
+    inspect.add_argument("--loss-on", help="assistant or last")
+    inspect.add_argument("--rows", type=int, default=3, help="rows shown of each source")
+    inspect.add_argument("--line", type=int, help="line of the first row that is shown")
+    inspect.add_argument("--all", action="store_true", help="read all rows, to count layouts and unusable rows")
     store.add_argument("action", choices=("list", "du", "prune"))
     store.add_argument("store", help="path or s3:// address of the store")
     store.add_argument("--keep", action="append", default=[], help="output whose selections are kept; repeatable")

@@ -1,6 +1,7 @@
 """The verbs that run the job on this machine: the stages, and one call each of `python -m prism_job <verb>`."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +10,7 @@ from launcher.cli.options import (
     ExportFormat,
     FileArgument,
     KeepOption,
+    LossOn,
     ManifestArgument,
     Output,
     OutputOption,
@@ -18,6 +20,7 @@ from launcher.cli.options import (
 )
 from launcher.cli.printing import print_facts, print_note
 from launcher.follow.estimate_table import estimate_table
+from launcher.follow.inspect_text import inspect_text
 from launcher.follow.metrics_table import metrics_table
 from launcher.follow.store_tables import bytes_table, prune_table, store_table
 
@@ -140,6 +143,58 @@ def estimate(
         _run_verb(context, "estimate", ["--spec", document, *options], output, verbose, estimate_table)
 
 
+def inspect(
+    context: typer.Context,
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE", help="selection.yaml; or data files, folders or s3:// URIs."),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Hub id, folder, s3:// URI or .gguf: shows the tokens with loss."),
+    ] = None,
+    targets: Annotated[bool, typer.Option("--targets", help="Read the rows as targets: chosen and rejected.")] = False,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="YAML", help="As in the document: 'prompt: question, completion: answer'."),
+    ] = None,
+    loss_on: Annotated[LossOn | None, typer.Option(help="Turns that carry loss. Default: assistant.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(metavar="TOKENS", min=2, help="Longer texts are cut. Default: 2048.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(metavar="N", min=1, help="Rows shown of each file. Default: 3.")] = None,
+    line: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Show this line, and with --rows those after it.")
+    ] = None,
+    read_all: Annotated[bool, typer.Option("--all", help="Read all rows: count layouts and unusable rows.")] = False,
+    output: OutputOption = Output.table,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show the first rows as a run reads them: layout, rendered text, which tokens carry loss, what is unusable and why."""
+    from launcher.local import stages
+
+    of_files = {"--model": model, "--columns": columns, "--loss-on": loss_on, "--max-length": max_length}
+    given = [word for name, value in of_files.items() if value is not None for word in (name, str(value))]
+    given += ["--targets"] if targets else []
+    shown = ["--rows", str(rows or (1 if line else 3)), *(["--line", str(line)] if line else [])]
+    shown += ["--all"] if read_all else []
+    if any(source.endswith((".yaml", ".yml")) for source in sources):
+        if len(sources) > 1 or given:
+            raise typer.BadParameter("a selection.yaml stands alone: the document has its sources, model and settings")
+        with stages.checked_copy(_read_document(sources[0]), sources[0]) as document:
+            facts = _run(context, "inspect", ["--spec", document, *shown], verbose)
+    else:  # after --: a file's name may begin with a dash
+        facts = _run(context, "inspect", [*given, *shown, "--", *sources], verbose)
+    print_facts(facts, output, table=inspect_text(facts) if output is Output.table else "", has_marks=True)
+
+
+def _read_document(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error}") from error
+
+
 def store_list(
     context: typer.Context,
     store: StoreArgument,
@@ -187,10 +242,14 @@ def _run_verb(
     table_of: Callable[[Facts], str],
 ) -> None:
     """Run one verb of the job and print its facts."""
+    facts = _run(context, verb, arguments, verbose)
+    print_facts(facts, output, table=table_of(facts) if output is Output.table else "")
+
+
+def _run(context: typer.Context, verb: str, arguments: list[str], verbose: bool) -> Facts:
     from launcher.local import stages
 
-    facts = stages.run_verb(verb, arguments, job=context.obj or stages.JOB, verbose=verbose)
-    print_facts(facts, output, table=table_of(facts) if output is Output.table else "")
+    return stages.run_verb(verb, arguments, job=context.obj or stages.JOB, verbose=verbose)
 
 
 def _keep_options(keep: list[str] | None) -> list[str]:
@@ -208,6 +267,5 @@ def _open_in_browser(address: str) -> None:
         print_note("not opened: the report is not on this disk")
         return
     import webbrowser
-    from pathlib import Path
 
     webbrowser.open(Path(address).resolve().as_uri())

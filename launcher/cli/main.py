@@ -23,6 +23,7 @@ store = typer.Typer(help="Inspect and prune a gradient store.", rich_markup_mode
 
 # On this machine.
 app.command("run")(exit_on_error(local_verbs.run))
+app.command("inspect")(exit_on_error(local_verbs.inspect))
 app.command("estimate")(exit_on_error(local_verbs.estimate))
 app.command("evaluate")(exit_on_error(local_verbs.evaluate))
 app.command("export")(exit_on_error(local_verbs.export))

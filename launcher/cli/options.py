@@ -30,6 +30,13 @@ class Stage(enum.StrEnum):
     reduce = "reduce"
 
 
+class LossOn(enum.StrEnum):
+    """Values of --loss-on: spec.extraction.lossOn."""
+
+    assistant = "assistant"
+    last = "last"
+
+
 class DryRun(enum.StrEnum):
     """Values of --dry-run: who checks the rendered objects."""
 

@@ -1,12 +1,13 @@
 """What `prism` prints: data on stdout in the format asked for, everything else on stderr. Knows no verb."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any
 
 from launcher.cli.options import Output
-from launcher.follow.terminal_text import printable
+from launcher.follow.terminal_text import coloured, printable
 
 
 def print_note(line: str) -> None:
@@ -14,8 +15,8 @@ def print_note(line: str) -> None:
     print(printable(line), file=sys.stderr, flush=True)
 
 
-def print_facts(facts: dict[str, Any], output: Output, *, table: str) -> None:
-    """The answer of a verb, on stdout. `table`: the same for a person."""
+def print_facts(facts: dict[str, Any], output: Output, *, table: str, has_marks: bool = False) -> None:
+    """The answer of a verb, on stdout. `table`: the same for a person. `has_marks`: a terminal shows its marks as colour."""
     if output is Output.json:
         try:
             print(json.dumps(facts, ensure_ascii=False))
@@ -26,7 +27,11 @@ def print_facts(facts: dict[str, Any], output: Output, *, table: str) -> None:
 
         print(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True), end="")
     else:
-        print(printable(table))
+        print(coloured(printable(table)) if has_marks and _has_colour() else printable(table))
+
+
+def _has_colour() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
 def yaml_documents(objects: Iterable[dict[str, Any]]) -> str:

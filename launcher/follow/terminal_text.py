@@ -30,3 +30,27 @@ def aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]:
         ]
         lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
     return lines
+
+
+MARKS = "⟦⟧"
+"""Begin and end of what is marked, where there is no colour."""
+
+_MARKED = "\x1b[7;32m"  # reversed, so that white space shows too
+_PLAIN = "\x1b[0m"
+
+
+def marked(text: str) -> str:
+    """The text between marks, each line for itself; the end of a line is shown as ↵. It holds no marks of its own."""
+    lines = text.split("\n")
+    shown = [f"{line}↵" for line in lines[:-1]] + lines[-1:]
+    return "\n".join(f"{MARKS[0]}{line}{MARKS[1]}" for line in shown if line)
+
+
+def without_marks(text: str) -> str:
+    """The text with the marks that are its own written out as escapes."""
+    return re.sub(f"[{MARKS}]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def coloured(text: str) -> str:
+    """Printable text with colour in place of marks."""
+    return text.replace(MARKS[0], _MARKED).replace(MARKS[1], _PLAIN)

@@ -23,8 +23,55 @@ ROOT = Path(__file__).parents[2]
 FACTS = {"auroc": 0.9, "label": "good"}
 """What evaluate, estimate and store report."""
 
+INSPECTED = {
+    "model": "/model",
+    "max_length": 64,
+    "loss_on": "assistant",
+    "sources": [
+        {
+            "uri": "/pool.jsonl",
+            "role": "candidates",
+            "set": "",
+            "rows_read": 1,
+            "is_whole": False,
+            "layouts": [{"layout": "text", "rows": 1, "loss": "text"}],
+            "rows_unusable": 0,
+            "reasons": [],
+            "rows_of_pairs": 0,
+            "rows_cut": 0,
+            "tokens": 3,
+            "tokens_with_loss": 2,
+            "tokens_cut": 0,
+            "rows": [
+                {
+                    "line": 1,
+                    "layout": "text",
+                    "loss": "text",
+                    "reason": None,
+                    "stops_run": False,
+                    "content": {"text": "a\u27e6 b"},
+                    "texts": {
+                        "text": {
+                            "text": "a\u27e6 \x1bb",
+                            "tokens": 3,
+                            "tokens_with_loss": 2,
+                            "tokens_cut": 0,
+                            "ids": [1, 2, 3],
+                            "offsets": [[0, 2], [2, 4], [4, 5]],
+                            "loss": [False, True, True],
+                        }
+                    },
+                }
+            ],
+        }
+    ],
+    "sources_left_out": 0,
+    "ignored": {},
+}
+"""What inspect reports."""
+
 FAKE_JOB = (
-    f"FACTS = {FACTS!r}"
+    f"FACTS = {FACTS!r}; INSPECTED = {INSPECTED!r}"
     + """
 import json, os, pathlib, signal, subprocess, sys, time
 verb, arguments = sys.argv[1], sys.argv[2:]
@@ -38,6 +85,7 @@ words = {
     "evaluate": FACTS,
     "export": {"written": "/out/subset.jsonl", "rows": 20},
     "estimate": FACTS,
+    "inspect": INSPECTED,
     "store": FACTS,
 }[verb]
 words.update(plan.get(verb, {}))
