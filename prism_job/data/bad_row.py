@@ -55,14 +55,12 @@ def suggest_columns(row: Mapping[str, Any]) -> str:
     response = next(iter(_named(row, RESPONSES)), None)
     dialogue = next((name for name, value in row.items() if _are_turns(value)), None)
     if dialogue is not None:
-        return f"write candidates.columns: {columns_line(messages=dialogue)}"
+        return f"write candidates.columns: {line_of(messages=dialogue)}"
     if not requests or response is None:
         return (
             "name yours: candidates.columns: {user: QUESTION, assistant: ANSWER}, or {messages: COLUMN} (docs/data.md)"
         )
-    return (
-        f"if these are question and answer, write candidates.columns: {columns_line(user=requests, assistant=response)}"
-    )
+    return f"if these are question and answer, write candidates.columns: {line_of(user=requests, assistant=response)}"
 
 
 def _are_turns(value: Any) -> bool:
@@ -80,7 +78,7 @@ def _named(row: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
     return [by_name[name] for name in names if name in by_name]
 
 
-def columns_line(**parts: str | list[str]) -> str:
+def line_of(**parts: str | list[str]) -> str:
     """`columns` as YAML in one line."""
     return "{" + ", ".join(f"{part}: {_yaml(source)}" for part, source in parts.items()) + "}"
 

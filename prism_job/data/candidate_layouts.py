@@ -2,19 +2,18 @@
 
 from functools import lru_cache
 
-from prism_job.data import columns as column_map
 from prism_job.data.bad_row import (
     REQUESTS,
     RESPONSES,
     BadRow,
     UnclearLayout,
-    columns_line,
     describe_columns,
+    line_of,
     suggest_columns,
     unclear,
 )
+from prism_job.data.columns import columns_line, columns_name, mapped
 from prism_job.data.content import (
-    COLUMNS,
     TURNS,
     Content,
     Layout,
@@ -86,7 +85,7 @@ def read_candidate(row: Row, columns: ColumnsSpec | None) -> tuple[Content, Layo
 
     Raises BadRow: no known columns, no response, or wrong types; UnclearLayout: several layouts fit.
     """
-    if columns is not None and (parts := column_map.mapped(row, columns)) is not None:
+    if columns is not None and (parts := mapped(row, columns)) is not None:
         layout = _mapped_layout(columns)
         return layout.content(template_inputs(row) | parts), layout
     found = _fitting(tuple([name for name, value in row.items() if value is not None]))
@@ -119,9 +118,6 @@ def _beside_text(names: tuple[str, ...]) -> tuple[tuple[str, bool], ...]:
 @lru_cache(maxsize=256)
 def _mapped_layout(columns: ColumnsSpec) -> Layout:
     given = columns.given()
-    line = columns_line(
-        **{part: list(source) if isinstance(source, tuple) else source for part, source in given.items()}
-    )
     if "text" in given:
         loss, content = "the whole text", lambda parts: {"text": response_text(parts["text"], "text")}
     elif "messages" in given:
@@ -130,7 +126,7 @@ def _mapped_layout(columns: ColumnsSpec) -> Layout:
         loss, content = "assistant", _mapped_turns
     else:
         loss, content = "completion", _prompt_and_completion
-    return Layout(COLUMNS + line, (), loss, line, content)
+    return Layout(columns_name(columns), (), loss, columns_line(columns), content)
 
 
 def _mapped_messages(parts: Row) -> Content:
@@ -148,8 +144,8 @@ def _unclear_text(other: str) -> UnclearLayout:
         {"user": "text", "assistant": other} if other.lower() in RESPONSES else {"user": other, "assistant": "text"}
     )
     readings = [
-        (columns_line(text="text"), "to learn text alone"),
-        (columns_line(**pair_line), "for question and answer"),
+        (line_of(text="text"), "to learn text alone"),
+        (line_of(**pair_line), "for question and answer"),
     ]
     return unclear(what, SECTION, readings)
 

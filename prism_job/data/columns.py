@@ -6,7 +6,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from prism_job.data.bad_row import BadRow, describe_columns, wrong_type
+from prism_job.data.bad_row import BadRow, describe_columns, line_of, wrong_type
 from prism_job.spec.data import WHOLE_COLUMNS, ColumnsSpec, template_parts
 
 OPTIONAL = frozenset({"system", "tools", "rejected"})
@@ -73,3 +73,13 @@ def _text(value: Any, name: str) -> str:
     if isinstance(value, float) and math.isfinite(value):
         return str(value)
     raise wrong_type(value, name, "text or a number")
+
+
+def columns_line(columns: ColumnsSpec) -> str:
+    """`columns` as YAML in one line, as a document could hold it."""
+    return line_of(**{name: list(part) if isinstance(part, tuple) else part for name, part in columns.given().items()})
+
+
+def columns_name(columns: ColumnsSpec) -> str:
+    """The name of the layout that `columns` makes."""
+    return f"columns: {columns_line(columns)}"

@@ -20,9 +20,6 @@ Content = dict[str, Any]
 
 Row = dict[str, Any]
 
-COLUMNS = "columns: "
-"""Begins the name of a layout that the document's `columns` makes."""
-
 TURNS, LAST_TURN = "the assistant's turns", "the assistant's last turn"
 """What carries the loss in a conversation."""
 

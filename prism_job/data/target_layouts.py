@@ -5,10 +5,9 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from prism_job.data import columns as column_map
-from prism_job.data.bad_row import BadRow, columns_line, describe_columns, unclear
+from prism_job.data.bad_row import BadRow, describe_columns, line_of, unclear
+from prism_job.data.columns import columns_line, columns_name, mapped
 from prism_job.data.content import (
-    COLUMNS,
     Content,
     Layout,
     Row,
@@ -94,7 +93,7 @@ def read_target(row: Row, needs_rejected: bool, columns: ColumnsSpec | None) -> 
 
     Raises BadRow: a part is missing or of the wrong type, or chosen and rejected are identical; UnclearLayout.
     """
-    if columns is not None and (parts := column_map.mapped(row, columns)) is not None:
+    if columns is not None and (parts := mapped(row, columns)) is not None:
         _check_sides(parts, needs_rejected, row)
         prompt = _mapped_prompt(parts)
         layout = _mapped_layout(columns)
@@ -125,7 +124,7 @@ def _check_sides(row: Row, needs_rejected: bool, whole_row: Row) -> None:
     for name in SIDES:
         if row.get(name) is None and (name == "chosen" or needs_rejected):
             needed = " (weighting: preference needs it; uniform does not)" if name == "rejected" else ""
-            write = columns_line(user="QUESTION", chosen="GOOD", rejected="BAD")
+            write = line_of(user="QUESTION", chosen="GOOD", rejected="BAD")
             hint = f"if it has another name, write targets.columns: {write}"
             raise BadRow(f"no '{name}'{needed}; {describe_columns(whole_row)}; {hint}")
 
@@ -140,9 +139,7 @@ def _mapped_prompt(parts: Row) -> Any:
 
 @lru_cache(maxsize=256)
 def _mapped_layout(columns: ColumnsSpec) -> Layout:
-    given = {part: list(source) if isinstance(source, tuple) else source for part, source in columns.given().items()}
-    line = columns_line(**given)
-    return Layout(COLUMNS + line, (), LOSS, line, _mapped_prompt)
+    return Layout(columns_name(columns), (), LOSS, columns_line(columns), _mapped_prompt)
 
 
 def _pair_content(prompt: Any, row: Row, *, is_conversation: bool = False) -> Content:
@@ -196,7 +193,7 @@ def _check_is_in(prompt: str, messages: list[Message]) -> None:
     if not any(
         isinstance(text := message.get("content"), str) and text.strip() == prompt.strip() for message in messages
     ):
-        line = columns_line(chosen="chosen", rejected="rejected")
+        line = line_of(chosen="chosen", rejected="rejected")
         raise BadRow(
             "prompt is none of the turns that chosen and rejected share; if it should not be read, write "
             f"targets.columns: {line}; if it is the question, {{user: prompt, chosen: chosen, rejected: rejected}}"
@@ -221,7 +218,7 @@ def _implicit_prompt(sides: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if not cut:
             raise BadRow(
                 "no 'prompt', and chosen and rejected do not begin with a message in common that could be it; if a column "
-                f"holds it, write targets.columns: {columns_line(user='QUESTION', chosen='chosen', rejected='rejected')}"
+                f"holds it, write targets.columns: {line_of(user='QUESTION', chosen='chosen', rejected='rejected')}"
             )
     if cut == len(chosen) == len(rejected):
         raise BadRow("chosen and rejected are identical")
@@ -270,8 +267,8 @@ def _check_no_other_prompt(row: Row) -> None:
     for name, value in row.items():
         if name not in SIDES and is_text(value) and len(value.split()) > 1:
             readings = [
-                (columns_line(user=name, chosen="chosen", rejected="rejected"), f"if '{name}' is the question"),
-                (columns_line(chosen="chosen", rejected="rejected"), "if the common beginning of both is the prompt"),
+                (line_of(user=name, chosen="chosen", rejected="rejected"), f"if '{name}' is the question"),
+                (line_of(chosen="chosen", rejected="rejected"), "if the common beginning of both is the prompt"),
             ]
             raise unclear(f"no 'prompt': it may be in '{name}', or the common beginning", SECTION, readings)
 
@@ -281,7 +278,7 @@ def _check_begins_once(prompt: str, row: Row) -> None:
     sides = [row[name] for name in SIDES if row.get(name) is not None]
     if len(prompt.split()) > 1 and all(isinstance(side, str) and side.startswith(prompt) for side in sides):
         readings = [
-            (columns_line(chosen="chosen", rejected="rejected"), "if they repeat it"),
+            (line_of(chosen="chosen", rejected="rejected"), "if they repeat it"),
             (PROMPTS[0].line, "if the responses begin so after the prompt"),
         ]
         raise unclear("chosen and rejected both begin with the whole prompt", SECTION, readings)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prism_job.data import labels
 from prism_job.data.bad_row import describe_columns
-from prism_job.data.content import COLUMNS
+from prism_job.data.columns import columns_line, columns_name
 from prism_job.errors import DataError, RequestError
 from prism_job.plan.plan import Quarantined, SourceLayout, Unit
 from prism_job.plan.units import Example
@@ -65,14 +65,11 @@ def check_targets(units: list[Unit], bad: list[Quarantined], target_sets: list[s
 
 def check_columns(layouts: list[SourceLayout], target_layouts: list[SourceLayout], spec: RunSpec) -> None:
     """Raises RequestError: `columns` names columns that no row has, so it changed nothing."""
-    of_targets = any(target_set.columns for target_set in spec.targets.as_sets())
-    for name, is_given, found in (
-        ("candidates.columns", bool(spec.candidates.columns), layouts),
-        ("targets.columns", of_targets, target_layouts),
-    ):
-        if is_given and not any(each.layout.startswith(COLUMNS) for each in found):
+    of_sets = [("targets.columns", target_set.columns, target_layouts) for target_set in spec.targets.as_sets()]
+    for name, columns, found in (("candidates.columns", spec.candidates.columns, layouts), *of_sets):
+        if columns is not None and not any(each.layout == columns_name(columns) for each in found):
             others = ", ".join(dict.fromkeys(each.layout for each in found))
-            what = f"no row has the columns that {name} names; all were read as {others}"
+            what = f"no row has the columns that {name} names, {columns_line(columns)}; all were read as {others}"
             raise RequestError(what, where=f"spec.{name}", fix="correct the names, or remove columns from the document")
 
 

@@ -40,7 +40,10 @@ class Unit(Block):
 
 
 class SourceLayout(_Plain):
-    """How the good rows of a data file were read: their layout, how many they are, and what carries the loss."""
+    """How the good rows of a data file were read: their layout, how many they are, and what carries the loss.
+
+    A file without a good row has one of its own, "unusable rows".
+    """
 
     uri: str
     layout: str

@@ -69,6 +69,7 @@ def read_examples(
     meter = Meter("plan", len(sources))
     for index, source in enumerate(sources):
         num_rows: Counter[Layout] = Counter()
+        num_bad_before = len(quarantine)
         for line, row in source.read():
             try:
                 if isinstance(row, Unreadable):
@@ -84,9 +85,16 @@ def read_examples(
                 continue
             num_rows[layout] += 1
             yield Example(index, line, f"{source.uri} line {line}", row, example_id)
-        for layout, rows in num_rows.items():
-            layouts.append(SourceLayout(uri=source.uri, layout=layout.name, rows=rows, loss=layout.loss_text(loss_on)))
-            event("layout", **layouts[-1].model_dump())
+        found = [
+            SourceLayout(uri=source.uri, layout=layout.name, rows=rows, loss=layout.loss_text(loss_on))
+            for layout, rows in num_rows.items()
+        ]
+        num_bad = len(quarantine) - num_bad_before
+        if num_bad and not found:  # among many files it may stay under maxBadFraction
+            found = [SourceLayout(uri=source.uri, layout="unusable rows", rows=num_bad, loss="nothing")]
+        for each in found:
+            event("layout", **each.model_dump())
+        layouts += found
         meter.add(1)
 
 

@@ -145,9 +145,22 @@ def test_with_the_last_turn_alone_the_loss_is_said_to_be_there(job: Job) -> None
     assert [each.loss for each in job.planned().layouts] == ["the assistant's last turn"]
 
 
+def test_a_file_without_a_good_row_is_stated_though_few_bad_rows_are_allowed(job: Job) -> None:
+    write_jsonl(job.folder / "pool" / "b.jsonl", [{"ask": "Two?", "tell": "4"}])
+    job.spec["candidates"]["maxBadFraction"] = 0.2
+    job.plan()
+    bad = {"uri": str(job.folder / "pool" / "b.jsonl"), "layout": "unusable rows", "rows": 1, "loss": "nothing"}
+    assert job.planned().layouts[-1].model_dump() == bad
+
+
 def test_columns_that_no_row_has_are_refused(job: Job) -> None:
     job.spec["candidates"]["columns"] = {"messages": "massages"}
     job.refuses("plan", 64, "no row has the columns that candidates.columns names", "messages", "correct the names")
     del job.spec["candidates"]["columns"]
     job.spec["targets"]["columns"] = {"user": "ask", "chosen": "good", "rejected": "bad"}
-    job.refuses("plan", 64, "no row has the columns that targets.columns names")
+    job.refuses(
+        "plan", 64, "no row has the columns that targets.columns names, {user: ask, chosen: good, rejected: bad}"
+    )
+    two = {"name": "two", **job.spec["targets"]}
+    job.spec["targets"] = {"sets": [{"name": "one", "uris": list(two["uris"])}, two]}
+    job.refuses("plan", 64, "no row has the columns that targets.columns names, {user: ask")
