@@ -13,7 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from prism_job.errors import RequestError
+from prism_job.publish.export.files import writer_of
 from prism_job.publish.export.formats import FORMATS, UnfitError
+from prism_job.publish.export.notes import Notes
 from tests.conftest import Job, Row, candidate, table_of, turn
 from tests.data.test_sources import unit_ids
 
@@ -89,20 +92,27 @@ def test_what_becomes_text_is_named_with_its_type(job: Job) -> None:
 @pytest.mark.parametrize(
     ("first", "second"), [("0", 0), (True, 1), (2**53 + 1, 0.5), (2**64, 0), ([1], {"a": 1}), ({}, {}), ("\ud800", "")]
 )
-def test_a_table_that_would_change_a_type_is_refused_by_column(job: Job, first: Any, second: Any) -> None:
-    manifest = selected_all(job, [candidate(0) | {"odd": first}, candidate(1) | {"odd": second}])
-    path = job.folder / "all.parquet"
-    job.refuses(("export", str(manifest), str(path)), 64, "column 'odd'", str(path), ".jsonl")
-    assert not path.exists()
+def test_a_table_that_would_change_a_type_is_refused_by_column(tmp_path: Path, first: Any, second: Any) -> None:
+    with pytest.raises(RequestError, match=r"column 'odd'[^\x00]*s3://b/all\.parquet[^\x00]*\.jsonl"):
+        table_file(tmp_path, [{"odd": first}, {"odd": second}])
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_table_names_the_columns_that_it_fills_with_null(job: Job) -> None:
-    rows = [
-        candidate(0) | {"same": {"a": [None]}, "keys": [{"a": 1}], "nan": [float("nan")]},
-        candidate(1) | {"same": {"a": [2]}, "keys": [{"b": 2}], "nan": [1.0], "late": 1},
+def test_a_table_names_the_columns_that_it_fills_with_null(tmp_path: Path) -> None:
+    rows: list[Row] = [
+        {"same": {"a": [None]}, "keys": [{"a": 1}], "nan": [float("nan")]},
+        {"same": {"a": [2]}, "keys": [{"b": 2}], "nan": [1.0], "late": 1},
     ]
-    _, message = exported(job, selected_all(job, rows), "all.parquet")
-    assert [note.rpartition(": ")[2] for note in message["notes"]] == ["keys, late"]
+    path, notes = table_file(tmp_path, rows)
+    assert notes == ["null where a row lacks the column, or a key within it: keys, late"]
+    assert pq.read_table(path).to_pylist()[1] == rows[1] | {"keys": [{"a": None, "b": 2}]}
+
+
+def table_file(folder: Path, rows: list[Row]) -> tuple[Path, list[str]]:
+    """A parquet file of these rows, and the notes on it."""
+    path, notes = folder / "all.parquet", Notes()
+    writer_of(path.name)(path, "s3://b/all.parquet", rows, notes)
+    return path, notes.lines()
 
 
 # Formats

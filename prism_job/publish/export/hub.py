@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from prism_job.errors import RequestError, TransientError
 from prism_job.publish.published import digest_of
@@ -39,9 +40,7 @@ class HubDataset:
 
     @property
     def url(self) -> str:
-        from huggingface_hub import hf_hub_url
-
-        return str(hf_hub_url(self.repo, self.path, repo_type="dataset"))
+        return f"{self.page}/resolve/main/{quote(self.path)}"
 
 
 def parse_address(address: str) -> HubDataset:
