@@ -4,19 +4,13 @@ Shapes: B examples of a batch, T tokens of the longest.
 """
 
 from dataclasses import dataclass
-from datetime import date
-from typing import Any, cast
 
 import torch
-from jinja2 import TemplateNotFound, TemplateSyntaxError
-from jinja2.exceptions import SecurityError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from prism_job.data.examples import BadRow, Content
-from prism_job.errors import RequestError
-from prism_job.plan.extractor import TEMPLATE_DATE
+from prism_job.data.examples import BadRow, Content, Message
+from prism_job.extract import chat
 from prism_job.spec.extraction import LossOn
 
 MAX_EXAMPLES_PER_BATCH = 256
@@ -46,7 +40,7 @@ def encode_candidate(
         RequestError: messages, and a tokenizer without a chat template, or with one that does not work.
     """
     if "messages" in content:
-        return _encode_chat(content["messages"], 0, content.get("tools"), tokenizer, max_length, loss_on)
+        return _encode_chat(content["messages"], 0, content, tokenizer, max_length, loss_on)
     if "text" in content:
         return _encode_text("", content["text"], tokenizer, max_length)
     return _encode_response(content, "completion", tokenizer, max_length, loss_on)
@@ -71,7 +65,24 @@ def encode_target(
                 encoded[side] = _encode_response(content, side, tokenizer, max_length, loss_on)
             except BadRow as error:
                 raise BadRow(f"its {side} response: {error}") from error
+    if len(encoded) == len(SIDES):
+        _refuse_same_tokens(encoded, max_length)
     return encoded
+
+
+def _refuse_same_tokens(encoded: dict[str, Encoded], max_length: int) -> None:
+    # Their difference would be zero, or that of two contexts: no preference between responses.
+    chosen, rejected = (
+        [token for token, loss in zip(each.ids, each.supervised, strict=True) if loss] for each in encoded.values()
+    )
+    if chosen != rejected:
+        return
+    if any(each.num_cut for each in encoded.values()):
+        raise BadRow(f"chosen and rejected are identical up to maxLength {max_length}: they differ only beyond it")
+    raise BadRow(
+        f"chosen and rejected become the same {len(chosen)} response tokens: they differ only in what carries no loss, "
+        "or in what the chat template or the tokenizer leaves out"
+    )
 
 
 def _encode_response(
@@ -81,82 +92,45 @@ def _encode_response(
     prompt, response = content["prompt"], content[name]
     if isinstance(prompt, str):
         return _encode_text(prompt, response, tokenizer, max_length)
-    return _encode_chat([*prompt, *response], len(prompt), content.get("tools"), tokenizer, max_length, loss_on)
+    return _encode_chat([*prompt, *response], len(prompt), content, tokenizer, max_length, loss_on)
 
 
 def _encode_text(prompt: str, response: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
     # As in TRL: plain text takes no template; the tokenizer adds its own special tokens; EOS ends the response.
     # Prompt and response are tokenised as one text, so the token where they meet is the one the model would see.
-    encoding = tokenizer(prompt + response, return_offsets_mapping=True)
-    ids = list(encoding["input_ids"])
-    spans = _spans(encoding["offset_mapping"])
-    supervised = [end > len(prompt) for _, end in spans]
-    if tokenizer.eos_token_id is not None:
-        if ids and ids[-1] == tokenizer.eos_token_id:
+    text, bos, eos = prompt + response, tokenizer.bos_token_id, tokenizer.eos_token_id
+    encoding = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    ids, is_added = list(encoding["input_ids"]), encoding["special_tokens_mask"]
+    supervised = [end > len(prompt) for _, end in _spans(encoding["offset_mapping"])]
+    # A text may bring its own BOS and EOS, as a rendered conversation does: the tokenizer must not add a second one.
+    if ids[:2] == [bos, bos] and is_added[0]:
+        ids, supervised = ids[1:], supervised[1:]
+    if ids[-2:] == [eos, eos] and is_added[-1]:
+        ids, supervised = ids[:-1], supervised[:-1]
+    if eos is not None:
+        if ids and ids[-1] == eos:
             supervised[-1] = True
-        else:
-            ids.append(tokenizer.eos_token_id)
+        elif not text.rstrip().endswith(str(tokenizer.eos_token)):
+            ids.append(eos)
             supervised.append(True)
     return _cut(ids, supervised, max_length)
 
 
 def _encode_chat(
-    messages: list[dict[str, Any]],
+    messages: list[Message],
     first: int,
-    tools: Any,
+    content: Content,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     loss_on: LossOn,
 ) -> Encoded:
-    """Render once with the chat template, tokenise once; loss on assistant turns from message `first` on."""
-    if not tokenizer.chat_template:
-        raise RequestError(
-            "the data are messages, and this tokenizer has no chat template",
-            where=str(tokenizer.name_or_path),
-            fix="put chat_template.jinja beside the model, take an instruct model, or use prompt/completion strings",
-        )
-
-    try:
-        template = tokenizer.get_chat_template(tools=tools)
-    except ValueError as error:  # several templates, and none of them is the default
-        fix = "name one of them default (chat_template.jinja), or use prompt/completion strings"
-        raise RequestError(f"no default chat template: {error}", where=str(tokenizer.name_or_path), fix=fix) from error
-
-    def render(part: list[dict[str, Any]], **flags: bool) -> str:
-        try:
-            _fix_date(template)
-            return cast(str, tokenizer.apply_chat_template(part, tools=tools, tokenize=False, **flags))
-        except (TemplateSyntaxError, TemplateNotFound, SecurityError) as error:  # not the fault of this row
-            fix = "correct the template (chat_template.jinja, or in tokenizer_config.json)"
-            what = f"the chat template does not work: {error}"
-            raise RequestError(what, where=str(tokenizer.name_or_path), fix=fix) from error
-        except Exception as error:  # a template is a program: whatever else it raises is about this row
-            raise BadRow(f"the chat template refuses these messages: {error}") from error
-
-    whole = render(messages)
-    turns = []
-    for position, message in enumerate(messages):
-        if position < first or message["role"] != "assistant":
-            continue
-        before = render(messages[:position], add_generation_prompt=True)
-        through = render(messages[: position + 1])
-        if not (whole.startswith(through) and through.startswith(before)):
-            raise BadRow(
-                f"the chat template renders turn {position + 1} differently once more turns follow; "
-                "split the conversation so that each row ends with the response to learn"
-            )
-        turns.append((len(before), len(through)))
-    encoding = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    """Render with the chat template, tokenise once; loss on assistant turns from message `first` on."""
+    text, spans = chat.render(messages, first, content, tokenizer, loss_on)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     supervised = [
-        any(begin < stop and end > start for start, stop in turns) for begin, end in _spans(encoding["offset_mapping"])
+        any(begin < stop and end > start for start, stop in spans) for begin, end in _spans(encoding["offset_mapping"])
     ]
     return _cut(list(encoding["input_ids"]), supervised, max_length)
-
-
-def _fix_date(template: str) -> None:
-    # A row must not depend on the day. transformers passes no function to a template, so the clock is replaced in the
-    # compiled template that it caches; test_tokenise checks that this still works.
-    _compile_jinja_template(template).globals["strftime_now"] = date.fromisoformat(TEMPLATE_DATE).strftime
 
 
 def _spans(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:

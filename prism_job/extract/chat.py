@@ -1,0 +1,310 @@
+"""A conversation -> its text by the chat template, and the characters of it that carry loss. Does not know tokens' limits.
+
+The rule: an assistant turn is what the template writes after the generation prompt, up to where the next turn begins. So the
+token that ends a turn belongs to it, and the last turn reaches to the end of the text. What the generation prompt holds already
+(`<think>`, an empty think block) carries no loss. A template with `{% generation %}` marks states the turns itself.
+
+Without marks the turns are found by rendering parts of the conversation (docs/architecture.md, Tokens and loss).
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from jinja2 import TemplateNotFound, TemplateSyntaxError
+from jinja2.exceptions import SecurityError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
+
+from prism_job.data.examples import BadRow, Content, Message
+from prism_job.errors import RequestError
+from prism_job.plan.extractor import TEMPLATE_DATE
+from prism_job.spec.extraction import LossOn
+
+Span = tuple[int, int]
+"""Characters [begin, end) of a rendered text."""
+
+_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_ARGUMENTS = frozenset(
+    {"conversation", "conversations", "tools", "chat_template", "add_generation_prompt", "continue_final_message"}
+    | {"tokenize", "return_assistant_tokens_mask", "return_tensors", "return_dict"}
+)
+"""What `chat_template_kwargs` may not set."""
+
+
+class _Hidden(Exception):
+    """Renderings do not show where a turn stands."""
+
+
+def render(
+    messages: list[Message], first: int, content: Content, tokenizer: PreTrainedTokenizerBase, loss_on: LossOn
+) -> tuple[str, list[Span]]:
+    """The text of the messages, and the parts of it that carry loss: those of assistant turns from message `first` on.
+
+    Args:
+        content: whose `tools` and `chat_template_kwargs` the template gets.
+
+    Raises:
+        BadRow: the template refuses the messages, writes nothing for a turn, or does not show where a turn stands; or no turn
+            carries loss.
+        RequestError: a tokenizer without a chat template, or with one that does not work.
+    """
+    chat = _Chat.of(content, tokenizer)
+    assistant = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    asked = [index for index in assistant if index >= first][-1 if loss_on == "last" else 0 :]
+    turns = [index for index in asked if _has_weight(messages, index)]
+    if not turns:
+        raise BadRow(f"no response: weight is 0 in every assistant turn{' that may carry loss' if first else ''}")
+    text, marked = chat.text_and_marks(messages)
+    if not chat.has_marks:
+        spans = _turn_spans(chat, messages, turns, text)
+        written = [text[begin:end] for begin, end in spans]
+    else:
+        spans = marked if turns == assistant else _within(marked, _turn_spans(chat, messages, turns, text))
+        written = ["".join(text[begin:end] for begin, end in spans)] * len(turns)
+        if not spans:
+            raise BadRow("no response token: the chat template has generation marks, and none in these turns")
+    for index, part in zip(turns, written, strict=True):
+        _refuse_dropped(chat, messages, index, text, part)
+    return text, spans
+
+
+def _has_weight(messages: list[Message], index: int) -> bool:
+    weight = messages[index].get("weight", 1)
+    if weight not in (0, 1):
+        raise BadRow(f"turn {index + 1} has weight {weight!r}: it must be 1 (carries loss) or 0")
+    return bool(weight)
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """A chat template, and what it gets beside the messages."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str
+    tools: list[Any] | None
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, content: Content, tokenizer: PreTrainedTokenizerBase) -> "_Chat":
+        where, tools = str(tokenizer.name_or_path), content.get("tools") or None
+        settings = content.get("chat_template_kwargs") or {}
+        if clash := _ARGUMENTS & settings.keys():
+            raise BadRow(f"chat_template_kwargs may not set {min(clash)!r}")
+        if not tokenizer.chat_template:
+            raise RequestError(
+                "the data are messages, and this tokenizer has no chat template",
+                where=where,
+                fix="put chat_template.jinja beside the model, take an instruct model, or use prompt/completion strings",
+            )
+        try:
+            template = tokenizer.get_chat_template(tools=tools)
+        except ValueError as error:  # several templates, and none of them is the default
+            fix = "name one of them default (chat_template.jinja), or use prompt/completion strings"
+            raise RequestError(f"no default chat template: {error}", where=where, fix=fix) from error
+        return cls(tokenizer, template, tools, {**tokenizer.special_tokens_map, **settings})
+
+    @property
+    def has_marks(self) -> bool:
+        return _MARKS.search(self.template) is not None
+
+    def text(self, messages: list[Message], *, prompt: bool = False) -> str:
+        """`prompt`: with the generation prompt. Raises BadRow if the template refuses the messages."""
+        return self._rendered(messages, add_generation_prompt=prompt)[0]
+
+    def text_and_marks(self, messages: list[Message]) -> tuple[str, list[Span]]:
+        """The text, and what stands in it between generation marks."""
+        text, marks = self._rendered(messages, return_assistant_tokens_mask=self.has_marks)
+        return text, [(begin, end) for begin, end in marks if begin < end]
+
+    def _rendered(self, messages: list[Message], **flags: bool) -> tuple[str, list[Span]]:
+        try:
+            _fix_date(self.template)
+            texts, marks = render_jinja_template(
+                [messages], tools=self.tools, chat_template=self.template, **flags, **self.settings
+            )
+            return texts[0], marks[0] if marks else []
+        except (TemplateSyntaxError, TemplateNotFound, SecurityError) as error:  # not the fault of this row
+            fix = "correct the template (chat_template.jinja, or in tokenizer_config.json)"
+            what = f"the chat template does not work: {error}"
+            raise RequestError(what, where=str(self.tokenizer.name_or_path), fix=fix) from error
+        except Exception as error:  # a template is a program: whatever else it raises is about this row
+            raise BadRow(f"the chat template refuses these messages: {error}") from error
+
+    def shared(self, one: str, other: str) -> int:
+        """Characters of the beginning that two texts have in common, to the end of the last token that both have."""
+        if other.startswith(one):
+            return len(one)
+        encoded = [self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True) for text in (one, other)]
+        end = 0
+        for token, another, (_, stop) in zip(
+            encoded[0]["input_ids"], encoded[1]["input_ids"], encoded[0]["offset_mapping"], strict=False
+        ):
+            if token != another:
+                break
+            end = stop
+        return end
+
+
+def _fix_date(template: str) -> None:
+    # A row must not depend on the day. transformers passes no function to a template, so the clock is replaced in the
+    # compiled template that it caches; test_chat checks that this still works.
+    _compile_jinja_template(template).globals["strftime_now"] = date.fromisoformat(TEMPLATE_DATE).strftime
+
+
+def _turn_spans(chat: _Chat, messages: list[Message], turns: list[int], text: str) -> list[Span]:
+    spans: list[Span] = []
+    for index in turns:
+        try:
+            begin, end = _turn_span(chat, messages, index, text)
+            if not (spans[-1][1] if spans else 0) <= begin < end:
+                raise _Hidden
+        except _Hidden as error:
+            raise BadRow(_why_hidden(chat, messages, index, turns[-1], text)) from error
+        spans.append((begin, end))
+    return spans
+
+
+def _why_hidden(chat: _Chat, messages: list[Message], index: int, last: int, text: str) -> str:
+    if index == last:
+        return f"the chat template does not show where the response, turn {index + 1}, begins and ends"
+    what = f"the chat template renders turn {index + 1} differently once more turns follow"
+    try:
+        _turn_span(chat, messages, last, text)
+    except _Hidden:
+        return f"{what}; split the conversation so that each row ends with the response to learn"
+    return f"{what}; set extraction.lossOn: last to learn only the last turn of each row"
+
+
+def _turn_span(chat: _Chat, messages: list[Message], index: int, text: str) -> Span:
+    """Where assistant turn `index` stands in `text`, the rendering of all messages. Raises _Hidden."""
+    if index > 0:
+        try:
+            return _span_in_place(chat, messages, index, text)
+        except (_Hidden, BadRow):  # the template may refuse a part of a conversation that it takes whole
+            pass
+    # After a user turn in place of all that precedes it. Nothing can be rendered before a turn that begins the conversation.
+    shorter = [{"role": "user", "content": "x"}, *messages[index:]]
+    try:
+        user, other = chat.text(shorter[:1]), chat.text(shorter)
+        begin, end = _span_in_place(chat, shorter, 1, other)
+    except BadRow as error:
+        raise _Hidden from error
+    shift = len(text) - len(other)
+    rest = chat.shared(user, other)  # the generation prompt, the turn, and all that follows: the same in both
+    if rest + shift < 0 or text[rest + shift :] != other[rest:]:
+        raise _Hidden
+    return begin + shift, end + shift
+
+
+def _span_in_place(chat: _Chat, messages: list[Message], index: int, text: str) -> Span:
+    before = chat.text(messages[:index], prompt=True)
+    through = text if index == len(messages) - 1 else chat.text(messages[: index + 1])
+    if text.startswith(before) and text.startswith(through):
+        return len(before), len(through)
+    bare = chat.text(messages[:index])
+    for other in _other_messages(messages[index]):
+        try:
+            return _changed_turn_span(chat, messages, index, other, text, before, through, bare)
+        except (_Hidden, BadRow):
+            continue
+    raise _Hidden
+
+
+def _changed_turn_span(
+    chat: _Chat, messages: list[Message], index: int, other: Message, text: str, before: str, through: str, bare: str
+) -> Span:
+    """Of a turn that `text` does not hold as it is rendered without the turns that follow.
+
+    Args:
+        other: what takes its place to see where its content stands.
+        before, through, bare: the messages before it with the generation prompt, up to it, and before it without.
+    """
+    prompt_begin = chat.shared(bare, before)
+    prompt, up_to = before[prompt_begin:], messages[: index + 1]
+    content_begin, content_end = _content_span(chat, messages, index, other, text)
+    if text.startswith(before):
+        begin = len(before)
+    elif text.startswith(before[:prompt_begin]):
+        # Where a response follows, the template leaves out the end of the generation prompt.
+        begin = min(chat.shared(before, text), content_begin)
+    else:  # earlier turns are rendered differently; this one begins as far before its content as it does at the end
+        lead = through[len(before) : _content_span(chat, up_to, index, other, through)[0]]
+        if not through.startswith(before) or not text.endswith(prompt + lead, 0, content_begin):
+            raise _Hidden
+        begin = prompt_begin = content_begin - len(lead)
+    if begin < prompt_begin:
+        raise _Hidden
+    if text.startswith(through):
+        return begin, len(through)
+    # What stands between its content and the generation prompt of the next turn ends a turn.
+    going_on = chat.text(up_to, prompt=True)
+    _, ending_begin = _content_span(chat, up_to, index, other, going_on, prompt=True)
+    has_prompt = going_on.endswith(prompt)
+    ending = going_on[ending_begin : len(going_on) - len(prompt) if has_prompt else chat.shared(through, going_on)]
+    if not text.startswith(ending, content_end):
+        raise _Hidden
+    return begin, content_end + len(ending)
+
+
+def _content_span(
+    chat: _Chat, messages: list[Message], index: int, other: Message, text: str, *, prompt: bool = False
+) -> Span:
+    """The characters of `text`, the rendering of `messages`, that change if `other` takes the place of a message."""
+    another = chat.text([*messages[:index], other, *messages[index + 1 :]], prompt=prompt)
+    if another == text:
+        raise _Hidden
+    return _num_equal(another, text), len(text) - _num_equal(another[::-1], text[::-1])
+
+
+def _num_equal(one: str, other: str) -> int:
+    """Characters at the beginning that are equal."""
+    begin, end = 0, min(len(one), len(other))
+    while begin < end:
+        middle = (begin + end + 1) // 2
+        if one[begin:middle] == other[begin:middle]:
+            begin = middle
+        else:
+            end = middle - 1
+    return begin
+
+
+def _other_messages(message: Message) -> Iterator[Message]:
+    """The message with another content, which begins and ends with another letter, so that all of the content changes."""
+    content = _stripped(message)
+    letter = next(letter for letter in "xyz" if letter not in (content[:1], content[-1:]))
+    yield {**message, "content": letter}
+    if message.keys() > {"role", "content"}:
+        yield {"role": message["role"], "content": letter}
+
+
+def _within(marked: list[Span], turns: list[Span]) -> list[Span]:
+    parts = [(max(begin, first), min(end, last)) for first, last in turns for begin, end in marked]
+    return [(begin, end) for begin, end in parts if begin < end]
+
+
+def _refuse_dropped(chat: _Chat, messages: list[Message], index: int, text: str, written: str) -> None:
+    """Raises BadRow for a turn of which the template writes nothing, or not the tool calls."""
+    message, content = messages[index], _stripped(messages[index])
+    calls = message.get("tool_calls")
+
+    def is_rendered_like(other: Message) -> bool:
+        try:
+            another = chat.text([*messages[:index], other, *messages[index + 1 :]])
+        except BadRow:  # the template takes one and refuses the other
+            return False
+        return "".join(another.split()) == "".join(text.split())
+
+    if not (content and content in written) and is_rendered_like({"role": message["role"], "content": ""}):
+        why = "the chat template leaves out its content" if content else "its content is empty"
+        why += ", and the chat template writes no tool calls" if calls else ""
+        raise BadRow(f"no response token: turn {index + 1} holds nothing once it is rendered: {why}")
+    if calls and is_rendered_like({key: value for key, value in message.items() if key != "tool_calls"}):
+        raise BadRow(f"the chat template writes no tool calls: those of turn {index + 1} would be left out")
+
+
+def _stripped(message: Message) -> str:
+    content = message.get("content")
+    return content.strip() if isinstance(content, str) else ""
