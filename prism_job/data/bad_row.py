@@ -23,6 +23,9 @@ RESPONSES = (
 )  # fmt: skip
 """Names of columns that mostly hold a response."""
 
+SYSTEM_COLUMNS = ("system", "system_prompt")
+"""Names of columns that hold a system prompt."""
+
 
 class BadRow(Exception):
     """This row cannot be used; the text says why, and what a good one has."""
@@ -60,7 +63,11 @@ def suggest_columns(row: Mapping[str, Any]) -> str:
         return (
             "name yours: candidates.columns: {user: QUESTION, assistant: ANSWER}, or {messages: COLUMN} (docs/data.md)"
         )
-    return f"if these are question and answer, write candidates.columns: {line_of(user=requests, assistant=response)}"
+    parts: dict[str, str | list[str]] = {"user": requests, "assistant": response}
+    if system := next((name for name in SYSTEM_COLUMNS if name in row), None):
+        parts["system"] = system
+    line = line_of(**parts)
+    return f"if these are question and answer, write candidates.columns: {line}"
 
 
 def _are_turns(value: Any) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from prism_job.data.bad_row import BadRow, unclear, wrong_type
+from prism_job.data.bad_row import SYSTEM_COLUMNS, BadRow, unclear, wrong_type
 from prism_job.data.messages import (
     Message,
     check_response,
@@ -96,9 +96,6 @@ def with_template_inputs(content: Content, row: Row) -> Content:
             raise BadRow(f"chat_template_kwargs may not hold '{reserved[0]}', which PRISM sets itself")
         content["chat_template_kwargs"] = given
     return content
-
-
-SYSTEM_COLUMNS = ("system", "system_prompt")
 
 
 def refuse_stray_system(row: Row, content: Content, line: str, section: str) -> None:

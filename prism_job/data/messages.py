@@ -1,7 +1,7 @@
 """Turns of a conversation -> canonical messages: role and content as text. Knows TRL's, OpenAI's and ShareGPT's keys.
 
-The same turn in any of these forms becomes the same message: only keys that a chat template or the loss mask can use are kept.
-Does not know layouts.
+The same turn in any of these forms becomes the same message. Other keys of a message stay, as a chat template may read them; of
+ShareGPT's turns only the weight does. Does not know layouts.
 """
 
 import json

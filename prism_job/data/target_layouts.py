@@ -1,7 +1,5 @@
 """The layouts of targets: where a pair's prompt stands, and the content of the pair. Does not know tokens or files."""
 
-import os
-import re
 from functools import lru_cache
 from typing import Any
 
@@ -19,11 +17,11 @@ from prism_job.data.content import (
     text_of,
     with_template_inputs,
 )
+from prism_job.data.implicit_prompt import SIDES, implicit_prompt, shares_a_mark
 from prism_job.data.messages import Message, read_messages, system_and, without_weights
 from prism_job.spec.data import ColumnsSpec
 
 SECTION = "targets"
-SIDES = ("chosen", "rejected")
 
 
 def _prompt(row: Row) -> Any:
@@ -101,6 +99,8 @@ def read_target(row: Row, needs_rejected: bool, columns: ColumnsSpec | None) -> 
         return _pair_content(prompt, parts, is_conversation="user" in parts or "messages" in parts), layout
     _check_sides(row, needs_rejected, row)
     found = [layout for layout in PROMPTS if row.get(layout.columns[0]) is not None]
+    if len(found) > 1 and _are_whole(row):  # the turns decide, and the columns repeat one of them
+        found = found[:1]
     if len(found) > 1:
         names = " and ".join(f"'{layout.columns[0]}'" for layout in found)
         raise unclear(f"the prompt may be in {names}", SECTION, [(layout.line, "") for layout in found])
@@ -118,6 +118,14 @@ def read_target(row: Row, needs_rejected: bool, columns: ColumnsSpec | None) -> 
     content = _pair_content(prompt, row, is_conversation=layout is not PROMPTS[0])
     refuse_stray_system(row, content, layout.line, SECTION)
     return content, layout
+
+
+def _are_whole(row: Row) -> bool:
+    """Whether both sides are conversations that begin before the response."""
+    sides = [row[name] for name in SIDES if row.get(name) is not None]
+    return all(isinstance(side, list) for side in sides) and all(
+        read_messages(side, name)[0]["role"] != "assistant" for side, name in zip(sides, SIDES, strict=False)
+    )
 
 
 def _check_sides(row: Row, needs_rejected: bool, whole_row: Row) -> None:
@@ -148,12 +156,17 @@ def _pair_content(prompt: Any, row: Row, *, is_conversation: bool = False) -> Co
     if prompt is None or (isinstance(prompt, str) and all(isinstance(value, list) for value in sides.values())):
         if is_text(prompt):
             _check_are_whole(sides)
-        given, (prompt, sides) = prompt, _implicit_prompt(sides)
+        given, (prompt, sides) = prompt, implicit_prompt(sides)
         if is_text(given):
             _check_is_in(given, prompt)
     elif isinstance(prompt, list) and all(isinstance(value, list) for value in sides.values()):
         prompt = without_weights(read_messages(prompt, "prompt"))
         sides = {name: _after(prompt, read_messages(value, name), name) for name, value in sides.items()}
+    elif isinstance(prompt, list) and any(isinstance(value, str) for value in sides.values()):
+        raise BadRow(
+            "prompt is a list of turns, and chosen or rejected text; if that is what the assistant says, write "
+            "targets.columns: {messages: prompt, chosen: chosen, rejected: rejected}"
+        )
     content: Content = {}
     for name, value in sides.items():
         content["prompt"], content[name] = pair(prompt, value, name)
@@ -200,69 +213,11 @@ def _check_is_in(prompt: str, messages: list[Message]) -> None:
         )
 
 
-# The prompt as the common beginning of both sides (TRL's "implicit prompt")
-
-
-def _implicit_prompt(sides: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The prompt and what is left of each side. Raises BadRow: there is no common beginning, or nothing is left."""
-    if len(sides) < 2:
-        raise BadRow("no 'prompt' (it may be left out only where chosen and rejected begin with it)")
-    chosen, rejected = (sides[name] for name in SIDES)
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        cut = _text_cut(chosen, rejected)
-    else:
-        chosen, rejected = (read_messages(sides[name], name) for name in SIDES)
-        cut = 0
-        while cut < min(len(chosen), len(rejected)) and chosen[cut] == rejected[cut]:
-            cut += 1
-        if not cut:
-            raise BadRow(
-                "no 'prompt', and chosen and rejected do not begin with a message in common that could be it; if a column "
-                f"holds it, write targets.columns: {line_of(user='QUESTION', chosen='chosen', rejected='rejected')}"
-            )
-    if cut == len(chosen) == len(rejected):
-        raise BadRow("chosen and rejected are identical")
-    for name, value, other in (("chosen", chosen, "rejected"), ("rejected", rejected, "chosen")):
-        if cut == len(value):
-            raise BadRow(
-                f"{name} is the beginning of {other}: without a 'prompt' their common beginning is the prompt, and no "
-                f"response of {name} is left; add the prompt, or make both end with a response to the same prompt"
-            )
-    return chosen[:cut], {"chosen": chosen[cut:], "rejected": rejected[cut:]}
-
-
-_ASSISTANT_BEGINS = re.compile(
-    r"(?:^|\n)(?:#+ ?)?Assistant:|(?:^|\n)#+ ?Response:|<\|assistant\|>\n?|<｜Assistant｜>|\[/INST\]"
-    r"|<\|im_start\|>assistant\n|<\|start_header_id\|>assistant<\|end_header_id\|>\n\n|<start_of_turn>model\n",
-    re.IGNORECASE,
-)
-"""What stands before a response where a whole conversation is one text: HH-RLHF's, Alpaca's, and those of common templates."""
-
-
-def _text_cut(chosen: str, rejected: str) -> int:
-    """Characters of the prompt: through the last mark of the assistant in the common beginning, or, without one, up to its
-    last white space, as in TRL's examples. What the responses share after a mark belongs to both."""
-    common = _common_beginning(chosen, rejected)
-    if len(common) in (len(chosen), len(rejected)):
-        return len(common)
-    marks = list(_ASSISTANT_BEGINS.finditer(common))
-    if marks:
-        return marks[-1].end()
-    words = re.match(r"(.*\S)\s", common, re.DOTALL)
-    if words is None:
-        raise BadRow("no 'prompt', and chosen and rejected have no common beginning that could be it")
-    return words.end(1)
-
-
-def _common_beginning(one: str, other: str) -> str:
-    return os.path.commonprefix([one, other])  # noqa: RUF071 (character by character is what is meant)
-
-
 def _check_no_other_prompt(row: Row) -> None:
     """A beginning that two texts share by chance is no prompt. Raises UnclearLayout: another column may hold it."""
     if not all(isinstance(row.get(name), str) for name in SIDES):
         return
-    if _ASSISTANT_BEGINS.search(_common_beginning(row["chosen"], row["rejected"])):
+    if shares_a_mark(row["chosen"], row["rejected"]):
         return
     for name, value in row.items():
         if name not in SIDES and is_text(value) and len(value.split()) > 1:

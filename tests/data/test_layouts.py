@@ -141,9 +141,11 @@ TARGETS: list[tuple[str, Row, Row]] = [
     ("prompt + chosen + rejected", PLAIN_PAIR, PLAIN_PAIR),
     ("prompt + chosen + rejected", WHOLE | {"prompt": QUESTION, "messages": WHOLE["chosen"], "score_chosen": 8.0}, PAIR),
     ("prompt + chosen + rejected", WHOLE | {"prompt": ASKED}, PAIR),
+    ("prompt + chosen + rejected", WHOLE | {"prompt": QUESTION, "question": QUESTION}, PAIR),
     (IMPLICIT, WHOLE, PAIR),
     (IMPLICIT, WHOLE | {"chosen": [ASKED[0] | {"name": None}, turn("assistant", GOOD)]}, PAIR),
     (IMPLICIT, marked(HH, " A gull.", " A goose."), {"prompt": HH, "chosen": " A gull.", "rejected": " A goose."}),
+    (IMPLICIT, marked(HH, " A gull", " A gull swims."), {"prompt": HH, "chosen": " A gull", "rejected": " A gull swims."}),
     (
         IMPLICIT,
         marked("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "Good day", "Good night") | {"note": "of two words"},
@@ -313,6 +315,10 @@ BAD_CANDIDATES: list[tuple[Row, str]] = [
         {"instruction": "Who?", "context": "", "response": "A lark.", "category": "qa"},
         "candidates.columns: {user: [instruction, context], assistant: response}",
     ),
+    (
+        {"id": 1, "system_prompt": "Be kind.", "question": "Two?", "response": "4"},
+        "candidates.columns: {user: question, assistant: response, system: system_prompt}",
+    ),
     ({"dialog": HI, "answer": "4"}, "candidates.columns: {messages: dialog}"),
     ({"sentence": "One."}, "columns found: 'sentence'; name yours"),
 ]
@@ -323,6 +329,7 @@ BAD_TARGETS: list[tuple[Row, str]] = [
     ({"chosen": "Same.", "rejected": "Same."}, "identical"),
     (PAIR | {"rejected": [turn("assistant", "  ")]}, "rejected[0] is a turn of the assistant without content"),
     (WHOLE | {"prompt": "What else?"}, "prompt is none of the turns"),
+    (PAIR | TEXTS, "targets.columns: {messages: prompt, chosen: chosen, rejected: rejected}"),
     (PAIR | {"prompt": QUESTION}, "targets.columns: {user: prompt, chosen: chosen, rejected: rejected}"),
     (WHOLE | {"prompt": [turn("user", "What else?")]}, "chosen begins neither"),
     ({"conversations": HI, **ONE_TURN}, "its last turn is the assistant's"),
