@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from prism_job.data import examples
@@ -24,13 +25,16 @@ from prism_job.plan.checks import (
     check_bad_fraction,
     check_columns,
     check_targets,
+    nothing_selected,
     refuse_output_inside_data,
+    refuse_short_budget,
 )
 from prism_job.plan.plan import Block, Quarantined, SourceLayout, Unit
 from prism_job.plan.sample import Sample
 from prism_job.plan.sources import list_sources
 from prism_job.plan.units import PAIRS_PER_UNIT, Example, cut_units, factor_units, list_targets, read_examples
 from prism_job.spec.document import RunSpec
+from prism_job.spec.ranking import SelectionSpec
 from prism_job.storage.folder import LocalFolder
 
 UNREAD = -1
@@ -103,6 +107,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     refuse_output_inside_data(spec)
     sides = {"chosen": _TokenCounts(sample), "rejected": _TokenCounts(sample)}
     pool = _TokenCounts(sample)
+    ids = bytearray()  # 16 bytes each text of `pool`
     reasons: dict[int, str] = {}  # index of a row that the tokenisation quarantines -> why
     labels, shares = Labels(spec.evaluation), GroupShares(spec.selection)
     staging = _ByteCounter()
@@ -118,7 +123,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
 
     def candidate(row: Row, _: int) -> tuple[Content, Layout]:
         content, layout = examples.read_candidate(row, spec.candidates.columns)
-        examples.example_id(content)
+        ids.extend(bytes.fromhex(examples.example_id(content)))
         try:
             pool.add(tokenise.encode_candidate(content, *settings) if pool.is_next_read else None)
         except BadRow as error:  # extraction quarantines it, and keeps its place in the unit
@@ -159,6 +164,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     check_columns(layouts, target_layouts, spec)
     labels.check_both_kinds()
     shares.check_shares()
+    _check_budget(spec.selection, ids, pool)
     num_bad = len(quarantine) + round(len(reasons) * pool.scale)
 
     factors = factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []
@@ -202,6 +208,20 @@ def _quarantined(reasons: dict[int, str], units: list[Unit], sources: list[Sourc
         for index, (source, line) in enumerate(lines)
         if index in reasons
     ]
+
+
+def _check_budget(selection: SelectionSpec, ids: bytearray, pool: _TokenCounts) -> None:
+    """Raises RequestError where no ranking could serve the budget. Rows that were not read count as usable."""
+    supervised = np.frombuffer(pool.supervised, np.int32)
+    usable_N = supervised != 0
+    ids_N = np.frombuffer(ids, "S16")[usable_N]
+    first = np.unique(ids_N, return_index=True)[1] if selection.dedupe != "none" else slice(None)
+    ranked = supervised[usable_N][first]
+    is_exact = pool.sample == 1
+    refuse_short_budget(selection.budget, len(ranked), int(ranked.sum(dtype=np.int64)) if is_exact else None)
+    num_taken = selection.budget.num_taken(len(ranked))
+    if is_exact and not selection.budget.tokens and num_taken == (0 if selection.keep else len(ranked)):
+        raise nothing_selected(num_taken, len(ranked))
 
 
 class _TokenCounts:

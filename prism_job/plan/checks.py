@@ -11,7 +11,7 @@ from prism_job.errors import DataError, RequestError
 from prism_job.plan.plan import Quarantined, SourceLayout, Unit
 from prism_job.plan.units import Example
 from prism_job.spec.document import RunSpec
-from prism_job.spec.ranking import EvaluationSpec, SelectionSpec
+from prism_job.spec.ranking import BudgetSpec, EvaluationSpec, SelectionSpec
 
 
 def check_bad_fraction(bad: list[Quarantined], num_good: int, spec: RunSpec) -> None:
@@ -34,6 +34,27 @@ def check_bad_fraction(bad: list[Quarantined], num_good: int, spec: RunSpec) -> 
         where=", ".join(f"{row.source} line {row.line}" for row in bad[:3]),
         fix="correct those rows, or raise candidates.maxBadFraction if they may be left out",
     )
+
+
+def refuse_short_budget(budget: BudgetSpec, num_ranked: int, num_tokens: int | None) -> None:
+    """Raises RequestError: the budget asks for more than these rows are, each content once where `dedupe` says so.
+
+    Args:
+        num_tokens: of their responses; None: not known.
+    """
+    for name, asked, there, of in (
+        ("count", budget.count, num_ranked, "examples"),
+        ("tokens", budget.tokens, num_tokens, "response tokens"),
+    ):
+        if asked is not None and there is not None and asked > there:
+            what = f"the budget is {asked} {of}, and there are {there} to rank"
+            where = f"spec.selection.budget.{name}"
+            raise RequestError(what, where=where, fix="lower it, or use budget.fraction")
+
+
+def nothing_selected(num_taken: int, num_usable: int) -> RequestError:
+    what = f"nothing would be selected: the budget takes {num_taken} of {num_usable} examples"
+    return RequestError(what, where="spec.selection", fix="widen the budget, or drop less")
 
 
 def refuse_output_inside_data(spec: RunSpec) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism_job.errors import RequestError
+from prism_job.plan.checks import refuse_short_budget
 from prism_job.score.column import Column, parts
 from prism_job.score.groups import Groups, least, limits, moved, sizes
 from prism_job.score.walk import walk
@@ -213,29 +214,16 @@ def _order_ties(ranked: Rows, scores_N: NDArray[np.float64], ids: Column) -> Non
 
 def _within_budget(ranked: Rows, tokens: Column, spec: SelectionSpec) -> int:
     budget = spec.budget
-    if budget.count is not None:
-        if budget.count > len(ranked):
-            raise RequestError(
-                f"the budget is {budget.count} examples, and there are {len(ranked)} to rank",
-                where="spec.selection.budget.count",
-                fix="lower it, or use budget.fraction",
-            )
-        return budget.count
-    if budget.fraction is not None:
-        return round(budget.fraction * len(ranked))
-    assert budget.tokens is not None
+    if budget.tokens is None:
+        refuse_short_budget(budget, len(ranked), None)
+        return budget.num_taken(len(ranked))
     tokens_N = tokens.part(slice(0, len(tokens)))
     spent, num_taken = 0, 0
     for part in parts(len(ranked)):
         spent_R = spent + np.cumsum(tokens_N[ranked[part]], dtype=np.int64)
         num_taken += int(np.searchsorted(spent_R, budget.tokens, side="right"))
         spent = int(spent_R[-1])
-    if budget.tokens > spent:
-        raise RequestError(
-            f"the budget is {budget.tokens} response tokens, and there are {spent} to rank",
-            where="spec.selection.budget.tokens",
-            fix="lower it, or use budget.fraction",
-        )
+    refuse_short_budget(budget, len(ranked), spent)
     return num_taken
 
 

@@ -58,6 +58,10 @@ class BudgetSpec(Section):
             raise ValueError(f"give exactly one of count, fraction, tokens; found {', '.join(given) or 'none'}")
         return self
 
+    def num_taken(self, num_ranked: int) -> int:
+        """Examples that a budget of a count or a fraction takes of so many."""
+        return round(self.fraction * num_ranked) if self.fraction is not None else self.count or 0
+
 
 Column = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 

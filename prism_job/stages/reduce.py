@@ -13,7 +13,7 @@ import numpy as np
 from prism_job.errors import RequestError
 from prism_job.evaluate import audit
 from prism_job.evaluate.comparison import compare
-from prism_job.plan.checks import check_bad_fraction
+from prism_job.plan.checks import check_bad_fraction, nothing_selected
 from prism_job.plan.extractor import audit_spec
 from prism_job.plan.plan import Plan, read_plan
 from prism_job.publish.manifest import folder_key, selection_id
@@ -59,9 +59,7 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
     chosen = select(scores_N, scored.ids, scored.tokens, scored.usable_N, run.spec.selection, groups, scored.signs)
     del scores_N
     if not len(chosen.order):
-        num_usable = int(scored.usable_N.sum())
-        what = f"nothing would be selected: the budget takes {chosen.num_taken} of {num_usable} examples"
-        raise RequestError(what, where="spec.selection", fix="widen the budget, or drop less")
+        raise nothing_selected(chosen.num_taken, int(scored.usable_N.sum()))
     audited = audit_ranking(run.spec, plan, store, scored, scores, chosen, curvature_facts.get("lambda"))
     reduced = Reduced(run, plan, store, targets, scored, scores, chosen, curvature_facts, audited)
     if run.spec.evaluation:

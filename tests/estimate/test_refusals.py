@@ -127,3 +127,46 @@ def test_estimate_refuses_the_labels_and_places_that_a_plan_refuses(
 ) -> None:
     change(job)
     assert refused(job, code, mention)["where"] == job.refuses("plan", code, mention)["where"]
+
+
+KEEP, DROP = {"keep": "highest"}, {"drop": "lowest"}
+
+
+@pytest.mark.parametrize(
+    ("selection", "code"),
+    [
+        (KEEP | {"budget": {"count": 11}}, 0),
+        (KEEP | {"budget": {"count": 12}}, 64),
+        (KEEP | {"budget": {"count": 13}, "dedupe": "none"}, 0),
+        (KEEP | {"budget": {"count": 14}, "dedupe": "none"}, 64),
+        (KEEP | {"budget": {"fraction": 0.04}}, 64),
+        (KEEP | {"budget": {"fraction": 0.05}}, 0),
+        (DROP | {"budget": {"count": 11}}, 64),
+        (DROP | {"budget": {"fraction": 0.96}}, 64),
+        (DROP | {"budget": {"fraction": 0.9}}, 0),
+    ],
+)
+def test_estimate_refuses_exactly_the_budgets_that_the_run_would(job: Job, selection: Any, code: int) -> None:
+    # Of 14 rows one has no response token left, and two repeat others.
+    write_jsonl(job.folder / "pool" / "b.jsonl", [candidate(20), LATE, candidate(20), candidate(0)])
+    job.spec["candidates"]["maxBadFraction"] = 0.5
+    job.spec["scoring"] = {"curvature": {"kind": "none"}}
+    job.spec["selection"] = selection
+    found, estimate = job.call("estimate", "--spec", str(job.spec_path()))
+    expected, message = outcome_of_run(job)
+    assert found == expected == code, (estimate, message)
+    if code:
+        assert (estimate["where"], estimate["fix"]) == (message["where"], message["fix"])
+
+
+def test_a_budget_of_more_tokens_than_there_are_is_refused_to_the_token(job: Job) -> None:
+    job.spec["selection"] = KEEP | {"budget": {"tokens": 10**6}}
+    words = refused(job, 64, "the budget is 1000000 response tokens, and there are ")["error"]
+    there = int(words.split("there are ")[1].split()[0])
+    job.spec["selection"] = KEEP | {"budget": {"tokens": there}}
+    assert estimated(job)["num_examples"] == 10
+    assert job.run().exists()
+    job.spec["selection"] = KEEP | {"budget": {"tokens": there + 1}}
+    refused(job, 64, f"there are {there} to rank")
+    job.fails("reduce", 64, f"there are {there} to rank")
+    assert estimated(job, "--sample", "3"), "a sample cannot be certain"
