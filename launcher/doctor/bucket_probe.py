@@ -46,6 +46,9 @@ def write(address):
     return "written, read and removed" if content == b"prism doctor" else "written, but read back differently"
 
 def read(address):
+    if address.startswith("hf://"):
+        from prism_job.data.hub import pin
+        return f"found {pin([address])[address]}"
     parent, name = (address, "") if address.endswith("/") else split_uri(address)
     store = open_store(parent)
     first = next((it for it in store.list(name) if it.key == name or it.key.startswith(f"{name}/".lstrip("/"))), None)

@@ -34,7 +34,7 @@ def check_for_cluster(run: SelectionRun, where: str) -> SelectionRun:
             what = f"leaves no container {WORKER_CONTAINER} in the pod; change it, do not remove it"
             wrong.append(f"spec.cluster.podOverlay {what}")
     for field, uri in _addresses(run):
-        if not uri.startswith(("s3://", "/")):
+        if not uri.startswith(("s3://", "/", "hf://")):  # the spec allows hf:// for data alone
             wrong.append(f"{field} is '{uri}', a path of one machine; on a cluster use s3://bucket/prefix")
     if wrong:
         lines = "\n  ".join([f"{len(wrong)} thing(s) that a cluster cannot run:", *wrong])

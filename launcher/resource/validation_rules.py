@@ -10,6 +10,7 @@ from prism_job.spec.cluster import MAX_PODS, NO_SECRET_NAME, SECRET_NAME
 from prism_job.spec.document import RunSpec
 
 ADDRESS = "must be s3://bucket/prefix, or an absolute path that podOverlay mounts"
+DATA_ADDRESS = "must be s3://bucket/prefix, hf://datasets/ORG/NAME, or an absolute path that podOverlay mounts"
 
 
 def validation_rules() -> dict[str, list[dict[str, str]]]:
@@ -42,10 +43,10 @@ def validation_rules() -> dict[str, list[dict[str, str]]]:
             ),
             _rule(f"!has(self.adapter) || {_is_address('self.adapter')}", ADDRESS, ".adapter"),
         ],
-        "candidates": [_rule(f"self.uris.all(uri, {_is_address('uri')})", f"each {ADDRESS}", ".uris")],
+        "candidates": [_rule(f"self.uris.all(uri, {_is_data_address('uri')})", f"each {DATA_ADDRESS}", ".uris")],
         "targets": [
             _rule("has(self.uris) != has(self.sets)", "give exactly one of uris, sets"),
-            _rule(f"!has(self.uris) || self.uris.all(uri, {_is_address('uri')})", f"each {ADDRESS}", ".uris"),
+            _rule(f"!has(self.uris) || self.uris.all(uri, {_is_data_address('uri')})", f"each {DATA_ADDRESS}", ".uris"),
             _rule(
                 "!has(self.sets) || self.sets.all(one, self.sets.exists_one(other, other.name == one.name))",
                 "two sets have the same name; give each its own",
@@ -53,7 +54,7 @@ def validation_rules() -> dict[str, list[dict[str, str]]]:
                 "FieldValueDuplicate",
             ),
         ],
-        "targets.sets[]": [_rule(f"self.uris.all(uri, {_is_address('uri')})", f"each {ADDRESS}", ".uris")],
+        "targets.sets[]": [_rule(f"self.uris.all(uri, {_is_data_address('uri')})", f"each {DATA_ADDRESS}", ".uris")],
         "extraction.codec": [
             _rule(f"!has(self.dims) || self.dims in {powers}", "must be a power of two: 32768 or 65536, say", ".dims")
         ],
@@ -118,6 +119,11 @@ def _shares() -> list[dict[str, str]]:
 
 def _is_address(field: str) -> str:
     return f"({field}.startsWith('/') || ({field}.startsWith('s3://') && {field}.size() > 5))"
+
+
+def _is_data_address(field: str) -> str:
+    """The form behind hf://datasets/ is checked when the run is read: a `matches` on every address would cost too much."""
+    return f"({_is_address(field)} || ({field}.startsWith('hf://datasets/') && {field}.size() > 14))"
 
 
 def _or_default(section: str, name: str) -> str:

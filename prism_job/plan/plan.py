@@ -79,6 +79,7 @@ class Plan(_Plain):
     extractor: str
     extractor_parts: dict[str, Any]
     sources: list[str]
+    pinned: dict[str, str] = {}  # an address on the hub in the document -> the same at the commit that was read
     ignored: list[str]
     candidates: list[Unit]
     target_sources: list[str]
@@ -130,9 +131,10 @@ class Plan(_Plain):
     def work_digest(self) -> str:
         """Of everything except what the store lacked: two plans of the same data have the same digest.
 
-        Not of the layouts and types of columns either: the ids of units and rows cover what they give.
+        Not of the layouts and types of columns either: the ids of units and rows cover what they give. Nor of
+        `pinned`: the sources name their commits.
         """
-        left_out = {"spec_digest", "layouts", "target_layouts", "as_text"}
+        left_out = {"spec_digest", "layouts", "target_layouts", "as_text", "pinned"}
         return digest(self.settled().model_dump(mode="json", exclude=left_out))
 
 

@@ -1,7 +1,7 @@
 """Data files -> work units: read the rows, set bad ones apart, cut the others into units, stage each unit in the store."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby, islice
 
@@ -11,7 +11,7 @@ from prism_job.data.examples import BadRow, Content, Layout, UnclearLayout
 from prism_job.data.readers import Row, Unreadable
 from prism_job.errors import RequestError
 from prism_job.plan.plan import Quarantined, SourceLayout, Unit
-from prism_job.plan.sources import list_sources
+from prism_job.plan.sources import NO_PINS, list_sources
 from prism_job.progress import Meter, event
 from prism_job.spec.document import RunSpec
 from prism_job.storage.objects import Store
@@ -38,13 +38,13 @@ class Example:
     example_id: str
 
 
-def list_targets(spec: RunSpec) -> tuple[list[Source], list[str], dict[str, str]]:
+def list_targets(spec: RunSpec, pinned: Mapping[str, str] = NO_PINS) -> tuple[list[Source], list[str], dict[str, str]]:
     """The sources of all target sets, set by set; the name of the set of each; files that hold no rows, with why not."""
     sources: list[Source] = []
     names: list[str] = []
     ignored: dict[str, str] = {}
     for target_set in spec.targets.as_sets():
-        found, others = list_sources(target_set.uris)
+        found, others = list_sources(target_set.uris, pinned)
         sources += found
         names += [target_set.name] * len(found)
         ignored |= others

@@ -5,6 +5,7 @@ Shapes: N candidates in plan order, Q target pairs.
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,8 @@ def _target_sets(reduced: Reduced) -> list[TargetSetFacts]:
 
 
 def _replaying(run: SelectionRun, plan: Plan) -> SelectionRun:
-    """The same run from any folder and at any time: local paths made absolute, a hub model pinned to its commit.
+    """The same run from any folder and at any time: local paths made absolute, model and data of the hub pinned to
+    their commits.
 
     The tokens of a micro-batch are those that the run chose, if that was one number: they decide the last bits of its rows.
     """
@@ -123,7 +125,9 @@ def _replaying(run: SelectionRun, plan: Plan) -> SelectionRun:
     sizes = batch_sizes(run, plan.extractor) if spec.extraction.tokens_per_batch == AUTO else set()
     sets = spec.targets.sets
     targets = (
-        spec.targets.model_copy(update={"sets": tuple(map(_full_uris, sets))}) if sets else _full_uris(spec.targets)
+        spec.targets.model_copy(update={"sets": tuple(_full_uris(each, plan.pinned) for each in sets)})
+        if sets
+        else _full_uris(spec.targets, plan.pinned)
     )
     model = {
         "uri": _full(spec.model.uri),
@@ -132,7 +136,7 @@ def _replaying(run: SelectionRun, plan: Plan) -> SelectionRun:
     }
     changed = {
         "model": spec.model.model_copy(update=model),
-        "candidates": _full_uris(spec.candidates),
+        "candidates": _full_uris(spec.candidates, plan.pinned),
         "targets": targets,
         "extraction": spec.extraction.model_copy(update={"tokens_per_batch": sizes.pop()} if len(sizes) == 1 else {}),
         "store": _full(spec.store),
@@ -145,5 +149,5 @@ def _full(uri: str) -> str:
     return str(Path(uri).resolve()) if "://" not in uri and Path(uri).exists() else uri
 
 
-def _full_uris(section: Any) -> Any:
-    return section.model_copy(update={"uris": tuple(map(_full, section.uris))})
+def _full_uris(section: Any, pinned: Mapping[str, str]) -> Any:
+    return section.model_copy(update={"uris": tuple(pinned.get(uri) or _full(uri) for uri in section.uris)})

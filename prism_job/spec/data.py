@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from prism_job.spec.section import DnsLabel, Section, Uri
+from prism_job.spec.section import DataUri, DnsLabel, Section
 
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -122,8 +122,10 @@ TargetColumns = Annotated[ColumnsSpec | None, _check_parts(TARGET_PARTS)]
 class CandidatesSpec(Section):
     """The pool of training examples to select from."""
 
-    uris: Annotated[tuple[Uri, ...], Field(min_length=1, max_length=256)] = Field(
-        description="Files, folders or s3:// prefixes with .jsonl, .json, .parquet or .csv files, also as .gz or .zst."
+    uris: Annotated[tuple[DataUri, ...], Field(min_length=1, max_length=256)] = Field(
+        description="Files, folders or s3:// prefixes with JSON lines, .json, .csv, .tsv, .parquet or .arrow files, plain or "
+        "compressed; folders of `save_to_disk`; data sets of the hub, hf://datasets/ORG/NAME[@REVISION][?config=…&split=…]; "
+        "the manifest.json of another run, for its selected rows."
     )
     columns: CandidateColumns = Field(None, description="Columns of a layout that PRISM does not know.")
     max_bad_fraction: float = Field(
@@ -140,7 +142,7 @@ class TargetSet(Section):
     name: DnsLabel = Field(
         description="Unique name of the set; its scores are the column score_<name> of scores.parquet."
     )
-    uris: Annotated[tuple[Uri, ...], Field(min_length=1, max_length=16)] = Field(
+    uris: Annotated[tuple[DataUri, ...], Field(min_length=1, max_length=16)] = Field(
         description="Files, folders or s3:// prefixes, in the formats of the candidates. A file may be in several sets."
     )
     columns: TargetColumns = Field(None, description="Columns of a layout that PRISM does not know.")
@@ -159,7 +161,7 @@ class TargetsSpec(Section):
     sum of sign × weight × its score).
     """
 
-    uris: Annotated[tuple[Uri, ...], Field(min_length=1, max_length=256)] | None = Field(
+    uris: Annotated[tuple[DataUri, ...], Field(min_length=1, max_length=256)] | None = Field(
         None, description="Files, folders or s3:// prefixes, in the formats of the candidates."
     )
     columns: TargetColumns = Field(

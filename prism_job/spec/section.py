@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationInfo, field_validator
 from pydantic.alias_generators import to_camel
 
+from prism_job.spec.hub_address import HubAddress, is_hub
+
 
 class Section(BaseModel):
     """Base of all sections: frozen, camelCase in the document, unknown fields refused, defaults checked too."""
@@ -48,6 +50,8 @@ def check_uri(uri: str) -> str:
     if uri.startswith("~"):
         raise ValueError("'~' is not expanded; write the whole path")
     scheme, separator, rest = uri.partition("://")
+    if separator and scheme == "hf":
+        raise ValueError("hf:// names data sets, for candidates and targets only; a model of the hub is org/name")
     if separator and scheme != "s3":
         raise ValueError(f"'{scheme}://' is not supported; use s3://bucket/prefix or a path")
     if separator and not rest.strip("/"):
@@ -55,8 +59,18 @@ def check_uri(uri: str) -> str:
     return uri
 
 
+def _check_data_uri(uri: str) -> str:
+    if is_hub(uri):
+        HubAddress.parse(uri)
+        return uri
+    return check_uri(uri)
+
+
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(check_uri)]
 """A path on this machine or `s3://bucket/prefix`."""
+
+DataUri = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_check_data_uri)]
+"""A `Uri`, or a data set on the hub: `hf://datasets/ORG/NAME[@REV][?config=…&split=…]`."""
 
 DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 """A DNS label: lower case letters, digits and '-'."""

@@ -6,7 +6,7 @@ Reads each candidate file once. Later stages need neither the data files nor the
 from collections.abc import Iterator
 from typing import Any
 
-from prism_job.data import examples
+from prism_job.data import examples, hub
 from prism_job.data.examples import Content, Layout
 from prism_job.data.readers import Row
 from prism_job.plan import checks, units
@@ -63,12 +63,13 @@ def make_plan(run: SelectionRun) -> Plan:
             sample.add(example.example_id, example.row)
             yield example
 
-    target_sources, target_sets, ignored = units.list_targets(spec)
+    pinned = hub.pin([*spec.candidates.uris, *spec.targets.all_uris()])
+    target_sources, target_sets, ignored = units.list_targets(spec, pinned)
     columns_of = spec.targets.columns_by_set()
     targets = units.cut_units(read_targets(), units.PAIRS_PER_UNIT, store, staged)
     checks.check_targets(targets, bad_targets, target_sets, spec)
 
-    sources, others = list_sources(spec.candidates.uris)
+    sources, others = list_sources(spec.candidates.uris, pinned)
     ignored |= others
     for uri, reason in ignored.items():
         event("ignored", uri=uri, reason=reason)
@@ -87,6 +88,7 @@ def make_plan(run: SelectionRun) -> Plan:
         extractor=extractor,
         extractor_parts=parts,
         sources=[source.uri for source in sources],
+        pinned=pinned,
         ignored=list(ignored),
         candidates=candidates,
         target_sources=[source.uri for source in target_sources],

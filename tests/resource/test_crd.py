@@ -268,7 +268,19 @@ def sets_of(*names: str) -> dict[str, Any]:
 
 
 ADDRESS = st.sampled_from(
-    ["s3://bucket/a.jsonl", "/data/pool", "s3://b", "/", "s3:///odd", "relative/x", "s3://", "~/x"]
+    [
+        "s3://bucket/a.jsonl",
+        "/data/pool",
+        "s3://b",
+        "/",
+        "s3:///odd",
+        "relative/x",
+        "s3://",
+        "~/x",
+        "hf://datasets/org/name@v1?split=train",
+        "hf://datasets/",
+        "hf://name",
+    ]
 )
 TARGET_SET = st.fixed_dictionaries(
     {"name": st.sampled_from(["math", "code", "Code", "-", "x" * 64])},

@@ -247,7 +247,7 @@ def test_ignored_files_are_listed_in_the_plan(job: Job) -> None:
         (f"spec: {{store: {'x' * 300}}}", "longer than the 255 bytes"),
         ("spec: {store: ~/store}", "'~' is not expanded"),
         ("spec: {extraction: {deepspeed: {offload: cpu}}}", "offload: cpu needs stage: 3"),
-        ("spec: {candidates: {uris: ['hf://a/b']}}", "hf://' is not supported"),
+        ("spec: {candidates: {uris: ['gs://a/b']}}", "gs://' is not supported"),
         *[(text, "selection.yaml") for text in ("[1, 2]", "a: [", "apiVersion: other/v1\nkind: SelectionRun", "")],
     ],
 )

@@ -1,0 +1,119 @@
+"""The file names of a data set's repository -> the files of one split, as `datasets` resolves them. Sends no request, runs no
+code of the repository."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from prism_job.data.data_files import DESCRIBES
+from prism_job.data.readers import KNOWN, kind_of
+from prism_job.errors import DataError, RequestError
+from prism_job.spec.hub_address import HubAddress
+
+_READ_PARAMETERS = {"data_files", "data_dir", "default", "version", "description", "features", "drop_labels"}
+"""Of a config in README.md. Any other changes how its files are read (`sep`, `field`), which PRISM would not do."""
+
+
+def files_of_split(names: Sequence[str], card: Path | None, address: HubAddress) -> list[str]:
+    """The files of the config and split, in the order in which `datasets` reads them.
+
+    Args:
+        names: all files of the repository.
+        card: its README.md, whose header may list configs; None where there is none.
+
+    Raises:
+        RequestError: no such config or split, or several, of which one must be chosen; or files that PRISM does not read.
+        DataError: the header of the card cannot be read.
+    """
+    if ".huggingface.yaml" in names:
+        fix = "name the files by a path: hf://datasets/ORG/NAME/PATH"
+        raise RequestError(
+            "its configs lie in .huggingface.yaml, which PRISM does not read", where=str(address), fix=fix
+        )
+    with tempfile.TemporaryDirectory(prefix="prism-") as folder:
+        # Empty files of the same names: `datasets` looks at names alone.
+        root = Path(folder).resolve()
+        for name in filter(_is_inside, names):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).touch()
+        configs, default = _configs(card, address)
+        config = _chosen("config", address.config, list(configs), default, address)
+        splits = _resolve(root, configs[config], has_card=card is not None and bool(configs[config]), address=address)
+        split = _chosen("split", address.split, list(splits), None, address)
+        files = [Path(file).relative_to(root).as_posix() for file in splits[split]]
+    if unread := [file for file in files if kind_of(file) is None]:
+        what = f"the split {split} has files that PRISM does not read, such as {unread[0]}"
+        fix = f"PRISM reads {KNOWN}; the hub's own copy as parquet is at @refs/convert/parquet"
+        raise RequestError(what, where=str(address), fix=fix)
+    return files
+
+
+def others_of(names: Sequence[str], files: Sequence[str]) -> dict[str, str]:
+    """The data files that are not of the split, with the reason; other files of a repository are no news."""
+    return {
+        name: DESCRIBES if PurePosixPath(name).name.startswith("dataset_info") else "not a file of that split"
+        for name in names
+        if name not in set(files) and kind_of(name) is not None
+    }
+
+
+def _is_inside(name: str) -> bool:
+    return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+
+
+def _configs(card: Path | None, address: HubAddress) -> tuple[dict[str, dict[str, Any]], str | None]:
+    """Name of each config -> its parameters in the card, and which is the default. Without any: one, by the files' names."""
+    from datasets.utils.metadata import MetadataConfigs
+    from huggingface_hub import DatasetCard
+
+    try:
+        data = DatasetCard.load(card, ignore_metadata_errors=False).data if card else None
+        configs = MetadataConfigs.from_dataset_card_data(data) if data else MetadataConfigs()
+        default = configs.get_default_config_name()
+    except Exception as error:  # whatever stands in that file
+        fix = "name the files by a path: hf://datasets/ORG/NAME/PATH"
+        what = f"the header of README.md cannot be read: {' '.join(str(error).split())[:300]}"
+        raise DataError(what, where=str(address), fix=fix) from error
+    return dict(configs) or {"default": {}}, default
+
+
+def _resolve(root: Path, config: dict[str, Any], *, has_card: bool, address: HubAddress) -> dict[str, list[str]]:
+    """Split -> paths below `root`."""
+    from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patterns
+    from datasets.load import infer_module_for_data_files
+    from datasets.packaged_modules import _ALL_ALLOWED_EXTENSIONS, _MODULE_TO_EXTENSIONS
+
+    fix = "name the files by a path: hf://datasets/ORG/NAME/PATH"
+    if unread := sorted(set(config) - _READ_PARAMETERS):
+        raise RequestError(
+            f"the config has the parameter {unread[0]}, which PRISM does not apply", where=str(address), fix=fix
+        )
+    base = root / (config.get("data_dir") or "")
+    try:
+        patterns = sanitize_patterns(config["data_files"]) if "data_files" in config else get_data_patterns(str(base))
+        outside = [it for them in patterns.values() for it in them if "://" in it or not _is_inside(it)]
+        if outside or not base.resolve().is_relative_to(root):
+            raise RequestError(
+                f"its card names {(*outside, base)[0]}, outside the data set", where=str(address), fix=fix
+            )
+        found = DataFilesDict.from_patterns(patterns, str(base), allowed_extensions=_ALL_ALLOWED_EXTENSIONS)
+        if not has_card:
+            kind, _ = infer_module_for_data_files(found)
+            found = found.filter(extensions=_MODULE_TO_EXTENSIONS[kind])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"no data files are found: {' '.join(str(error).replace(f'{root}/', '').split())[:300]}"
+        raise RequestError(what, where=str(address), fix=f"{fix}. PRISM reads {KNOWN}") from error
+    return {str(split): list(files) for split, files in found.items() if files}
+
+
+def _chosen(kind: str, wanted: str | None, known: list[str], default: str | None, address: HubAddress) -> str:
+    listed = f"{', '.join(known[:20])}{', …' if len(known) > 20 else ''}"
+    if wanted is not None and wanted not in known:
+        raise RequestError(f"there is no {kind} {wanted}", where=str(address), fix=f"{kind}s there: {listed}")
+    if (name := wanted or default or (known[0] if len(known) == 1 else None)) is None:
+        example = replace(address, **{kind: known[0]})
+        fix = f"choose one: {example}; to read several, list the address once for each"
+        raise RequestError(f"the data set has {len(known)} {kind}s: {listed}", where=str(address), fix=fix)
+    return name
