@@ -6,6 +6,7 @@ import datetime
 import decimal
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,12 @@ CALLS: list[Row] = [
     }
 ]
 
+CALLS_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content or '' }}{% if message.tool_calls %}"
+    "{{ message.tool_calls | tojson }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 ALL_KINDS: list[Row] = [
     *CONVERSATIONS,
     *CALLS,
@@ -156,6 +163,7 @@ def ids_read_from(job: Job, path: Path) -> tuple[list[str], list[str]]:
 
 
 def test_trl_holds_every_example_under_its_id(job: Job) -> None:
+    use_template_of_calls(job)
     rows = [row | {"label": number} for number, row in enumerate(ALL_KINDS)]
     manifest = selected_all(job, rows)
     wanted = unit_ids(job)
@@ -171,6 +179,7 @@ def test_trl_holds_every_example_under_its_id(job: Job) -> None:
 
 @pytest.mark.parametrize(("name", "rows"), [("sharegpt", [*CONVERSATIONS, *CALLS]), ("alpaca", CONVERSATIONS)])
 def test_a_conversation_keeps_its_id_in_sharegpt_and_alpaca(job: Job, name: str, rows: list[Row]) -> None:
+    use_template_of_calls(job)
     manifest = selected_all(job, rows)
     wanted = unit_ids(job)
     for ending in ("jsonl", "parquet"):
@@ -197,6 +206,14 @@ def test_the_rows_of_each_format_are_those_of_its_trainer() -> None:
         ],
         "tools": json.dumps([TOOL]),
     }
+
+
+def use_template_of_calls(job: Job) -> None:
+    """From here on the model's template writes tool calls; the tiny model's own does not."""
+    folder = job.folder / "model"
+    shutil.copytree(job.spec["model"]["uri"], folder)
+    (folder / "chat_template.jinja").write_text(CALLS_TEMPLATE)
+    job.spec["model"]["uri"] = str(folder)
 
 
 BOTH = ("sharegpt", "alpaca")
@@ -227,6 +244,7 @@ def test_what_a_conversation_format_cannot_hold_is_refused_with_the_reason(
 
 def test_what_a_format_would_lose_is_refused_although_it_can_be_written(job: Job) -> None:
     """A tool's name, and the id of a call: ShareGPT has no key for them."""
+    use_template_of_calls(job)
     messages = [*CALLS[0]["messages"]]
     messages[1] = {"role": "assistant", "tool_calls": [CALL | {"id": "call_1"}]}
     manifest = selected_all(job, [CALLS[0], {"messages": messages}])
@@ -286,7 +304,14 @@ def test_a_card_and_croissant_state_what_was_written_and_nothing_else(job: Job) 
         "tags": ["prism", "data-selection"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "all.jsonl"}]}],
     }
-    for word in ("4 of 4", f"{len(content)}", hashlib.sha256(content).hexdigest(), "pool/a.jsonl", "targets.jsonl"):
+    for word in (
+        "4 of 4",
+        "{keep: highest, budget: {fraction: 1.0}}",
+        f"{len(content)}",
+        hashlib.sha256(content).hexdigest(),
+        "pool/a.jsonl",
+        "targets.jsonl",
+    ):
         assert word in card.text, word
     document = json.loads((path.parent / "croissant.json").read_text())
     (file,), (records,) = document["distribution"], document["recordSet"]
@@ -300,6 +325,14 @@ def test_a_card_and_croissant_state_what_was_written_and_nothing_else(job: Job) 
         assert "license" not in text
 
 
+def test_a_column_name_is_no_markup_in_a_card(job: Job) -> None:
+    odd = "a|b\n# c <i> [x](y) `\ud800`"
+    path, _ = exported(job, selected_all(job, [candidate(0) | {odd: 1}, candidate(1)]), "all.jsonl", "--card")
+    line = r"| a\|b # c \<i> \[x\](y) \`?\` | integer |"
+    assert line in (path.parent / "README.md").read_text(encoding="utf-8").splitlines()
+    json.loads((path.parent / "croissant.json").read_text(encoding="utf-8"))
+
+
 def test_documents_are_never_overwritten_by_others(job: Job) -> None:
     manifest = job.run()
     path, _ = exported(job, manifest, "all.jsonl", "--card")
@@ -309,4 +342,5 @@ def test_documents_are_never_overwritten_by_others(job: Job) -> None:
     path.unlink()
     (path.parent / "README.md").write_text("mine")
     job.refuses(("export", str(manifest), str(path), "--card"), 64, "README.md", "without --card")
+    job.refuses(("export", str(manifest), str(path), "--public"), 64, "--public")
     assert not path.exists()

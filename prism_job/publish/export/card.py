@@ -3,6 +3,7 @@
 States only what the selection knows: no licence, no language, no task.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,17 @@ import yaml
 from prism_job.publish.export.exported import Exported, hub_datasets, model_of, public_name
 from prism_job.publish.export.notes import shown_names
 
-SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
+SIZES = {
+    10**3: "n<1K",
+    10**4: "1K<n<10K",
+    10**5: "10K<n<100K",
+    10**6: "100K<n<1M",
+    10**7: "1M<n<10M",
+    10**8: "10M<n<100M",
+}
 """Number of rows that is too many -> the hub's name of the size."""
 
-LARGER = "10M<n<100M"
+LARGER = "100M<n<1B"
 
 MAX_SOURCES = 50
 
@@ -38,12 +46,11 @@ def _metadata(exported: Exported) -> dict[str, Any]:
 def _text(exported: Exported) -> str:
     manifest = exported.manifest
     spec, counts = manifest.spec.spec, manifest.counts
-    rule = f"keep {spec.selection.keep}" if spec.selection.keep else f"drop {spec.selection.drop}"
-    budget = ", ".join(f"{name} {value}" for name, value in spec.selection.budget.model_dump(exclude_none=True).items())
+    rule = spec.selection.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     targets = [public_name(uri) for uri in spec.targets.all_uris()]
     facts = {
         "Selection": f"{manifest.selection_id} of run {manifest.run}",
-        "Rule": f"{rule}, {budget}",
+        "Rule": yaml.safe_dump(rule, default_flow_style=True, sort_keys=False, width=1000).strip(),
         "Candidates": f"{counts.candidates:,} ({counts.quarantined:,} unusable, {counts.duplicates:,} duplicates)",
         "Targets": f"{counts.target_pairs:,} pairs: {shown_names(targets)}",
         "Model": model_of(manifest),
@@ -83,4 +90,4 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 def _inline(text: str) -> str:
     # A column's name or a path may hold anything; in a cell it must stay one line, one cell and no markup.
     text = " ".join(text.encode("utf-8", "replace").decode().split())
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+    return re.sub(r"([\\|<`\[\]*])", r"\\\1", text)

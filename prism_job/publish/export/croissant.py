@@ -94,7 +94,7 @@ def _column(name: str, kind: FieldType, file: str) -> Json | None:
     if kind.items is not None and (kind.scalars or kind.keys):
         return None
     repeated = {} if kind.items is None else {"repeated": True}
-    field = {"@type": "cr:Field", "@id": f"default/{quote(name)}", "name": name, **repeated}
+    field = {"@type": "cr:Field", "@id": f"default/{quote(name, errors='backslashreplace')}", "name": name, **repeated}
     source = {"fileObject": {"@id": file}, "extract": {"column": name}}
     if item.scalar:
         return field | {"dataType": DATA_TYPES[item.scalar], "source": source}

@@ -45,13 +45,16 @@ def export(
         public: a data set that is created on the hub can be read by all.
 
     Raises:
-        RequestError: another ending, a row that the format cannot hold, or a file is there already: an export
-            overwrites nothing. Documents, and files on the hub, may be there with the same content.
+        RequestError: another ending, `public` without the hub, a row that the format cannot hold, or a file is there
+            already: an export overwrites nothing. Documents, and files on the hub, may be there with the same content.
         DataError: the selection, or the rows the store keeps for it, are damaged.
         TransientError: the hub or the bucket does not answer.
     """
     dataset = hub.parse_address(destination) if destination.startswith("hf://") else None
     if dataset is None:
+        if public:
+            fix = "leave --public out, or export to hf://datasets/ORG/NAME"
+            raise RequestError("--public is for a data set of the hub", where=destination, fix=fix)
         parent, name = split_uri(destination)
         write, target = writer_of(name), open_store(parent)
         if target.exists(name):
@@ -60,14 +63,16 @@ def export(
         name, write = dataset.path, writer_of(dataset.path)
         hub.require_token(destination)
     selection = load(manifest_uri).check()
+    with_documents = dataset is not None if card is None else card
     notes, kinds = Notes(), FieldType()
     rows = export_rows(selection, columns or Columns(), notes)
+    rows = seen(rows, kinds) if with_documents else rows
     with tempfile.TemporaryDirectory(prefix="prism-") as folder:
         path = Path(folder) / Path(name).name
         with local_errors(str(path), writing=True):
-            write(path, destination, seen(rows, kinds), notes)
+            write(path, destination, rows, notes)
         documents = {}
-        if card or (card is None and dataset is not None):
+        if with_documents:
             exported = _describe(selection, path, dataset, name, kinds, notes)
             documents = {title: _written(Path(folder) / title, text(exported)) for title, text in DOCUMENTS.items()}
         facts = {"rows": selection.manifest.counts.selected, "notes": notes.lines()}

@@ -8,6 +8,12 @@ from typing import Any
 
 Row = dict[str, Any]
 
+MAX_KEYS = 1000
+"""Keys of one object that are told apart: an object may be a dictionary with keys of its own in each row."""
+
+MAX_SHOWN = 8
+"""Keys of one object that a text lists."""
+
 
 @dataclass
 class FieldType:
@@ -20,7 +26,8 @@ class FieldType:
     def add(self, value: Any) -> None:
         if isinstance(value, dict):
             for key, item in value.items():
-                self.keys.setdefault(key, FieldType()).add(item)
+                if key in self.keys or len(self.keys) < MAX_KEYS:
+                    self.keys.setdefault(key, FieldType()).add(item)
         elif isinstance(value, list):
             self.items = self.items or FieldType()
             for item in value:
@@ -37,7 +44,9 @@ class FieldType:
         return next(iter(names)) if len(names) == 1 else None
 
     def __str__(self) -> str:
-        objects = f"{{{', '.join(f'{key}: {kind}' for key, kind in self.keys.items())}}}" if self.keys else ""
+        keys = [f"{key}: {kind}" for key, kind in list(self.keys.items())[:MAX_SHOWN]]
+        keys += ["…"] if len(self.keys) > MAX_SHOWN else []
+        objects = f"{{{', '.join(keys)}}}" if keys else ""
         lists = f"list of {self.items}" if self.items else ""
         return " or ".join([*sorted(self.scalars), *filter(None, (objects, lists))]) or "null"
 
