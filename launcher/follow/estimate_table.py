@@ -25,6 +25,7 @@ def estimate_table(facts: dict[str, Any]) -> str:
         f"data      {facts['num_examples']:,} examples and {facts['num_pairs']:,} pairs in {facts['units']:,} units, "
         f"{facts['bad_rows']:,} unusable rows{scaled if facts['bad_rows'] else ''}",
         *_bad_row_lines(facts),
+        *_cut_row_lines(facts, scaled),
         f"tokens    {facts['tokens']:,}{scaled}; {facts['tokens_padded']:,} with padding; "
         f"{facts['tokens_of_audit']:,} of them for the audit",
         f"work      {flops['total']:.3g} FLOPs: forward {flops['forward']:.3g}, backward {flops['backward']:.3g}, "
@@ -38,6 +39,12 @@ def estimate_table(facts: dict[str, Any]) -> str:
         _topology_text(facts),
     ]
     return "\n".join(lines)
+
+
+def _cut_row_lines(facts: dict[str, Any], scaled: str) -> list[str]:
+    if not facts["cut_rows"] and not facts["cut_pairs"]:
+        return []
+    return [f"          cut at maxLength: {facts['cut_rows']:,} examples and {facts['cut_pairs']:,} pairs{scaled}"]
 
 
 def _bad_row_lines(facts: dict[str, Any]) -> list[str]:

@@ -41,7 +41,9 @@ def outcome_text(outcome: dict[str, Any]) -> str:
         case "extract":
             share = audit_share(outcome)
             audit = f"; {share:.0%} of the time for the audit's sample" if share else ""
-            return f"{outcome['units']:,} units, {outcome['examples']:,} examples, {outcome['tokens']:,} tokens{audit}"
+            cut = f"; {outcome['cut']:,} rows cut at maxLength" if outcome.get("cut") else ""
+            done = f"{outcome['units']:,} units, {outcome['examples']:,} examples, {outcome['tokens']:,} tokens"
+            return f"{done}{cut}{audit}"
         case "reduce" if outcome.get("unchanged"):
             return "this selection was published before"
         case "reduce":

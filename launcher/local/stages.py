@@ -60,6 +60,8 @@ def run_stages(text: str, where: str, display: Display, *, job: Sequence[str] = 
             display.say(f"audit: {reduced['audit']}")
         if reduced["badRows"]:
             display.say(f"unusable rows: {reduced['badRows']:,}; quarantine.jsonl beside the manifest lists them")
+        if reduced.get("cutRows"):
+            display.say(f"rows cut at extraction.maxLength: {reduced['cutRows']:,}")
     return {
         "manifest": reduced["manifest"],
         "run": run.metadata.name,
@@ -70,6 +72,7 @@ def run_stages(text: str, where: str, display: Display, *, job: Sequence[str] = 
         "auditShare": share,
         "selected": reduced["selected"],
         "badRows": reduced["badRows"],
+        "cutRows": reduced.get("cutRows", 0),
         "unchanged": reduced.get("unchanged", False),
         "seconds": round(time.monotonic() - started, 3),
     }

@@ -70,6 +70,8 @@ def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sa
         "bad_rows": work.num_bad,
         "bad_share": work.bad_share,
         "first_bad": work.first_bad and work.first_bad.model_dump(),
+        "cut_rows": work.num_cut,
+        "cut_pairs": work.num_cut_pairs,
         "max_bad_fraction": spec.candidates.max_bad_fraction,
         "units": len(work.candidates)
         + len(work.targets)
@@ -159,11 +161,11 @@ def _shards_of_one_row(layers: list[str], spec: RunSpec) -> dict[shards.Kind, _S
         pair |= {f"{side}_nll": _NUMBERS["nll"], f"{side}_tokens": _NUMBERS["tokens"]}
     upper = np.zeros((len(layers), dim * (dim + 1) // 2), np.float32)
     row = np.zeros((1, unfolded), np.float32)
-    of_layers = {"layers": layers, "dim": dim, "coverage": 0.9999, "share_of_model": 0.9999}
+    of_layers = {"layers": layers, "dim": dim, "coverage": 0.9999, "share_of_model": 0.9999, "cut": 10}
     contents: dict[shards.Kind, tuple[dict[str, NDArray[Any]], dict[str, Any]]] = {
         "candidates": (
             {"ids": pair["ids"], **_NUMBERS, **codec.zeros(kind, 1, width)},
-            {"quarantined": {}, "layers": digest(layers)},
+            {"quarantined": {}, "cut": 1000, "layers": digest(layers)},
         ),
         "targets": ({**pair, "rows": row}, of_layers),
         "factors": ({"inputs": upper, "outputs": upper}, {"num_tokens": 10**6, "layers": digest(layers)}),

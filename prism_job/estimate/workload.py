@@ -78,6 +78,8 @@ class Workload:
     is_exact: bool  # every text was tokenised
     bad_share: float = 0.0  # num_bad over all rows of the candidates
     first_bad: Quarantined | None = None  # of the rows that num_bad counts
+    num_cut: int = 0  # rows of the candidates that go on beyond maxLength, and pairs of which a side does; scaled
+    num_cut_pairs: int = 0
     sampled: list[Block] = field(default_factory=list)  # units of the audit's sample
     audit: Load = Load()  # texts of the sample; the audit's rows of targets need no passes of their own
     audit_factor_load: Load = Load()  # those of them that carry factor sums
@@ -119,13 +121,16 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
         encoded = tokenise.encode_target(content, *settings) if sides["chosen"].is_next_read else {}
         for side, texts in sides.items():  # weighting: uniform needs no rejected response
             texts.add(encoded.get(side))
+        sides["chosen"].num_cut += any(each.num_cut for each in encoded.values())
         return content, layout
 
     def candidate(row: Row, _: int) -> tuple[Content, Layout]:
         content, layout = examples.read_candidate(row, spec.candidates.columns)
         ids.extend(bytes.fromhex(examples.example_id(content)))
         try:
-            pool.add(tokenise.encode_candidate(content, *settings) if pool.is_next_read else None)
+            encoded = tokenise.encode_candidate(content, *settings) if pool.is_next_read else None
+            pool.add(encoded)
+            pool.num_cut += bool(encoded and encoded.num_cut)
         except BadRow as error:  # extraction quarantines it, and keeps its place in the unit
             reasons[len(pool.tokens)] = str(error)
             pool.add_bad()
@@ -186,6 +191,8 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
         num_bad=num_bad,
         bad_share=num_bad / (num_examples + len(quarantine)),
         first_bad=next(iter(bad), None),
+        num_cut=round(pool.num_cut * pool.scale),
+        num_cut_pairs=round(sides["chosen"].num_cut * sides["chosen"].scale),
         staged_bytes=staging.num_bytes,
         pool=pool_load,
         pairs=pair_load,
@@ -230,6 +237,7 @@ class _TokenCounts:
     def __init__(self, sample: int) -> None:
         self.sample = sample
         self.tokens, self.supervised = array("i"), array("i")
+        self.num_cut = 0  # rows of the sample
 
     @property
     def is_next_read(self) -> bool:

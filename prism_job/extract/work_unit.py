@@ -95,11 +95,17 @@ class CandidateUnit:
             self._factors(output) if output.kind == "factors" else self._rows(output) for output in self.task.outputs
         ]
 
+    @property
+    def num_cut(self) -> int:
+        """Rows that go on beyond maxLength."""
+        return sum(text.num_cut > 0 for index, text in self.encoded.items() if index not in self.quarantined)
+
     def _rows(self, output: Output) -> NewShard:
         quarantined = {str(index): reason for index, reason in self.quarantined.items()}
         columns: Arrays = {"nll": self.columns.nll_N, "tokens": self.columns.tokens_N, "norm": self.columns.norm_N}
         arrays = {"ids": shards.id_bytes(self.ids), **columns, **self.stored}
-        return NewShard(output, arrays, {"quarantined": quarantined, "layers": self.layers})
+        notes = {"quarantined": quarantined, "cut": self.num_cut, "layers": self.layers}
+        return NewShard(output, arrays, notes)
 
     def _factors(self, output: Output) -> NewShard:
         assert self.factors is not None
@@ -174,9 +180,14 @@ class TargetUnit:
         for output in self.task.outputs:
             rows_ND = self.rows[self.task.row_formats.index(output.row_format)]
             rows = {"rows": rows_ND} if output.kind == "targets" else _weighted_sums(rows_ND, beside, self.preference)
-            notes = self.of_layers | {"dim": output.row_format.dim}
+            notes = self.of_layers | {"dim": output.row_format.dim, "cut": self.num_cut}
             new_shards.append(NewShard(output, beside | rows, notes))
         return new_shards
+
+    @property
+    def num_cut(self) -> int:
+        """Pairs of which a side goes on beyond maxLength."""
+        return len({text % len(self.ids) for text, encoded in self.encoded.items() if encoded.num_cut})
 
     def _encode(
         self, index: int, content: examples.Content, tokenizer: PreTrainedTokenizerBase

@@ -68,6 +68,7 @@ class Worker:
     stop: StopRequest = field(default_factory=StopRequest)
     seconds: float = 0.0  # what the passes took
     audit_seconds: float = 0.0  # of these, the passes that only the audit needs
+    num_cut: int = 0  # candidates and pairs that go on beyond maxLength; the audit's sample counts with its own unit
     quarantine: list[Quarantined] = field(default_factory=list)
     passes: Passes | None = None  # with the matrices of the current row formats, and of no others
     max_tokens: dict[tuple[RowFormat, ...], int] = field(default_factory=dict)  # what fitted, of the formats before
@@ -142,6 +143,7 @@ class Worker:
             self.meter.add(micro_batch.num_new, sum(len(example.ids) for example in micro_batch.examples))
             unit.store(micro_batch, computed)
         self._refuse_too_many_bad_rows(task, unit.quarantined)
+        self.num_cut += 0 if task.is_for_audit else unit.num_cut
         self.uploads.put(task.unit, unit.shards())
 
     def _unit(self, task: Task, passes: Passes) -> TargetUnit | CandidateUnit:

@@ -46,6 +46,10 @@ class Counts(_Plain):
     tokens: int
     target_pairs: int
     units: int
+    cut: int = (
+        0  # candidates that go on beyond extraction.maxLength; 0 in manifests before 0.2, which did not count them
+    )
+    cut_pairs: int = 0  # pairs of which a side does
 
 
 class TargetSetFacts(_Plain):
@@ -94,6 +98,7 @@ class Manifest(_Plain):
             "selected": self.counts.selected,
             "candidates": self.counts.candidates,
             "badRows": self.counts.quarantined,
+            "cutRows": self.counts.cut,
             "audit": audit_sentence(self.audit) if self.audit else None,
         }
 

@@ -72,6 +72,8 @@ def _manifest(reduced: Reduced, folder: str) -> Manifest:
         tokens=sum(int(scored.tokens.part(part).sum(dtype=np.int64)) for part in parts(len(usable_N))),
         target_pairs=len(reduced.targets.ids),
         units=len(plan.candidates),
+        cut=scored.num_cut,
+        cut_pairs=reduced.targets.num_cut,
     )
     return Manifest(
         run=reduced.run.metadata.name,

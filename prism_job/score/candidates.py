@@ -34,6 +34,7 @@ class ScoredUnit:
     nll: Float64
     norm: NDArray[np.float32]
     quarantined: dict[str, str]
+    num_cut: int
     signs: NDArray[np.void] | None = None
 
 
@@ -48,6 +49,7 @@ class Scored:
     nll: Column = field(default_factory=lambda: Column("f8"))
     norm: Column = field(default_factory=lambda: Column("f4"))
     quarantined: list[Quarantined] = field(default_factory=list)
+    num_cut: int = 0  # rows that go on beyond maxLength
     signs: Column | None = None  # what near-duplicates are found by (`sign_bytes`), where dedupe is near
 
 
@@ -71,6 +73,7 @@ def score_candidates(spec: RunSpec, plan: Plan, store: Store, layers: Sequence[s
             if scored.signs is None:
                 scored.signs = Column(of_unit.signs.dtype)
             scored.signs.append(of_unit.signs)
+        scored.num_cut += of_unit.num_cut
         lines = list(unit.line_numbers()) if of_unit.quarantined else []
         scored.quarantined += [
             Quarantined(source=plan.sources[unit.source], line=lines[int(row)], reason=reason)
@@ -124,7 +127,8 @@ def score_units(
         ids = arrays["ids"].reshape(-1).view("V16").copy()
         tokens, nll, norm = (arrays[name].copy() for name in ("tokens", "nll", "norm"))
         signs = sign_bytes(arrays) if spec.selection.dedupe == "near" else None
-        return ScoredUnit(scores, ids, tokens, nll, norm, shard.notes["quarantined"], signs)
+        notes = shard.notes
+        return ScoredUnit(scores, ids, tokens, nll, norm, notes["quarantined"], notes.get("cut", 0), signs)
 
     num_dims = directions_KD.shape[1]
     row_bytes = num_dims // 8 if codec == "sign" else 2 * num_dims

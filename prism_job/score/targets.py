@@ -31,6 +31,7 @@ class Targets:
     contribution_Q: Float64  # share in the combined direction g = Σ_k sign_k weight_k g_k
     chosen_nll_Q: Float64
     rejected_nll_Q: Float64
+    num_cut: int = 0  # pairs of which a side goes on beyond maxLength
 
 
 def weigh_targets(spec: RunSpec, plan: Plan, store: Store) -> Targets:
@@ -41,11 +42,13 @@ def weigh_targets(spec: RunSpec, plan: Plan, store: Store) -> Targets:
     ids: list[str] = []
     layers: list[str] = []
     coverage: dict[str, float] = {}
+    num_cut = 0
     columns: dict[str, list[Float64]] = {"chosen_nll": [], "rejected_nll": [], "preference": [], "weight": []}
     by_set = _SetSums(spec, plan)
     for unit in plan.targets:
         shard = shards.read_shard(store, plan.extractor, "targets", unit.id)
         layers, arrays = layers or shard.notes["layers"], shard.arrays
+        num_cut += shard.notes.get("cut", 0)
         shards.refuse_other_layers(shard, layers, store.uri(shards.shard_key(plan.extractor, "targets", unit.id)))
         coverage = {name: shard.notes[name] for name in ("coverage", "share_of_model") if name in shard.notes}
         chosen, rejected = (
@@ -78,6 +81,7 @@ def weigh_targets(spec: RunSpec, plan: Plan, store: Store) -> Targets:
         contribution_Q=contributions(factor_K[set_Q] * joined["weight"] * np.concatenate(dots)),
         chosen_nll_Q=joined["chosen_nll"],
         rejected_nll_Q=joined["rejected_nll"],
+        num_cut=num_cut,
     )
 
 

@@ -38,7 +38,7 @@ def extract(run: SelectionRun, topology: Topology, arguments: list[str]) -> dict
     """
     plan = read_plan(run)
     if not plan.num_missing:
-        return {"units": 0, "examples": 0, "tokens": 0, "seconds": 0.0, "auditSeconds": 0.0}
+        return {"units": 0, "examples": 0, "tokens": 0, "cut": 0, "seconds": 0.0, "auditSeconds": 0.0}
     if "RANK" not in os.environ:
         _refuse_changed_model(run.spec, plan)
         topology = topology.with_ranks_of_this_node()
@@ -80,6 +80,7 @@ def _extract_as_rank(run: SelectionRun, plan: Plan, topology: Topology, watchdog
         "units": uploads.num_written,
         "examples": meter.done,
         "tokens": meter.tokens,
+        "cut": worker.num_cut,
         "seconds": round(worker.seconds, 3),
         "auditSeconds": round(worker.audit_seconds, 3),
     }

@@ -176,6 +176,8 @@ def test_the_manifest_counts_and_sums_up_what_the_tables_hold(job: Job) -> None:
         "tokens": sum(row["num_tokens"] for row in scores),
         "target_pairs": 5,
         "units": len(plan.candidates),
+        "cut": 0,
+        "cut_pairs": 0,
     }
     assert stated["layers"] == {"captured": 14, "coverage": 1.0, "share_of_model": 1.0}
     assert len(selected) == 6

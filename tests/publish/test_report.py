@@ -93,7 +93,7 @@ def report_of(scores: list[float] | np.ndarray, **changes: object) -> Report:
         settings={"weighting": "preference", "curvature": {"kind": "kfac", "damping": 0.1}},
         counts={"candidates": len(values), "quarantined": 0, "duplicates": 0, "target_pairs": 4}
         | dict.fromkeys(("taken_by_budget", "selected"), int(chosen.sum()))
-        | {"selected_tokens": 10, "tokens": 20},
+        | {"selected_tokens": 10, "tokens": 20, "cut": 0, "cut_pairs": 0},
         threshold=half,
         action="keep highest",
         scores=column_of(values),

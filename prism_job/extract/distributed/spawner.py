@@ -109,9 +109,8 @@ def _first_failure(result: RunProcsResult, paths: dict[int, Path]) -> RankFailed
 
 def _summed(paths: dict[int, Path]) -> dict[str, Any]:
     messages = [_read(path) for path in paths.values()]
-    counts = {
-        key: sum(int(each.get(key, 0)) for each in messages) for key in ("units", "examples", "tokens", "retries")
-    }
+    names = ("units", "examples", "tokens", "cut", "retries")
+    counts = {key: sum(int(each.get(key, 0)) for each in messages) for key in names}
     seconds = {key: round(sum(float(each.get(key, 0)) for each in messages), 3) for key in ("seconds", "auditSeconds")}
     return counts | seconds
 

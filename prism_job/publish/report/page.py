@@ -65,6 +65,11 @@ def _header(report: Report) -> str:
         ("Target pairs", counts["target_pairs"], mean),
         ("Duplicates", counts["duplicates"], f"{percent(counts['duplicates'], everyone)} of all"),
         ("Quarantined", counts["quarantined"], f"{percent(counts['quarantined'], everyone)} of all"),
+        (
+            "Cut at maxLength",
+            counts["cut"],
+            f"{percent(counts['cut'], everyone)} of all; {counts['cut_pairs']:,} pairs",
+        ),
     ]
     shown = "".join(
         f'<div class="tile{" key" if name == "Selected" else ""}"><dt>{name}</dt>'
