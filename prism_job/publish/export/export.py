@@ -56,11 +56,11 @@ def export(
             fix = "leave --public out, or export to hf://datasets/ORG/NAME"
             raise RequestError("--public is for a data set of the hub", where=destination, fix=fix)
         parent, name = split_uri(destination)
-        write, target = writer_of(name), open_store(parent)
+        write, target = writer_of(destination), open_store(parent)
         if target.exists(name):
             raise RequestError("the file exists already", where=destination, fix="remove it, or choose another name")
     else:
-        name, write = dataset.path, writer_of(dataset.path)
+        name, write = dataset.path, writer_of(dataset.uri)
         hub.require_token(destination)
     selection = load(manifest_uri).check()
     with_documents = dataset is not None if card is None else card

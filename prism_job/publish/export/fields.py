@@ -36,6 +36,11 @@ class FieldType:
             self.scalars.add(_SCALARS[type(value)])
 
     @property
+    def is_known(self) -> bool:
+        """Whether any value but null was seen."""
+        return bool(self.scalars or self.keys or self.items)
+
+    @property
     def scalar(self) -> str | None:
         """The type, where all values have one: integers beside other numbers are numbers."""
         if self.keys or self.items:
@@ -47,7 +52,7 @@ class FieldType:
         keys = [f"{key}: {kind}" for key, kind in list(self.keys.items())[:MAX_SHOWN]]
         keys += ["…"] if len(self.keys) > MAX_SHOWN else []
         objects = f"{{{', '.join(keys)}}}" if keys else ""
-        lists = f"list of {self.items}" if self.items else ""
+        lists = "" if self.items is None else f"list of {self.items}" if self.items.is_known else "empty list"
         return " or ".join([*sorted(self.scalars), *filter(None, (objects, lists))]) or "null"
 
 
