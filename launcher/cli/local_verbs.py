@@ -147,7 +147,7 @@ def inspect(
     context: typer.Context,
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SOURCE", help="selection.yaml; or data files, folders or s3:// URIs."),
+        typer.Argument(metavar="SOURCE", help="selection.yaml; or data files, folders, s3:// or hf:// URIs."),
     ],
     model: Annotated[
         str | None,

@@ -209,9 +209,10 @@ def _seekable(stream: io.BufferedReader) -> IO[bytes]:
 def _refuse_open_end(stream: io.BufferedReader) -> None:
     """A stream that was cut between two batches reads like a whole one, but for its end mark. Raises ValueError."""
     mark = b"\xff\xff\xff\xff\0\0\0\0" if stream.peek(4)[:4] == b"\xff" * 4 else b"\0\0\0\0"  # before Arrow 0.15
-    stream.seek(-len(mark), io.SEEK_END)
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(max(0, size - len(mark)))
     if stream.read() != mark:
-        raise ValueError("cut short: an Arrow stream without its end mark")
+        raise ValueError("cut short, or not an Arrow file: the end mark of a stream is missing")
     stream.seek(0)
 
 
