@@ -132,6 +132,8 @@ def read_config(uri: str, revision: str = "main") -> dict[str, Any]:
         return {}
     store = open_store(str(fetch_config_and_tokenizer(uri, revision))) if _is_hub(uri) else _open_folder(uri)
     if not store.exists("config.json"):
+        if store.exists("adapter_config.json"):
+            raise _adapter_as_model(uri)
         fix = "put the model's config.json beside its weights (save_pretrained writes it)"
         raise RequestError("there is no config.json", where=uri, fix=fix)
     try:
@@ -186,8 +188,7 @@ def _files(uri: str, is_adapter: bool) -> tuple[Store, list[Listed]]:
     files = _matching(everything, READ_PATTERNS)
     keys = [file.key for file in files]
     if not is_adapter and "adapter_config.json" in keys:
-        fix = "name the base model in model.uri and this folder in model.adapter"
-        raise RequestError("this is an adapter, not a model", where=uri, fix=fix)
+        raise _adapter_as_model(uri)
     if not any(key.endswith(".safetensors") for key in keys):
         fix = "save the model as safetensors (save_pretrained does); pickled weights (.bin, .pt) are not read"
         raise RequestError("no .safetensors weights there", where=uri, fix=fix)
@@ -195,6 +196,11 @@ def _files(uri: str, is_adapter: bool) -> tuple[Store, list[Listed]]:
         if key.endswith(".safetensors.index.json"):
             _check_index(store, key, keys)
     return store, files
+
+
+def _adapter_as_model(uri: str) -> RequestError:
+    fix = "name the base model in model.uri and this folder in model.adapter"
+    return RequestError("this is an adapter, not a model", where=uri, fix=fix)
 
 
 def _open_folder(uri: str) -> Store:

@@ -132,11 +132,19 @@ REFUSED: list[tuple[str, Callable[[Job], object]]] = [
 """(failing stage and exit code: what the error mentions; the change that causes it)"""
 
 
+NEEDS_WEIGHTS = ("no .safetensors weights", "damaged weights", "NaN", "random")
+"""What an estimate, which reads no weights, cannot know."""
+
+
 @pytest.mark.parametrize(("expected", "change"), REFUSED, ids=[expected for expected, _ in REFUSED])
-def test_bad_input_is_refused_by_name(job: Job, expected: str, change: Callable[[Job], object]) -> None:
+def test_bad_input_is_refused_by_name_by_the_run_and_by_its_estimate(
+    job: Job, expected: str, change: Callable[[Job], object]
+) -> None:
     change(job)
     outcome, _, mentions = expected.partition(": ")
     stage, code = outcome.split()
+    if not any(text in expected for text in NEEDS_WEIGHTS):
+        job.refuses(("estimate", "--spec", str(job.spec_path())), int(code), *mentions.split(" | "))
     job.fails(stage, int(code), *mentions.split(" | "))
 
 
