@@ -11,7 +11,9 @@ Shapes: N rows of the pool.
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,8 @@ def main() -> None:
     made.add_argument(
         "--rules", action="store_true", help="also PRISM under shares of each task, and without near-duplicates"
     )
+    made.add_argument("--rows-a-task", type=int, help="a smaller pool: only so many rows of each task; all without it")
+    made.add_argument("--budget", type=float, default=BUDGET, help="share of the pool that is kept (%(default)s)")
     made.add_argument("--method", action="append", choices=list(METHODS), help="repeatable; all without it")
     options = made.parse_args()
     names = {method: name for method, name in METHODS.items() if method in (options.method or METHODS)}
@@ -68,7 +72,8 @@ def main() -> None:
     for family in options.family or FAMILIES:
 
         def family_of(seed: int, family: str = family) -> Family:
-            return Family(options.work, options.model, pool, family, seed, options.rejected)
+            size = Size(options.budget, options.rows_a_task)
+            return Family(options.work, options.model, pool, family, seed, options.rejected, size)
 
         methods = [method for method in names if method != "all"]
         by_seed = []
@@ -100,12 +105,22 @@ def read_pool(folder: Path) -> Rows:
     return [{"prompt": row["prompt"] + "\n", **{key: row[key] for key in ("completion", "task")}} for row in rows]
 
 
+@dataclass(frozen=True)
+class Size:
+    """What share of the pool is kept, and how many rows of each task are in it (None: all)."""
+
+    budget: float = BUDGET
+    rows_a_task: int | None = None
+
+
 class Family:
     """One family of tasks under one seed: its split, the rankings, and what tuning on their tops does."""
 
-    def __init__(self, work: Path, model: str, pool: Rows, family: str, seed: int, rejected: str) -> None:
+    def __init__(
+        self, work: Path, model: str, pool: Rows, family: str, seed: int, rejected: str, size: Size = Size()
+    ) -> None:
         self.work, self.model, self.pool, self.family, self.seed = work, model, pool, family, seed
-        self.rejected = rejected
+        self.rejected, self.size = rejected, size
         self.depends_on = [model_files.identify(model), digest(pool), harness.constants(__name__)]
         chance = random.Random(f"{family} {seed}")
         places = [place for place, one in enumerate(pool) if one["task"] in FAMILIES[family]]
@@ -115,6 +130,14 @@ class Family:
         self.held = [self._pair(place, chance) for place in places[middle:][:NUM_HELD]]
         outside = {*places[:NUM_PAIRS], *places[middle:]}
         self.in_pool_N = np.array([place not in outside for place in range(len(pool))])
+        # The whole pool is extracted once for all families and seeds; a smaller one for each.
+        self.extracted = np.arange(len(pool))
+        if size.rows_a_task:
+            rank_of: Counter[str] = Counter()
+            for place in np.flatnonzero(self.in_pool_N):
+                rank_of[pool[place]["task"]] += 1
+                self.in_pool_N[place] = rank_of[pool[place]["task"]] <= size.rows_a_task
+            self.extracted = np.flatnonzero(self.in_pool_N)
 
     def _pair(self, place: int, chance: random.Random) -> dict[str, str]:
         """The row's own answer against another answer that its task has."""
@@ -124,7 +147,8 @@ class Family:
 
     def tuned(self, method: str) -> dict[str, float]:
         of_pairs = f"-{self.rejected}" if method in ("uniform", "preference", *RULES) else ""
-        return self._once(method, of_pairs, lambda: self._tune(method))
+        suffix = "" if self.size == Size() else f"-{self.size.budget:g}-{self.size.rows_a_task}"
+        return self._once(method, of_pairs + suffix, lambda: self._tune(method))
 
     def _once(self, part: str, suffix: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         path = self.work / "forward" / f"{self.family}-{self.seed}-{part}{suffix}.json"
@@ -169,13 +193,14 @@ class Family:
         places = np.flatnonzero(self.in_pool_N)
         if method in ("none", "all"):
             return places.tolist() if method == "all" else []
-        num_kept = round(BUDGET * len(places))
+        num_kept = round(self.size.budget * len(places))
         if method in RULES:
             pairs = self._preference()
-            scores_N = pairs.scores(pairs.targets.preference_Q)[places]
+            among = np.flatnonzero(self.in_pool_N[self.extracted])
+            scores_N = pairs.scores(pairs.targets.preference_Q)[among]
             selection = {"keep": "highest", "budget": {"count": num_kept}, **RULES[method][1]}
             group_of = [self.pool[place]["task"] for place in places]
-            return places[harness.selected(scores_N, selection, pairs.signs_NW[places], group_of).order].tolist()
+            return places[harness.selected(scores_N, selection, pairs.signs_NW[among], group_of).order].tolist()
         ranking_N = self._ranking(method)
         return places[np.argsort(-ranking_N[places], kind="stable")[:num_kept]].tolist()
 
@@ -186,9 +211,14 @@ class Family:
         if method == "less":
             wanted = [{"prompt": one["prompt"], "chosen": one["chosen"]} for one in self.targets]
             single = self._extract(f"{name}-single", wanted, "uniform").without_curvature()
-            return single.scores(np.ones(NUM_PAIRS)) / single.norm_N
+            return self._of_all(single.scores(np.ones(NUM_PAIRS)) / single.norm_N)
         pairs = self._preference()
-        return pairs.scores(np.ones(NUM_PAIRS) if method == "uniform" else pairs.targets.preference_Q)
+        return self._of_all(pairs.scores(np.ones(NUM_PAIRS) if method == "uniform" else pairs.targets.preference_Q))
+
+    def _of_all(self, of_extracted: harness.Float64) -> harness.Float64:
+        ranking_N = np.full(len(self.pool), -np.inf)
+        ranking_N[self.extracted] = of_extracted
+        return ranking_N
 
     def _preference(self) -> harness.Extracted:
         name = f"forward-{self.family}-{self.seed}-{self.rejected}"
@@ -196,8 +226,10 @@ class Family:
 
     def _extract(self, name: str, targets: Rows, weighting: str) -> harness.Extracted:
         # The pool's rows are the same for every family, seed and method: extracted once.
-        options: dict[str, Any] = {"weighting": weighting, "extraction": {"examplesPerShard": 256}}
-        return harness.extract(self.work, name, self.pool, targets, model=self.model, dtype="bfloat16", **options)
+        size = 256 if self.size.rows_a_task is None else 128
+        options: dict[str, Any] = {"weighting": weighting, "extraction": {"examplesPerShard": size}}
+        rows = [self.pool[place] for place in self.extracted]
+        return harness.extract(self.work, name, rows, targets, model=self.model, dtype="bfloat16", **options)
 
 
 if __name__ == "__main__":

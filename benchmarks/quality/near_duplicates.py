@@ -1,9 +1,9 @@
 """How alike are the stored rows of copies, edited rows, paraphrases and unrelated rows, and what `dedupe: near` leaves of them.
 
-The pool is that of `forward.py`. Copies of its rows are made by rule: white space, other words, other order of the sentences,
-other names, other numbers. The first table is the agreement of the signs of a row and its copy, and of unrelated rows. Then a
-tenth of the pool gets a copy (exact, white space, other words), and 5 % are kept for one family of tasks: how many of
-them are copies of another kept row?
+The pool is 30 rows of each task of `forward.py`. Copies of its rows are made by rule: white space, other words, another order
+of the sentences, other names, other numbers. The first table is the agreement of the signs of a row and its copy, and of
+unrelated rows; the second the nearest other row of the same task. Then a tenth of the pool gets a copy (exact, white space,
+other words), and 5 % are kept for one family of tasks: how many of them are copies of another kept row?
 
     python -m benchmarks.quality.near_duplicates --data FOLDER --model model.gguf --json near_duplicates.json
 
@@ -22,11 +22,11 @@ from benchmarks import job
 from benchmarks.quality import forward, harness
 from benchmarks.quality.harness import Rows
 
-NUM_EDITED = 40
-"""Rows of each kind (GSM8K, the family, other tasks) that are compared with their copies."""
-FAMILY, COPIED, BUDGET = "numbers", 0.1, 0.05
+NUM_EDITED, ROWS_A_TASK = 20, 30
+"""Rows of each kind (GSM8K, the family, other tasks) that are compared with their copies; rows of a task in the pool."""
+FAMILY, COPIED, BUDGETS = "numbers", 0.1, (0.05, 0.2)
 """The family of tasks that is selected for; copies as a share of the pool; what is kept."""
-LIMITS = (0.85, 0.9, 0.95)
+LIMITS = (0.8, 0.85, 0.9, 0.95)
 
 WORDS = (
     ("How many", "What number of"),
@@ -51,7 +51,15 @@ NAMES = ("Ravi", "Ines", "Tomas", "Yuki", "Olga")
 
 
 def spaced(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "prompt": " " + row["prompt"].replace(" ", "  ", 3), "completion": row["completion"] + " "}
+    return {**row, "prompt": row["prompt"].replace(" ", "  ", 1)}
+
+
+def trailing(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "completion": row["completion"] + " "}
+
+
+def introduced(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "prompt": "Please answer this. " + row["prompt"]}
 
 
 def reworded(row: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +67,7 @@ def reworded(row: dict[str, Any]) -> dict[str, Any]:
     for word, other in WORDS:
         for side in ("prompt", "completion"):
             changed[side] = re.sub(rf"\b{word}\b", other, changed[side])
-    return {**changed, "prompt": "Please answer this. " + changed["prompt"]}
+    return introduced(changed)
 
 
 def prompt_reworded(row: dict[str, Any]) -> dict[str, Any]:
@@ -91,10 +99,12 @@ def renumbered(row: dict[str, Any]) -> dict[str, Any]:
 
 
 EDITS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "white space": spaced,
-    "prompt in another order": reordered,
+    "one space more in the prompt": spaced,
+    "a space after the response": trailing,
+    "a sentence before the prompt": introduced,
+    "sentences of the prompt in another order": reordered,
     "prompt in other words": prompt_reworded,
-    "both sides in other words": reworded,
+    "prompt and response in other words": reworded,
     "other names": renamed,
     "other numbers": renumbered,
 }
@@ -104,21 +114,24 @@ def main() -> None:
     options = harness.parser(__doc__, seeds=1).parse_args()
     whole = forward.read_pool(options.data)
     family = forward.Family(options.work, options.model, whole, FAMILY, 0, "own")
-    pool = [row for row, is_in in zip(whole, family.in_pool_N, strict=True) if is_in]
+    by_task: dict[str, Rows] = {}
+    for row, is_in in zip(whole, family.in_pool_N, strict=True):
+        if is_in:
+            by_task.setdefault(row["task"], []).append(row)
+    pool = [row for rows in by_task.values() for row in rows[:ROWS_A_TASK]]
     copies, copy_of, edit_of = edited(pool)
     found = harness.extract(
         options.work,
         "near-duplicates",
-        whole + copies,  # so that its units are those of forward.py
+        pool + copies,
         family.pairs(),
         model=options.model,
         dtype="bfloat16",
-        extraction={"examplesPerShard": 256},
+        extraction={"examplesPerShard": 128},
     )
-    rows = np.array([*np.flatnonzero(family.in_pool_N), *range(len(whole), len(whole) + len(copies))])
-    signs_NW = found.signs_NW[rows]
+    signs_NW = found.signs_NW
     figures = edits(pool, signs_NW, copy_of, edit_of) | tasks(pool, signs_NW)
-    scores_N = found.scores(found.targets.preference_Q)[rows]
+    scores_N = found.scores(found.targets.preference_Q)
     figures |= selections(pool, signs_NW, copy_of, edit_of, scores_N)
     job.write_json(options.json, figures)
 
@@ -169,7 +182,7 @@ def tasks(pool: Rows, signs_NW: NDArray[np.uint8]) -> dict[str, float]:
     """Different rows of one task: how alike is the nearest?"""
     figures, lines = {}, []
     for task in sorted({row["task"] for row in pool}):
-        places = [place for place, row in enumerate(pool) if row["task"] == task][:120]
+        places = [place for place, row in enumerate(pool) if row["task"] == task]
         agreements_NN = agreement(signs_NW[places], signs_NW[places])
         np.fill_diagonal(agreements_NN, np.nan)
         nearest = np.nanmax(agreements_NN, axis=1)
@@ -185,49 +198,40 @@ def tasks(pool: Rows, signs_NW: NDArray[np.uint8]) -> dict[str, float]:
 def selections(
     pool: Rows, signs_NW: NDArray[np.uint8], copy_of: list[int], edit_of: list[str], scores_N: harness.Float64
 ) -> dict[str, float]:
-    """A tenth of the pool gets a copy: exact, by white space, in other words. What does each setting keep of them?"""
+    """A tenth of the pool gets a copy, half of them of the family: exact, one space more, or in other words."""
     chance = random.Random(1)
-    wanted = [number for number, edit in enumerate(edit_of) if edit.startswith(("white space", "both sides"))]
-    exact = sorted({*copy_of})
-    num_copies = round(COPIED * len(pool))
-    chosen = chance.sample(
-        [("exact", place) for place in exact] + [("edited", number) for number in wanted], num_copies
-    )
-    rows = [*range(len(pool)), *(one if kind == "exact" else len(pool) + one for kind, one in chosen)]
-    origin = np.array([*range(len(pool)), *(one if kind == "exact" else copy_of[one] for kind, one in chosen)])
-    family_N = np.array([pool[place]["task"] in forward.FAMILIES[FAMILY] for place in origin])
-    figures: dict[str, float] = {"copies": num_copies, "rows": len(rows)}
+    in_family = [row["task"] in forward.FAMILIES[FAMILY] for row in pool]
+    copied = ("one space more", "prompt and response in other words")
+    possible = [(place, place) for place in sorted({*copy_of})]
+    edits = enumerate(zip(copy_of, edit_of, strict=True), len(pool))
+    possible += [(row, place) for row, (place, edit) in edits if edit.startswith(copied)]
+    chosen: list[tuple[int, int]] = []
+    for wanted in (True, False):
+        of_kind = [one for one in possible if in_family[one[1]] == wanted]
+        chosen += chance.sample(of_kind, round(COPIED / 2 * len(pool)))
+    rows = [*range(len(pool)), *(row for row, _ in chosen)]
+    origin = np.array([*range(len(pool)), *(place for _, place in chosen)])
+    figures: dict[str, float] = {"copies": len(chosen), "rows": len(rows)}
     lines = []
-    settings = [("none", None), *(("near", limit) for limit in LIMITS)]
-    for dedupe, limit in settings:
-        selection = {"keep": "highest", "budget": {"count": round(BUDGET * len(rows))}, "dedupe": dedupe}
-        selection |= {"nearAgreement": limit} if limit else {}
-        outcome = harness.selected(scores_N[rows], selection, signs_NW[rows])
-        kept = outcome.order.astype(np.int64)
-        repeated = len(kept) - len({*origin[kept].tolist()})
-        wrongly = 0
-        if outcome.near:
-            wrongly = int((origin[outcome.near[0]] != origin[outcome.near[1]]).sum())
-        # Exact copies have other ids here, so `exact` would be `none`.
-        name = dedupe if limit is None else f"near, {limit:g}"
-        lines.append(
-            [name, len(kept), repeated, len(outcome.near[0]) if outcome.near else 0, wrongly, int(family_N[kept].sum())]
-        )
-        figures |= dict(
-            zip(
-                (f"{name}/{key}" for key in ("kept", "copies", "left_out", "no_copies", "family")),
-                lines[-1][1:],
-                strict=True,
-            )
-        )
-    heads = [
-        "dedupe",
-        "kept",
-        "of them copies of another kept row",
-        "near-duplicates left out",
-        "of them no copies",
-        "of the family",
-    ]
+    for budget in BUDGETS:
+        for limit in (None, *LIMITS):
+            # Exact copies have ids of their own here, so that `near` alone finds them.
+            rule = {"dedupe": "near", "nearAgreement": limit} if limit else {}
+            selection = {"keep": "highest", "budget": {"count": round(budget * len(rows))}, **rule}
+            outcome = harness.selected(scores_N[rows], selection, signs_NW[rows])
+            kept = outcome.order.astype(np.int64)
+            repeats, repeated = outcome.near or (kept[:0], kept[:0])
+            found = {
+                "kept": len(kept),
+                "copies": len(kept) - len({*origin[kept].tolist()}),
+                "left_out": len(repeats),
+                "no_copies": int((origin[repeats] != origin[repeated]).sum()),
+                "family": int(np.array(in_family)[origin[kept]].sum()),
+            }
+            name = f"{budget:.0%}, {f'near at {limit:g}' if limit else 'all rows count'}"
+            lines.append([name, *found.values()])
+            figures |= {f"{name}/{key}": value for key, value in found.items()}
+    heads = ["kept", "rows", "copies of another kept row", "left out", "of them no copies", "of the family"]
     print(harness.table(heads, lines))
     return figures
 

@@ -128,19 +128,29 @@ def walk(
     )
 
 
+def table_sizes(num_bits: int, agreement: float, num_expected: int) -> tuple[int, int]:
+    """Bits of a key and number of tables, for rows of `num_bits` signs; (0, 1), which compares all pairs, for few rows.
+
+    As many bits as leave a few unrelated rows in common, and as many tables as find a pair at the threshold with probability
+    FOUND; fewer bits where the signs do not last for these tables.
+    """
+    if num_expected <= ALL_PAIRS or not num_bits:
+        return 0, 1
+    for bits in range(min(32, math.ceil(math.log2(num_expected)) + 4), 0, -1):
+        misses = 1 - agreement**bits
+        tables = math.ceil(math.log(1 - FOUND) / math.log(misses)) if misses else 1
+        if bits * tables <= num_bits:
+            return bits, tables
+    return 0, 1
+
+
 class Tables:
     """The taken rows' signs, and the tables in which rows of equal bits find each other."""
 
     def __init__(self, num_bytes: int, agreement: float, num_expected: int) -> None:
         num_bits = 8 * num_bytes
-        self.num_words, self.num_bits = num_bytes // 8, 0
-        num_tables = 1
-        if num_expected > ALL_PAIRS and num_bits:
-            # As many bits as leave a few unrelated rows in common, and as many tables as find a pair at the threshold.
-            self.num_bits = min(32, num_bits, math.ceil(math.log2(num_expected)) + 4)
-            misses = 1 - agreement**self.num_bits
-            num_tables = math.ceil(math.log(1 - FOUND) / math.log(misses)) if misses else 1
-            num_tables = max(1, min(num_tables, num_bits // self.num_bits))
+        self.num_words = num_bytes // 8
+        self.num_bits, num_tables = table_sizes(num_bits, agreement, num_expected)
         self.max_differences = math.floor((1 - agreement) * num_bits + 1e-9)
         log_heads = max(1, math.ceil(math.log2(max(2, num_expected)))) if self.num_bits else 1
         self.head_LH = np.full((num_tables, 2**log_heads), -1, np.int32)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prism_job.errors import RequestError
@@ -20,7 +20,10 @@ from prism_job.score.selection import Selected, select
 from prism_job.score.walk import sign_bytes
 from prism_job.spec.ranking import SelectionSpec
 from tests.conftest import Job, candidate, read_json, table_of, write_jsonl
-from tests.score.test_selection import PROPERTY, as_arrays
+from tests.score.test_selection import PROPERTY as MANY
+from tests.score.test_selection import as_arrays
+
+PROPERTY = settings(MANY, max_examples=120)
 
 NUM_BITS = 64
 
@@ -228,6 +231,14 @@ def test_tables_find_the_near_duplicates_that_all_pairs_find(part_rows: int, mon
     for one, other in zip(all_pairs.near, tables.near, strict=True):
         assert one.tolist() == other.tolist()
     assert all_pairs.order.tolist() == tables.order.tolist()
+
+
+@pytest.mark.parametrize("agreement", [0.8, 0.85, 0.9, 0.95, 1.0])
+@pytest.mark.parametrize("num_rows", [5_000, 50_000, 1_000_000, 10_000_000])
+def test_tables_find_a_pair_at_the_threshold_with_the_stated_probability(num_rows: int, agreement: float) -> None:
+    bits, tables = walks.table_sizes(8 * walks.SIGN_BYTES, agreement, num_rows)
+    assert bits * tables <= 8 * walks.SIGN_BYTES
+    assert 1 - (1 - agreement**bits) ** tables >= walks.FOUND
 
 
 def test_a_selection_without_these_settings_keeps_its_id() -> None:
