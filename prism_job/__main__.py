@@ -53,6 +53,10 @@ def _run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
             return export(
                 arguments.manifest, arguments.destination, columns, card=arguments.card, public=arguments.public
             )
+        case "diff":
+            from prism_job.publish.compare.diff import diff
+
+            return diff(arguments.old, arguments.new)
         case "estimate":
             from prism_job.estimate.estimate import estimate
 
@@ -92,7 +96,7 @@ def _inspect_store(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 STAGES = ("plan", "extract", "reduce")
-VERBS = (*STAGES, "evaluate", "export", "estimate", "inspect", "store")
+VERBS = (*STAGES, "evaluate", "export", "diff", "estimate", "inspect", "store")
 TOPOLOGY = {
     "ranks": (0, "processes of this node; 0: one per GPU, or one"),
     "nodes": (1, "nodes of this world"),
@@ -137,6 +141,8 @@ def _parser() -> argparse.ArgumentParser:
         verbs[name].add_argument("--spec", required=True, help="path of selection.yaml")
     for name in ("evaluate", "export"):
         verbs[name].add_argument("manifest", help="address of a manifest.json")
+    for name in ("old", "new"):
+        verbs["diff"].add_argument(name, help="address of a manifest.json")
     for name, (default, text) in TOPOLOGY.items():
         verbs["extract"].add_argument(f"--{name}", type=type(default), default=default, help=text)
     evaluate, estimate, inspect, store = (verbs[name] for name in ("evaluate", "estimate", "inspect", "store"))

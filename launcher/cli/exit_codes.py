@@ -10,6 +10,7 @@
 | 101      | Not finished: --timeout is over, or a cancelled run has not ended yet.                           |
 | 102      | No such run, or it was deleted.                                                                  |
 | 103      | The run was cancelled.                                                                           |
+| 104      | A gate said no: `prism diff` found more churn than --max-churn.                                  |
 | 130, 143 | Stopped by Ctrl-C, by SIGTERM (128 + the signal's number).                                       |
 
 The stages in the container have exit codes of their own (64, 65, 75, 143): prism_job/errors.py.
@@ -29,6 +30,7 @@ RUN_FAILED = 100
 NOT_FINISHED = 101
 NOT_FOUND = 102
 CANCELLED = 103
+GATE_FAILED = 104
 
 OF_PHASE = {"Complete": 0, "Failed": RUN_FAILED, "Cancelled": CANCELLED}
 """Terminal phase of a run -> exit code."""
@@ -45,6 +47,8 @@ def exit_on_error(verb: Callable[..., None]) -> Callable[..., None]:
         from prism_job.errors import SpecError
 
         output = options.get("output", Output.table)
+        if not isinstance(output, Output):  # markdown: errors are for a person
+            output = Output.table
         try:
             verb(**options)
         except SpecError as error:

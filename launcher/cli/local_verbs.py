@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from launcher.cli.exit_codes import GATE_FAILED
 from launcher.cli.options import (
+    DiffOutput,
     ExportFormat,
     FileArgument,
     KeepOption,
@@ -122,6 +124,40 @@ def _exported(facts: Facts) -> str:
     if facts.get("unchanged"):
         print_note("nothing was committed: the data set holds all of it already")
     return str(facts["written"])
+
+
+def diff(
+    context: typer.Context,
+    old: Annotated[str, typer.Argument(metavar="OLD", help="Path or s3:// URI of the manifest.json before.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Path or s3:// URI of the manifest.json now.")],
+    max_churn: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Exit with code 104 if churn is above it: (added + removed) / (selected before + selected now).",
+        ),
+    ] = None,
+    output: Annotated[DiffOutput, typer.Option("--output", "-o", help="Output format.")] = DiffOutput.table,
+    verbose: VerboseOption = False,
+) -> None:
+    """Compare two selections: examples added, removed and kept, and which inputs changed."""
+    from launcher.follow.selections.diff_text import diff_markdown, diff_table
+    from launcher.local import stages
+
+    facts = stages.run_verb("diff", [old, new], job=context.obj or stages.JOB, verbose=verbose)
+    exceeds = max_churn is not None and facts["churn"] > max_churn
+    if max_churn is not None:
+        facts |= {"max_churn": max_churn, "gate": "failed" if exceeds else "passed"}
+    texts = {DiffOutput.table: diff_table, DiffOutput.markdown: diff_markdown}
+    if output in texts:
+        print_facts(facts, Output.table, table=texts[output](facts))
+    else:
+        print_facts(facts, Output(output), table="")
+    if exceeds:
+        print_note(f"error: churn {facts['churn']:.4f} is above --max-churn {max_churn:g}")
+        raise typer.Exit(GATE_FAILED)
 
 
 def estimate(

@@ -22,6 +22,15 @@ class ExportFormat(enum.StrEnum):
     alpaca = "alpaca"
 
 
+class DiffOutput(enum.StrEnum):
+    """How `prism diff` writes: markdown is a comment of a pull request."""
+
+    table = "table"
+    json = "json"
+    yaml = "yaml"
+    markdown = "markdown"
+
+
 class Stage(enum.StrEnum):
     """Values of --stage."""
 

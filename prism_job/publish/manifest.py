@@ -88,6 +88,7 @@ class Manifest(_Plain):
     evaluation: dict[str, Any] | None = None  # of spec.evaluation (evaluate/comparison.py), or the reason why not
     audit: dict[str, Any] | None = None  # how far the ranking can be trusted (evaluate/audit.py); None: switched off
     rules: dict[str, Any] | None = None  # what shares of the budget and dedupe: near moved (score/selection.py)
+    previous: str | None = None  # selection id that the report compares with: the newest earlier one of this run
     code_version: str
     files: dict[FileName, FileDigest] = {}
 

@@ -15,6 +15,7 @@ import yaml
 from prism_job import __version__
 from prism_job.plan.batch_record import batch_sizes
 from prism_job.plan.plan import Plan
+from prism_job.publish.compare.diff import Side, diff_to_previous
 from prism_job.publish.manifest import Counts, FileName, Manifest, TargetSetFacts, summary
 from prism_job.publish.origins import Origins
 from prism_job.publish.published import digest_of
@@ -36,12 +37,19 @@ def publish(reduced: Reduced, output: Store, folder: str) -> dict[str, Any]:
     origins = Origins(reduced.plan)
     with tempfile.TemporaryDirectory(prefix="prism-") as scratch:
         manifest = _manifest(reduced, folder)  # before the tables: here is room for a copy of the scores
+        tables = write_tables(reduced, origins, Path(scratch))
+        here = Side(
+            output.uri(f"{folder}/manifest.json"), manifest, tables["scores.parquet"], tables["targets.parquet"]
+        )
+        diff = diff_to_previous(output, folder, here)
+        if diff:
+            manifest = manifest.model_copy(update={"previous": diff["old"]["selection_id"]})
         files: dict[FileName, bytes | Path] = {
-            **write_tables(reduced, origins, Path(scratch)),
+            **tables,
             "quarantine.jsonl": "".join(entry.model_dump_json() + "\n" for entry in reduced.quarantine).encode(),
             "plan.json": reduced.plan.settled().model_dump_json(indent=1).encode(),
             "spec.yaml": yaml.safe_dump(manifest.spec.to_document(), sort_keys=False, allow_unicode=True).encode(),
-            "report.html": render(gather(reduced, origins, manifest)).encode(),
+            "report.html": render(gather(reduced, origins, manifest, diff)).encode(),
         }
         for name, content in files.items():
             if isinstance(content, bytes):

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -48,9 +50,16 @@ class Published:
     def check(self) -> Self:
         """Itself, after reading every file that the manifest names; none of them is held in memory."""
         for name in self.manifest.files:
-            with self.folder.as_file(name) as path:
-                self._check_digest(name, digest_of(path))
+            with self.as_file(name):
+                pass
         return self
+
+    @contextmanager
+    def as_file(self, name: FileName) -> Iterator[Path]:
+        """A path to read a checked file at, without holding it in memory. Raises DataError as `read`."""
+        with self.folder.as_file(name) as path:
+            self._check_digest(name, digest_of(path))
+            yield path
 
 
 def find_published(output: Store, folder: str) -> Published | None:

@@ -84,6 +84,7 @@ words = {
     "reduce": {"manifest": "/out/manifest.json", "selected": 20, "candidates": 40, "badRows": 2, "audit": "It agrees."},
     "evaluate": FACTS,
     "export": {"written": "/out/subset.jsonl", "rows": 20},
+    "diff": {"churn": 0.25},
     "estimate": FACTS,
     "inspect": INSPECTED,
     "store": FACTS,

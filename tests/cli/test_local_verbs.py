@@ -276,6 +276,19 @@ def test_verbs_print_their_facts_as_json_or_yaml_without_the_envelope(rig: Rig) 
     assert rig.call("export", "/out/manifest.json", "subset.jsonl", "--format", "csv")[0] == 2
 
 
+def test_diff_ends_with_104_above_max_churn_and_prints_all_the_same(rig: Rig) -> None:
+    for limit, code in (([], 0), (["--max-churn", "0.25"], 0), (["--max-churn", "0.2"], 104)):
+        found, stdout, stderr = rig.call("diff", "/a/manifest.json", "/b/manifest.json", *limit, "-o", "json")
+        gate = {"max_churn": float(limit[1]), "gate": "failed" if code else "passed"} if limit else {}
+        assert (found, json.loads(stdout)) == (code, {"churn": 0.25} | gate)
+        assert ("above --max-churn 0.2" in stderr) == (code == 104)
+    assert rig.note("diff")["arguments"] == ["/a/manifest.json", "/b/manifest.json"]
+    assert rig.call("diff", "a", "b", "--max-churn", "20")[0] == 2
+    code, stdout, stderr = rig.call("diff", "a", "b", "-o", "markdown", at="diff", exit=64, error="no manifest there")
+    assert (code, stdout) == (100, "")
+    assert "error: no manifest there" in stderr
+
+
 def test_estimate_passes_a_copy_of_the_document_and_the_options(rig: Rig) -> None:
     code, stdout, stderr = rig.call(
         "estimate", str(rig.document), "--gpu", "H200", "--utilisation", "0.4", "-o", "json"

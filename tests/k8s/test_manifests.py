@@ -48,8 +48,8 @@ def built(folder: str) -> list[Object]:
     return list(yaml.safe_load_all(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
 
 
-CI_JOB = yaml.safe_load((K8S / "examples/ci-job.yaml").read_text())
-INSTALLED, EXAMPLES = load(K8S), [*load(K8S / "examples"), CI_JOB]
+CI_JOBS = [yaml.safe_load((K8S / f"examples/{name}-job.yaml").read_text()) for name in ("ci", "gate")]
+INSTALLED, EXAMPLES = load(K8S), [*load(K8S / "examples"), *CI_JOBS]
 EVERYTHING = [*INSTALLED, *EXAMPLES]
 
 
@@ -139,7 +139,12 @@ def test_nothing_passes_for_a_child_of_a_run() -> None:
 
 
 PODS = list(templates(EVERYTHING))
-assert [name for name, _ in PODS] == ["Deployment/prism-operator", "CronJob/nightly-math", "Job/submit-selection-"]
+assert [name for name, _ in PODS] == [
+    "Deployment/prism-operator",
+    "CronJob/nightly-math",
+    "Job/submit-selection-",
+    "Job/diff-selection-",
+]
 
 
 @pytest.mark.parametrize("template", [template for _, template in PODS], ids=[name for name, _ in PODS])

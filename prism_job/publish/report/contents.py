@@ -76,13 +76,14 @@ class Report:
     evaluation: dict[str, Any] | None = None  # as in the manifest
     audit: dict[str, Any] | None = None
     rules: dict[str, Any] | None = None
+    diff: dict[str, Any] | None = None  # to the selection before it (compare/diff.py), or the reason why not
 
     @property
     def num_usable(self) -> int:
         return int(self.usable.sum())
 
 
-def gather(reduced: Reduced, origins: Origins, manifest: Manifest) -> Report:
+def gather(reduced: Reduced, origins: Origins, manifest: Manifest, diff: dict[str, Any] | None = None) -> Report:
     """The report's contents. Reads the shown examples and pairs from the store."""
     plan, scored, chosen, spec = reduced.plan, reduced.scored, reduced.chosen, reduced.run.spec
     return Report(
@@ -121,6 +122,7 @@ def gather(reduced: Reduced, origins: Origins, manifest: Manifest) -> Report:
         evaluation=reduced.evaluation,
         audit=reduced.audit,
         rules=manifest.rules,
+        diff=diff,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from prism_job.publish.report.audit import audit_section
 from prism_job.publish.report.chart import compact
 from prism_job.publish.report.contents import Report
+from prism_job.publish.report.diff import diff_section
 from prism_job.publish.report.evaluation import evaluation_sections
 from prism_job.publish.report.examples import examples_section
 from prism_job.publish.report.markup import flat, percent, safe, section
@@ -28,6 +29,7 @@ def render(report: Report) -> str:
         f"{section('Targets: contribution', contribution_section(report.contribution, report.pairs))}</div>",
         section("What was chosen, by source", sources_section(report)),
         section("What the rules changed", rules_section(report)) if report.rules else "",
+        section("What changed since the selection before", diff_section(report.diff)) if report.diff else "",
         evaluation_sections(report.evaluation) if report.evaluation else "",
         f'<div class="two">{section("Highest scores", examples_section(report.highest))}'
         f"{section('Lowest scores', examples_section(report.lowest))}</div>",

@@ -1,0 +1,1 @@
+"""What `prism diff` prints of published selections."""
