@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from prism_job.errors import RequestError
+from prism_job.publish.export.exported import SourceRows, hub_datasets, public_name
 from prism_job.publish.export.files import writer_of
 from prism_job.publish.export.formats import FORMATS, UnfitError
 from prism_job.publish.export.notes import Notes
+from prism_job.spec.hub_address import HubAddress
 from tests.conftest import Job, Row, candidate, table_of, turn
 from tests.data.test_sources import unit_ids
 
@@ -323,6 +325,15 @@ def test_a_card_and_croissant_state_what_was_written_and_nothing_else(job: Job) 
     for text in (card.content, json.dumps(document)):
         assert str(job.folder) not in text, "paths of this machine are nobody's business"
         assert "license" not in text
+
+
+def test_documents_name_the_data_sets_of_the_hub_at_their_commits() -> None:
+    commit = "a" * 40
+    uris = [f"hf://datasets/o/a@{commit}/x.jsonl", "/home/me/b.jsonl", f"hf://datasets/o/a@{commit}/y.jsonl"]
+    sources = [SourceRows(uri, public_name(uri, ["/home"]), 1) for uri in uris]
+    assert hub_datasets(sources) == [HubAddress("o/a", commit)]
+    assert [source.name for source in sources] == [uris[0], "home/me/b.jsonl", uris[2]]
+    assert public_name("/home/me/b.jsonl", ["/home/me/b.jsonl"]) == "b.jsonl"
 
 
 def test_a_column_name_is_no_markup_in_a_card(job: Job) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import Job
+from tests.conftest import Job, table_of
+from tests.data import hub_server
 from tests.publish.push_server import READ_TOKEN, TOKEN, DataSet, Hub, push_server
 
 ADDRESS = "hf://datasets/team/subset"
@@ -45,6 +46,36 @@ def test_a_push_is_one_commit_of_data_card_and_croissant_to_a_private_data_set(j
     assert document["url"] == message["page"] == f"{hub.endpoint}/datasets/team/subset"
     (file,) = document["distribution"]
     assert file["contentUrl"] == f"{hub.endpoint}/datasets/team/subset/resolve/main/train.jsonl"
+
+
+def test_what_is_pushed_is_read_from_the_hub_as_the_same_examples(
+    job: Job, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The split is found by the data card; the file is that which the export names."""
+    from huggingface_hub import constants
+
+    manifest = job.run()
+    job.passes("export", str(manifest), f"{ADDRESS}/data/rows.jsonl", "--format", "sharegpt")
+    with hub_server.serve(hub_server.Hub()) as reading:
+        files = hub.datasets["team/subset"].files
+        reading.datasets = {"team/subset": {hub_server.COMMIT: files}}
+        monkeypatch.setattr(constants, "ENDPOINT", reading.endpoint)
+        template = f"{reading.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(job.folder / "cache"))
+        again = job.copy(candidates={"uris": [ADDRESS]})
+        again.document["metadata"]["name"] = "again"
+        ids = {row["example_id"] for row in table_of(manifest, "selected")}
+        again.spec["selection"] = {"keep": "highest", "budget": {"fraction": 1.0}}
+        second = again.run()
+        assert {row["example_id"] for row in table_of(second, "scores")} == ids
+        job.passes("export", str(second), str(job.folder / "second" / "rows.jsonl"), "--card")
+    card = (job.folder / "second" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["source_datasets"] == ["team/subset"]
+    assert f"| {ADDRESS}@{hub_server.COMMIT}/data/rows.jsonl | 4 |" in card
+    document = json.loads((job.folder / "second" / "croissant.json").read_text())
+    page = f"https://huggingface.co/datasets/team/subset/tree/{hub_server.COMMIT}"
+    assert document["isBasedOn"] == [page]
 
 
 def test_a_push_again_commits_nothing_and_one_of_other_content_is_refused(job: Job, hub: Hub) -> None:

@@ -33,7 +33,7 @@ def data_card(exported: Exported) -> str:
 
 
 def _metadata(exported: Exported) -> dict[str, Any]:
-    sources = hub_datasets([source.uri for source in exported.sources])
+    sources = list(dict.fromkeys(base.repo for base in hub_datasets(exported.sources)))
     return {
         "pretty_name": exported.manifest.run,
         "size_categories": [next((name for limit, name in SIZES.items() if exported.num_rows < limit), LARGER)],

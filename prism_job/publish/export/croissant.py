@@ -48,7 +48,9 @@ def croissant(exported: Exported) -> str:
         field = _column(name, kind, quote(exported.path))
         unknown += [] if field else [name]
         fields += [field] if field else []
-    bases = hub_datasets([source.uri for source in exported.sources])
+    bases = [
+        f"https://huggingface.co/datasets/{base.repo}/tree/{base.revision}" for base in hub_datasets(exported.sources)
+    ]
     document = {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
@@ -58,7 +60,7 @@ def croissant(exported: Exported) -> str:
         f"with {model_of(manifest)} and {counts.target_pairs} target pairs. Selection {manifest.selection_id}.",
         "keywords": ["prism", "data-selection"],
         **({"url": exported.page} if exported.page else {}),
-        **({"isBasedOn": [f"https://huggingface.co/datasets/{base}" for base in bases]} if bases else {}),
+        **({"isBasedOn": bases} if bases else {}),
         "distribution": [
             {
                 "@type": "cr:FileObject",

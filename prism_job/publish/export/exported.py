@@ -1,14 +1,12 @@
 """What an export wrote, for the documents beside it: the data card, Croissant. Does not write files."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePath
 
 from prism_job.publish.export.fields import FieldType
 from prism_job.publish.manifest import FileDigest, Manifest
-
-_HUB_DATASET = re.compile(r"hf://datasets/([^/@?]+/[^/@?]+)")
+from prism_job.spec.hub_address import HubAddress, is_hub
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,10 @@ def public_name(uri: str, folders: Iterable[str] = ()) -> str:
     return PurePath(uri).name
 
 
-def hub_datasets(uris: list[str]) -> list[str]:
-    """The ids of the hub's data sets among the uris, each once."""
-    return list(dict.fromkeys(match[1] for uri in uris if (match := _HUB_DATASET.match(uri))))
+def hub_datasets(sources: list[SourceRows]) -> list[HubAddress]:
+    """The data sets of the hub among the sources, each once, at their commits."""
+    found = [HubAddress.parse(source.uri) for source in sources if is_hub(source.uri)]
+    return list(dict.fromkeys(HubAddress(address.repo, address.revision) for address in found))
 
 
 def model_of(manifest: Manifest) -> str:

@@ -5,7 +5,6 @@ Does not know what the files mean.
 
 import contextlib
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,7 @@ from urllib.parse import quote
 
 from prism_job.errors import RequestError, TransientError
 from prism_job.publish.published import digest_of
-
-_ADDRESS = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:/(.+))?")
+from prism_job.spec.hub_address import HubAddress
 
 DEFAULT_FILE = "train.jsonl"
 """JSON lines hold any row, and the hub takes the name of the split from it."""
@@ -30,7 +28,7 @@ class HubDataset:
 
     @property
     def uri(self) -> str:
-        return f"hf://datasets/{self.repo}/{self.path}"
+        return str(HubAddress(self.repo, path=self.path))
 
     @property
     def page(self) -> str:
@@ -45,11 +43,15 @@ class HubDataset:
 
 def parse_address(address: str) -> HubDataset:
     """Raises RequestError: not `hf://datasets/ORG/NAME` or `hf://datasets/ORG/NAME/PATH`."""
-    found = _ADDRESS.fullmatch(address.rstrip("/"))
-    if not found or ".." in address.split("/"):
+    try:
+        found = HubAddress.parse(address)
+    except ValueError:
+        found = None
+    plain = found and HubAddress(found.repo, path=found.path)
+    if found is None or found != plain or "/" not in found.repo or ".." in found.path.split("/"):
         fix = "write hf://datasets/ORG/NAME or hf://datasets/ORG/NAME/PATH; an export goes to the branch main"
         raise RequestError("not the address of a data set of the hub", where=address, fix=fix)
-    return HubDataset(found[1], found[2] or DEFAULT_FILE)
+    return HubDataset(found.repo, found.path or DEFAULT_FILE)
 
 
 def require_token(where: str) -> None:
