@@ -128,12 +128,36 @@ def test_a_token_of_white_space_before_the_completion_carries_no_loss() -> None:
     assert read(encoded, tokenizer) == "Seven  [Oslo<|im_end|>]"
 
 
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ({"text": BOS + "One."}, f"{BOS}[One.<|im_end|>]"),
+        ({"text": BOS + "One.<|im_end|>"}, f"{BOS}[One.<|im_end|>]"),
+        ({"prompt": BOS + "One", "completion": " and two.<|im_end|>"}, f"{BOS}One[ and two.<|im_end|>]"),
+        # A rendered conversation: what follows its end is no place for another one.
+        ({"text": BOS + "One.<|im_end|>\n"}, f"{BOS}[One.<|im_end|>\n]"),
+    ],
+)
+def test_a_text_with_its_own_bos_and_end_gets_no_second_ones(content: dict[str, Any], wanted: str) -> None:
+    assert candidate(content, with_bos()) == wanted
+
+
+def test_a_tokenizer_that_adds_both_ends_itself_adds_neither_twice() -> None:
+    tokenizer = with_bos()
+    added = [(BOS, tokenizer.bos_token_id), ("<|im_end|>", tokenizer.eos_token_id)]
+    ends = processors.TemplateProcessing(single=f"{BOS} $A <|im_end|>", special_tokens=added)
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), ends])
+    for text in ("One.", BOS + "One.", "One.<|im_end|>", BOS + "One.<|im_end|>"):
+        assert candidate({"text": text}, tokenizer) == f"{BOS}[One.<|im_end|>]"
+
+
 def test_tokens_beyond_max_length_are_cut_off() -> None:
     tokenizer = build_tokenizer()
     whole = encode_candidate({"messages": TALK}, tokenizer, 2048)
     for max_length in range(whole.supervised.index(True) + 1, len(whole.ids) + 2):
         cut = encode_candidate({"messages": TALK}, tokenizer, max_length)
         assert (cut.ids, cut.supervised) == (whole.ids[:max_length], whole.supervised[:max_length])
+        assert cut.num_cut == max(0, len(whole.ids) - max_length)
 
 
 def test_a_response_beyond_max_length_is_a_bad_row_that_states_where_it_begins() -> None:
@@ -148,16 +172,6 @@ def test_a_template_that_prints_the_date_gives_the_same_row_on_every_day() -> No
     tokenizer = build_tokenizer()
     tokenizer.chat_template = "{{ strftime_now('%d %B %Y') }}\n" + CHAT_TEMPLATE
     assert candidate({"messages": TALK}, tokenizer).startswith("01 January 2025\n")
-
-
-def test_a_template_that_rewrites_earlier_turns_is_refused_where_it_hides_the_response() -> None:
-    tokenizer = build_tokenizer()
-    tokenizer.chat_template = CHAT_TEMPLATE.replace(
-        "{{ message['content'] }}", "{{ message['content'] if loop.last or message['role'] != 'assistant' else '...' }}"
-    )
-    with pytest.raises(BadRow, match="turn 3 differently once more turns follow"):
-        candidate({"messages": TALK}, tokenizer)
-    assert candidate({"messages": TALK[1:3]}, tokenizer).endswith("[Fifteen.<|im_end|>\n]")
 
 
 def test_a_row_that_the_template_refuses_is_bad_and_a_missing_template_is_a_wrong_request() -> None:

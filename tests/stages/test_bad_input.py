@@ -22,7 +22,9 @@ import torch
 
 from prism_job.data.examples import example_id, target_content
 from prism_job.errors import SpecError
+from prism_job.estimate.workload import measure
 from prism_job.extract.capture.gradients import GradientCapture
+from prism_job.extract.model import load_tokenizer
 from prism_job.progress import write_termination_message
 from prism_job.spec.document import parse_spec
 from tests.conftest import STAGES, Job, candidate, pair, read_json, turn, write_jsonl
@@ -98,6 +100,7 @@ def pool(job: Job, name: str) -> Path:
 PRETTY = json.dumps(candidate(1), indent=2)
 IDENTICAL = pair(0) | {"rejected": pair(0)["chosen"]}
 TOO_LONG = pair(1) | {"prompt": [turn("user", "why " * 200)]}
+SAME_BEGINNING = pair(1) | {side: [turn("assistant", "so " * 200 + side)] for side in ("chosen", "rejected")}
 NO_REJECTED = {key: pair(1)[key] for key in ("prompt", "chosen")}
 DROP_LOWEST = {"drop": "lowest"}
 REFUSED: list[tuple[str, Callable[[Job], object]]] = [
@@ -112,6 +115,7 @@ REFUSED: list[tuple[str, Callable[[Job], object]]] = [
     ("plan 64: no targets", writes_targets()),
     ("plan 65: targets.jsonl line 1 | chosen and rejected are identical", writes_targets(IDENTICAL)),
     ("extract 65: targets.jsonl line 2 | chosen response | maxLength", writes_targets(pair(0), TOO_LONG)),
+    ("extract 65: targets.jsonl line 2 | identical up to maxLength 128", writes_targets(pair(0), SAME_BEGINNING)),
     ("plan 64: spec.extraction.tokenPerBatch | did you mean 'tokensPerBatch'?", sets("extraction.tokenPerBatch", 5)),
     ("plan 64: spec.selection.budget.fraction | less than or equal to 1", sets("selection.budget", {"fraction": 1.5})),
     ("reduce 64: 1000 | budget.count", sets("selection", DROP_LOWEST | {"budget": {"count": 1000}})),
@@ -240,6 +244,23 @@ def test_a_row_that_cannot_be_used_is_quarantined_with_line_and_reason(job: Job,
     quarantine = [json.loads(line) for line in (manifest.parent / "quarantine.jsonl").read_text().splitlines()]
     assert [(entry["line"], reason in entry["reason"]) for entry in quarantine] == [(11, True)]
     assert read_json(manifest)["counts"]["quarantined"] == 1
+
+
+def test_rows_cut_at_max_length_are_counted(job: Job) -> None:
+    job.spec["audit"] = {"examples": 8}  # its sample is the same rows, which count once
+    rows = [candidate(number) for number in range(10)]
+    rows[3]["messages"][1]["content"] += " and so on" * 60
+    write_jsonl(pool(job, "a.jsonl"), rows)
+    write_jsonl(job.folder / "targets.jsonl", [pair(0), pair(1) | {"chosen": [turn("assistant", "so " * 200)]}])
+    spec = job.parsed().spec
+    predicted = measure(spec, load_tokenizer(spec.model))
+    assert (predicted.num_cut, predicted.num_cut_pairs) == (1, 1)
+    job.passes("plan")
+    assert job.passes("extract")["cut"] == 2
+    reduced = job.passes("reduce")
+    counts = read_json(Path(reduced["manifest"]))["counts"]
+    assert (reduced["cutRows"], counts["cut"], counts["cut_pairs"]) == (1, 1, 1)
+    assert "Cut at maxLength" in (Path(reduced["manifest"]).parent / "report.html").read_text()
 
 
 def test_ignored_files_are_listed_in_the_plan(job: Job) -> None:
