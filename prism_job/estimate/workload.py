@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from prism_job.data import examples
 from prism_job.data.data_files import Source
 from prism_job.data.examples import BadRow, Content, Layout
 from prism_job.data.readers import Row
+from prism_job.estimate.budget import BudgetCheck
 from prism_job.extract import tokenise
 from prism_job.plan.checks import (
     GroupShares,
@@ -25,16 +25,13 @@ from prism_job.plan.checks import (
     check_bad_fraction,
     check_columns,
     check_targets,
-    nothing_selected,
     refuse_output_inside_data,
-    refuse_short_budget,
 )
 from prism_job.plan.plan import Block, Quarantined, SourceLayout, Unit
 from prism_job.plan.sample import Sample
 from prism_job.plan.sources import list_sources
 from prism_job.plan.units import PAIRS_PER_UNIT, Example, cut_units, factor_units, list_targets, read_examples
 from prism_job.spec.document import RunSpec
-from prism_job.spec.ranking import SelectionSpec
 from prism_job.storage.folder import LocalFolder
 
 UNREAD = -1
@@ -109,9 +106,9 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     refuse_output_inside_data(spec)
     sides = {"chosen": _TokenCounts(sample), "rejected": _TokenCounts(sample)}
     pool = _TokenCounts(sample)
-    ids = bytearray()  # 16 bytes each text of `pool`
     reasons: dict[int, str] = {}  # index of a row that the tokenisation quarantines -> why
     labels, shares = Labels(spec.evaluation), GroupShares(spec.selection)
+    budget_check = BudgetCheck(spec.selection)
     staging = _ByteCounter()
     staged: set[str] = set()
 
@@ -126,7 +123,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
 
     def candidate(row: Row, _: int) -> tuple[Content, Layout]:
         content, layout = examples.read_candidate(row, spec.candidates.columns)
-        ids.extend(bytes.fromhex(examples.example_id(content)))
+        examples.example_id(content)
         try:
             encoded = tokenise.encode_candidate(content, *settings) if pool.is_next_read else None
             pool.add(encoded)
@@ -157,7 +154,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     def read_candidates() -> Iterator[Example]:
         for example in read_examples(sources, candidate, quarantine, layouts, loss_on):
             labels.check_candidate(example)
-            shares.check_candidate(example)
+            budget_check.add(example.example_id, shares.check_candidate(example))
             drawn.add(example.example_id, example.row)
             yield example
 
@@ -169,7 +166,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     check_columns(layouts, target_layouts, spec)
     labels.check_both_kinds()
     shares.check_shares()
-    _check_budget(spec.selection, ids, pool)
+    budget_check.check(pool.supervised, is_exact=sample == 1)
     num_bad = len(quarantine) + round(len(reasons) * pool.scale)
 
     factors = factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []
@@ -215,20 +212,6 @@ def _quarantined(reasons: dict[int, str], units: list[Unit], sources: list[Sourc
         for index, (source, line) in enumerate(lines)
         if index in reasons
     ]
-
-
-def _check_budget(selection: SelectionSpec, ids: bytearray, pool: _TokenCounts) -> None:
-    """Raises RequestError where no ranking could serve the budget. Rows that were not read count as usable."""
-    supervised = np.frombuffer(pool.supervised, np.int32)
-    usable_N = supervised != 0
-    ids_N = np.frombuffer(ids, "S16")[usable_N]
-    first = np.unique(ids_N, return_index=True)[1] if selection.dedupe != "none" else slice(None)
-    ranked = supervised[usable_N][first]
-    is_exact = pool.sample == 1
-    refuse_short_budget(selection.budget, len(ranked), int(ranked.sum(dtype=np.int64)) if is_exact else None)
-    num_taken = selection.budget.num_taken(len(ranked))
-    if is_exact and not selection.budget.tokens and num_taken == (0 if selection.keep else len(ranked)):
-        raise nothing_selected(num_taken, len(ranked))
 
 
 class _TokenCounts:

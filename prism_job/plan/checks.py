@@ -2,6 +2,8 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 from prism_job.data import labels
@@ -11,7 +13,7 @@ from prism_job.errors import DataError, RequestError
 from prism_job.plan.plan import Quarantined, SourceLayout, Unit
 from prism_job.plan.units import Example
 from prism_job.spec.document import RunSpec
-from prism_job.spec.ranking import BudgetSpec, EvaluationSpec, SelectionSpec
+from prism_job.spec.ranking import BudgetSpec, EvaluationSpec, SelectionSpec, SharesSpec
 
 
 def check_bad_fraction(bad: list[Quarantined], num_good: int, spec: RunSpec) -> None:
@@ -50,6 +52,27 @@ def refuse_short_budget(budget: BudgetSpec, num_ranked: int, num_tokens: int | N
             what = f"the budget is {asked} {of}, and there are {there} to rank"
             where = f"spec.selection.budget.{name}"
             raise RequestError(what, where=where, fix="lower it, or use budget.fraction")
+
+
+def most_of_a_group(shares: SharesSpec, where: str, sizes: Iterable[int], budget: int, in_tokens: bool) -> int:
+    """What each group of the budget takes at most, rounded up to whole rows; tokens are never exceeded.
+
+    Args:
+        where: the field of the document. sizes: of all groups, in rows or in response tokens, as the budget.
+
+    Raises RequestError: the groups cannot fill the budget.
+    """
+    if shares.max is None:
+        return budget
+    most = Fraction(repr(shares.max)) * budget
+    cap = math.floor(most) if in_tokens else math.ceil(most)
+    room = sum(min(size, cap) for size in sizes)
+    if room < budget:
+        unit = "response tokens" if in_tokens else "examples"
+        what = f"max {shares.max:g} leaves room for {room:,} of the budget's {budget:,} {unit}"
+        fix = "raise it, lower the budget, or add data to the small groups"
+        raise RequestError(what, where=f"{where}.max", fix=fix)
+    return cap
 
 
 def nothing_selected(num_taken: int, num_usable: int) -> RequestError:
@@ -129,8 +152,8 @@ class GroupShares:
         self.groups: set[str | int | None] = set()
         self.columns = ""
 
-    def check_candidate(self, example: Example) -> None:
-        """Raises RequestError: a value that is no group, or too many groups."""
+    def check_candidate(self, example: Example) -> str | int | None:
+        """The group of the row, None without one. Raises RequestError: a value that is no group, or too many groups."""
         if self.column is not None:
             group = labels.group_of(example.row, self.column, example.where)
             if not self.columns and group is None:
@@ -139,15 +162,18 @@ class GroupShares:
             if len(self.groups) > MAX_GROUPS:
                 what = f"column '{self.column}' has more than {MAX_GROUPS:,} values"
                 raise RequestError(what, where="spec.selection.perGroup.groupBy", fix="name a column with fewer")
-        elif self.selection.per_source:
+            return group
+        if self.selection.per_source:
             self.groups.add(example.source)
+            return example.source
+        return None
 
     def check_shares(self) -> None:
         """Raises RequestError: no row has the column, or the groups cannot share a whole budget."""
         shares, num_groups = self.selection.shares, len(self.groups)
         if shares is None:
             return
-        where = "spec.selection.perGroup" if self.column else "spec.selection.perSource"
+        where = self.selection.where_shares
         if self.column and self.groups == {None}:
             what = f"no candidate has a value in '{self.column}'; {self.columns}"
             raise RequestError(what, where=f"{where}.groupBy", fix="name a column of the candidates")

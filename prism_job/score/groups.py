@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism_job.data.labels import group_of
-from prism_job.errors import RequestError
+from prism_job.plan.checks import most_of_a_group
 from prism_job.plan.plan import Plan
 from prism_job.score.column import Column, parts
 from prism_job.spec.ranking import SelectionSpec, SharesSpec
@@ -81,14 +81,7 @@ def limits(groups: Groups, size_G: Amounts, budget: int, in_tokens: bool) -> tup
 
     Raises RequestError: the groups cannot fill the budget.
     """
-    most = None if groups.shares.max is None else Fraction(repr(groups.shares.max))
-    cap = budget if most is None else math.floor(most * budget) if in_tokens else math.ceil(most * budget)
-    room = int(np.minimum(size_G, cap).sum())
-    if room < budget:
-        unit = "response tokens" if in_tokens else "examples"
-        what = f"max {groups.shares.max:g} leaves room for {room:,} of the budget's {budget:,} {unit}"
-        fix = "raise it, lower the budget, or add data to the small groups"
-        raise RequestError(what, where=f"{groups.where}.max", fix=fix)
+    cap = most_of_a_group(groups.shares, groups.where, size_G.tolist(), budget, in_tokens)
     return np.minimum(size_G, least(groups, budget)), np.full(len(size_G), cap, np.int64)
 
 

@@ -152,6 +152,10 @@ class SelectionSpec(Section):
     def shares(self) -> SharesSpec | None:
         return self.per_source or self.per_group
 
+    @property
+    def where_shares(self) -> str:
+        return "spec.selection.perGroup" if self.per_group else "spec.selection.perSource"
+
     def settings(self) -> dict[str, Any]:
         """Plain values that decide the selection. A field that came later and is unset is left out: ids stay as they were."""
         later = ("per_source", "per_group", "near_agreement")

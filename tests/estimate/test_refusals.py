@@ -144,6 +144,14 @@ KEEP, DROP = {"keep": "highest"}, {"drop": "lowest"}
         (DROP | {"budget": {"count": 11}}, 64),
         (DROP | {"budget": {"fraction": 0.96}}, 64),
         (DROP | {"budget": {"fraction": 0.9}}, 0),
+        # 10 usable rows of a.jsonl, 1 of b.jsonl that none repeats; a max is rounded up to whole rows.
+        (KEEP | {"budget": {"count": 9}, "perSource": {"max": 0.8}}, 0),
+        (KEEP | {"budget": {"count": 10}, "perSource": {"max": 0.8}}, 64),
+        (KEEP | {"budget": {"fraction": 0.8}, "perSource": {"max": 0.8}}, 0),
+        (KEEP | {"budget": {"fraction": 0.9}, "perSource": {"max": 0.8}}, 64),
+        # 8 rows of label 0, 5 of label 1.
+        (KEEP | {"budget": {"count": 11}, "dedupe": "none", "perGroup": {"groupBy": "label", "max": 0.5}}, 0),
+        (KEEP | {"budget": {"count": 12}, "dedupe": "none", "perGroup": {"groupBy": "label", "max": 0.5}}, 64),
     ],
 )
 def test_estimate_refuses_exactly_the_budgets_that_the_run_would(job: Job, selection: Any, code: int) -> None:
