@@ -321,7 +321,7 @@ def test_a_card_and_croissant_state_what_was_written_and_nothing_else(job: Job) 
     types = {field["name"]: field.get("dataType") for field in records["field"]}
     assert types == {"messages": None, "label": "sc:Integer", "meta": None}
     assert [part["name"] for part in records["field"][0]["subField"]] == ["role", "content"]
-    assert "not described: mixed" in records["description"]
+    assert "not described: 'mixed'" in records["description"]
     for text in (card.content, json.dumps(document)):
         assert str(job.folder) not in text, "paths of this machine are nobody's business"
         assert "license" not in text
@@ -338,10 +338,11 @@ def test_documents_name_the_data_sets_of_the_hub_at_their_commits() -> None:
 
 def test_a_column_name_is_no_markup_in_a_card(job: Job) -> None:
     odd = "a|b\n# c <i> [x](y) `\ud800`"
-    path, _ = exported(job, selected_all(job, [candidate(0) | {odd: 1}, candidate(1)]), "all.jsonl", "--card")
+    path, _ = exported(job, selected_all(job, [candidate(0) | {odd: 1, "": 1}, candidate(1)]), "all.jsonl", "--card")
     line = r"| a\|b # c \<i> \[x\](y) \`?\` | integer |"
     assert line in (path.parent / "README.md").read_text(encoding="utf-8").splitlines()
-    json.loads((path.parent / "croissant.json").read_text(encoding="utf-8"))
+    (records,) = json.loads((path.parent / "croissant.json").read_text(encoding="utf-8"))["recordSet"]
+    assert [field["name"] for field in records["field"]] == ["messages", "label", odd], "a field needs a name"
 
 
 def test_documents_are_never_overwritten_by_others(job: Job) -> None:

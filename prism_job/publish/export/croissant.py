@@ -78,7 +78,11 @@ def croissant(exported: Exported) -> str:
                 "@id": "default",
                 "name": "default",
                 "description": f"{exported.num_rows} examples."
-                + (f" Columns of mixed or unknown types, not described: {shown_names(unknown)}." if unknown else ""),
+                + (
+                    f" Columns of mixed or unknown types, not described: {shown_names(list(map(repr, unknown)))}."
+                    if unknown
+                    else ""
+                ),
                 "field": fields,
             }
         ],
@@ -91,12 +95,17 @@ def _encoding(path: str) -> str:
 
 
 def _column(name: str, kind: FieldType, file: str) -> Json | None:
-    """The field of a column. None where Croissant has no type for it: mixed types, lists of lists, nothing but null."""
+    """The field of a column. None where Croissant cannot hold it: mixed types, lists of lists, nothing but null, no name."""
     item = kind if kind.items is None else kind.items
-    if kind.items is not None and (kind.scalars or kind.keys):
+    if not name or (kind.items is not None and (kind.scalars or kind.keys)):
         return None
     repeated = {} if kind.items is None else {"repeated": True}
-    field = {"@type": "cr:Field", "@id": f"default/{quote(name, errors='backslashreplace')}", "name": name, **repeated}
+    field = {
+        "@type": "cr:Field",
+        "@id": f"default/{quote(name, safe='', errors='backslashreplace')}",
+        "name": name,
+        **repeated,
+    }
     source = {"fileObject": {"@id": file}, "extract": {"column": name}}
     if item.scalar:
         return field | {"dataType": DATA_TYPES[item.scalar], "source": source}
