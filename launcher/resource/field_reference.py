@@ -40,8 +40,9 @@ The smallest document:
 {SMALLEST}```
 
 Paths are paths of this machine; a relative one starts from the working directory. `s3://bucket/prefix` can stand in
-place of any path. On a cluster every address is `s3://`, or an absolute path that `podOverlay` mounts, and a name has
-at most 40 characters.
+place of any path. Data may also be `hf://datasets/ORG/NAME` or the manifest of another run (docs/sources.md). On a
+cluster every other address is `s3://`, or an absolute path that `podOverlay` mounts, and a name has at most 40
+characters.
 """
 
 
