@@ -43,7 +43,7 @@ def marked(text: str) -> str:
     """The text between marks, each line for itself; the end of a line is shown as ↵. It holds no marks of its own."""
     lines = text.split("\n")
     shown = [f"{line}↵" for line in lines[:-1]] + lines[-1:]
-    return "\n".join(f"{MARKS[0]}{line}{MARKS[1]}" for line in shown if line)
+    return "\n".join(f"{MARKS[0]}{line}{MARKS[1]}" if line else "" for line in shown)
 
 
 def without_marks(text: str) -> str:
