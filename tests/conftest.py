@@ -215,7 +215,8 @@ class Job:
         """(extractor, kind, unit) of every shard that the plan names."""
         plan = self.planned()
         forms = [(plan.extractor, plan.candidates, "targets", plan.factors)]
-        forms += [(plan.audit.extractor, plan.audit.units, "sums", plan.audit.factors)] if plan.audit else []
+        forms += [(plan.audit.extractor, plan.audit.units, plan.audit_kind, plan.audit.factors)] if plan.audit else []
+        forms += [(plan.preference.extractor, [], "nll", [])] if plan.preference else []
         return [
             (extractor, kind, unit)
             for extractor, candidates, of_targets, factors in forms

@@ -162,6 +162,7 @@ def extract(
     weighting: str = "preference",
     extraction: dict[str, Any] | None = None,
     audit: int = 0,
+    preference_model: str | None = None,
 ) -> Extracted:
     """Plan and extract through the job's own stages, into the store that all experiments under `work` share.
 
@@ -172,13 +173,16 @@ def extract(
     folder.mkdir(parents=True, exist_ok=True)
     job.write_jsonl(folder / "pool.jsonl", candidates)
     job.write_jsonl(folder / "targets.jsonl", targets)
+    of_preference = (
+        {"preferenceModel": {"uri": str(Path(preference_model).resolve()), "dtype": dtype}} if preference_model else {}
+    )
     spec = job.selection(
         folder,
         model={"uri": str(Path(model).resolve()), "dtype": dtype},
         store=str(work / "store"),
         output=str(work / "selections"),
         extraction={"tokensPerBatch": 2048, **(extraction or {})},
-        scoring={"weighting": weighting},
+        scoring={"weighting": weighting, **of_preference},
         audit={"examples": audit},
         selection={"drop": "lowest", "budget": {"fraction": 0.5}, "dedupe": "none"},
     )

@@ -5,11 +5,13 @@ tuned on that mixture. Each method ranks the mixture with the reference, half of
 on the rest, and asked held-out questions. A second reference has memorised the mixture. More in docs/method.md.
 
     python -m benchmarks.quality.rectification --seeds 3 --json build/quality/rectification.json
+    python -m benchmarks.quality.rectification --seeds 3 --only preference   # whose preference π is, with swapped pairs
 
 Shapes: N rows of the mixture.
 """
 
 import random
+from collections.abc import Sequence
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,17 @@ DROPPED = 0.5
 SWAPPED, DRAWS = 0.3, 100
 """Share of the pairs that are swapped in a second look at the same rankings, and how often they are drawn."""
 
+SHARES = (0.0, 0.2, 0.3, 0.4, 0.5)
+RETRAINED = 0.4
+"""Shares of the pairs that are swapped where π comes from different models; and that at which the model is trained again."""
+
+WHOSE = {
+    "uniform": "uniform",
+    "reference": "π of the reference (the paper's)",
+    "before": "π of the model before tuning (preferenceModel)",
+}
+KINDS = ("all", "capitals", "sums")
+
 METHODS = {
     "full": "nothing (the reference itself)",
     "random": "random",
@@ -53,8 +66,13 @@ INFLUENCES = {
 def main() -> None:
     made = harness.parser(__doc__, seeds=3)
     made.add_argument("--memorised-seeds", type=int, default=1, help="seeds that also memorise (%(default)s)")
+    made.add_argument("--only", choices=("preference",), help="only the part on scoring.preferenceModel")
     options = made.parse_args()
     mixtures = [Mixture(options.work, options.model, seed) for seed in range(options.seeds)]
+    whose = print_whose(mixtures, options.memorised_seeds)
+    if options.only:
+        job.write_json(options.json, {"seeds": options.seeds, **harness.flat(whose)})
+        return
     by_seed = [mixture.figures() for mixture in mixtures]
     found = harness.over_seeds(by_seed)
     if options.memorised_seeds:
@@ -80,12 +98,38 @@ def main() -> None:
     if memorised:
         print(f"mean loss of the mixture: tuned {found['mixture_loss']}, memorised {found['memorised_mixture_loss']}\n")
         print(harness.table(["ranked by, once the mixture is memorised", "AUROC"], memorised))
-    figures = harness.flat(found | {"auroc_gain_over_loss": harness.interval(gain)})
+    figures = harness.flat(found | whose | {"auroc_gain_over_loss": harness.interval(gain)})
     job.write_json(options.json, {"seeds": options.seeds, **figures})
     afterwards = {"before any tuning": before}
     afterwards |= {name: found[f"wrong[{method}]"] for method, name in METHODS.items()}
     title, label = "Prefers the wrong answer after tuning on the rest", "share of held-out questions"
     figure.bars(options.figure, title, label, {"half that was dropped": afterwards})
+
+
+def print_whose(mixtures: Sequence["Mixture"], memorised_seeds: int) -> dict[str, harness.Interval]:
+    """Tables of whose preference π is. Returns their figures."""
+    figures = {}
+    for reference, chosen in (("tuned", mixtures), ("memorised", mixtures[:memorised_seeds])):
+        if not chosen:
+            continue
+        found = harness.over_seeds([mixture.whose(reference) for mixture in chosen])
+        means = f"{found[f'{reference}_mean_pi[reference]']} and {found[f'{reference}_mean_pi[before]']}"
+        print(
+            f"\nreference: {reference}, {len(chosen)} seed(s); mean π of the reference and of the model before: {means}\n"
+        )
+        for kind in KINDS:
+            lines = [
+                [f"{share:.0%}", *(found[f"{reference}_auroc[{whose}][{share:g}][{kind}]"] for whose in WHOSE)]
+                for share in SHARES
+            ]
+            print(harness.table([f"AUROC, {kind}; pairs swapped", *WHOSE.values()], lines) + "\n")
+        figures |= found
+    after = harness.over_seeds([mixture.retrained() for mixture in mixtures])
+    lines = [[name, after[f"swapped_wrong[{whose}]"]] for whose, name in WHOSE.items()]
+    print(
+        harness.table([f"dropped half, {RETRAINED:.0%} swapped", "prefers the wrong answer afterwards"], lines) + "\n"
+    )
+    return figures | after
 
 
 class Mixture:
@@ -129,6 +173,21 @@ class Mixture:
             if method != "full":
                 found |= self._once(method, lambda method=method: self._after(method))
         return found
+
+    def whose(self, reference: str) -> dict[str, float]:
+        settings = {"tuned": (EPOCHS, RATE), "memorised": (MEMORISED_EPOCHS, MEMORISED_RATE)}[reference]
+        found = self._once(reference, lambda: self._reference(reference, *settings))
+        wrong = found["wrong[full]" if reference == "tuned" else "memorised_wrong[full]"]
+        figures = self._once(f"whose-{reference}", lambda: self._whose(reference))
+        return figures | {f"{reference}_wrong[full]": wrong}
+
+    def retrained(self) -> dict[str, float]:
+        return {
+            f"swapped_wrong[{whose}]": self._once(f"swapped-{whose}", lambda whose=whose: self._after_swaps(whose))[
+                "wrong"
+            ]
+            for whose in WHOSE
+        }
 
     def memorised(self) -> dict[str, float]:
         found = self._once("memorised", lambda: self._reference("memorised", MEMORISED_EPOCHS, MEMORISED_RATE))
@@ -205,6 +264,38 @@ class Mixture:
                 values.append(harness.area(ranking_N / (run.norm_N if "cosine" in method else 1.0), self.good_N))
         return {f"swapped_auroc[{method}]": float(np.mean(values)) for method, values in found.items()}
 
+    def _with_preference_model(self, reference: str) -> harness.Extracted:
+        name, folder = f"rectification-whose-{reference}-{self.seed}", str(self._folder(reference))
+        return harness.extract(self.work, name, self.rows, self.targets, model=folder, preference_model=self.model)
+
+    def _weights(self, run: harness.Extracted) -> dict[str, Float64]:
+        pi_Q = {"reference": run.targets.reference_preference_Q, "before": run.targets.preference_Q}
+        return {"uniform": np.full(len(self.targets), 0.5), **pi_Q}
+
+    def _whose(self, reference: str) -> dict[str, float]:
+        """AUROC by whose π weighs the pairs, with shares of them swapped, mean of the draws; and both mean π."""
+        run = self._with_preference_model(reference)
+        scores_NQ, weights = run.scores_by_pair(), self._weights(run)
+        is_capital_N = np.array(["capital" in row["prompt"] for row in self.rows])
+        among = dict(zip(KINDS, (is_capital_N | True, is_capital_N, ~is_capital_N), strict=True))
+        found = {f"{reference}_mean_pi[{whose}]": float(pi_Q.mean()) for whose, pi_Q in weights.items()}
+        for share in SHARES:
+            generator = np.random.default_rng([self.seed, round(100 * share)])
+            drawn = [harness.draw_swapped(generator, len(self.targets), share) for _ in range(DRAWS if share else 1)]
+            for whose, pi_Q in weights.items():
+                rankings = [scores_NQ @ np.multiply(*harness.flipped(pi_Q, swapped_Q)) for swapped_Q in drawn]
+                for kind, rows_N in among.items():
+                    areas = [harness.area(ranking_N[rows_N], self.good_N[rows_N]) for ranking_N in rankings]
+                    found[f"{reference}_auroc[{whose}][{share:g}][{kind}]"] = float(np.mean(areas))
+        return found
+
+    def _after_swaps(self, whose: str) -> dict[str, float]:
+        """One draw of swapped pairs, the same for all."""
+        run = self._with_preference_model("tuned")
+        swapped_Q = harness.draw_swapped(np.random.default_rng(self.seed), len(self.targets), RETRAINED)
+        ranking_N = run.scores_by_pair() @ np.multiply(*harness.flipped(self._weights(run)[whose], swapped_Q))
+        return {"wrong": self._after_dropping(ranking_N)}
+
     def _memorised(self) -> dict[str, float]:
         after = self._extracted("memorised", str(self._folder("memorised")))
         before = self._extracted("before", self.model)
@@ -219,12 +310,16 @@ class Mixture:
 
     def _after(self, method: str) -> dict[str, float]:
         run = self._extracted("tuned", str(self._folder("tuned")))
-        order = np.argsort(self._ranked(method, run), kind="stable")
+        return {f"wrong[{method}]": self._after_dropping(self._ranked(method, run))}
+
+    def _after_dropping(self, ranking_N: Float64) -> float:
+        """What `_wrong` finds once the model as it was is tuned on the rows that rank highest."""
+        order = np.argsort(ranking_N, kind="stable")
         kept = np.sort(order[round(DROPPED * len(order)) :])
         tokenizer, model = tuning.load(self.model)
         rows = [self.rows[place] for place in kept]
         tuning.tune(model, self._encoded(tokenizer, rows), epochs=EPOCHS, rate=RATE, seed=self.seed)
-        return {f"wrong[{method}]": self._wrong((tokenizer, model))}
+        return self._wrong((tokenizer, model))
 
     def _encoded(self, tokenizer: Any, rows: harness.Rows) -> list[Encoded]:
         return [tokenise.encode_candidate(row, tokenizer, 512) for row in rows]

@@ -97,7 +97,9 @@ def uris_of(run: SelectionRun) -> list[tuple[str, str]]:
     uris = [("write", spec.store), ("write", spec.output)]
     uris += [("read", uri) for uri in (*spec.candidates.uris, *spec.targets.all_uris())]
     # A model without a scheme may be a name on the Hub or a folder; it is not tested.
-    uris += [("read", uri) for uri in (spec.model.uri, spec.model.adapter) if uri and uri.startswith("s3://")]
+    models = [model for model in (spec.model, spec.scoring.preference_model) if model]
+    of_models = [uri for model in models for uri in (model.uri, model.adapter)]
+    uris += [("read", uri) for uri in of_models if uri and uri.startswith("s3://")]
     return list(dict.fromkeys(uris))
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from launcher.follow.terminal_text import aligned
 
-PARTS = ("candidates", "targets", "factors", "sums", "staged")
+PARTS = ("candidates", "targets", "factors", "sums", "nll", "staged")
 
 
 def store_table(facts: dict[str, Any]) -> str:

@@ -58,6 +58,8 @@ def run_stages(text: str, where: str, display: Display, *, job: Sequence[str] = 
         reduced = stage("reduce")
         if reduced.get("audit"):
             display.say(f"audit: {reduced['audit']}")
+        for warning in reduced.get("warnings", ()):
+            display.say(f"warning: {warning}")
         if reduced["badRows"]:
             display.say(f"unusable rows: {reduced['badRows']:,}; quarantine.jsonl beside the manifest lists them")
         if reduced.get("cutRows"):
@@ -73,6 +75,7 @@ def run_stages(text: str, where: str, display: Display, *, job: Sequence[str] = 
         "selected": reduced["selected"],
         "badRows": reduced["badRows"],
         "cutRows": reduced.get("cutRows", 0),
+        "warnings": reduced.get("warnings", []),
         "unchanged": reduced.get("unchanged", False),
         "seconds": round(time.monotonic() - started, 3),
     }

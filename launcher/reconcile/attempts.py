@@ -22,7 +22,7 @@ from launcher.reconcile.child_status import (
 from launcher.reconcile.conditions import sentence
 from launcher.reconcile.failure_policy import FAILURE_POLICY, STARTUP_TIMEOUT, Cause, FailureAction
 from launcher.reconcile.failures import AttemptOutcome, classify_attempt, classify_create_error
-from launcher.reconcile.termination_message import count, is_complete
+from launcher.reconcile.termination_message import count, is_complete, warnings_in
 from launcher.render.attempt import Attempt
 from launcher.render.job import job as job_of
 from launcher.render.service import services
@@ -263,7 +263,8 @@ class Attempts:
             self.results |= {"manifest": result["manifest"], "selected": count(result, "selected")}
             self.results |= {} if (bad := count(result, "badRows")) is None else {"bad_rows": bad}
         units = count(result, "units") if entry.stage == "extract" else None
-        return entry.model_copy(update={"state": "Succeeded", "message": "", "units": units})
+        message = sentence(warnings_in(result))
+        return entry.model_copy(update={"state": "Succeeded", "message": message, "units": units})
 
     def _as_found(self, entry: StageStatus) -> StageStatus:
         """The stage as an earlier pass wrote it."""

@@ -137,7 +137,8 @@ class _ReconcilePass:
         if reduce.state != "Succeeded":
             return self._wait("Reducing", reduce)
         self.conditions.set("Reduced", True, "Reduced")
-        return self._end_run("Complete", "Complete", f"{self.status.selected} examples selected")
+        warning = f"; {reduce.message}" if reduce.message else ""
+        return self._end_run("Complete", "Complete", f"{self.status.selected} examples selected{warning}")
 
     def _extract(self) -> Decision | None:
         """All groups, one step. None once every unit is stored: a group succeeds only if no unit is missing any more."""

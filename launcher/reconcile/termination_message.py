@@ -53,6 +53,14 @@ def count(result: Mapping[str, Any], name: str) -> int | None:
     return value if 0 <= value < LARGEST_COUNT else None
 
 
+def warnings_in(result: Mapping[str, Any]) -> str:
+    """What a stage that succeeded warns of, as one text; empty where there is nothing, or no list of texts."""
+    found = result.get("warnings")
+    if not isinstance(found, list) or not found or not all(isinstance(each, str) for each in found):
+        return ""
+    return f"warning: {' '.join(found)}"
+
+
 def is_complete(stage: str, result: Mapping[str, Any]) -> bool:
     """Whether a result has all that the next stage needs."""
     if stage == "plan":

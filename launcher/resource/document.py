@@ -57,10 +57,12 @@ def _addresses(run: SelectionRun) -> Iterator[tuple[str, str]]:
         yield from ((f"{field}[{index}]", uri) for index, uri in enumerate(target_set.uris))
     yield from (("spec.store", spec.store), ("spec.output", spec.output))
     # A hub id (org/name) looks like a path, and cannot be distinguished from one here.
-    if spec.model.uri.startswith(".") or spec.model.uri.endswith(".gguf"):
-        yield "spec.model.uri", spec.model.uri
-    if spec.model.adapter is not None:
-        yield "spec.model.adapter", spec.model.adapter
+    models = {"spec.model": spec.model, "spec.scoring.preferenceModel": spec.scoring.preference_model}
+    for field, model in models.items():
+        if model and (model.uri.startswith(".") or model.uri.endswith(".gguf")):
+            yield f"{field}.uri", model.uri
+        if model and model.adapter is not None:
+            yield f"{field}.adapter", model.adapter
 
 
 def pods_document(run: SelectionRun) -> dict[str, Any]:

@@ -34,15 +34,14 @@ def validation_rules() -> dict[str, list[dict[str, str]]]:
             _rule(_is_address("self.store"), ADDRESS, ".store"),
             _rule(_is_address("self.output"), ADDRESS, ".output"),
         ],
-        "model": [
+        "model": _model(),
+        "scoring": [
             _rule(
-                "!(self.uri.startsWith('.') || self.uri.startsWith('~') || self.uri.endsWith('.gguf')"
-                f" || self.uri.contains('://')) || {_is_address('self.uri')}",
-                "must be a hub id, s3://bucket/prefix, or an absolute path that podOverlay mounts",
-                ".uri",
-            ),
-            _rule(f"!has(self.adapter) || {_is_address('self.adapter')}", ADDRESS, ".adapter"),
+                "!has(self.preferenceModel) || !has(self.weighting) || self.weighting == 'preference'",
+                "preferenceModel needs weighting: preference; uniform weights do not use π",
+            )
         ],
+        "scoring.preferenceModel": _model(),
         "candidates": [_rule(f"self.uris.all(uri, {_is_data_address('uri')})", f"each {DATA_ADDRESS}", ".uris")],
         "targets": [
             _rule("has(self.uris) != has(self.sets)", "give exactly one of uris, sets"),
@@ -108,6 +107,18 @@ def _is_immutable(name: str) -> dict[str, str]:
     changing = ", ".join(MAY_CHANGE)
     message = f"cannot change while the run exists ({changing} can): submit it under another name, or delete this one"
     return _rule(same, message, f".{name}", "FieldValueForbidden")
+
+
+def _model() -> list[dict[str, str]]:
+    return [
+        _rule(
+            "!(self.uri.startsWith('.') || self.uri.startsWith('~') || self.uri.endsWith('.gguf')"
+            f" || self.uri.contains('://')) || {_is_address('self.uri')}",
+            "must be a hub id, s3://bucket/prefix, or an absolute path that podOverlay mounts",
+            ".uri",
+        ),
+        _rule(f"!has(self.adapter) || {_is_address('self.adapter')}", ADDRESS, ".adapter"),
+    ]
 
 
 def _shares() -> list[dict[str, str]]:

@@ -118,6 +118,17 @@ def _refuse_missing_sdpa(config: PretrainedConfig, spec: ModelSpec) -> None:
 
 def refuse_unsuitable_settings(extraction: ExtractionSpec, config: PretrainedConfig, num_layers: int) -> None:
     """Raises RequestError: maxLength or codec.dims is more than this model has positions or projected dims."""
+    refuse_long_texts(extraction, config)
+    dim, codec = extraction.projection.dim, extraction.codec
+    unfolded_dims = num_layers * dim**2
+    if codec.kind == "sign" and codec.dims > unfolded_dims:
+        what = f"codec.dims {codec.dims} is more than the {unfolded_dims} dims there are to fold ({num_layers} layers × {dim}²)"
+        fix = f"set it to {2 ** (unfolded_dims.bit_length() - 1)} or less, or raise projection.dim"
+        raise RequestError(what, where="spec.extraction.codec.dims", fix=fix)
+
+
+def refuse_long_texts(extraction: ExtractionSpec, config: PretrainedConfig) -> None:
+    """Raises RequestError: maxLength is more than this model has positions."""
     text = config.get_text_config(decoder=True)
     positions = getattr(text, "max_position_embeddings", None)
     if positions and extraction.max_length > positions:
@@ -127,12 +138,6 @@ def refuse_unsuitable_settings(extraction: ExtractionSpec, config: PretrainedCon
         what = f"maxLength {extraction.max_length} is over {positions}: for a longer text, longrope changes the frequencies"
         what += " of its whole batch, so a row would depend on its batch"
         raise RequestError(what, where="spec.extraction.maxLength", fix=f"set it to {positions} or less")
-    dim, codec = extraction.projection.dim, extraction.codec
-    unfolded_dims = num_layers * dim**2
-    if codec.kind == "sign" and codec.dims > unfolded_dims:
-        what = f"codec.dims {codec.dims} is more than the {unfolded_dims} dims there are to fold ({num_layers} layers × {dim}²)"
-        fix = f"set it to {2 ** (unfolded_dims.bit_length() - 1)} or less, or raise projection.dim"
-        raise RequestError(what, where="spec.extraction.codec.dims", fix=fix)
 
 
 def _longrope_positions(text_config: PretrainedConfig) -> int | None:

@@ -7,7 +7,7 @@ import torch
 
 from prism_job.errors import TransientError
 from prism_job.extract import tokenise
-from prism_job.extract.capture.gradients import GradientBatch, GradientCapture
+from prism_job.extract.capture.gradients import GradientBatch, GradientCapture, LossCapture
 from prism_job.extract.capture.sketches import FactorSums
 from prism_job.progress import event
 
@@ -33,7 +33,9 @@ class Passes:
     `can_halve`: no other rank must make the same passes.
     """
 
-    def __init__(self, capture: GradientCapture, *, can_halve: bool, max_tokens: int = sys.maxsize) -> None:
+    def __init__(
+        self, capture: GradientCapture | LossCapture, *, can_halve: bool, max_tokens: int = sys.maxsize
+    ) -> None:
         self.capture, self.can_halve = capture, can_halve
         self.max_tokens = max_tokens  # micro-batches of more tokens are halved at once: such a one did not fit before
 
@@ -84,10 +86,8 @@ class Passes:
 
     def _zero_rows(self) -> list[GradientBatch]:
         zero = torch.zeros(1, device=self.capture.device)
-        widths = [each.width for each in self.capture.projections]
-        return [
-            GradientBatch(torch.zeros(1, width, device=self.capture.device), zero, zero.int(), zero) for width in widths
-        ]
+        widths, device = self.capture.widths, self.capture.device
+        return [GradientBatch(torch.zeros(1, width, device=device), zero, zero.int(), zero) for width in widths]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,7 +6,7 @@ Does not know ranks, models or passes.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from prism_job.extract.capture.row_format import RowFormat
+from prism_job.extract.capture.row_format import NO_ROWS, RowFormat
 from prism_job.plan.extractor import audit_spec
 from prism_job.plan.plan import Block, Plan, Unit
 from prism_job.spec.data import ColumnsSpec
@@ -39,7 +39,7 @@ class Task:
 
     @property
     def is_targets(self) -> bool:
-        return self.outputs[0].kind in ("targets", "sums")
+        return self.outputs[0].kind in ("targets", "sums", "nll")
 
     @property
     def is_for_audit(self) -> bool:
@@ -52,7 +52,7 @@ class Task:
 
 
 def missing_tasks(spec: RunSpec, plan: Plan) -> list[Task]:
-    """In the order of the work: target pairs, candidates, and the audit's sample of the candidates last.
+    """For the reference, in the order of the work: target pairs, candidates, and the audit's sample of the candidates last.
 
     The audit has a row format of its own. What it needs of a target pair comes out of the same passes as the run's rows.
     """
@@ -66,19 +66,30 @@ def missing_tasks(spec: RunSpec, plan: Plan) -> list[Task]:
     sample: list[Task] = []
     if plan.audit is not None:
         extractor, (folded, unfolded) = plan.audit.extractor, _row_formats(audit_spec(spec))
-        of_targets[Output("sums", extractor, unfolded, for_audit=True)] = set(plan.audit.missing_sums)
+        of_targets[Output(plan.audit_kind, extractor, unfolded, for_audit=True)] = set(plan.audit.missing_sums)
         of_sample = {
             Output("factors", extractor, folded, for_audit=True): set(plan.audit.missing_factors),
             Output("candidates", extractor, folded, for_audit=True): set(plan.audit.missing_candidates),
         }
         sample = list(_tasks(plan.audit.units, of_sample, [("the audit's sample", spec.candidates.columns)]))
-    columns_of = spec.targets.columns_by_set()
-    of_sets = [(uri, columns_of[name]) for uri, name in zip(plan.target_sources, plan.target_sets, strict=True)]
     return [
-        *_tasks(plan.targets, of_targets, of_sets),
+        *_tasks(plan.targets, of_targets, _target_sources(spec, plan)),
         *_tasks(plan.candidates, of_candidates, [(uri, spec.candidates.columns) for uri in plan.sources]),
         *sample,
     ]
+
+
+def preference_tasks(spec: RunSpec, plan: Plan) -> list[Task]:
+    """For the preference model: the losses of target pairs. Empty where the document names none."""
+    if plan.preference is None:
+        return []
+    missing = {Output("nll", plan.preference.extractor, NO_ROWS): plan.preference.missing}
+    return list(_tasks(plan.targets, missing, _target_sources(spec, plan)))
+
+
+def _target_sources(spec: RunSpec, plan: Plan) -> list[tuple[str, ColumnsSpec | None]]:
+    columns_of = spec.targets.columns_by_set()
+    return [(uri, columns_of[name]) for uri, name in zip(plan.target_sources, plan.target_sets, strict=True)]
 
 
 def _tasks(

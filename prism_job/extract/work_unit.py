@@ -17,7 +17,7 @@ from prism_job.data.examples import BadRow
 from prism_job.data.readers import Row
 from prism_job.errors import DataError
 from prism_job.extract import tokenise
-from prism_job.extract.capture.gradients import GradientBatch, GradientCapture
+from prism_job.extract.capture.gradients import GradientBatch, GradientCapture, LossCapture
 from prism_job.extract.passes import Computed
 from prism_job.extract.tasks import Output, Task
 from prism_job.extract.tokenise import SIDES
@@ -67,7 +67,7 @@ class CandidateUnit:
             except BadRow as error:
                 self.quarantined[index] = str(error)
         # Encoded micro-batch by micro-batch: a unit's float32 rows would be gigabytes with codec float16.
-        self.stored = codec.zeros(self.extraction.codec.kind, len(self.ids), capture.projections[0].width)
+        self.stored = codec.zeros(self.extraction.codec.kind, len(self.ids), capture.widths[0])
         self.columns = Columns(len(self.ids))
         self.layers = digest(capture.layers.names)
         wants_factors = any(output.kind == "factors" for output in task.outputs)
@@ -132,12 +132,12 @@ class TargetUnit:
         rows: list[Row],
         tokenizer: PreTrainedTokenizerBase,
         spec: RunSpec,
-        capture: GradientCapture,
+        capture: GradientCapture | LossCapture,
         preference: Preference,
     ) -> None:
         self.task, self.extraction, self.preference = task, spec.extraction, preference
         self.quarantined: dict[int, str] = {}  # never any: a target that cannot be used is an error
-        self.of_layers = capture.layers.notes
+        self.of_layers = dict(capture.notes)
         needs_rejected = spec.scoring.weighting == "preference"
         contents = [examples.target_content(row, needs_rejected, task.columns) for row in rows]
         self.ids = [examples.example_id(content) for content in contents]
@@ -147,7 +147,7 @@ class TargetUnit:
             for text, side in enumerate(side for side in SIDES for _ in pairs)
             if side in pairs[text % len(pairs)]
         }
-        self.rows = [np.zeros((len(contents), each.width), np.float32) for each in capture.projections]
+        self.rows = [np.zeros((len(contents), width), np.float32) for width in capture.widths]
         self.columns = Columns(len(SIDES) * len(pairs))
 
     def micro_batches(self, tokens_per_batch: int) -> Iterator[MicroBatch]:
@@ -179,15 +179,23 @@ class TargetUnit:
         new_shards = []
         for output in self.task.outputs:
             rows_ND = self.rows[self.task.row_formats.index(output.row_format)]
-            rows = {"rows": rows_ND} if output.kind == "targets" else _weighted_sums(rows_ND, beside, self.preference)
             notes = self.of_layers | {"dim": output.row_format.dim, "cut": self.num_cut}
-            new_shards.append(NewShard(output, beside | rows, notes))
+            new_shards.append(NewShard(output, beside | self._of_rows(output, rows_ND, beside), notes))
         return new_shards
 
     @property
     def num_cut(self) -> int:
         """Pairs of which a side goes on beyond maxLength."""
         return len({text % len(self.ids) for text, encoded in self.encoded.items() if encoded.num_cut})
+
+    def _of_rows(self, output: Output, rows_ND: NDArray[np.float32], columns: Arrays) -> Arrays:
+        """What a shard keeps of the rows. For the audit their sums; where the weights come from another model, which may
+        change, each row, in half of its bytes: its rounding (2^-11) is far below the noise of a projection."""
+        if output.kind == "nll":
+            return {}
+        if output.kind == "sums":
+            return _weighted_sums(rows_ND, columns, self.preference)
+        return codec.encode_float16(rows_ND) if output.for_audit else {"rows": rows_ND}
 
     def _encode(
         self, index: int, content: examples.Content, tokenizer: PreTrainedTokenizerBase

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prism_job.errors import RequestError, Stopped, TransientError
 from prism_job.extract import tokenise
 from prism_job.extract.batch_size import BatchSize
-from prism_job.extract.capture.forward_backward import forward_and_backward
-from prism_job.extract.capture.gradients import GradientCapture, refuse_non_finite
+from prism_job.extract.capture.forward_backward import forward, forward_and_backward
+from prism_job.extract.capture.gradients import GradientCapture, LossCapture, refuse_non_finite
 from prism_job.extract.capture.layers import Layers
 from prism_job.extract.capture.row_format import RowFormat
 from prism_job.extract.distributed.watchdog import Watchdog
@@ -59,7 +59,7 @@ class Worker:
     store: Store
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
-    layers: Layers
+    layers: Layers | None  # None: losses alone are wanted, and each pass is forward only
     preference: Preference  # how a pair's weight π follows from its losses
     batch_size: BatchSize
     meter: Meter
@@ -150,6 +150,7 @@ class Worker:
         rows = staged_rows.read_rows(self.store, task.unit.rows)
         if task.is_targets:
             return TargetUnit(task, rows, self.tokenizer, self.spec, passes.capture, self.preference)
+        assert isinstance(passes.capture, GradientCapture)
         return CandidateUnit(task, rows, self.tokenizer, self.spec, passes.capture)
 
     def _passes_for(self, row_formats: tuple[RowFormat, ...]) -> Passes:
@@ -157,7 +158,11 @@ class Worker:
             if self.passes:
                 self.max_tokens[self.passes.capture.row_formats] = self.passes.max_tokens
             self.passes = None  # frees its matrices, gigabytes of a large model, before others are built
-            capture = GradientCapture(self.model, self.layers, row_formats)
+            capture = (
+                LossCapture(self.model)
+                if self.layers is None
+                else GradientCapture(self.model, self.layers, row_formats)
+            )
             can_halve = not (self.world.sharded and self.world.size > 1)
             self.passes = Passes(capture, can_halve=can_halve, max_tokens=self.max_tokens.get(row_formats, sys.maxsize))
         return self.passes
@@ -194,7 +199,7 @@ class Worker:
     def _pass_without_work(self) -> None:
         batch = tokenise.collate([tokenise.Encoded([0, 0], [False, True])], self.world.device)
         try:
-            forward_and_backward(self.model, batch, torch.float32)
+            (forward_and_backward if self.layers else forward)(self.model, batch, torch.float32)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

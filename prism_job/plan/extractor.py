@@ -1,11 +1,20 @@
-"""The extractor digest covers everything that changes a number in a row: not batch sizes, unit sizes, paths or world sizes."""
+"""The extractor digest covers everything that changes a number in a row: not batch sizes, unit sizes, paths or world sizes.
 
+The losses of a preference model have a digest of their own, of what changes a loss.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from prism_job import projection
+from prism_job.errors import DataError, RequestError, TransientError
 from prism_job.plan.attention import attention_backend
 from prism_job.spec.digest import digest
 from prism_job.spec.document import RunSpec
+from prism_job.spec.extraction import ExtractionSpec
+from prism_job.spec.model import ModelSpec
 from prism_job.storage import model_files
 from prism_job.store import shards
 
@@ -22,35 +31,63 @@ TEMPLATE_DATE = "2025-01-01"
 
 def extractor_parts(spec: RunSpec) -> dict[str, Any]:
     """What the digest covers, as the plan and the manifest list it."""
-    extraction = spec.extraction
     return {
-        "format": shards.FORMAT,
+        **_loss_parts(spec.model, spec.extraction),
         "projection_version": projection.VERSION,
-        "model": model_files.identify(spec.model.uri, spec.model.revision),
-        "adapter": model_files.identify(spec.model.adapter, is_adapter=True) if spec.model.adapter else None,
-        "dtype": spec.model.dtype,
         # Only for bfloat16: float32 rows kept their numbers when this was added, and stores of them their digest.
         **({"products": spec.model.product_dtype} if spec.model.product_dtype != "float32" else {}),
-        # Only where set: all other stores keep their digest.
-        **({"quantization": spec.model.quantization} if spec.model.quantization else {}),
         # Only for these: rows of others were right before.
         **(
             {"shared_weights": "summed"}
             if model_files.model_types(spec.model.uri, spec.model.revision) & SHARING
             else {}
         ),
-        "attention": attention_backend(spec.model),
-        "loss_on": extraction.loss_on,
-        "mask": MASK_VERSION,
-        "template_date": TEMPLATE_DATE,
-        "max_length": extraction.max_length,
-        "layers": list(extraction.layers),
+        "layers": list(spec.extraction.layers),
         **projection_and_codec(spec),
     }
 
 
+def preference_parts(spec: RunSpec) -> dict[str, Any] | None:
+    """What the digest of `scoring.preferenceModel` covers: all that changes a loss. None where it is not set."""
+    if spec.scoring.preference_model is None:
+        return None
+    with naming_preference_model():
+        return _loss_parts(spec.scoring.preference_model, spec.extraction)
+
+
+def _loss_parts(model: ModelSpec, extraction: ExtractionSpec) -> dict[str, Any]:
+    return {
+        "format": shards.FORMAT,
+        "model": model_files.identify(model.uri, model.revision),
+        "adapter": model_files.identify(model.adapter, is_adapter=True) if model.adapter else None,
+        "dtype": model.dtype,
+        # Only where set: all other stores keep their digest.
+        **({"quantization": model.quantization} if model.quantization else {}),
+        "attention": attention_backend(model),
+        "loss_on": extraction.loss_on,
+        "mask": MASK_VERSION,
+        "template_date": TEMPLATE_DATE,
+        "max_length": extraction.max_length,
+    }
+
+
+@contextmanager
+def naming_preference_model() -> Iterator[None]:
+    """Errors about `spec.model` name `spec.scoring.preferenceModel`, where the same code reads that model."""
+    try:
+        yield
+    except (RequestError, DataError, TransientError) as error:
+        what, where, fix = (
+            _FIELD.sub(r"scoring.preferenceModel\1", text) for text in (error.what, error.where, error.fix)
+        )
+        raise type(error)(what, where=where, fix=fix) from error
+
+
+_FIELD = re.compile(r"\bmodel(\.(?:uri|revision|adapter|dtype|quantization|attention)\b)|(?<=spec\.)model$")
+
+
 def extractor_digest(parts: dict[str, Any]) -> str:
-    """The digest under which the shards of these `extractor_parts` lie."""
+    """The digest under which the shards of these `extractor_parts`, or `preference_parts`, lie."""
     return digest(parts)
 
 

@@ -67,8 +67,16 @@ class Audit(_Plain):
     positions: list[int] = Field(alias="places")  # of each of these rows in plan order; of equal rows the first
     factors: list[str]  # units of the sample that carry factor sums
     missing_candidates: list[str]
-    missing_sums: list[str]  # target units whose weighted sums the store lacked
+    missing_sums: list[str]  # target units of which the store lacked what the audit needs, see `Plan.audit_kind`
     missing_factors: list[str]
+
+
+class Preference(_Plain):
+    """The model that π comes from where it is not the reference, and what the store lacked of its losses."""
+
+    extractor: str
+    extractor_parts: dict[str, Any]
+    missing: list[str]  # target units
 
 
 class Plan(_Plain):
@@ -94,6 +102,12 @@ class Plan(_Plain):
     missing_targets: list[str]
     missing_factors: list[str]
     audit: Audit | None = None
+    preference: Preference | None = Field(None, exclude_if=lambda it: it is None)  # so that ids without it stay
+
+    @property
+    def audit_kind(self) -> Literal["sums", "targets"]:
+        """What the audit needs of a target unit: its weighted sums, or, for any weights, each pair's row."""
+        return "targets" if self.preference else "sums"
 
     @property
     def num_examples(self) -> int:
@@ -107,6 +121,7 @@ class Plan(_Plain):
     def num_missing(self) -> int:
         """Units that need the model, those of the audit included. A unit that lacks its rows and its factors is one."""
         own = len(set(self.missing_candidates) | set(self.missing_factors)) + len(set(self.missing_targets))
+        own += len(set(self.preference.missing)) if self.preference else 0
         if self.audit is None:
             return own
         sampled = set(self.audit.missing_candidates) | set(self.audit.missing_factors)
@@ -114,19 +129,21 @@ class Plan(_Plain):
 
     @property
     def num_units(self) -> int:
-        """Distinct units of candidates and targets, and those of the audit: its sample, and the targets once more."""
+        """Distinct units of candidates and targets, those of the audit (its sample, and the targets once more), and the
+        targets once more for the preference model."""
         candidates, targets = ({unit.id for unit in units} for units in (self.candidates, self.targets))
         audited = 0 if self.audit is None else len(self.audit.units) + len(targets)
-        return len(candidates) + len(targets) + audited
+        return len(candidates) + len(targets) + audited + (len(targets) if self.preference else 0)
 
     def settled(self) -> Self:
         """Without what the store lacked when it was made, which does not change the outcome."""
         audit = self.audit and self.audit.model_copy(
             update={"missing_candidates": [], "missing_sums": [], "missing_factors": []}
         )
-        return self.model_copy(
-            update={"missing_candidates": [], "missing_targets": [], "missing_factors": [], "audit": audit}
-        )
+        nothing: list[str] = []
+        preference = self.preference and self.preference.model_copy(update={"missing": nothing})
+        missing = dict.fromkeys(("missing_candidates", "missing_targets", "missing_factors"), nothing)
+        return self.model_copy(update={**missing, "audit": audit, "preference": preference})
 
     def work_digest(self) -> str:
         """Of everything except what the store lacked: two plans of the same data have the same digest.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from prism_job.plan.plan import Plan, SourceLayout
 from prism_job.publish.audit_sentence import audit_sentence
@@ -64,6 +64,14 @@ class TargetSetFacts(_Plain):
     share: float  # of the combined direction g, ⟨sign·weight·g_k, g⟩ / ‖g‖²; over all sets they add up to 1
 
 
+class PreferenceModelFacts(_Plain):
+    """The model that π comes from where it is not the reference. Its address is in the spec."""
+
+    extractor: str  # digest under which its losses lie
+    extractor_parts: dict[str, Any]
+    reference: dict[str, float]  # five-number summary of the reference's own π, which weighs nothing
+
+
 class Manifest(_Plain):
     """The document that describes a selection, with the checksums of its files."""
 
@@ -83,6 +91,8 @@ class Manifest(_Plain):
     threshold: float | None  # score of the last row that the budget took
     scores: dict[str, float]  # five-number summary
     preference: dict[str, float]  # five-number summary
+    preference_model: PreferenceModelFacts | None = Field(None, exclude_if=lambda it: it is None)
+    warnings: list[str] = Field([], exclude_if=lambda it: not it)  # for people (publish/warnings.py)
     target_sets: list[TargetSetFacts]  # the part of each named set in the direction
     curvature: dict[str, Any]  # kind, λ and the tokens it rests on
     evaluation: dict[str, Any] | None = None  # of spec.evaluation (evaluate/comparison.py), or the reason why not
@@ -101,6 +111,7 @@ class Manifest(_Plain):
             "badRows": self.counts.quarantined,
             "cutRows": self.counts.cut,
             "audit": audit_sentence(self.audit) if self.audit else None,
+            **({"warnings": self.warnings} if self.warnings else {}),
         }
 
 
@@ -112,7 +123,9 @@ def selection_id(run: SelectionRun, plan: Plan) -> str:
     whose figures the manifest holds.
     """
     spec = run.spec
-    scoring, selection = spec.scoring.model_dump(mode="json"), spec.selection.settings()
+    # The work covers what the preference model computes, as it does the reference; where its files lie changes nothing.
+    scoring = spec.scoring.model_dump(mode="json", exclude={"preference_model"})
+    selection = spec.selection.settings()
     sets = [[each.name, each.weight, each.sign] for each in spec.targets.as_sets()]
     bad = spec.candidates.max_bad_fraction
     decided = [MANIFEST_FORMAT, plan.work_digest(), sets, scoring, selection, bad, spec.store, spec.audit.model_dump()]

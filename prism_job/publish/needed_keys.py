@@ -1,4 +1,5 @@
-"""Which keys of a store kept selections need: those of the plan beside each manifest, its audit's included.
+"""Which keys of a store kept selections need: those of the plan beside each manifest, its audit's and its
+preference model's included.
 
 A plan whose selection is not published yet counts as well: its run may be in progress.
 """
@@ -55,8 +56,14 @@ def _add(needed: Needed, plan: Plan) -> None:
     _add_shards(needed, plan.extractor, {"candidates": candidates, "targets": targets, "factors": plan.factors})
     if plan.audit:
         sampled = [unit.id for unit in sample]
-        units: dict[shards.Kind, list[str]] = {"candidates": sampled, "sums": targets, "factors": plan.audit.factors}
+        units: dict[shards.Kind, list[str]] = {
+            "candidates": sampled,
+            plan.audit_kind: targets,
+            "factors": plan.audit.factors,
+        }
         _add_shards(needed, plan.audit.extractor, units)
+    if plan.preference:
+        _add_shards(needed, plan.preference.extractor, {"nll": targets})
     needed.keys |= {staged_rows.rows_key(unit.rows) for unit in [*plan.candidates, *plan.targets, *sample]}
 
 

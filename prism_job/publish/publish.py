@@ -16,16 +16,18 @@ from prism_job import __version__
 from prism_job.plan.batch_record import batch_sizes
 from prism_job.plan.plan import Plan
 from prism_job.publish.compare.diff import Side, diff_to_previous
-from prism_job.publish.manifest import Counts, FileName, Manifest, TargetSetFacts, summary
+from prism_job.publish.manifest import Counts, FileName, Manifest, PreferenceModelFacts, TargetSetFacts, summary
 from prism_job.publish.origins import Origins
 from prism_job.publish.published import digest_of
 from prism_job.publish.reduced import Reduced
 from prism_job.publish.report.contents import gather
 from prism_job.publish.report.page import render
 from prism_job.publish.tables import write_tables
+from prism_job.publish.warnings import warnings_of
 from prism_job.score.column import parts
 from prism_job.spec.document import SelectionRun
 from prism_job.spec.extraction import AUTO
+from prism_job.spec.model import ModelSpec
 from prism_job.storage.objects import Store
 
 
@@ -97,12 +99,25 @@ def _manifest(reduced: Reduced, folder: str) -> Manifest:
         threshold=chosen.threshold,
         scores=summary(reduced.scores.part(slice(0, len(usable_N)))[usable_N]),
         preference=summary(reduced.known_preference.copy()),
+        preference_model=_preference_model(reduced),
+        warnings=warnings_of(reduced),
         target_sets=_target_sets(reduced),
         curvature=reduced.curvature,
         evaluation=reduced.evaluation,
         audit=reduced.audit,
         rules=chosen.rules,
         code_version=__version__,
+    )
+
+
+def _preference_model(reduced: Reduced) -> PreferenceModelFacts | None:
+    preference = reduced.plan.preference
+    if preference is None:
+        return None
+    return PreferenceModelFacts(
+        extractor=preference.extractor,
+        extractor_parts=preference.extractor_parts,
+        reference=summary(reduced.targets.reference_preference_Q.copy()),
     )
 
 
@@ -139,20 +154,27 @@ def _replaying(run: SelectionRun, plan: Plan) -> SelectionRun:
         if sets
         else _full_uris(spec.targets, plan.pinned)
     )
-    model = {
-        "uri": _full(spec.model.uri),
-        "adapter": spec.model.adapter and _full(spec.model.adapter),
-        "revision": plan.extractor_parts["model"].get("commit", spec.model.revision),
-    }
     changed = {
-        "model": spec.model.model_copy(update=model),
+        "model": _replaying_model(spec.model, plan.extractor_parts),
         "candidates": _full_uris(spec.candidates, plan.pinned),
         "targets": targets,
         "extraction": spec.extraction.model_copy(update={"tokens_per_batch": sizes.pop()} if len(sizes) == 1 else {}),
         "store": _full(spec.store),
         "output": _full(spec.output),
     }
+    if plan.preference and spec.scoring.preference_model:
+        model = _replaying_model(spec.scoring.preference_model, plan.preference.extractor_parts)
+        changed["scoring"] = spec.scoring.model_copy(update={"preference_model": model})
     return run.model_copy(update={"spec": spec.model_copy(update=changed)})
+
+
+def _replaying_model(model: ModelSpec, parts: dict[str, Any]) -> ModelSpec:
+    changed = {
+        "uri": _full(model.uri),
+        "adapter": model.adapter and _full(model.adapter),
+        "revision": parts["model"].get("commit", model.revision),
+    }
+    return model.model_copy(update=changed)
 
 
 def _full(uri: str) -> str:

@@ -29,6 +29,7 @@ def write_tables(reduced: Reduced, origins: Origins, folder: Path) -> dict[FileN
         "example_id": targets.ids,
         **in_sets,
         "preference": pa.array(targets.preference_Q, from_pandas=True),
+        **({"reference_preference": targets.reference_preference_Q} if reduced.plan.preference else {}),
         "weight": targets.weight_Q,
         "contribution": targets.contribution_Q,
         "chosen_mean_nll": targets.chosen_nll_Q,

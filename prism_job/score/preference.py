@@ -1,4 +1,4 @@
-"""π: how much the reference model prefers the chosen response of a target pair (docs/architecture.md, Method).
+"""π: how much a model prefers the chosen response of a target pair (docs/architecture.md, Method).
 
 Shapes: Q target pairs.
 """

@@ -4,6 +4,7 @@ Shapes: K target sets, Q target pairs, L layers, P projected dims a side, M = L�
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from prism_job.plan.plan import Audit, Plan, Unit
 from prism_job.score.preference import mean_nll, preference
 from prism_job.spec.document import RunSpec
 from prism_job.storage.objects import Store
-from prism_job.store import shards
+from prism_job.store import codec, shards
 
 Float64 = NDArray[np.float64]
 
@@ -26,10 +27,11 @@ class Targets:
     coverage: dict[str, float]  # shares of the model in the layers, as extraction found them; empty for old shards
     directions_KLPP: Float64
     set_Q: NDArray[np.int64]  # index of each pair's set in `spec.targets.as_sets()`
-    preference_Q: Float64
+    preference_Q: Float64  # of the preference model, where the document names one
+    reference_preference_Q: Float64  # of the model whose gradients are taken
     weight_Q: Float64
     contribution_Q: Float64  # share in the combined direction g = Σ_k sign_k weight_k g_k
-    chosen_nll_Q: Float64
+    chosen_nll_Q: Float64  # token means of the reference, as are the next
     rejected_nll_Q: Float64
     num_cut: int = 0  # pairs of which a side goes on beyond maxLength
 
@@ -43,7 +45,8 @@ def weigh_targets(spec: RunSpec, plan: Plan, store: Store) -> Targets:
     layers: list[str] = []
     coverage: dict[str, float] = {}
     num_cut = 0
-    columns: dict[str, list[Float64]] = {"chosen_nll": [], "rejected_nll": [], "preference": [], "weight": []}
+    names = ("chosen_nll", "rejected_nll", "reference_preference", "preference", "weight")
+    columns: dict[str, list[Float64]] = {name: [] for name in names}
     by_set = _SetSums(spec, plan)
     for unit in plan.targets:
         shard = shards.read_shard(store, plan.extractor, "targets", unit.id)
@@ -51,14 +54,13 @@ def weigh_targets(spec: RunSpec, plan: Plan, store: Store) -> Targets:
         num_cut += shard.notes.get("cut", 0)
         shards.refuse_other_layers(shard, layers, store.uri(shards.shard_key(plan.extractor, "targets", unit.id)))
         coverage = {name: shard.notes[name] for name in ("coverage", "share_of_model") if name in shard.notes}
-        chosen, rejected = (
-            mean_nll(arrays[f"{side}_nll"], arrays[f"{side}_tokens"]) for side in ("chosen", "rejected")
-        )
-        preferred = preference(chosen, rejected)
+        chosen, rejected = (_mean_nll(arrays, side) for side in ("chosen", "rejected"))
+        of_reference = preference(chosen, rejected)
+        preferred = _preference_of_unit(plan, store, unit, of_reference)
         weight = preferred if spec.scoring.weighting == "preference" else np.ones_like(preferred)
         by_set.add(unit, weight @ arrays["rows"].astype(np.float64))
         ids += shards.hex_ids(arrays["ids"])
-        for name, values in zip(columns, (chosen, rejected, preferred, weight), strict=True):
+        for name, values in zip(names, (chosen, rejected, of_reference, preferred, weight), strict=True):
             columns[name].append(values)
     set_Q = np.repeat([by_set.set_of(unit) for unit in plan.targets], [unit.num_rows for unit in plan.targets])
     # A pair's factor in the combined direction, times |Q|: 1 for all where there is one set.
@@ -77,12 +79,25 @@ def weigh_targets(spec: RunSpec, plan: Plan, store: Store) -> Targets:
         directions_KLPP=by_set.mean_directions(layers),
         set_Q=set_Q,
         preference_Q=joined["preference"],
+        reference_preference_Q=joined["reference_preference"],
         weight_Q=joined["weight"],
         contribution_Q=contributions(factor_K[set_Q] * joined["weight"] * np.concatenate(dots)),
         chosen_nll_Q=joined["chosen_nll"],
         rejected_nll_Q=joined["rejected_nll"],
         num_cut=num_cut,
     )
+
+
+def _mean_nll(arrays: dict[str, NDArray[Any]], side: str) -> Float64:
+    return mean_nll(arrays[f"{side}_nll"], arrays[f"{side}_tokens"])
+
+
+def _preference_of_unit(plan: Plan, store: Store, unit: Unit, of_reference_Q: Float64) -> Float64:
+    """π of a unit's pairs: by the preference model, where the plan has one."""
+    if plan.preference is None:
+        return of_reference_Q
+    arrays = shards.read_shard(store, plan.preference.extractor, "nll", unit.id).arrays
+    return preference(_mean_nll(arrays, "chosen"), _mean_nll(arrays, "rejected"))
 
 
 @dataclass(frozen=True)
@@ -95,7 +110,8 @@ class SummedTargets:
 
 
 def sum_targets(spec: RunSpec, plan: Plan, audit: Audit, store: Store) -> SummedTargets:
-    """Equation 3, set by set, from the weighted sums that extraction stored of each target unit.
+    """Equation 3, set by set, from the weighted sums that extraction stored of each target unit; or from the rows of its
+    pairs, where the weights come from another model.
 
     Args:
         spec: from `audit_spec`.
@@ -103,10 +119,17 @@ def sum_targets(spec: RunSpec, plan: Plan, audit: Audit, store: Store) -> Summed
     layers: list[str] = []
     by_set, num_tokens = _SetSums(spec, plan), 0
     for unit in plan.targets:
-        shard = shards.read_shard(store, audit.extractor, "sums", unit.id)
+        shard = shards.read_shard(store, audit.extractor, plan.audit_kind, unit.id)
         layers = layers or shard.notes["layers"]
-        shards.refuse_other_layers(shard, layers, store.uri(shards.shard_key(audit.extractor, "sums", unit.id)))
-        by_set.add(unit, shard.arrays[spec.scoring.weighting].astype(np.float64))
+        where = store.uri(shards.shard_key(audit.extractor, plan.audit_kind, unit.id))
+        shards.refuse_other_layers(shard, layers, where)
+        if plan.preference:
+            unused = np.full(unit.num_rows, np.nan)
+            weight = _preference_of_unit(plan, store, unit, unused)
+            sum_M = weight @ codec.decode_float16(shard.arrays).astype(np.float64)
+        else:
+            sum_M = shard.arrays[spec.scoring.weighting].astype(np.float64)
+        by_set.add(unit, sum_M)
         num_tokens += sum(int(shard.arrays[f"{side}_tokens"].sum()) for side in ("chosen", "rejected"))
     return SummedTargets(layers, by_set.mean_directions(layers), num_tokens)
 

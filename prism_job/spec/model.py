@@ -1,4 +1,4 @@
-"""The section `spec.model`: the reference model."""
+"""The sections `spec.model`, the reference model, and `spec.scoring.preferenceModel`."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from prism_job.spec.section import Section, Uri, check_uri
 
 
 class ModelSpec(Section):
-    """The reference model: gradients and preferences are computed with it."""
+    """A model. `model` is the reference: gradients are computed with it, and π unless `scoring.preferenceModel` is set."""
 
     uri: Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(check_uri)] = Field(
         description="Hub id, folder, s3:// prefix, or a .gguf file. PRISM runs no remote code and reads no pickles."

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from prism_job.spec.model import ModelSpec
 from prism_job.spec.section import Section
 
 
@@ -28,6 +29,12 @@ class ScoringSpec(Section):
     weighting: Literal["preference", "uniform"] = Field(
         "preference", description="Weight of each pair. preference: π, the model's own preference (PRISM). uniform: 1."
     )
+    preference_model: ModelSpec | None = Field(
+        None,
+        exclude_if=lambda model: model is None,  # ids and documents without it stay as they were
+        description="The model that π comes from, if it is not the reference: such as the reference before it was tuned. The "
+        "pairs alone pass through it, forward only, before the reference is loaded. Changing it changes no gradient.",
+    )
     score: Literal["influence", "cosine"] = Field(
         "influence", description="influence: g_zᵀ(H+λI)⁻¹g. cosine: the same divided by the norm of g_z (LESS)."
     )
@@ -35,6 +42,12 @@ class ScoringSpec(Section):
         "sum", description="The loss of a candidate: sum or mean over its response tokens."
     )
     curvature: CurvatureSpec = Field(CurvatureSpec(), description="Curvature of the training objective.")
+
+    @model_validator(mode="after")
+    def _preference_is_used(self) -> Self:
+        if self.preference_model is not None and self.weighting != "preference":
+            raise ValueError("preferenceModel needs weighting: preference; uniform weights do not use π")
+        return self
 
 
 class BudgetSpec(Section):

@@ -10,8 +10,14 @@ from prism_job.data import examples, hub
 from prism_job.data.examples import Content, Layout
 from prism_job.data.readers import Row
 from prism_job.plan import checks, units
-from prism_job.plan.extractor import audit_spec, extractor_digest, extractor_parts, projection_and_codec
-from prism_job.plan.plan import Audit, Plan, Quarantined, SourceLayout, Unit, plan_key
+from prism_job.plan.extractor import (
+    audit_spec,
+    extractor_digest,
+    extractor_parts,
+    preference_parts,
+    projection_and_codec,
+)
+from prism_job.plan.plan import Audit, Plan, Preference, Quarantined, SourceLayout, Unit, plan_key
 from prism_job.plan.sample import Sample
 from prism_job.plan.sources import list_sources
 from prism_job.plan.units import Example
@@ -35,7 +41,7 @@ def make_plan(run: SelectionRun) -> Plan:
     checks.refuse_output_inside_data(spec)
     output, store = open_store(spec.output), open_store(spec.store)
     next(output.list(f"{run.metadata.name}/"), None)  # fails at once, not after hours, if the bucket does not exist
-    parts = extractor_parts(spec)
+    parts, of_preference = extractor_parts(spec), preference_parts(spec)
     staged = staged_rows.staged_names(store)
     labels, shares = checks.Labels(spec.evaluation), checks.GroupShares(spec.selection)
     sample = Sample(spec.audit.examples)
@@ -103,6 +109,7 @@ def make_plan(run: SelectionRun) -> Plan:
         missing_targets=_missing([unit.id for unit in targets], present["targets"]),
         missing_factors=_missing(factors, present["factors"]),
         audit=_plan_audit(spec, parts, store, staged, sample, targets) if spec.audit.examples else None,
+        preference=_plan_preference(of_preference, store, targets) if of_preference else None,
     )
     output.put(plan_key(run), plan.model_dump_json(indent=1).encode())
     return plan
@@ -122,9 +129,17 @@ def _plan_audit(
         positions=sample.positions,
         factors=factors,
         missing_candidates=_missing(unit_ids, present["candidates"]),
-        missing_sums=_missing([unit.id for unit in targets], present["sums"]),
+        missing_sums=_missing(
+            [unit.id for unit in targets], present["targets" if spec.scoring.preference_model else "sums"]
+        ),
         missing_factors=_missing(factors, present["factors"]),
     )
+
+
+def _plan_preference(parts: dict[str, Any], store: Store, targets: list[Unit]) -> Preference:
+    extractor = extractor_digest(parts)
+    missing = _missing([unit.id for unit in targets], shards.units_present(store, extractor)["nll"])
+    return Preference(extractor=extractor, extractor_parts=parts, missing=missing)
 
 
 def _missing(unit_ids: list[str], present: set[str]) -> list[str]:

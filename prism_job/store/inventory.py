@@ -15,10 +15,10 @@ from prism_job.storage.address import open_store
 from prism_job.storage.objects import Listed, Store
 from prism_job.store import shards
 
-Part = Literal["candidates", "targets", "factors", "sums", "staged"]
-PARTS: tuple[Part, ...] = ("candidates", "targets", "factors", "sums", "staged")
+Part = Literal["candidates", "targets", "factors", "sums", "nll", "staged"]
+PARTS: tuple[Part, ...] = ("candidates", "targets", "factors", "sums", "nll", "staged")
 
-_SHARD = re.compile(r"^([0-9a-f]{32})/[0-9a-f]{32}(?:\.(targets|factors|sums))?\.safetensors$")
+_SHARD = re.compile(r"^([0-9a-f]{32})/[0-9a-f]{32}(?:\.(targets|factors|sums|nll))?\.safetensors$")
 _STAGED = re.compile(r"^rows/[0-9a-f]{32}\.jsonl\.zst$")
 
 STAGED = "rows"
@@ -105,7 +105,7 @@ def count_rows(contents: Contents, needed: Needed | None = None) -> dict[str, An
                 "extractor": extractor,
                 "units": counts["candidates"],
                 "rows": counts["rows"],
-                "target_units": counts["targets"] + counts["sums"],
+                "target_units": counts["targets"] + counts["sums"] + counts["nll"],
                 "pairs": counts["pairs"],
                 "factor_units": counts["factors"],
                 "bytes": counts["bytes"],

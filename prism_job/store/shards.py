@@ -24,12 +24,13 @@ from prism_job.storage.objects import Store
 FORMAT = "prism-shard/1"
 """Changes with the meaning of any byte; part of the extractor digest."""
 
-Kind = Literal["candidates", "targets", "factors", "sums"]
+Kind = Literal["candidates", "targets", "factors", "sums", "nll"]
 _SUFFIX: dict[Kind, str] = {
     "candidates": ".safetensors",
     "targets": ".targets.safetensors",
     "factors": ".factors.safetensors",
     "sums": ".sums.safetensors",
+    "nll": ".nll.safetensors",
 }
 REDO = "delete that object and run again: only its unit is extracted again"
 

@@ -1,4 +1,4 @@
-"""One forward and one backward pass of a frozen model: gradients reach every layer's output, and no weight.
+"""One pass of a frozen model: forward and backward, where gradients reach every layer's output and no weight; or forward alone.
 
 Shapes: B examples, T tokens, E hidden dims, K supervised tokens of the batch, V vocabulary.
 """
@@ -16,10 +16,6 @@ from prism_job.extract.tokenise import Batch
 
 def forward_and_backward(model: PreTrainedModel, batch: Batch, dtype: torch.dtype) -> Tensor:
     """Backpropagate the summed loss of all examples, taken in `dtype`. Returns the loss of each, nats [B]."""
-    # Position t predicts token t + 1. The head sees [1, K, E] in place of [B, T, E]; whatever the model does to its
-    # logits afterwards (soft caps, scales) is elementwise and still happens.
-    predicting_BT = torch.roll(batch.supervised_BT, -1, dims=1)
-    _refuse_unknown_tokens(model, batch)
     embedded: list[Tensor] = []
 
     def on_embedding(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -27,25 +23,47 @@ def forward_and_backward(model: PreTrainedModel, batch: Batch, dtype: torch.dtyp
         embedded[:] = [output.detach().requires_grad_()]
         return embedded[0].clone()  # some models scale it in place, which autograd forbids of the tensor itself
 
-    def on_head(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][predicting_BT][None], *inputs[1:])
-
-    handles = [
-        cast(nn.Module, model.get_input_embeddings()).register_forward_hook(on_embedding),
-        cast(nn.Module, model.get_output_embeddings()).register_forward_pre_hook(on_head),
-    ]
+    handle = cast(nn.Module, model.get_input_embeddings()).register_forward_hook(on_embedding)
     try:
-        # No attention mask: padding stands on the right, where no real token of a causal model looks. Without one,
-        # attention knows that it is plainly causal, which halves the work of some kernels.
-        logits_KV = model(input_ids=batch.ids_BT, use_cache=False).logits[0]
+        logits_KV = _logits(model, batch)
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
     nll_K, gradient_KV = _cross_entropy(logits_KV.detach().to(dtype), batch.ids_BT[batch.supervised_BT])
     (gradient_BTE,) = torch.autograd.grad(logits_KV, embedded[0], gradient_KV.to(logits_KV.dtype))
     _refuse_looking_ahead(model, batch, gradient_BTE)
+    return _sum_by_example(nll_K, batch)
+
+
+@torch.no_grad()
+def forward(model: PreTrainedModel, batch: Batch, dtype: torch.dtype) -> Tensor:
+    """The loss of each example, taken in `dtype`, nats [B]: the same numbers as `forward_and_backward`."""
+    log_KV = torch.log_softmax(_logits(model, batch).to(dtype), 1)
+    return _sum_by_example(-log_KV.gather(1, batch.ids_BT[batch.supervised_BT][:, None])[:, 0], batch)
+
+
+def _logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Of the positions that predict a supervised token, [K, V]."""
+    # Position t predicts token t + 1. The head sees [1, K, E] in place of [B, T, E]; whatever the model does to its
+    # logits afterwards (soft caps, scales) is elementwise and still happens.
+    predicting_BT = torch.roll(batch.supervised_BT, -1, dims=1)
+    _refuse_unknown_tokens(model, batch)
+
+    def on_head(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0][predicting_BT][None], *inputs[1:])
+
+    handle = cast(nn.Module, model.get_output_embeddings()).register_forward_pre_hook(on_head)
+    try:
+        # No attention mask: padding stands on the right, where no real token of a causal model looks. Without one,
+        # attention knows that it is plainly causal, which halves the work of some kernels.
+        logits_KV: Tensor = model(input_ids=batch.ids_BT, use_cache=False).logits[0]
+    finally:
+        handle.remove()
+    return logits_KV
+
+
+def _sum_by_example(nll_K: Tensor, batch: Batch) -> Tensor:
     owner_K = batch.supervised_BT.nonzero()[:, 0]
-    return torch.zeros(batch.size, device=nll_K.device, dtype=dtype).index_add_(0, owner_K, nll_K)
+    return torch.zeros(batch.size, device=nll_K.device, dtype=nll_K.dtype).index_add_(0, owner_K, nll_K)
 
 
 def _refuse_unknown_tokens(model: PreTrainedModel, batch: Batch) -> None:

@@ -9,6 +9,8 @@ Shapes: B examples, D stored dims, L layers, P projected dims a side.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +21,10 @@ from transformers import PreTrainedModel
 from prism_job.errors import DataError, RequestError
 from prism_job.extract.capture import linear
 from prism_job.extract.capture.experts import captured_experts
-from prism_job.extract.capture.forward_backward import forward_and_backward
+from prism_job.extract.capture.forward_backward import forward, forward_and_backward
 from prism_job.extract.capture.layers import Layers
 from prism_job.extract.capture.own_experts import own_forwards
-from prism_job.extract.capture.row_format import Projections, RowFormat
+from prism_job.extract.capture.row_format import NO_ROWS, Projections, RowFormat
 from prism_job.extract.capture.sketches import FactorSums, PassSketches
 from prism_job.extract.tokenise import Batch
 
@@ -42,11 +44,18 @@ class GradientCapture:
 
     def __init__(self, model: PreTrainedModel, layers: Layers, row_formats: Sequence[RowFormat]) -> None:
         self.model, self.layers, self.row_formats = model, layers, tuple(row_formats)
-        parameter = next(model.parameters())
-        self.device = parameter.device
-        # Of sketches and sums: float32 whatever the model's type, but float64 for a float64 model.
-        self.dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        self.device, self.dtype = _device_and_dtype(model)
         self.projections = [Projections(each, layers, self.dtype, self.device) for each in self.row_formats]
+
+    @property
+    def widths(self) -> list[int]:
+        """D of each row format."""
+        return [each.width for each in self.projections]
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What shards of targets say about the layers."""
+        return self.layers.notes
 
     def new_factors(self) -> FactorSums:
         """Zeros, to be passed to `gradients_of`. Only for a single row format."""
@@ -85,6 +94,31 @@ class GradientCapture:
         return gradients
 
 
+class LossCapture:
+    """A frozen model that turns micro-batches into losses, forward only: rows of no numbers."""
+
+    row_formats, widths, notes = (NO_ROWS,), (0,), MappingProxyType[str, Any]({})
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.device, self.dtype = _device_and_dtype(model)
+
+    def gradients_of(self, batch: Batch, *, mean: bool, factors: FactorSums | None = None) -> list[GradientBatch]:
+        """The losses of a micro-batch. `mean` and `factors` change nothing: there is no gradient."""
+        nll_B = forward(self.model, batch, self.dtype)
+        return [
+            GradientBatch(
+                nll_B.new_zeros(batch.size, 0), nll_B, batch.supervised_BT.sum(1), nll_B.new_zeros(batch.size)
+            )
+        ]
+
+
+def _device_and_dtype(model: PreTrainedModel) -> tuple[torch.device, torch.dtype]:
+    """Of sketches and sums: float32 whatever the model's type, but float64 for a float64 model."""
+    parameter = next(model.parameters())
+    return parameter.device, torch.float64 if parameter.dtype == torch.float64 else torch.float32
+
+
 @contextmanager
 def capturing(layers: Layers, sketches: PassSketches) -> Iterator[None]:
     """The weights hand the projected sides of every use to `sketches` while this is entered."""
@@ -108,7 +142,7 @@ def refuse_non_finite(gradients: GradientBatch, names: list[str], where: str) ->
     bad = (~torch.isfinite(gradients.norm_B) | ~torch.isfinite(gradients.nll_B)).nonzero().flatten().tolist()
     if bad:
         raise DataError(
-            f"the gradient of example {names[bad[0]]} is not finite ({len(bad)} in its micro-batch)",
+            f"the loss or gradient of example {names[bad[0]]} is not finite ({len(bad)} in its micro-batch)",
             where=where,
             fix="use dtype bfloat16 or float32 rather than float16, or check the text of that example",
         )

@@ -27,6 +27,10 @@ class RowFormat:
         return self.fold_dims or num_layers * self.dim**2
 
 
+NO_ROWS = RowFormat(0, 0, None)
+"""Of a pass that is made for its losses alone."""
+
+
 class Projections:
     """The matrices of one row format for the layers of one model; gigabytes for a large one.
 

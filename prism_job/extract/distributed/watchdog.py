@@ -37,6 +37,10 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         self.over.set()
 
+    def loading(self) -> None:
+        """What is done now has no limit."""
+        self.doing, self.since = "loading", None
+
     def step(self, doing: str) -> None:
         self.doing, self.since = doing, time.monotonic()
 

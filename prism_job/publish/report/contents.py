@@ -77,6 +77,9 @@ class Report:
     audit: dict[str, Any] | None = None
     rules: dict[str, Any] | None = None
     diff: dict[str, Any] | None = None  # to the selection before it (compare/diff.py), or the reason why not
+    warnings: list[str] = field(default_factory=list)
+    preference_model: str = ""  # address; "": π is the reference's own
+    reference_preference: float | None = None  # mean π of the reference, where π is not its own
 
     @property
     def num_usable(self) -> int:
@@ -123,6 +126,9 @@ def gather(reduced: Reduced, origins: Origins, manifest: Manifest, diff: dict[st
         audit=reduced.audit,
         rules=manifest.rules,
         diff=diff,
+        warnings=manifest.warnings,
+        preference_model=spec.scoring.preference_model.uri if spec.scoring.preference_model else "",
+        reference_preference=manifest.preference_model.reference["mean"] if manifest.preference_model else None,
     )
 
 

@@ -61,7 +61,13 @@ def preference_section(report: Report) -> str:
     gap = f" {missing:,} pairs have no rejected response and no π." if missing else ""
     ticks = [(25.0 * n, f"{n / 4:g}") for n in range(5)]
     mean = float(pi.mean())
+    warning = "".join(f'<p class="warn">{safe(each[0].upper() + each[1:])}</p>' for each in report.warnings)
+    whose = ""
+    if report.preference_model:
+        whose = f"π comes from <code>{safe(report.preference_model)}</code>, gradients from <code>{safe(report.model)}</code>"
+        whose = f'<p class="note">{whose}, whose own mean π is {_two_digits(report.reference_preference)}.</p>'
     return (
+        f"{warning}{whose}"
         '<p class="note">π near 1: the model already prefers the chosen response. π near 0: it prefers the rejected one. '
         f"{used}</p>{chart('pi', bars, ticks, [(100 * mean, f'mean {mean:.2f}')], [])}"
         f'<p class="note">{int((pi < 0.5).sum()):,} of {len(pi):,} lie under 0.5.{gap}</p>'
