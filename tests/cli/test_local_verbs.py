@@ -99,7 +99,14 @@ def test_a_run_prints_facts_as_json(rig: Rig) -> None:
         "units": 3,
         "extracted": 2,
     }
-    assert facts == expected | {"auditShare": 0.25, "selected": 20, "badRows": 2, "cutRows": 0, "unchanged": False}
+    assert facts == expected | {
+        "auditShare": 0.25,
+        "selected": 20,
+        "badRows": 2,
+        "cutRows": 0,
+        "warnings": [],
+        "unchanged": False,
+    }
 
 
 def test_a_run_without_an_audit_prints_nothing_of_it(rig: Rig) -> None:

@@ -131,6 +131,21 @@ def test_a_rank_without_a_unit_keeps_step_with_the_others(uneven: Job) -> None:
     assert_same_shards(stored(uneven), wanted)
 
 
+def test_a_world_that_shards_two_models_one_after_the_other_writes_what_a_single_process_does(uneven: Job) -> None:
+    """An idle rank keeps step in the passes of the preference model too, which have no backward."""
+    other = save_tiny_model(uneven.folder / "other", "gpt2")
+    uneven.spec["scoring"] = {"preferenceModel": {"uri": str(other), "dtype": "float32"}}
+    wanted = single(uneven)
+    uneven.spec["extraction"]["deepspeed"] = {"stage": 3}
+    uneven.plan()
+    code, events = extract(uneven, "--ranks=2")
+    assert code == 0, events[-1]
+    loads = [Path(event["model"]).name for event in events if event["event"] == "loading" and event.get("rank", 0) == 0]
+    assert loads == ["other", uneven.spec["model"]["uri"].rpartition("/")[2]]
+    assert (events[-1]["units"], events[-1]["examples"]) == (9, 31)
+    assert_same_shards(stored(uneven), wanted)
+
+
 def test_the_audit_of_a_world_is_that_of_a_single_process(uneven: Job) -> None:
     """Its units are assigned like the others, and idle ranks keep step with its larger rows too. Of a model with experts."""
     uneven.spec["model"]["uri"] = str(save_tiny_model(uneven.folder / "model", "deepseek_v3"))
