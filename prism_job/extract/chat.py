@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
+from string import ascii_lowercase
 from typing import Any
 
 from jinja2 import TemplateNotFound, TemplateSyntaxError
@@ -32,6 +33,10 @@ _ARGUMENTS = frozenset(
     | {"tokenize", "return_assistant_tokens_mask", "return_tensors", "return_dict"}
 )
 """What `chat_template_kwargs` may not set."""
+
+
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Keys of a message under which transformers takes reasoning."""
 
 
 class _Hidden(Exception):
@@ -63,7 +68,8 @@ def render(
         written = [text[begin:end] for begin, end in spans]
     else:
         spans = marked if turns == assistant else _within(marked, _turn_spans(chat, messages, turns, text))
-        written = ["".join(text[begin:end] for begin, end in spans)] * len(turns)
+        parts = [text[begin:end] for begin, end in spans]
+        written = parts if len(parts) == len(turns) else ["".join(parts)] * len(turns)
         if not spans:
             raise BadRow("no response token: the chat template has generation marks, and none in these turns")
     for index, part in zip(turns, written, strict=True):
@@ -272,10 +278,11 @@ def _num_equal(one: str, other: str) -> int:
 
 
 def _other_messages(message: Message) -> Iterator[Message]:
-    """The message with another content, which begins and ends with another letter, so that all of the content changes."""
-    content = _stripped(message)
-    letter = next(letter for letter in "xyz" if letter not in (content[:1], content[-1:]))
-    yield {**message, "content": letter}
+    """The message with other texts, which begin and end with another letter, so that all of a text changes."""
+    fields = [name for name in ("content", *REASONING) if isinstance(message.get(name), str)]
+    ends = {end for name in fields for end in (message[name].strip()[:1], message[name].strip()[-1:])}
+    letter = next(letter for letter in ascii_lowercase if letter not in ends)
+    yield {**message, **dict.fromkeys(["content", *fields], letter)}
     if message.keys() > {"role", "content"}:
         yield {"role": message["role"], "content": letter}
 

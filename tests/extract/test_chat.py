@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from random import Random
 from typing import Any
 
 import pytest
@@ -100,6 +101,52 @@ def test_the_mask_is_that_of_transformers_for_the_same_template_with_marks(kind:
             assert found == marked_by_transformers(content, marked), name
             assert "⟦" in found
             assert read(content, unmarked) == found, name
+
+
+PIECES = (
+    "x",
+    "y",
+    "Hello",
+    " ",
+    "\n",
+    "\n\n",
+    "<think>",
+    "</think>",
+    "<|im_end|>",
+    "<|im_start|>assistant\n",
+    "<|end|>",
+    "<|",
+)
+PIECES += ("<|assistant|>\n", "user", "assistant", "[INST]", "[/INST]", "<s>", "<|start|>", "<|Assistant|>", "<|eot|>")
+
+
+def drawn_messages(random: Random) -> list[dict[str, Any]]:
+    """A conversation of texts that look like parts of templates."""
+
+    def drawn(role: str) -> dict[str, Any]:
+        message: dict[str, Any] = turn(role, "".join(random.choices(PIECES, k=random.choice((1, 2, 5)))))
+        if role == "assistant" and random.random() < 0.25:
+            message["reasoning_content"] = random.choice(PIECES)
+        return message
+
+    roles = random.choice((["system"], ["assistant"], [], [])) + random.choice((1, 2, 3)) * ["user", "assistant"]
+    return [drawn(role) for role in roles]
+
+
+# The other kinds hold a part of the response in their generation prompt, which a drawn text may begin with.
+@pytest.mark.parametrize("kind", [kind for kind in MARKED if kind not in ("r1", "qwen3.5", "nemotron")])
+def test_texts_that_look_like_the_template_do_not_move_the_mask(kind: str) -> None:
+    random, num_read = Random(7), 0
+    unmarked, marked = (tokenizer_of(text) for text in (plain(MARKED[kind]), MARKED[kind]))
+    for _ in range(25):
+        content = {"messages": drawn_messages(random)}
+        try:
+            found = read(content, unmarked)
+        except BadRow:
+            continue
+        assert found == read(content, marked)
+        num_read += 1
+    assert num_read > 10
 
 
 def test_so_many_combinations_are_read_and_refused() -> None:
