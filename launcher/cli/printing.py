@@ -25,9 +25,16 @@ def print_facts(facts: dict[str, Any], output: Output, *, table: str, has_marks:
     elif output is Output.yaml:
         import yaml
 
-        print(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True), end="")
+        _print(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True), end="")
     else:
-        print(coloured(printable(table)) if has_marks and _has_colour() else printable(table))
+        _print(coloured(printable(table)) if has_marks and _has_colour() else printable(table))
+
+
+def _print(text: str, end: str = "\n") -> None:
+    try:
+        print(text, end=end)
+    except UnicodeEncodeError:  # a terminal that is not UTF-8
+        print(text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding), end=end)
 
 
 def _has_colour() -> bool:

@@ -78,3 +78,10 @@ def test_marks_are_characters_in_a_pipe_and_colours_in_a_terminal(rig: Rig) -> N
         drawn = read_terminal(ours).replace("\r\n", "\n")
         assert process.wait(timeout=30) == 0
         assert ("    │ a\\u27e6\x1b[7;32m \\x1bb\x1b[0m\n" in drawn, plain in drawn) == (expected, not expected)
+
+
+def test_a_terminal_that_is_not_utf8_gets_escapes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    code, stdout, stderr = rig.call("inspect", "pool.jsonl")
+    assert (code, stderr) == (0, "")
+    assert "    \\u2502 a\\u27e6\\u27e6 \\x1bb\\u27e7\n" in stdout
