@@ -32,8 +32,9 @@ def list_dataset(uri: str) -> tuple[list[Source], dict[str, str]]:
         TransientError: the hub does not answer.
         DataError: the data set's card is damaged.
     """
-    address, names = _at_commit(HubAddress.parse(uri))
-    folder = HubAddress(address.repo, address.revision)
+    address = HubAddress.parse(uri)
+    pinned, names = _at_commit(address)
+    folder = HubAddress(pinned.repo, pinned.revision)
     if address.path:
         below = [name for name in names if name == address.path or name.startswith(f"{address.path}/")]
         if not below:

@@ -196,6 +196,8 @@ def _arrow(stream: io.BufferedReader) -> Iterator[Numbered]:
     if stream.peek(6)[:6] == b"ARROW1":
         file = pa.ipc.open_file(_seekable(stream))
         return _table_rows(file.schema, (file.get_batch(index) for index in range(file.num_record_batches)))
+    if stream.peek(1)[:1] in (b"{", b"["):
+        raise ValueError("the file holds JSON, not Arrow; end its name in .jsonl or .json")
     if isinstance(stream.raw, io.FileIO):
         _refuse_open_end(stream)
     reader = pa.ipc.open_stream(stream)

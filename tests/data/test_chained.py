@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Job, candidate, table_of, write_jsonl
+from tests.conftest import STAGES, Job, candidate, table_of, write_jsonl
 
 
 @pytest.fixture
@@ -57,3 +57,20 @@ def test_a_manifest_that_was_changed_is_refused(job: Job, first: Path) -> None:
     (job.folder / "manifest.json").write_text('{"a": 1}')
     chain(job, job.folder / "manifest.json").refuses("plan", 65, "not the manifest of a selection")
     chain(job, first.parent).refuses("plan", 64, "published selection", "manifest.json")
+
+
+def test_on_s3_a_manifest_a_saved_data_set_and_json_lines_give_the_same_ids(job: Job, s3: Any) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [candidate(number) for number in range(6)]
+    datasets.Dataset.from_list(rows).save_to_disk(job.folder / "saved")
+    for path in (job.folder / "saved").iterdir():
+        s3.upload_file(str(path), "corpora", f"saved/{path.name}")
+    write_jsonl(job.folder / "pool" / "a.jsonl", rows)
+    job.spec["selection"]["budget"] = {"fraction": 1.0}
+    remote = job.copy(store="s3://prism/gradients", output="s3://prism/selections")
+    *_, words = [remote.passes(stage) for stage in STAGES]
+    ids = []
+    for uri in (str(job.folder / "pool"), "s3://corpora/saved/", words["manifest"]):
+        job.copy(candidates={"uris": [uri]}).plan()
+        ids.append([unit.id for unit in job.copy(candidates={"uris": [uri]}).planned().candidates])
+    assert ids[0] == ids[1] == ids[2]

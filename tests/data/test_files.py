@@ -130,8 +130,8 @@ def dup_table() -> bytes:
         ("a.json", b'{"prompt": ["a", "b"], "completion": ["x", "y"]}', "holds columns, not rows"),
         ("a.json", b'{"prompt": "a",\n "completion": "b"}\n', "one object over several lines"),
         ("a.json", b'{\n "prompt": "a"\n}\n', "one object over several lines"),
+        ("a.arrow", LINES.encode(), "holds JSON, not Arrow"),
         ("a.arrow", b"", "not an Arrow file"),
-        ("a.arrow", b'{"prompt": "a", "completion": "b"}\n', "not an Arrow file"),
     ],
 )
 def test_a_file_that_would_be_misread_is_an_error(name: str, content: bytes, says: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from launcher.doctor import bucket_probe
 from prism_job.data import hub as hub_sources
 from prism_job.errors import DataError, RequestError, TransientError
 from prism_job.plan.sources import list_sources
@@ -168,7 +169,7 @@ def test_a_pinned_address_reads_the_same_commit_after_a_push(hub: Hub) -> None:
     [
         ("org/nothing", "no such data set, or it is private", "HF_TOKEN"),
         ("org/plain@v9", "no such revision", "after '@'"),
-        ("org/plain", "2 splits: train, test", "hf://datasets/org/plain@" + COMMIT + "?split=train"),
+        ("org/plain", "2 splits: train, test", "hf://datasets/org/plain?split=train"),
         ("org/plain?split=dev", "no split dev", "splits there: train, test"),
         ("org/configs", "4 configs: chat, code, odd, outside", "?config=chat"),
         ("org/configs?config=math", "no config math", "configs there: chat, code"),
@@ -220,6 +221,18 @@ def test_without_the_hub_the_error_says_what_to_do(hub: Hub, monkeypatch: pytest
     with pytest.raises(RequestError, match="HF_HUB_OFFLINE") as raised:
         read("hf://datasets/org/single")
     assert "hf download" in raised.value.fix
+
+
+def test_the_probe_of_doctor_asks_the_hub(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    addresses = ["hf://datasets/org/single", "hf://datasets/org/nothing"]
+    monkeypatch.setattr("sys.argv", ["-c", json.dumps([["read", address] for address in addresses])])
+    with pytest.raises(SystemExit):
+        exec(bucket_probe.SCRIPT, {})
+    found, missing = map(json.loads, capsys.readouterr().out.splitlines())
+    assert found["can"] == f"found {at('org/single')}"
+    assert "no such data set" in missing["error"]
 
 
 def test_a_run_selects_the_same_rows_from_the_hub_a_saved_data_set_a_manifest_and_json_lines(
