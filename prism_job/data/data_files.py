@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prism_job.data.readers import KNOWN, Numbered, Row, kind_of, read_file
+from prism_job.data.readers import KNOWN, Numbered, kind_of, read_file
 from prism_job.errors import DataError, RequestError
 from prism_job.storage.address import open_store, split_uri
 from prism_job.storage.objects import Store
-
-__all__ = ["Row", "Source", "data_files_at", "list_files"]
 
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 """What `datasets` writes beside data. Ignored by name, as hidden files and folders are."""
