@@ -57,6 +57,13 @@ def _run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
             from prism_job.publish.compare.diff import diff
 
             return diff(arguments.old, arguments.new)
+        case "explain":
+            from prism_job.publish import explain
+
+            ends = arguments.top, arguments.bottom
+            if arguments.pair is not None:
+                return explain.explain_pair(arguments.manifest, arguments.pair, *ends)
+            return explain.explain(arguments.manifest, arguments.example_ids, *ends, arguments.pairs)
         case "estimate":
             from prism_job.estimate.estimate import estimate
 
@@ -96,7 +103,7 @@ def _inspect_store(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 STAGES = ("plan", "extract", "reduce")
-VERBS = (*STAGES, "evaluate", "export", "diff", "estimate", "inspect", "store")
+VERBS = (*STAGES, "evaluate", "export", "diff", "explain", "estimate", "inspect", "store")
 TOPOLOGY = {
     "ranks": (0, "processes of this node; 0: one per GPU, or one"),
     "nodes": (1, "nodes of this world"),
@@ -139,8 +146,13 @@ def _parser() -> argparse.ArgumentParser:
     verbs = {name: subparsers.add_parser(name) for name in VERBS}
     for name in (*STAGES, "estimate"):
         verbs[name].add_argument("--spec", required=True, help="path of selection.yaml")
-    for name in ("evaluate", "export"):
+    for name in ("evaluate", "export", "explain"):
         verbs[name].add_argument("manifest", help="address of a manifest.json")
+    verbs["explain"].add_argument("example_ids", nargs="*", help="ids of candidates")
+    verbs["explain"].add_argument("--top", type=int, default=0, help="also those of the highest scores")
+    verbs["explain"].add_argument("--bottom", type=int, default=0, help="also those of the lowest scores")
+    verbs["explain"].add_argument("--pairs", type=int, default=3, help="pairs listed for each example; 0: all")
+    verbs["explain"].add_argument("--pair", type=int, help="the examples that this target pair raises and lowers most")
     for name in ("old", "new"):
         verbs["diff"].add_argument(name, help="address of a manifest.json")
     for name, (default, text) in TOPOLOGY.items():

@@ -49,10 +49,17 @@ def fold_table(seed: int, layer: str, dim: int, dims: int) -> FoldTable:
 
 
 def fold(sketches_LM: NDArray[np.float64], layers: list[str], seed: int, dims: int) -> NDArray[np.float64]:
-    """Fold one unfolded vector, layer by layer, into float64 [D]. Used for the direction; rows are folded in extraction."""
-    folded = np.zeros(dims)
-    dim = round(sketches_LM.shape[1] ** 0.5)
-    for layer, sketch_M in zip(layers, sketches_LM, strict=True):
+    """Fold one unfolded vector, layer by layer, into float64 [D]. Used for directions; rows are folded in extraction."""
+    folded_KD = fold_each(sketches_LM[None], layers, seed, dims)
+    return folded_KD.reshape(dims)
+
+
+def fold_each(sketches_KLM: NDArray[np.float64], layers: list[str], seed: int, dims: int) -> NDArray[np.float64]:
+    """Fold several unfolded vectors, each as if alone: float64 [K, D]. The table of a layer is made once for all."""
+    folded_KD: NDArray[np.float64] = np.zeros((len(sketches_KLM), dims))
+    dim = round(sketches_KLM.shape[2] ** 0.5)
+    for number, layer in enumerate(layers):
         table = fold_table(seed, layer, dim, dims)
-        folded += np.bincount(table.bucket_M, weights=sketch_M * table.sign_M, minlength=dims)
-    return folded
+        for folded_D, sketch_M in zip(folded_KD, sketches_KLM[:, number], strict=True):
+            folded_D += np.bincount(table.bucket_M, weights=sketch_M * table.sign_M, minlength=dims)
+    return folded_KD

@@ -160,6 +160,43 @@ def diff(
         raise typer.Exit(GATE_FAILED)
 
 
+def explain(
+    context: typer.Context,
+    manifest: ManifestArgument,
+    example_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[EXAMPLE_ID]...", help="Ids of candidates, from scores.parquet.")
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Also the N highest scores. Default: 3 without ids.")
+    ] = None,
+    bottom: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Also the N lowest scores. Default: 3 without ids.")
+    ] = None,
+    pairs: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Pairs listed for each example, the largest first; 0: all.")
+    ] = 3,
+    pair: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Instead, the examples that target pair N raises and lowers most. Pairs count from 1, as in the report.",
+        ),
+    ] = None,
+    output: OutputOption = Output.table,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show which target pairs an example's score comes from. Contributions add up to the score."""
+    from launcher.follow.selections.explain_text import explain_text
+
+    if pair is not None and example_ids:
+        raise typer.BadParameter("give example ids or --pair, not both")
+    default = 0 if example_ids or (top, bottom) != (None, None) else 3
+    ends = [str(default if count is None else count) for count in (top, bottom)]
+    options = ["--top", ends[0], "--bottom", ends[1], "--pairs", str(pairs)]
+    options += [] if pair is None else ["--pair", str(pair)]
+    _run_verb(context, "explain", [manifest, *(example_ids or ()), *options], output, verbose, explain_text)
+
+
 def estimate(
     context: typer.Context,
     file: FileArgument,

@@ -29,6 +29,9 @@ class Reduced:
     chosen: Selected
     curvature: dict[str, Any]
     audit: dict[str, Any] | None = None
+    contribution_EQ: NDArray[np.float64] | None = (
+        None  # of `chosen.highest`, then `chosen.lowest`; None: too many pairs
+    )
     evaluation: dict[str, Any] | None = None  # figures of `evaluate.comparison.compare`, where the document asks
 
     @property

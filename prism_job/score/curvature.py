@@ -52,22 +52,35 @@ def damping_value(factors: Factors, damping: float) -> float:
     return damping * float((trace_a_L * trace_b_L).mean()) / dim**2
 
 
-def solve(directions_KLPP: Float64, factors: Factors, damping: float) -> Float64:
-    """(H + λI)⁻¹ g of each direction, exactly: in the eigenbases of A and B, H is diagonal with entries α_i β_j.
+@dataclass(frozen=True)
+class Inverse:
+    """(H + λI)⁻¹, exactly: in the eigenbases of A and B, H is diagonal with entries α_i β_j."""
 
-    Layer by layer; each layer's eigenbases are computed once, whatever K.
-    """
-    lam = damping_value(factors, damping)
-    solved_KLPP = np.empty_like(directions_KLPP)
-    for layer in range(directions_KLPP.shape[1]):
-        alpha, basis_a = np.linalg.eigh(factors.inputs_LPP[layer] / factors.num_tokens)
-        beta, basis_b = np.linalg.eigh(factors.outputs_LPP[layer] / factors.num_tokens)
+    bases_a_LPP: Float64
+    bases_b_LPP: Float64
+    damped_LPP: Float64  # eigenvalues of H + λI, b side by a side
+
+    @classmethod
+    def of(cls, factors: Factors, lam: float) -> Self:
+        alpha_LP, bases_a_LPP = np.linalg.eigh(factors.inputs_LPP / factors.num_tokens)
+        beta_LP, bases_b_LPP = np.linalg.eigh(factors.outputs_LPP / factors.num_tokens)
         # Sums of outer products have no negative eigenvalues; rounding may make a zero negative.
-        eigenvalues = np.outer(np.clip(beta, 0, None), np.clip(alpha, 0, None))
-        for number, sketch in enumerate(directions_KLPP[:, layer]):
-            rotated = basis_b.T @ sketch @ basis_a
-            solved_KLPP[number, layer] = basis_b @ (rotated / (eigenvalues + lam)) @ basis_a.T
-    return solved_KLPP
+        eigenvalues_LPP = np.clip(beta_LP, 0, None)[:, :, None] * np.clip(alpha_LP, 0, None)[:, None, :]
+        return cls(bases_a_LPP, bases_b_LPP, eigenvalues_LPP + lam)
+
+    def __call__(self, directions_KLPP: Float64) -> Float64:
+        """(H + λI)⁻¹ g of each direction, layer by layer."""
+        solved_KLPP = np.empty_like(directions_KLPP)
+        for layer, (basis_a, basis_b) in enumerate(zip(self.bases_a_LPP, self.bases_b_LPP, strict=True)):
+            for number, sketch in enumerate(directions_KLPP[:, layer]):
+                rotated = basis_b.T @ sketch @ basis_a
+                solved_KLPP[number, layer] = basis_b @ (rotated / self.damped_LPP[layer]) @ basis_a.T
+        return solved_KLPP
+
+
+def solve(directions_KLPP: Float64, factors: Factors, damping: float) -> Float64:
+    """(H + λI)⁻¹ g of each direction, with λ from `damping_value`."""
+    return Inverse.of(factors, damping_value(factors, damping))(directions_KLPP)
 
 
 def merge_factors(plan: Plan, store: Store, layers: Sequence[str], dim: int) -> Factors:

@@ -23,7 +23,8 @@ from prism_job.publish.reduced import Reduced
 from prism_job.score import malloc
 from prism_job.score.candidates import Scored, combine, score_candidates, score_sample
 from prism_job.score.column import Column, parts
-from prism_job.score.direction import fold_directions
+from prism_job.score.contributions import explain_ends
+from prism_job.score.direction import fold_directions, read_folding
 from prism_job.score.groups import read_groups
 from prism_job.score.selection import Selected, select
 from prism_job.score.targets import sum_targets, weigh_targets
@@ -49,7 +50,8 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
         return {**published.manifest.outcome(published.uri), "unchanged": True}
 
     targets = weigh_targets(run.spec, plan, store)
-    directions_KD, curvature_facts = fold_directions(run.spec, plan, store, targets.layers, targets.directions_KLPP)
+    folding = read_folding(run.spec, plan, store, targets.layers)
+    directions_KD, curvature_facts = folding(targets.directions_KLPP), folding.facts
     scored = score_candidates(run.spec, plan, store, targets.layers, directions_KD)
     scores = combine(scored.scores, [target_set.signed_weight for target_set in run.spec.targets.as_sets()])
     malloc.return_freed_memory()
@@ -61,7 +63,9 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
     if not len(chosen.order):
         raise nothing_selected(chosen.num_taken, int(scored.usable_N.sum()))
     audited = audit_ranking(run.spec, plan, store, scored, scores, chosen, curvature_facts.get("lambda"))
-    reduced = Reduced(run, plan, store, targets, scored, scores, chosen, curvature_facts, audited)
+    ends = [*chosen.highest, *chosen.lowest]
+    contribution_EQ = explain_ends(plan, store, folding, targets.weight_Q, targets.set_Q, ends)
+    reduced = Reduced(run, plan, store, targets, scored, scores, chosen, curvature_facts, audited, contribution_EQ)
     if run.spec.evaluation:
         reduced = replace(reduced, evaluation=_evaluate(reduced, run.spec.evaluation))
     return publish(reduced, output, folder)

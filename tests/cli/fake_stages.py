@@ -85,6 +85,7 @@ words = {
     "evaluate": FACTS,
     "export": {"written": "/out/subset.jsonl", "rows": 20},
     "diff": {"churn": 0.25},
+    "explain": FACTS,
     "estimate": FACTS,
     "inspect": INSPECTED,
     "store": FACTS,

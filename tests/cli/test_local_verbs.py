@@ -296,6 +296,25 @@ def test_diff_ends_with_104_above_max_churn_and_prints_all_the_same(rig: Rig) ->
     assert "error: no manifest there" in stderr
 
 
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        ([], ["--top", "3", "--bottom", "3", "--pairs", "3"]),
+        (["ab", "cd"], ["ab", "cd", "--top", "0", "--bottom", "0", "--pairs", "3"]),
+        (["ab", "--top", "2"], ["ab", "--top", "2", "--bottom", "0", "--pairs", "3"]),
+        (["--pair", "7", "--pairs", "0"], ["--top", "3", "--bottom", "3", "--pairs", "0", "--pair", "7"]),
+    ],
+)
+def test_explain_passes_its_options_on(rig: Rig, given: list[str], passed: list[str]) -> None:
+    code, stdout, _ = rig.call("explain", "/out/manifest.json", *given, "-o", "json")
+    assert (code, json.loads(stdout)) == (0, FACTS)
+    assert rig.note("explain")["arguments"] == ["/out/manifest.json", *passed]
+
+
+def test_explain_takes_ids_or_a_pair(rig: Rig) -> None:
+    assert rig.call("explain", "/out/manifest.json", "ab", "--pair", "1")[0] == 2
+
+
 def test_estimate_passes_a_copy_of_the_document_and_the_options(rig: Rig) -> None:
     code, stdout, stderr = rig.call(
         "estimate", str(rig.document), "--gpu", "H200", "--utilisation", "0.4", "-o", "json"

@@ -1,4 +1,4 @@
-"""What `prism diff` prints: every figure is there, and text from data stays text."""
+"""What `prism diff` and `prism explain` print: every figure is there, and text from data stays text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from launcher.follow.selections.diff_text import MAX_SOURCES, diff_markdown, diff_table
+from launcher.follow.selections.explain_text import MAX_CHARACTERS, explain_text
 
 HOSTILE = "s3://pool/\x1b[2J|`@user`<img src=x>\n## b.jsonl"
 
@@ -67,3 +68,47 @@ def test_text_from_data_is_no_markup_in_a_comment() -> None:
     assert "&lt;img" in outside_code
     for raw in ("<img", "@user", "x> ##"):
         assert not re.search(rf"(?<!\\){raw}", outside_code), raw
+
+
+EXAMPLE = {"example_id": "ab" * 16, "source": HOSTILE, "line": 7, "score": 200.0, "selected": True, "text": "z" * 999}
+PAIR = {
+    "pair": 4,
+    "example_id": "cd" * 16,
+    "set": "math",
+    "preference": 0.75,
+    "weight": 0.75,
+    "text": f"chosen: {HOSTILE}",
+}
+
+
+def test_contributions_are_listed_with_their_share_of_the_score() -> None:
+    example = {
+        **EXAMPLE,
+        "sets": [{"set": "math", "contribution": 150.0}, {"set": "toxic", "contribution": 50.0}],
+        "pairs": [{"pair": 4, "contribution": 250.0}],
+        "others": {"pairs": 1234, "contribution": -50.0},
+    }
+    lines = explain_text({"examples": [example], "pairs": [PAIR]}).splitlines()
+    assert lines[0].startswith(f"score 200  selected  {'ab' * 16}  s3://pool/")
+    assert lines[1] == f"  {'z' * MAX_CHARACTERS} …"
+    assert [line.split()[:4] for line in lines[2:4]] == [
+        ["+150", "+75.0%", "set", "math"],
+        ["+50", "+25.0%", "set", "toxic"],
+    ]
+    assert lines[4].split()[:8] == ["+250", "+125.0%", "pair", "4", "of", "set", "math,", "π"]
+    assert "## b.jsonl" in lines[4]
+    assert lines[5].split() == ["-50", "-25.0%", "the", "other", "1,234", "pairs", "together"]
+    assert len(lines) == 8
+    # A score of zero has no shares, and a pair without a rejected response no preference.
+    nothing = {**example, "score": 0.0, "selected": False, "sets": [], "others": {"pairs": 0, "contribution": 0.0}}
+    lines = explain_text({"examples": [nothing], "pairs": [{**PAIR, "preference": None}]}).splitlines()
+    assert lines[0].startswith("score 0  not selected")
+    assert lines[2].split()[:7] == ["+250", "–", "pair", "4", "of", "set", "math:"]
+
+
+def test_a_pair_lists_the_examples_at_both_of_its_ends() -> None:
+    ends = {"for": [{**EXAMPLE, "contribution": 3.0}], "against": [{**EXAMPLE, "contribution": -5.0}]}
+    lines = explain_text({"pair": PAIR, **ends}).splitlines()
+    assert lines[0] == "pair 4 of set math, π 0.75"
+    assert [line.split()[:3] for line in (lines[4], lines[8])] == [["3", "200", "ab" * 16], ["-5", "200", "ab" * 16]]
+    assert len(explain_text({"pair": PAIR, "for": [], "against": []}).splitlines()) == 2

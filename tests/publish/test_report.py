@@ -12,7 +12,7 @@ import pytest
 from prism_job.plan.plan import Quarantined, SourceLayout
 from prism_job.publish.manifest import TargetSetFacts, summary
 from prism_job.publish.report.chart import PLOT_PX
-from prism_job.publish.report.contents import Report, ShownExample, ShownPair
+from prism_job.publish.report.contents import PairBehind, Report, ShownExample, ShownPair
 from prism_job.publish.report.examples import MAX_TEXT
 from prism_job.publish.report.markup import MAX_ROWS
 from prism_job.publish.report.page import render
@@ -72,7 +72,10 @@ def column_of(values: np.ndarray) -> Column:
 
 
 def shown(number: int, text: str | None = None) -> ShownExample:
-    return ShownExample(number / 7, f"s3://pool/{number}.jsonl", number, number % 2 == 0, text or f"text of {number}")
+    text = text or f"text of {number}"
+    return ShownExample(
+        number / 7, f"s3://pool/{number}.jsonl", number, number % 2 == 0, text, [PairBehind(3, number / 14, text)]
+    )
 
 
 def pairs_of(share: list[float] | np.ndarray) -> list[ShownPair]:

@@ -1,1 +1,1 @@
-"""What `prism diff` prints of published selections."""
+"""What `prism diff` and `prism explain` print of published selections."""

@@ -9,20 +9,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prism_job.data import examples
-from prism_job.data.readers import Row
-from prism_job.plan.plan import Quarantined, SourceLayout, Unit
+from prism_job.plan.plan import Quarantined, SourceLayout
 from prism_job.publish.manifest import Manifest, TargetSetFacts
 from prism_job.publish.origins import Origins
 from prism_job.publish.reduced import Reduced
+from prism_job.publish.texts import example_texts, pair_texts
 from prism_job.score.column import Column
-from prism_job.storage.objects import Store
-from prism_job.store import staged_rows
 
 Float64 = NDArray[np.float64]
 
 NUM_PAIRS = 3
 """Target pairs shown in the report, those of the largest share in the direction."""
+
+NUM_BEHIND = 2
+"""Target pairs shown beside each example, those that its score comes from most."""
+
+
+@dataclass(frozen=True)
+class PairBehind:
+    """A pair that an example's score comes from. `number`: its row in targets.parquet, from 1."""
+
+    number: int
+    contribution: float
+    text: str
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class ShownExample:
     line: int
     selected: bool
     text: str
+    pairs: list[PairBehind] = field(default_factory=list)  # those of the largest contributions; empty: not computed
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,7 @@ class Report:
 def gather(reduced: Reduced, origins: Origins, manifest: Manifest, diff: dict[str, Any] | None = None) -> Report:
     """The report's contents. Reads the shown examples and pairs from the store."""
     plan, scored, chosen, spec = reduced.plan, reduced.scored, reduced.chosen, reduced.run.spec
+    shown = _shown_examples(reduced, origins, [*chosen.highest, *chosen.lowest])
     return Report(
         run=manifest.run,
         selection_id=manifest.selection_id,
@@ -116,8 +127,8 @@ def gather(reduced: Reduced, origins: Origins, manifest: Manifest, diff: dict[st
         sources=plan.sources,
         usable_by_source=origins.count_by_source(scored.usable_N),
         selected_by_source=origins.count_by_source(chosen.selected_N),
-        highest=_shown_examples(reduced, origins, chosen.highest),
-        lowest=_shown_examples(reduced, origins, chosen.lowest),
+        highest=shown[: len(chosen.highest)],
+        lowest=shown[len(chosen.highest) :],
         quarantine=reduced.quarantine,
         ignored=plan.ignored,
         layouts=plan.layouts,
@@ -133,7 +144,8 @@ def gather(reduced: Reduced, origins: Origins, manifest: Manifest, diff: dict[st
 
 
 def _shown_examples(reduced: Reduced, origins: Origins, rows: list[int]) -> list[ShownExample]:
-    plan, columns = reduced.plan, reduced.run.spec.candidates.columns
+    plan = reduced.plan
+    texts = example_texts(reduced.run.spec, plan, reduced.store, rows)
     sources, lines = origins.of(np.array(rows, np.int64))
     scores = reduced.scores.at(np.array(rows, np.int64)).tolist()
     return [
@@ -142,30 +154,29 @@ def _shown_examples(reduced: Reduced, origins: Origins, rows: list[int]) -> list
             source=plan.sources[source],
             line=line,
             selected=bool(reduced.chosen.selected_N[row]),
-            text=examples.as_text(
-                examples.candidate_content(_staged_row(plan.candidates, row, reduced.store)[0], columns)
-            ),
+            text=text,
+            pairs=pairs,
         )
-        for row, score, source, line in zip(rows, scores, sources.tolist(), lines.tolist(), strict=True)
+        for row, score, source, line, text, pairs in zip(
+            rows, scores, sources.tolist(), lines.tolist(), texts, _pairs_behind(reduced, rows), strict=True
+        )
+    ]
+
+
+def _pairs_behind(reduced: Reduced, rows: list[int]) -> list[list[PairBehind]]:
+    if reduced.contribution_EQ is None:
+        return [[] for _ in rows]
+    largest_E2 = np.argsort(-np.abs(reduced.contribution_EQ), axis=1, kind="stable")[:, :NUM_BEHIND]
+    pairs = np.unique(largest_E2).tolist()
+    text_of = dict(zip(pairs, pair_texts(reduced.run.spec, reduced.plan, reduced.store, pairs), strict=True))
+    return [
+        [PairBehind(pair + 1, float(of_pairs_Q[pair]), text_of[pair]) for pair in largest]
+        for of_pairs_Q, largest in zip(reduced.contribution_EQ, largest_E2.tolist(), strict=True)
     ]
 
 
 def _shown_pairs(reduced: Reduced) -> list[ShownPair]:
-    targets, columns_of = reduced.targets, reduced.run.spec.targets.columns_by_set()
-    largest = np.argsort(-targets.contribution_Q, kind="stable")[:NUM_PAIRS]
-    shown = []
-    for row in largest.tolist():
-        staged, source = _staged_row(reduced.plan.targets, row, reduced.store)
-        content = examples.target_content(staged, False, columns_of[reduced.plan.target_sets[source]])
-        text = examples.as_text(content, labelled=True)
-        shown.append(ShownPair(number=row + 1, share=float(targets.contribution_Q[row]), text=text))
-    return shown
-
-
-def _staged_row(units: list[Unit], row: int, store: Store) -> tuple[Row, int]:
-    """The row at this index in the order of all units' rows, and the index of its source."""
-    for unit in units:
-        if row < unit.num_rows:
-            return staged_rows.read_rows(store, unit.rows)[row], unit.source
-        row -= unit.num_rows
-    raise IndexError(row)
+    share_Q = reduced.targets.contribution_Q
+    largest = np.argsort(-share_Q, kind="stable")[:NUM_PAIRS].tolist()
+    texts = pair_texts(reduced.run.spec, reduced.plan, reduced.store, largest)
+    return [ShownPair(row + 1, float(share_Q[row]), text) for row, text in zip(largest, texts, strict=True)]
