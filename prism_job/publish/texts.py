@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from prism_job.data import examples
-from prism_job.data.data_files import Row
+from prism_job.data.content import Row
 from prism_job.plan.plan import Plan, Unit
 from prism_job.spec.document import RunSpec
 from prism_job.storage.objects import Store
