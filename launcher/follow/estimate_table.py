@@ -33,6 +33,7 @@ def estimate_table(facts: dict[str, Any]) -> str:
         f"store     {facts['store_bytes']:,} bytes, from an empty store: "
         + ", ".join(f"{name.replace('_', ' ')} {size_text(size)}" for name, size in facts["store"].items()),
         f"time      {facts['gpu_hours']:.3g} hours on one {facts['gpu']} at {facts['utilisation']:.0%} of its published peak",
+        *_preference_lines(facts),
         "",
         *aligned(_memory_rows(facts["memory"]), right=True),
         "",
@@ -45,6 +46,19 @@ def _cut_row_lines(facts: dict[str, Any], scaled: str) -> list[str]:
     if not facts["cut_rows"] and not facts["cut_pairs"]:
         return []
     return [f"          cut at maxLength: {facts['cut_rows']:,} examples and {facts['cut_pairs']:,} pairs{scaled}"]
+
+
+def _preference_lines(facts: dict[str, Any]) -> list[str]:
+    """The preference model, which is loaded and freed before the reference."""
+    it = facts.get("preference_model")
+    if it is None:
+        return []
+    fits = "" if it["fits"] else f"; it does not fit into a {facts['gpu']}: set its quantization, or take more GPUs"
+    return [
+        f"π from    {printable(it['model'])}, {it['quantization'] or it['dtype']}: {it['parameters']:,} parameters, "
+        f"{size_text(it['weight_bytes'])} of weights; {it['tokens']:,} tokens of pairs, forward only, {it['flops']:.3g} FLOPs; "
+        f"{size_text(it['device_bytes'])} per rank, before the reference is loaded{fits}"
+    ]
 
 
 def _bad_row_lines(facts: dict[str, Any]) -> list[str]:

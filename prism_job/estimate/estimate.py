@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from prism_job.errors import RequestError
 from prism_job.estimate import costs
 from prism_job.estimate.model_shape import ModelShape, model_shape
+from prism_job.estimate.preference_model import measure_preference
 from prism_job.estimate.workload import Workload, measure
 from prism_job.extract.model import load_tokenizer
 from prism_job.plan.extractor import audit_spec
@@ -47,6 +48,7 @@ def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sa
     shape = model_shape(spec)
     path = model_files.fetch_config_and_tokenizer(spec.model.uri, spec.model.revision)  # no weights
     work = measure(spec, load_tokenizer(spec.model, path), sample)
+    of_preference = measure_preference(spec, sample)
     flops = costs.count_flops(shape, spec, work)
     store = store_bytes(shape, spec, work)
     cluster = spec.cluster
@@ -54,6 +56,7 @@ def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sa
     topology = costs.choose_topology(shape, spec, work, card, gpus_per_node)
     groups = cluster.groups if cluster else 1
     hours = costs.gpu_hours(flops, card, spec.model, utilisation)
+    hours += of_preference.gpu_hours(card, utilisation) if of_preference else 0
     return {
         "run": run.metadata.name,
         "model": spec.model.uri,
@@ -75,7 +78,8 @@ def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sa
         "max_bad_fraction": spec.candidates.max_bad_fraction,
         "units": len(work.candidates)
         + len(work.targets)
-        + (len(work.sampled) + len(work.targets) if work.sampled else 0),
+        + (len(work.sampled) + len(work.targets) if work.sampled else 0)
+        + (len(work.targets) if of_preference else 0),
         "tokens": round(work.load.tokens),
         "tokens_of_audit": round(work.audit.tokens),
         "tokens_are_exact": work.is_exact,
@@ -89,6 +93,7 @@ def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sa
         "gpu_memory_bytes": card.memory_bytes,
         "utilisation": utilisation,
         "gpu_hours": hours,
+        "preference_model": of_preference and of_preference.facts(spec, card, utilisation, topology),
         "topology": None if topology is None else _topology_facts(topology, groups, hours),
         "memory": _memory_table(shape, spec, work, card, topology, gpus_per_node),
         "estimate_seconds": round(time.monotonic() - started, 3),
@@ -113,15 +118,19 @@ def store_bytes(shape: ModelShape, spec: RunSpec, work: Workload) -> dict[str, i
         "factors": len(work.factors) * own["factors"].bytes_of(),
         "target_pairs": _num_rows(work.targets) * own["targets"].bytes_of(),
         "audit": _audit_bytes(shape, spec, work) if spec.audit.examples else 0,
+        **({"preference_model": _nll_bytes(own["nll"], work)} if spec.scoring.preference_model else {}),
         "staged_rows": work.staged_bytes,
     }
 
 
 def _audit_bytes(shape: ModelShape, spec: RunSpec, work: Workload) -> int:
-    """Shards of the sample and of the targets' sums. The sample's staged rows count among those of the run."""
+    """Shards of the sample, and of the targets' sums or rows. The sample's staged rows count among those of the run."""
     audit = _shards_of_one_row(list(shape.sides), audit_spec(spec))
     candidate, factors, sums = audit["candidates"], audit["factors"], audit["sums"]
-    totals = sums.bytes_of("preference", "uniform")
+    if spec.scoring.preference_model:
+        rows = codec.encode_float16(np.zeros((1, audit["targets"].arrays["rows"].shape[1]), np.float32))
+        sums = _Shard({**audit["nll"].arrays, **rows}, sums.header_bytes)
+    totals = sums.bytes_of("preference", "uniform") if not spec.scoring.preference_model else 0
     units_with_factors = len(work.sampled) if spec.scoring.curvature.kind == "kfac" else 0
     return (
         _num_rows(work.sampled) * candidate.bytes_of()
@@ -130,6 +139,10 @@ def _audit_bytes(shape: ModelShape, spec: RunSpec, work: Workload) -> int:
         + _num_rows(work.targets) * (sums.bytes_of() - totals)
         + len(work.targets) * (totals + sums.header_bytes)
     )
+
+
+def _nll_bytes(nll: "_Shard", work: Workload) -> int:
+    return _num_rows(work.targets) * nll.bytes_of() + len(work.targets) * nll.header_bytes
 
 
 _NUMBERS: dict[str, NDArray[Any]] = {
@@ -169,6 +182,7 @@ def _shards_of_one_row(layers: list[str], spec: RunSpec) -> dict[shards.Kind, _S
         ),
         "targets": ({**pair, "rows": row}, of_layers),
         "factors": ({"inputs": upper, "outputs": upper}, {"num_tokens": 10**6, "layers": digest(layers)}),
+        "nll": (pair, {"dim": 0, "cut": 0}),
         "sums": ({**pair, "preference": row[0], "uniform": row[0]}, of_layers),
     }
     return {name: _Shard(arrays, _header_bytes(name, arrays, notes)) for name, (arrays, notes) in contents.items()}

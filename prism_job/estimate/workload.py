@@ -204,6 +204,40 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     )
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """What goes through a preference model: the texts of both sides of the targets, in its own tokens."""
+
+    load: Load
+    longest: int
+    supervised_share: float
+
+
+def measure_pairs(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) -> Pairs:
+    """Count the targets' tokens with a preference model's tokenizer; for `sample` see `measure`.
+
+    Raises DataError: a target that this tokenizer's tokens make unusable.
+    """
+    sides = {side: _TokenCounts(sample) for side in tokenise.SIDES}
+    sources, sets, _ = list_targets(spec)
+    columns_of, bad = spec.targets.columns_by_set(), list[Quarantined]()
+
+    def target(row: Row, source: int) -> tuple[Content, Layout]:
+        content, layout = examples.read_target(row, True, columns_of[sets[source]])
+        examples.example_id(content)
+        settings = (tokenizer, spec.extraction.max_length, spec.extraction.loss_on)
+        encoded = tokenise.encode_target(content, *settings) if sides["chosen"].is_next_read else {}
+        for side, texts in sides.items():
+            texts.add(encoded.get(side))
+        return content, layout
+
+    rows = read_examples(sources, target, bad, [], spec.extraction.loss_on)
+    units = cut_units(rows, PAIRS_PER_UNIT, _ByteCounter(), set())
+    check_targets(units, bad, sets, spec)
+    batches = _BatchCounter(spec.extraction.expected_tokens_per_batch)
+    return Pairs(batches.load(units, *sides.values()), batches.longest, batches.supervised_share)
+
+
 def _quarantined(reasons: dict[int, str], units: list[Unit], sources: list[Source]) -> list[Quarantined]:
     """The rows that `reasons` names by their index in these units."""
     lines = ((unit.source, line) for unit in units for line in unit.line_numbers())

@@ -12,7 +12,7 @@ from prism_job.extract.batch_size import BatchSize
 from prism_job.extract.capture.layers import captured_layers, report
 from prism_job.extract.capture.probe import used_layers
 from prism_job.extract.distributed.watchdog import Watchdog
-from prism_job.extract.distributed.world import World, shard_weights, zero3_settings
+from prism_job.extract.distributed.world import World, release_weights, shard_weights, zero3_settings
 from prism_job.extract.model import load_model, load_tokenizer
 from prism_job.extract.model_config import load_config, refuse_long_texts, refuse_unsuitable_settings
 from prism_job.extract.tasks import Task
@@ -88,6 +88,8 @@ class Rank:
             Uploads(store),
         )
         worker.run(world.assign(tasks), first=tasks[0])
+        if engine is not None:
+            release_weights(engine)
         self.units += worker.uploads.num_written
         self.num_cut += worker.num_cut if with_gradients else 0
         self.seconds += worker.seconds

@@ -93,6 +93,25 @@ def test_tokens_are_predicted_exactly_and_bytes_within_two_per_cent(
     assert predicted["store_bytes"] == sum(predicted["store"].values())
 
 
+def test_a_preference_model_costs_a_forward_pass_of_the_pairs_and_their_losses(job: Job) -> None:
+    """In its own tokens; the audit then keeps a row of each pair."""
+    job.spec["audit"] = {"examples": 7}
+    without = estimated(job)
+    other = save_tiny_model(job.folder / "other", "gpt2")
+    job.spec["scoring"] = {"preferenceModel": {"uri": str(other), "dtype": "float32"}}
+    predicted = estimated(job)
+    of_pairs = predicted["preference_model"]
+    plan, extracted = job.plan(), job.passes("extract")
+    assert predicted["units"] == plan["units"] == without["units"] + 1
+    assert predicted["tokens"] == without["tokens"]
+    assert predicted["tokens"] + of_pairs["tokens"] == extracted["tokens"]
+    assert predicted["gpu_hours"] == pytest.approx(without["gpu_hours"] + of_pairs["gpu_hours"])
+    assert predicted["store_bytes"] == pytest.approx(written_bytes(job), rel=0.02)
+    assert (of_pairs["model"], of_pairs["fits"], of_pairs["flops"] > 0) == (str(other), True, True)
+    job.spec["scoring"]["preferenceModel"]["uri"] = str(job.folder / "nothing.gguf")
+    job.refuses(("estimate", "--spec", str(job.spec_path())), 64, "scoring.preferenceModel.uri")
+
+
 @pytest.mark.parametrize("audited", [0, 7])
 def test_a_file_that_stands_in_two_sets_is_counted_once_by_estimate_plan_and_extraction(job: Job, audited: int) -> None:
     first_unit = [candidate(number) for number in range(4)]

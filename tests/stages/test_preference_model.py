@@ -168,7 +168,10 @@ def test_a_killed_run_resumes_at_the_first_missing_shard(
     assert table_of(job.run(), "scores") == table_of(whole, "scores")
 
 
-def test_two_models_are_never_in_memory_together(job: Job, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stage", [0, 3])
+def test_two_models_are_never_in_memory_together(
+    job: Job, other: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
     from prism_job.extract import rank
 
     load, models, alive = rank.load_model, [], []
@@ -180,6 +183,7 @@ def test_two_models_are_never_in_memory_together(job: Job, other: Path, monkeypa
 
     monkeypatch.setattr(rank, "load_model", watched)
     use(job, other)
+    job.spec["extraction"]["deepspeed"] = {"stage": stage}
     job.run()
     assert (len(models), alive) == (2, [0, 0])
 

@@ -135,3 +135,11 @@ def shard_weights(model: Any, settings: dict[str, Any]) -> Any:
         weights=len(weights),
     )
     return deepspeed.initialize(model=model, config=settings)[0]
+
+
+def release_weights(engine: Any) -> None:
+    """Afterwards nothing refers to the model of `shard_weights`, which DeepSpeed keeps in a list of the whole process."""
+    from deepspeed.runtime.zero import parameter_offload
+
+    engine.destroy()
+    parameter_offload.FWD_MODULE_STACK.clear()
