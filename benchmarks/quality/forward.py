@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks import job
 from benchmarks.quality import figure, harness, tuning
@@ -34,6 +35,8 @@ OTHERS = ("boolean_expressions", "dyck_languages", "hyperbaton", "ruin_names", "
 NUM_GSM8K = 700
 NUM_PAIRS, NUM_HELD = 64, 64
 BUDGET = 0.05
+CHAIN = 0.2
+"""Share of the pool that `representation` leaves for PRISM in the chain."""
 EPOCHS, RATE = 1, 1e-4
 
 METHODS = {
@@ -42,6 +45,9 @@ METHODS = {
     "less": "LESS 5 % (cosine to the mean wanted response)",
     "uniform": "uniform 5 % (K-FAC)",
     "preference": "PRISM 5 % (preference, K-FAC)",
+    "nearest": "representation 5 % (nearest wanted response)",
+    "mean": "representation 5 % (mean over the wanted responses)",
+    "chain": "representation (nearest) 20 %, PRISM 5 % of the pool among them",
     "all": "the whole pool",
 }
 RULES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -146,7 +152,7 @@ class Family:
         return {"prompt": one["prompt"], "chosen": one["completion"], "rejected": chance.choice(others)}
 
     def tuned(self, method: str) -> dict[str, float]:
-        of_pairs = f"-{self.rejected}" if method in ("uniform", "preference", *RULES) else ""
+        of_pairs = f"-{self.rejected}" if method in ("uniform", "preference", "chain", *RULES) else ""
         suffix = "" if self.size == Size() else f"-{self.size.budget:g}-{self.size.rows_a_task}"
         return self._once(method, of_pairs + suffix, lambda: self._tune(method))
 
@@ -182,12 +188,17 @@ class Family:
             tuning.tune(model, encoded(rows, "completion"), epochs=EPOCHS, rate=RATE, seed=self.seed, half=True)
         right_H = tuning.mean_nll(model, encoded(self.held, "chosen"))
         wrong_H = tuning.mean_nll(model, encoded(self.held, "rejected"))
-        in_family = [self.pool[place]["task"] in FAMILIES[self.family] for place in chosen]
+        in_family = [self._is_family(place) for place in chosen]
+        left = self._left_for_prism() if method == "chain" else []
         return {
             f"loss[{method}]": float(right_H.mean()),
             f"wrong[{method}]": float((wrong_H <= right_H).mean()),
             f"family[{method}]": float(np.sum(in_family)),
+            **({"family[left for PRISM]": float(sum(self._is_family(place) for place in left))} if len(left) else {}),
         }
+
+    def _is_family(self, place: int) -> bool:
+        return self.pool[place]["task"] in FAMILIES[self.family]
 
     def _chosen(self, method: str) -> list[int]:
         places = np.flatnonzero(self.in_pool_N)
@@ -201,15 +212,30 @@ class Family:
             selection = {"keep": "highest", "budget": {"count": num_kept}, **RULES[method][1]}
             group_of = [self.pool[place]["task"] for place in places]
             return places[harness.selected(scores_N, selection, pairs.signs_NW[among], group_of).order].tolist()
+        if method == "chain":
+            places = self._left_for_prism()
+            name = f"forward-{self.family}-{self.seed}-{self.rejected}-chain"
+            second = self._extract(name, self.pairs(), "preference", among=places)
+            ranking_N = second.scores(second.targets.preference_Q)
+            return places[np.argsort(-ranking_N, kind="stable")[:num_kept]].tolist()
         ranking_N = self._ranking(method)
         return places[np.argsort(-ranking_N[places], kind="stable")[:num_kept]].tolist()
+
+    def _left_for_prism(self) -> NDArray[np.int64]:
+        """The places of what the chain's first run keeps, in plan order, as a manifest gives its rows to the second."""
+        places = np.flatnonzero(self.in_pool_N)
+        nearest_N = self._ranking("nearest")[places]
+        return np.sort(places[np.argsort(-nearest_N, kind="stable")[: round(CHAIN * len(places))]])
 
     def _ranking(self, method: str) -> harness.Float64:
         if method == "random":
             return np.random.default_rng(self.seed).random(len(self.pool))
         name = f"forward-{self.family}-{self.seed}"
+        wanted = [{"prompt": one["prompt"], "chosen": one["chosen"]} for one in self.targets]
+        if method in ("nearest", "mean"):
+            hidden = self._extract(f"{name}-hidden", wanted, "uniform", representation=True)
+            return self._of_all(hidden.similarities(method))
         if method == "less":
-            wanted = [{"prompt": one["prompt"], "chosen": one["chosen"]} for one in self.targets]
             single = self._extract(f"{name}-single", wanted, "uniform").without_curvature()
             return self._of_all(single.scores(np.ones(NUM_PAIRS)) / single.norm_N)
         pairs = self._preference()
@@ -224,11 +250,20 @@ class Family:
         name = f"forward-{self.family}-{self.seed}-{self.rejected}"
         return self._extract(name, self.pairs(), "preference")
 
-    def _extract(self, name: str, targets: Rows, weighting: str) -> harness.Extracted:
+    def _extract(
+        self,
+        name: str,
+        targets: Rows,
+        weighting: str,
+        among: NDArray[np.int64] | None = None,
+        *,
+        representation: bool = False,
+    ) -> harness.Extracted:
         # The pool's rows are the same for every family, seed and method: extracted once.
         size = 256 if self.size.rows_a_task is None else 128
-        options: dict[str, Any] = {"weighting": weighting, "extraction": {"examplesPerShard": size}}
-        rows = [self.pool[place] for place in self.extracted]
+        options: dict[str, Any] = {"weighting": weighting, "representation": representation}
+        options["extraction"] = {"examplesPerShard": size}
+        rows = [self.pool[place] for place in (self.extracted if among is None else among)]
         return harness.extract(self.work, name, rows, targets, model=self.model, dtype="bfloat16", **options)
 
 

@@ -30,7 +30,7 @@ from prism_job.score.column import Column
 from prism_job.score.direction import fold_directions
 from prism_job.score.groups import Groups
 from prism_job.score.selection import Selected, select
-from prism_job.score.targets import Targets, weigh_targets
+from prism_job.score.targets import Targets, wanted_responses, weigh_targets
 from prism_job.score.walk import SIGN_BYTES, sign_bytes
 from prism_job.spec.digest import digest
 from prism_job.spec.document import SelectionRun, parse_spec
@@ -128,6 +128,15 @@ class Extracted:
             columns = score_candidates(spec, self.plan, store, self.targets.layers, folded_KD).scores
         return np.stack([column.part(slice(0, len(column))) for column in columns], axis=1)
 
+    def similarities(self, similarity: str) -> Float64:
+        """With `score: representation`, the reducer's scores under this `similarity`: float64 [N] in plan order."""
+        scoring = self.run.spec.scoring.model_copy(update={"similarity": similarity})
+        spec, store = self.run.spec.model_copy(update={"scoring": scoring}), open_store(self.run.spec.store)
+        _, compared = wanted_responses(spec, self.plan, store)
+        with contextlib.redirect_stdout(sys.stderr):
+            (column,) = score_candidates(spec, self.plan, store, [], compared).scores
+        return column.part(slice(0, len(column)))
+
     @cached_property
     def norm_N(self) -> Float64:
         return self.column("norm")
@@ -160,6 +169,7 @@ def extract(
     model: str,
     dtype: str = "float32",
     weighting: str = "preference",
+    representation: bool = False,
     extraction: dict[str, Any] | None = None,
     audit: int = 0,
     preference_model: str | None = None,
@@ -167,6 +177,7 @@ def extract(
     """Plan and extract through the job's own stages, into the store that all experiments under `work` share.
 
     Args:
+        representation: rows of hidden states, in place of gradients.
         audit: candidates that are extracted once more for the audit; experiments that look at labels need none.
     """
     folder = work / "data" / name
@@ -182,7 +193,7 @@ def extract(
         store=str(work / "store"),
         output=str(work / "selections"),
         extraction={"tokensPerBatch": 2048, **(extraction or {})},
-        scoring={"weighting": weighting, **of_preference},
+        scoring={"score": "representation"} if representation else {"weighting": weighting, **of_preference},
         audit={"examples": audit},
         selection={"drop": "lowest", "budget": {"fraction": 0.5}, "dedupe": "none"},
     )

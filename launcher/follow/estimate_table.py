@@ -20,7 +20,9 @@ def estimate_table(facts: dict[str, Any]) -> str:
     lines = [
         f"model     {printable(facts['model'])}, {facts['quantization'] or facts['dtype']}: "
         f"{facts['parameters']:,} parameters; a token uses {facts['parameters_active']:,}",
-        f"capture   {facts['parameters_covered']:,} parameters in {facts['layers_captured']} layers: "
+        "capture   hidden states of the last layer; each pass is forward only"
+        if facts["forward_only"]
+        else f"capture   {facts['parameters_covered']:,} parameters in {facts['layers_captured']} layers: "
         f"{facts['coverage']:.1%} of those asked for, {facts['share_of_model']:.1%} of all matrices but embeddings and head",
         f"data      {facts['num_examples']:,} examples and {facts['num_pairs']:,} pairs in {facts['units']:,} units, "
         f"{facts['bad_rows']:,} unusable rows{scaled if facts['bad_rows'] else ''}",

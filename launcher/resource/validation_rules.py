@@ -11,6 +11,8 @@ from prism_job.spec.document import RunSpec
 
 ADDRESS = "must be s3://bucket/prefix, or an absolute path that podOverlay mounts"
 DATA_ADDRESS = "must be s3://bucket/prefix, hf://datasets/ORG/NAME, or an absolute path that podOverlay mounts"
+_IS_FORWARD_ONLY = "has(self.score) && self.score == 'representation'"
+_SCORES_FORWARD_ONLY = "has(self.scoring) && has(self.scoring.score) && self.scoring.score == 'representation'"
 
 
 def validation_rules() -> dict[str, list[dict[str, str]]]:
@@ -33,14 +35,19 @@ def validation_rules() -> dict[str, list[dict[str, str]]]:
             ),
             _rule(_is_address("self.store"), ADDRESS, ".store"),
             _rule(_is_address("self.output"), ADDRESS, ".output"),
+            _rule(
+                f"!({_SCORES_FORWARD_ONLY}) || !has(self.audit) || (has(self.audit.examples) && self.audit.examples == 0)",
+                "score: representation has no audit; leave it out",
+                ".audit",
+            ),
+            _rule(
+                f"!({_SCORES_FORWARD_ONLY}) || !has(self.selection.dedupe) || self.selection.dedupe != 'near'",
+                "score: representation has no signs of gradients to compare",
+                ".selection",
+            ),
         ],
         "model": _model(),
-        "scoring": [
-            _rule(
-                "!has(self.preferenceModel) || !has(self.weighting) || self.weighting == 'preference'",
-                "preferenceModel needs weighting: preference; uniform weights do not use π",
-            )
-        ],
+        "scoring": _scoring(),
         "scoring.preferenceModel": _model(),
         "candidates": [_rule(f"self.uris.all(uri, {_is_data_address('uri')})", f"each {DATA_ADDRESS}", ".uris")],
         "targets": [
@@ -118,6 +125,26 @@ def _model() -> list[dict[str, str]]:
             ".uri",
         ),
         _rule(f"!has(self.adapter) || {_is_address('self.adapter')}", ADDRESS, ".adapter"),
+    ]
+
+
+def _scoring() -> list[dict[str, str]]:
+    has_no_gradients = {
+        "weighting": "!has(self.weighting) || self.weighting == 'uniform'",
+        "preferenceModel": "!has(self.preferenceModel)",
+        "loss": "!has(self.loss) || self.loss == 'sum'",
+        "curvature": "!has(self.curvature) || (has(self.curvature.kind) && self.curvature.kind == 'none')",
+    }
+    return [
+        _rule(
+            "!has(self.preferenceModel) || !has(self.weighting) || self.weighting == 'preference'",
+            "preferenceModel needs weighting: preference; uniform weights do not use π",
+        ),
+        _rule(f"!has(self.similarity) || ({_IS_FORWARD_ONLY})", "similarity needs score: representation"),
+        *(
+            _rule(f"!({_IS_FORWARD_ONLY}) || {allowed}", f"score: representation has no gradients; leave {name} out")
+            for name, allowed in has_no_gradients.items()
+        ),
     ]
 
 

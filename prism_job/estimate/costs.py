@@ -102,6 +102,8 @@ def sketch_flops(shape: ModelShape, dim: int, load: Load, factor_load: Load) -> 
 
 def count_flops(shape: ModelShape, spec: RunSpec, work: Workload) -> Flops:
     """FLOPs of the whole extraction into an empty store."""
+    if spec.scoring.is_forward_only:
+        return Flops(forward_flops(shape, work.load), 0, 0, 0)
     dim, own = spec.extraction.projection.dim, work.pool.plus(work.pairs)
     return Flops(
         forward_flops(shape, work.load),
@@ -155,6 +157,8 @@ def memory_of_rank(
     shape: ModelShape, spec: RunSpec, work: Workload, stage: int, offload: Offload, ranks: int, tokens: int
 ) -> Memory:
     """Peak bytes of a rank in a world of `ranks` with micro-batches of `tokens` (or one text, if that is longer)."""
+    if spec.scoring.is_forward_only:
+        return _memory_forward_only(shape, work, stage, offload, ranks, tokens)
     codec, size = spec.extraction.codec, shape.dtype_bytes
     product_size = 4 if spec.model.product_dtype == "float32" else 2
     own_dim = spec.extraction.projection.dim
@@ -181,6 +185,30 @@ def memory_of_rank(
         rows=4 * (widest_row + 2 * work.largest_batch * dim**2 + 2 * layers * dim**2),
         workspace=tokens
         * (shape.widest_side * (2 * size + (4 if spec.model.dtype == "float16" else 0)) + 24 * dim * most_rows),
+        buffers=shape.buffer_bytes,
+        host={"none": 0.0, "cpu": share, "nvme": buffered}[offload],
+        nvme=share if offload == "nvme" else 0,
+    )
+
+
+def _memory_forward_only(
+    shape: ModelShape, work: Workload, stage: int, offload: Offload, ranks: int, tokens: int
+) -> Memory:
+    """The same where nothing is kept for a backward pass: of activations, at most what it would keep of two blocks."""
+    size, tokens = shape.dtype_bytes, max(tokens, work.longest)
+    hidden = shape.head / shape.vocabulary
+    of_two_blocks = min(1.0, 2 * shape.largest_block / shape.matrices)
+    share = shape.weight_bytes / (ranks if stage == 3 else 1)
+    buffered = NVME_BUFFERS * max(NVME_BUFFER_ELEMENTS, shape.largest_tensor) * size
+    return Memory(
+        weights=share if offload == "none" else 0,
+        gathered=(max(2 * shape.largest_block, shape.largest_tensor) if stage == 3 else shape.dequantised) * size,
+        activations=activation_bytes(shape, tokens, work.longest) * of_two_blocks,
+        logits=tokens * work.supervised_share * shape.vocabulary * (size + 2 * 4),
+        captured=0,
+        projections=0,
+        rows=4 * hidden * (tokens + work.largest_batch),  # the hidden states in float32, and their means
+        workspace=tokens * shape.widest_side * 2 * size,
         buffers=shape.buffer_bytes,
         host={"none": 0.0, "cpu": share, "nvme": buffered}[offload],
         nvme=share if offload == "nvme" else 0,

@@ -66,6 +66,7 @@ def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sa
         "parameters_active": round(shape.active),
         "parameters_covered": shape.covered,
         "layers_captured": len(shape.sides),
+        "forward_only": spec.scoring.is_forward_only,
         "coverage": round(shape.coverage, 4),
         "share_of_model": round(shape.share_of_model, 4),
         "num_examples": work.num_examples,
@@ -106,7 +107,7 @@ def store_bytes(shape: ModelShape, spec: RunSpec, work: Workload) -> dict[str, i
     Writes a shard of one row with the store's own code: each further row costs the bytes of that one, and the rest is header.
     Not counted: more digits of the numbers in a header, and the reasons of quarantined rows.
     """
-    own = _shards_of_one_row(list(shape.sides), spec)
+    own = _shards_of_one_row(shape, spec)
     num_rows, candidate = _num_rows(work.candidates), own["candidates"]
     return {
         "rows": num_rows * candidate.bytes_of("signs", "values"),
@@ -125,7 +126,7 @@ def store_bytes(shape: ModelShape, spec: RunSpec, work: Workload) -> dict[str, i
 
 def _audit_bytes(shape: ModelShape, spec: RunSpec, work: Workload) -> int:
     """Shards of the sample, and of the targets' sums or rows. The sample's staged rows count among those of the run."""
-    audit = _shards_of_one_row(list(shape.sides), audit_spec(spec))
+    audit = _shards_of_one_row(shape, audit_spec(spec))
     candidate, factors, sums = audit["candidates"], audit["factors"], audit["sums"]
     if spec.scoring.preference_model:
         rows = codec.encode_float16(np.zeros((1, audit["targets"].arrays["rows"].shape[1]), np.float32))
@@ -165,9 +166,9 @@ class _Shard:
         return sum(array.nbytes for name, array in self.arrays.items() if not names or name in names)
 
 
-def _shards_of_one_row(layers: list[str], spec: RunSpec) -> dict[shards.Kind, _Shard]:
-    dim, kind = spec.extraction.projection.dim, spec.extraction.codec.kind
-    unfolded = len(layers) * dim**2
+def _shards_of_one_row(shape: ModelShape, spec: RunSpec) -> dict[shards.Kind, _Shard]:
+    layers, dim, kind = list(shape.sides), spec.extraction.projection.dim, spec.codec_kind
+    unfolded = shape.head // shape.vocabulary if spec.scoring.is_forward_only else len(layers) * dim**2
     width = spec.extraction.codec.dims if kind == "sign" else unfolded
     pair: dict[str, NDArray[Any]] = {"ids": shards.id_bytes([digest("an example")])}
     for side in ("chosen", "rejected"):

@@ -17,7 +17,7 @@ from prism_job.estimate.meta_pass import Growth, TextCosts, text_costs
 from prism_job.extract.adapter import with_shapes_of_adapter
 from prism_job.extract.capture.layers import CapturedWeight, Layers, LinearLayer, captured_layers
 from prism_job.extract.model import files_of
-from prism_job.extract.model_config import fix_of, load_config, refuse_unsuitable_settings, short
+from prism_job.extract.model_config import fix_of, load_config, refuse_long_texts, refuse_unsuitable_settings, short
 from prism_job.extract.quantiser import KEPT, TOO_MANY
 from prism_job.plan.attention import attention_backend
 from prism_job.spec.document import RunSpec
@@ -78,11 +78,15 @@ def model_shape(spec: RunSpec) -> ModelShape:
     Raises RequestError: no config of a causal language model; layers or settings that extraction would refuse.
     """
     model = _meta_model(spec)
-    layers = captured_layers(model, spec.extraction.layers)
+    forward_only = spec.scoring.is_forward_only
+    layers = Layers({}, 1, 1, {}) if forward_only else captured_layers(model, spec.extraction.layers)
     is_eager = attention_backend(spec.model) == "eager"
     costs = text_costs(model, eager=is_eager)
-    layers = _without_unused(layers, costs)
-    refuse_unsuitable_settings(spec.extraction, model.config, len(layers.weights))
+    if forward_only:
+        refuse_long_texts(spec.extraction, model.config)
+    else:
+        layers = _without_unused(layers, costs)
+        refuse_unsuitable_settings(spec.extraction, model.config, len(layers.weights))
     head: Any = model.get_output_embeddings()
     blocks: Counter[str] = Counter()
     for name, parameter in model.named_parameters():

@@ -104,7 +104,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     settings = (tokenizer, spec.extraction.max_length, loss_on)
     needs_rejected = spec.scoring.weighting == "preference"
     refuse_output_inside_data(spec)
-    sides = {"chosen": _TokenCounts(sample), "rejected": _TokenCounts(sample)}
+    sides = {side: _TokenCounts(sample) for side in tokenise.sides_of(spec.scoring)}
     pool = _TokenCounts(sample)
     reasons: dict[int, str] = {}  # index of a row that the tokenisation quarantines -> why
     labels, shares = Labels(spec.evaluation), GroupShares(spec.selection)

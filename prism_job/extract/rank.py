@@ -11,6 +11,7 @@ import torch
 from prism_job.extract.batch_size import BatchSize
 from prism_job.extract.capture.layers import captured_layers, report
 from prism_job.extract.capture.probe import used_layers
+from prism_job.extract.capture.representations import refuse_looking_ahead
 from prism_job.extract.distributed.watchdog import Watchdog
 from prism_job.extract.distributed.world import World, release_weights, shard_weights, zero3_settings
 from prism_job.extract.model import load_model, load_tokenizer
@@ -46,7 +47,7 @@ class Rank:
 
         Args:
             extractor: digest under which the shards lie.
-            with_gradients: else the tasks want losses alone, and each pass is forward only.
+            with_gradients: else the tasks want losses or hidden states, and each pass is forward only.
         """
         self.watchdog.loading()
         self._extract(spec, extractor, tasks, with_gradients)
@@ -71,6 +72,7 @@ class Rank:
                 report(layers)
         else:
             refuse_long_texts(extraction, model.config)
+            refuse_looking_ahead(model, world.device)
 
         store = open_store(self.run.spec.store)
         worker = Worker(
@@ -91,6 +93,6 @@ class Rank:
         if engine is not None:
             release_weights(engine)
         self.units += worker.uploads.num_written
-        self.num_cut += worker.num_cut if with_gradients else 0
+        self.num_cut += worker.num_cut if extractor == self.plan.extractor else 0
         self.seconds += worker.seconds
         self.audit_seconds += worker.audit_seconds

@@ -6,7 +6,7 @@ Does not know ranks, models or passes.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from prism_job.extract.capture.row_format import NO_ROWS, RowFormat
+from prism_job.extract.capture.row_format import HIDDEN_STATES, NO_ROWS, RowFormat
 from prism_job.plan.extractor import audit_spec
 from prism_job.plan.plan import Block, Plan, Unit
 from prism_job.spec.data import ColumnsSpec
@@ -107,6 +107,8 @@ def _tasks(
 
 def _row_formats(spec: RunSpec) -> tuple[RowFormat, RowFormat]:
     """Of candidates, and of targets, whose rows stay unfolded: curvature is applied to their sum."""
+    if spec.scoring.is_forward_only:
+        return HIDDEN_STATES, HIDDEN_STATES
     projection, codec = spec.extraction.projection, spec.extraction.codec
     fold_dims = codec.dims if codec.kind == "sign" else None
     return RowFormat(projection.dim, projection.seed, fold_dims), RowFormat(projection.dim, projection.seed, None)

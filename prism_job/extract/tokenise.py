@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from prism_job.data.examples import BadRow, Content, Message
 from prism_job.extract import chat
 from prism_job.spec.extraction import LossOn
+from prism_job.spec.ranking import ScoringSpec
 
 MAX_EXAMPLES_PER_BATCH = 256
 """Bounds a batch of very short examples: its unfolded rows would outgrow its activations."""
@@ -47,6 +48,11 @@ def encode_candidate(
 
 
 SIDES = ("chosen", "rejected")
+
+
+def sides_of(scoring: ScoringSpec) -> tuple[str, ...]:
+    """The sides of a target that pass through the model. Candidates are compared with hidden states of chosen responses."""
+    return SIDES[:1] if scoring.is_forward_only else SIDES
 
 
 def encode_target(

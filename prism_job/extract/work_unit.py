@@ -18,6 +18,7 @@ from prism_job.data.readers import Row
 from prism_job.errors import DataError
 from prism_job.extract import tokenise
 from prism_job.extract.capture.gradients import GradientBatch, GradientCapture, LossCapture
+from prism_job.extract.capture.sketches import FactorSums
 from prism_job.extract.passes import Computed
 from prism_job.extract.tasks import Output, Task
 from prism_job.extract.tokenise import SIDES
@@ -51,7 +52,12 @@ class CandidateUnit:
     mean = False
 
     def __init__(
-        self, task: Task, rows: list[Row], tokenizer: PreTrainedTokenizerBase, spec: RunSpec, capture: GradientCapture
+        self,
+        task: Task,
+        rows: list[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        spec: RunSpec,
+        capture: GradientCapture | LossCapture,
     ) -> None:
         self.task, self.extraction = task, spec.extraction
         self.quarantined: dict[int, str] = {}  # index of a row -> why it cannot be used; it stays a zero row
@@ -67,11 +73,14 @@ class CandidateUnit:
             except BadRow as error:
                 self.quarantined[index] = str(error)
         # Encoded micro-batch by micro-batch: a unit's float32 rows would be gigabytes with codec float16.
-        self.stored = codec.zeros(self.extraction.codec.kind, len(self.ids), capture.widths[0])
+        self.codec = spec.codec_kind
+        self.stored = codec.zeros(self.codec, len(self.ids), capture.widths[0])
         self.columns = Columns(len(self.ids))
-        self.layers = digest(capture.layers.names)
-        wants_factors = any(output.kind == "factors" for output in task.outputs)
-        self.factors = capture.new_factors() if wants_factors else None
+        self.layers = digest(capture.notes["layers"])
+        self.factors: FactorSums | None = None
+        if any(output.kind == "factors" for output in task.outputs):
+            assert isinstance(capture, GradientCapture)
+            self.factors = capture.new_factors()
 
     def micro_batches(self, tokens_per_batch: int) -> Iterator[MicroBatch]:
         for indices in _micro_batches(self.encoded, tokens_per_batch):
@@ -80,7 +89,7 @@ class CandidateUnit:
 
     def store(self, micro_batch: MicroBatch, computed: Computed) -> None:
         (gradients,) = computed.gradients
-        encoded_rows = codec.encode(self.extraction.codec.kind, gradients.rows_BD.float().cpu().numpy())
+        encoded_rows = codec.encode(self.codec, gradients.rows_BD.float().cpu().numpy())
         for name, array in encoded_rows.items():
             self.stored[name][micro_batch.indices] = array
         self.columns.store(micro_batch.indices, gradients)
@@ -142,10 +151,11 @@ class TargetUnit:
         contents = [examples.target_content(row, needs_rejected, task.columns) for row in rows]
         self.ids = [examples.example_id(content) for content in contents]
         pairs = [self._encode(index, content, tokenizer) for index, content in enumerate(contents)]
+        sides = tokenise.sides_of(spec.scoring)
         self.encoded = {
             text: pairs[text % len(pairs)][side]
             for text, side in enumerate(side for side in SIDES for _ in pairs)
-            if side in pairs[text % len(pairs)]
+            if side in pairs[text % len(pairs)] and side in sides
         }
         self.rows = [np.zeros((len(contents), width), np.float32) for width in capture.widths]
         self.columns = Columns(len(SIDES) * len(pairs))

@@ -19,7 +19,8 @@ from prism_job.extract.batch_size import BatchSize
 from prism_job.extract.capture.forward_backward import forward, forward_and_backward
 from prism_job.extract.capture.gradients import GradientCapture, LossCapture, refuse_non_finite
 from prism_job.extract.capture.layers import Layers
-from prism_job.extract.capture.row_format import RowFormat
+from prism_job.extract.capture.representations import RepresentationCapture
+from prism_job.extract.capture.row_format import HIDDEN_STATES, RowFormat
 from prism_job.extract.distributed.watchdog import Watchdog
 from prism_job.extract.distributed.world import World
 from prism_job.extract.passes import Passes, PassTooLarge, is_out_of_memory
@@ -59,7 +60,7 @@ class Worker:
     store: Store
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
-    layers: Layers | None  # None: losses alone are wanted, and each pass is forward only
+    layers: Layers | None  # None: losses or hidden states are wanted, and each pass is forward only
     preference: Preference  # how a pair's weight π follows from its losses
     batch_size: BatchSize
     meter: Meter
@@ -150,7 +151,6 @@ class Worker:
         rows = staged_rows.read_rows(self.store, task.unit.rows)
         if task.is_targets:
             return TargetUnit(task, rows, self.tokenizer, self.spec, passes.capture, self.preference)
-        assert isinstance(passes.capture, GradientCapture)
         return CandidateUnit(task, rows, self.tokenizer, self.spec, passes.capture)
 
     def _passes_for(self, row_formats: tuple[RowFormat, ...]) -> Passes:
@@ -158,11 +158,11 @@ class Worker:
             if self.passes:
                 self.max_tokens[self.passes.capture.row_formats] = self.passes.max_tokens
             self.passes = None  # frees its matrices, gigabytes of a large model, before others are built
-            capture = (
-                LossCapture(self.model)
-                if self.layers is None
-                else GradientCapture(self.model, self.layers, row_formats)
-            )
+            capture: GradientCapture | LossCapture
+            if self.layers is not None:
+                capture = GradientCapture(self.model, self.layers, row_formats)
+            else:
+                capture = (RepresentationCapture if row_formats == (HIDDEN_STATES,) else LossCapture)(self.model)
             can_halve = not (self.world.sharded and self.world.size > 1)
             self.passes = Passes(capture, can_halve=can_halve, max_tokens=self.max_tokens.get(row_formats, sys.maxsize))
         return self.passes

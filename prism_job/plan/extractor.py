@@ -25,12 +25,17 @@ MASK_VERSION = 2
 """Of the rules that decide which tokens carry loss. 1, which stores before 0.2 do not name, read some rows wrongly: it learnt
 empty turns and a second BOS, and knew neither `weight` nor `chat_template_kwargs`."""
 
+HIDDEN_STATES = "last hidden states, weighted by position/1"
+"""Rows of `score: representation`. The version changes with the meaning of a number in them."""
+
 TEMPLATE_DATE = "2025-01-01"
 """The date that chat templates get as today's: a row must not depend on the day of its extraction."""
 
 
 def extractor_parts(spec: RunSpec) -> dict[str, Any]:
     """What the digest covers, as the plan and the manifest list it."""
+    if spec.scoring.is_forward_only:
+        return {**_loss_parts(spec.model, spec.extraction), "rows": HIDDEN_STATES}
     return {
         **_loss_parts(spec.model, spec.extraction),
         "projection_version": projection.VERSION,

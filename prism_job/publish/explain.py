@@ -41,6 +41,10 @@ class _Selection:
     @classmethod
     def open(cls, manifest_uri: str) -> "_Selection":
         published = load(manifest_uri)
+        if published.manifest.spec.spec.scoring.is_forward_only:
+            what = "its scores are cosines of hidden states, which target pairs do not add up to"
+            fix = "explain a selection with scoring.score: influence or cosine"
+            raise RequestError(what, where=manifest_uri, fix=fix)
         spec, targets = published.manifest.spec.spec, published.table("targets.parquet")
         names = [target_set.name for target_set in spec.targets.as_sets()]
         set_Q = np.zeros(len(targets), np.int64)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from prism_job.plan.plan import Plan, SourceLayout
-from prism_job.publish.audit_sentence import audit_sentence
+from prism_job.publish.audit_sentence import NOTHING_TO_AUDIT, audit_sentence
 from prism_job.spec.digest import digest
 from prism_job.spec.document import SelectionRun
 
@@ -61,7 +61,8 @@ class TargetSetFacts(_Plain):
     sign: int
     preference: dict[str, float]  # five-number summary of π of its pairs
     norm: float  # ‖g_k‖ of its own direction, before weight and curvature
-    share: float  # of the combined direction g, ⟨sign·weight·g_k, g⟩ / ‖g‖²; over all sets they add up to 1
+    # of the combined direction g, ⟨sign·weight·g_k, g⟩ / ‖g‖²; over all sets they add up to 1; None: similarity nearest
+    share: float | None
 
 
 class PreferenceModelFacts(_Plain):
@@ -102,6 +103,13 @@ class Manifest(_Plain):
     code_version: str
     files: dict[FileName, FileDigest] = {}
 
+    @property
+    def audit_sentence(self) -> str | None:
+        """What the audit found, or why there is none; None where it is switched off."""
+        if self.spec.spec.scoring.is_forward_only:
+            return NOTHING_TO_AUDIT
+        return audit_sentence(self.audit) if self.audit else None
+
     def outcome(self, uri: str) -> dict[str, Any]:
         """The result of a run, as its last event reports it."""
         return {
@@ -110,7 +118,7 @@ class Manifest(_Plain):
             "candidates": self.counts.candidates,
             "badRows": self.counts.quarantined,
             "cutRows": self.counts.cut,
-            "audit": audit_sentence(self.audit) if self.audit else None,
+            "audit": self.audit_sentence,
             **({"warnings": self.warnings} if self.warnings else {}),
         }
 

@@ -92,7 +92,7 @@ def _manifest(reduced: Reduced, folder: str) -> Manifest:
         extractor=plan.extractor,
         extractor_parts=plan.extractor_parts,
         work=plan.work_digest(),
-        layers={"captured": len(reduced.targets.layers), **reduced.targets.coverage},
+        layers={"captured": len(reduced.targets.layers), **reduced.targets.coverage} if reduced.targets.layers else {},
         counts=counts,
         layouts=plan.layouts,
         target_layouts=plan.target_layouts,
@@ -134,7 +134,7 @@ def _target_sets(reduced: Reduced) -> list[TargetSetFacts]:
                 sign=target_set.sign,
                 preference=summary(targets.preference_Q[known_Q]),
                 norm=float(np.linalg.norm(targets.directions_KLPP[number])),
-                share=float(targets.contribution_Q[among_Q].sum()),
+                share=None if np.isnan(targets.contribution_Q).any() else float(targets.contribution_Q[among_Q].sum()),
             )
         )
     return facts

@@ -31,7 +31,7 @@ def write_tables(reduced: Reduced, origins: Origins, folder: Path) -> dict[FileN
         "preference": pa.array(targets.preference_Q, from_pandas=True),
         **({"reference_preference": targets.reference_preference_Q} if reduced.plan.preference else {}),
         "weight": targets.weight_Q,
-        "contribution": targets.contribution_Q,
+        "contribution": pa.array(targets.contribution_Q, from_pandas=True),
         "chosen_mean_nll": targets.chosen_nll_Q,
         "rejected_mean_nll": pa.array(targets.rejected_nll_Q, from_pandas=True),
     }

@@ -3,7 +3,7 @@
 Shapes: K directions, one a target set; N rows; D dims.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -15,13 +15,15 @@ from prism_job.errors import DataError
 from prism_job.plan.plan import Audit, Block, Plan, Quarantined
 from prism_job.progress import Meter
 from prism_job.score.column import Column, parts
-from prism_job.score.scorers import finish, scorer
+from prism_job.score.scorers import CosineScorer, finish, scorer
 from prism_job.score.walk import sign_bytes
 from prism_job.spec.document import RunSpec
 from prism_job.storage.objects import Store
 from prism_job.store import shards
 
 Float64 = NDArray[np.float64]
+Directions = Float64 | Sequence[Float64]
+"""[K, D]; or with `score: representation` what each set compares candidates with, K times [Q, D]."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class Scored:
     signs: Column | None = None  # what near-duplicates are found by (`sign_bytes`), where dedupe is near
 
 
-def score_candidates(spec: RunSpec, plan: Plan, store: Store, layers: Sequence[str], directions_KD: Float64) -> Scored:
+def score_candidates(
+    spec: RunSpec, plan: Plan, store: Store, layers: Sequence[str], directions_KD: Directions
+) -> Scored:
     """Equation 4 for every row of the plan and each direction. Each shard is read once.
 
     Args:
@@ -104,14 +108,16 @@ def score_units(
     extractor: str,
     units: Sequence[Block],
     layers: Sequence[str],
-    directions_KD: Float64,
+    directions_KD: Directions,
 ) -> Iterator[ScoredUnit]:
     """Equation 4 for the rows of these units, in their order; shards are read ahead.
 
     Raises DataError: a shard is missing or damaged, its arrays do not fit together, or its rows are of other layers.
     """
-    codec = spec.extraction.codec.kind
-    scorers = [scorer(codec, direction_D) for direction_D in directions_KD]
+    codec = spec.codec_kind
+    scorers: list[Callable[[dict[str, NDArray[Any]]], Float64]] = [
+        CosineScorer(each) if spec.scoring.is_forward_only else scorer(codec, each) for each in directions_KD
+    ]
 
     def score(shard: shards.Shard) -> ScoredUnit:
         arrays = shard.arrays
@@ -130,7 +136,7 @@ def score_units(
         notes = shard.notes
         return ScoredUnit(scores, ids, tokens, nll, norm, notes["quarantined"], notes.get("cut", 0), signs)
 
-    num_dims = directions_KD.shape[1]
+    num_dims = directions_KD[0].shape[-1]
     row_bytes = num_dims // 8 if codec == "sign" else 2 * num_dims
     depth = shards.read_depth(max(unit.num_rows for unit in units) * row_bytes)
     return shards.read_ahead(store, extractor, [unit.id for unit in units], score, depth)

@@ -1,6 +1,7 @@
-"""The inner product of each stored row with a direction, read straight from the stored bytes, one scorer a codec.
+"""The inner product of each stored row with a direction, read straight from the stored bytes, one scorer a codec; or its cosine
+to the nearest of some responses.
 
-Shapes: N rows, D dims, S = D / 256 blocks, B = 256 dims of a block.
+Shapes: N rows, D dims, S = D / 256 blocks, B = 256 dims of a block; H hidden dims, Q responses.
 """
 
 from typing import Any
@@ -50,6 +51,32 @@ class Float16Scorer:
     def __call__(self, arrays: dict[str, NDArray[Any]]) -> Float64:
         scores = np.array([np.dot(row.astype(np.float64), self.direction_D) for row in arrays["values"]])
         return scores.reshape(-1) * arrays["unit"].astype(np.float64)
+
+
+class CosineScorer:
+    """The largest inner product of each float16 row, scaled to length 1, with these rows, in float64."""
+
+    def __init__(self, compared_QH: Float64) -> None:
+        self.compared_QH = compared_QH
+
+    def __call__(self, arrays: dict[str, NDArray[Any]]) -> Float64:
+        num_rows = max(1, PRODUCTS // len(self.compared_QH))
+        values_NH, largest_N = arrays["values"], np.empty(len(arrays["values"]))
+        for start in range(0, len(values_NH), num_rows):
+            rows_NH = scaled_to_one(values_NH[start : start + num_rows].astype(np.float64))
+            largest_N[start : start + num_rows] = (rows_NH @ self.compared_QH.T).max(axis=1)
+        return largest_N
+
+
+PRODUCTS = 2**21
+"""Inner products that are held at a time: 16 MiB."""
+
+
+def scaled_to_one(rows_NH: Float64) -> Float64:
+    """Each row divided by its length; a zero row stays zero."""
+    norm_N1 = np.linalg.norm(rows_NH, axis=1, keepdims=True)
+    scaled: Float64 = np.divide(rows_NH, norm_N1, out=np.zeros_like(rows_NH), where=norm_N1 > 0)
+    return scaled
 
 
 def scorer(codec: str, direction_D: Float64) -> SignScorer | Float16Scorer:

@@ -1,6 +1,6 @@
 """The weights of the target pairs, and the plain direction of each target set (docs/architecture.md, Method).
 
-Shapes: K target sets, Q target pairs, L layers, P projected dims a side, M = L·P² numbers of a pair's row.
+Shapes: K target sets, Q target pairs, H hidden dims, L layers, P projected dims a side, M = L·P² numbers of a pair's row.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from prism_job.plan.plan import Audit, Plan, Unit
 from prism_job.score.preference import mean_nll, preference
+from prism_job.score.scorers import scaled_to_one
 from prism_job.spec.document import RunSpec
 from prism_job.storage.objects import Store
 from prism_job.store import codec, shards
@@ -98,6 +99,55 @@ def _preference_of_unit(plan: Plan, store: Store, unit: Unit, of_reference_Q: Fl
         return of_reference_Q
     arrays = shards.read_shard(store, plan.preference.extractor, "nll", unit.id).arrays
     return preference(_mean_nll(arrays, "chosen"), _mean_nll(arrays, "rejected"))
+
+
+def wanted_responses(spec: RunSpec, plan: Plan, store: Store) -> tuple[Targets, list[Float64]]:
+    """The targets as the tables show them, and of each set what candidates are compared with.
+
+    That is, with `similarity: nearest`, the rows of its responses scaled to length 1 [Q, H]; with `mean` their mean [1, H], so
+    that the inner product with it is the mean cosine. A candidate's score is the largest of its inner products
+    (`scorers.CosineScorer`). `contribution`: as for gradients, the share of a response in Σ_k sign_k weight_k mean_k; of the
+    nearest response there is no such share, and it is NaN.
+    """
+    ids: list[str] = []
+    rows: list[Float64] = []
+    nll: list[Float64] = []
+    num_cut = 0
+    for unit in plan.targets:
+        shard = shards.read_shard(store, plan.extractor, "targets", unit.id)
+        arrays, num_cut = shard.arrays, num_cut + shard.notes["cut"]
+        ids += shards.hex_ids(arrays["ids"])
+        rows.append(scaled_to_one(arrays["rows"].astype(np.float64)))
+        nll.append(arrays["chosen_nll"] / arrays["chosen_tokens"])
+    rows_QH = np.concatenate(rows)
+    sets = spec.targets.as_sets()
+    names = [each.name for each in sets]
+    set_of_unit = [names.index(plan.target_sets[unit.source]) for unit in plan.targets]
+    set_Q = np.repeat(set_of_unit, [unit.num_rows for unit in plan.targets])
+    mean_KH = np.stack([rows_QH[set_Q == number].mean(axis=0) for number in range(len(sets))])
+    unknown_Q = np.full(len(ids), np.nan)
+    if spec.scoring.similarity == "nearest":
+        compared, contribution_Q = [rows_QH[set_Q == number] for number in range(len(sets))], unknown_Q
+    else:
+        factor_K = np.array([each.signed_weight for each in sets]) / np.bincount(set_Q, minlength=len(sets))
+        combined_H = (factor_K[set_Q, None] * rows_QH).sum(axis=0)
+        compared = [mean_H[None] for mean_H in mean_KH]
+        contribution_Q = contributions(factor_K[set_Q] * (rows_QH @ combined_H))
+    targets = Targets(
+        ids=ids,
+        layers=[],
+        coverage={},
+        directions_KLPP=mean_KH[:, None, None],
+        set_Q=set_Q,
+        preference_Q=unknown_Q,
+        reference_preference_Q=unknown_Q,
+        weight_Q=np.ones(len(ids)),
+        contribution_Q=contribution_Q,
+        chosen_nll_Q=np.concatenate(nll),
+        rejected_nll_Q=unknown_Q,
+        num_cut=num_cut,
+    )
+    return targets, compared
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ The same document is the input of a local run and of `prism submit`, and an obje
 import difflib
 import reprlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from prism_job.errors import SpecError
 from prism_job.spec.cluster import ClusterSpec
@@ -70,6 +70,29 @@ class RunSpec(Section):
         le=2**31 - 1,
         description="Seconds after its end at which the run is removed from the cluster; without it the run stays.",
     )
+
+    @property
+    def codec_kind(self) -> Literal["sign", "float16"]:
+        """How rows of candidates are stored. Hidden states are few numbers, of which signs alone would lose much."""
+        return "float16" if self.scoring.is_forward_only else self.extraction.codec.kind
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_audit_of_hidden_states(cls, document: Any) -> Any:
+        scoring = document.get("scoring") if isinstance(document, dict) else None
+        if isinstance(scoring, dict) and scoring.get("score") == "representation" and "audit" not in document:
+            return {**document, "audit": {"examples": 0}}
+        return document
+
+    @model_validator(mode="after")
+    def _representation_fits(self) -> Self:
+        if self.scoring.is_forward_only and self.audit.examples:
+            raise ValueError(
+                "audit: with score: representation there is nothing to measure, since rows are not projected; leave it out"
+            )
+        if self.scoring.is_forward_only and self.selection.dedupe == "near":
+            raise ValueError("selection.dedupe: near compares signs of gradients, and score: representation has none")
+        return self
 
 
 class SelectionRun(Section):

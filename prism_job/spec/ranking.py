@@ -35,13 +35,51 @@ class ScoringSpec(Section):
         description="The model that π comes from, if it is not the reference: such as the reference before it was tuned. The "
         "pairs alone pass through it, forward only, before the reference is loaded. Changing it changes no gradient.",
     )
-    score: Literal["influence", "cosine"] = Field(
-        "influence", description="influence: g_zᵀ(H+λI)⁻¹g. cosine: the same divided by the norm of g_z (LESS)."
+    score: Literal["influence", "cosine", "representation"] = Field(
+        "influence",
+        description="influence: g_zᵀ(H+λI)⁻¹g. cosine: the same divided by the norm of g_z (LESS). representation: cosine of "
+        "hidden states to the chosen responses, by a forward pass alone (RDS+). Without weighting, loss, curvature and audit; "
+        "extraction.layers, projection and codec change nothing.",
+    )
+    similarity: Literal["nearest", "mean"] | None = Field(
+        None,
+        exclude_if=lambda similarity: similarity is None,  # ids and documents without it stay as they were
+        description="With score: representation, the default nearest: cosine to the nearest chosen response of a target set. "
+        "mean: the mean of the cosines to all of them.",
     )
     loss: Literal["sum", "mean"] = Field(
         "sum", description="The loss of a candidate: sum or mean over its response tokens."
     )
     curvature: CurvatureSpec = Field(CurvatureSpec(), description="Curvature of the training objective.")
+
+    @property
+    def is_forward_only(self) -> bool:
+        """Whether rows are hidden states, so that no pass goes backward."""
+        return self.score == "representation"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _write_out_what_representation_means(cls, document: Any) -> Any:
+        # So that all that reads these fields, the document beside a manifest included, finds what the run does.
+        if isinstance(document, dict) and document.get("score") == "representation":
+            without = {"weighting": "uniform", "curvature": {"kind": "none"}}
+            return {**without, **document, "similarity": document.get("similarity") or "nearest"}
+        return document
+
+    @model_validator(mode="after")
+    def _representation_has_no_gradients(self) -> Self:
+        if not self.is_forward_only:
+            if self.similarity is not None:
+                raise ValueError("similarity needs score: representation")
+            return self
+        for name, value, allowed in (
+            ("weighting", self.weighting, "uniform"),
+            ("loss", self.loss, "sum"),
+            ("curvature.kind", self.curvature.kind, "none"),
+        ):
+            if value != allowed:
+                raise ValueError(f"{name}: {value} needs gradients, and score: representation has none; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _preference_is_used(self) -> Self:

@@ -52,7 +52,7 @@ def _extract_as_rank(run: SelectionRun, plan: Plan, topology: Topology, watchdog
         with naming_preference_model():
             rank.extract(spec.scoring.preference_model, plan.preference.extractor, of_preference, with_gradients=False)
     if of_reference:
-        rank.extract(spec.model, plan.extractor, of_reference, with_gradients=True)
+        rank.extract(spec.model, plan.extractor, of_reference, with_gradients=not spec.scoring.is_forward_only)
     world.shutdown()
     meter.report()
     return {

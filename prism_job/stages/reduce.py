@@ -21,13 +21,13 @@ from prism_job.publish.publish import publish
 from prism_job.publish.published import find_published
 from prism_job.publish.reduced import Reduced
 from prism_job.score import malloc
-from prism_job.score.candidates import Scored, combine, score_candidates, score_sample
+from prism_job.score.candidates import Directions, Scored, combine, score_candidates, score_sample
 from prism_job.score.column import Column, parts
 from prism_job.score.contributions import explain_ends
-from prism_job.score.direction import fold_directions, read_folding
+from prism_job.score.direction import Folding, fold_directions, read_folding
 from prism_job.score.groups import read_groups
 from prism_job.score.selection import Selected, select
-from prism_job.score.targets import sum_targets, weigh_targets
+from prism_job.score.targets import Targets, sum_targets, wanted_responses, weigh_targets
 from prism_job.spec.document import RunSpec, SelectionRun
 from prism_job.spec.ranking import EvaluationSpec
 from prism_job.storage.address import open_store
@@ -49,9 +49,8 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
     if published is not None:
         return {**published.manifest.outcome(published.uri), "unchanged": True}
 
-    targets = weigh_targets(run.spec, plan, store)
-    folding = read_folding(run.spec, plan, store, targets.layers)
-    directions_KD, curvature_facts = folding(targets.directions_KLPP), folding.facts
+    targets, directions_KD, folding = _directions(run.spec, plan, store)
+    curvature_facts: dict[str, Any] = folding.facts if folding else {"kind": "none"}
     scored = score_candidates(run.spec, plan, store, targets.layers, directions_KD)
     scores = combine(scored.scores, [target_set.signed_weight for target_set in run.spec.targets.as_sets()])
     malloc.return_freed_memory()
@@ -64,11 +63,20 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
         raise nothing_selected(chosen.num_taken, int(scored.usable_N.sum()))
     audited = audit_ranking(run.spec, plan, store, scored, scores, chosen, curvature_facts.get("lambda"))
     ends = [*chosen.highest, *chosen.lowest]
-    contribution_EQ = explain_ends(plan, store, folding, targets.weight_Q, targets.set_Q, ends)
+    contribution_EQ = explain_ends(plan, store, folding, targets.weight_Q, targets.set_Q, ends) if folding else None
     reduced = Reduced(run, plan, store, targets, scored, scores, chosen, curvature_facts, audited, contribution_EQ)
     if run.spec.evaluation:
         reduced = replace(reduced, evaluation=_evaluate(reduced, run.spec.evaluation))
     return publish(reduced, output, folder)
+
+
+def _directions(spec: RunSpec, plan: Plan, store: Store) -> tuple[Targets, Directions, Folding | None]:
+    """The targets, and what candidates are scored along. Of hidden states nothing is folded."""
+    if spec.scoring.is_forward_only:
+        return *wanted_responses(spec, plan, store), None
+    targets = weigh_targets(spec, plan, store)
+    folding = read_folding(spec, plan, store, targets.layers)
+    return targets, folding(targets.directions_KLPP), folding
 
 
 def _evaluate(reduced: Reduced, evaluation: EvaluationSpec) -> dict[str, Any]:

@@ -322,6 +322,11 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
         [{"stage": 3, "offload": "cpu"}, {"offload": "cpu"}, {"stage": 1}, {}]
     ),
     "spec.extraction.stepTimeoutSeconds": st.sampled_from([0, 0.5, 600]),
+    "spec.scoring.score": st.sampled_from([None, "representation", "cosine", "embedding"]),
+    "spec.scoring.similarity": st.sampled_from([None, "mean", "nearest"]),
+    "spec.scoring.weighting": st.sampled_from([None, "uniform", "preference"]),
+    "spec.scoring.loss": st.sampled_from([None, "sum", "mean"]),
+    "spec.audit": st.sampled_from([{}, {"examples": 0}, {"examples": 8}]),
     "spec.scoring.curvature": st.sampled_from([{"damping": 0}, {"damping": 1e-9}, {"kind": "none"}]),
     "spec.selection.keep": st.sampled_from([None, "highest", "best"]),
     "spec.selection.drop": st.sampled_from([None, "lowest"]),

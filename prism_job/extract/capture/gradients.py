@@ -6,7 +6,7 @@ hook on the output's gradient projects b_t, and their product summed over t, and
 Shapes: B examples, D stored dims, L layers, P projected dims a side.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -97,7 +97,9 @@ class GradientCapture:
 class LossCapture:
     """A frozen model that turns micro-batches into losses, forward only: rows of no numbers."""
 
-    row_formats, widths, notes = (NO_ROWS,), (0,), MappingProxyType[str, Any]({})
+    row_formats: tuple[RowFormat, ...] = (NO_ROWS,)
+    widths: Sequence[int] = (0,)
+    notes: Mapping[str, Any] = MappingProxyType[str, Any]({})
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model

@@ -30,6 +30,9 @@ class RowFormat:
 NO_ROWS = RowFormat(0, 0, None)
 """Of a pass that is made for its losses alone."""
 
+HIDDEN_STATES = RowFormat(0, 1, None)
+"""Of a pass for hidden states, which are not projected."""
+
 
 class Projections:
     """The matrices of one row format for the layers of one model; gigabytes for a large one.

@@ -6,7 +6,13 @@ from prism_job.publish.audit_sentence import audit_sentence, is_low, is_noise
 from prism_job.publish.report.markup import percent, safe
 
 
-def audit_section(figures: dict[str, Any]) -> str:
+def audit_section(figures: dict[str, Any] | None, no_audit: str | None = None) -> str:
+    """
+    Args:
+        figures: of the audit; None where there can be none, which `no_audit` explains.
+    """
+    if figures is None:
+        return f'<p class="note">{safe(f"Audit: {no_audit}")}</p>'
     notes = [
         f"{figures['usable']:,} candidates, drawn by their ids, were extracted again with other random projections of "
         f"{figures['dim']} dims a side: {percent(figures['token_share'], 1)} of the response tokens of this run."

@@ -71,7 +71,7 @@ class Report:
     summary: dict[str, float]  # `manifest.summary` of the usable scores
     selected: NDArray[np.bool_]
     preference: Float64  # π of the pairs that have one, [at most Q]
-    contribution: Float64  # share of each pair in the direction, [Q]; sums to 1, or all zero without a direction
+    contribution: Float64  # share of each pair in the direction, [Q]; sums to 1, all zero without one, NaN: see `score`
     sets: list[TargetSetFacts]
     pairs: list[ShownPair]  # those of the largest shares, largest first
     sources: list[str]
@@ -85,6 +85,7 @@ class Report:
     target_layouts: list[SourceLayout] = field(default_factory=list)
     evaluation: dict[str, Any] | None = None  # as in the manifest
     audit: dict[str, Any] | None = None
+    no_audit: str | None = None  # why there can be none
     rules: dict[str, Any] | None = None
     diff: dict[str, Any] | None = None  # to the selection before it (compare/diff.py), or the reason why not
     warnings: list[str] = field(default_factory=list)
@@ -108,6 +109,7 @@ def gather(reduced: Reduced, origins: Origins, manifest: Manifest, diff: dict[st
             "weighting": spec.scoring.weighting,
             "score": spec.scoring.score,
             "loss": spec.scoring.loss,
+            **({"similarity": spec.scoring.similarity} if spec.scoring.similarity else {}),
             "curvature": reduced.curvature,
             "selection": spec.selection.model_dump(mode="json", exclude_none=True),
             "layers": manifest.layers,
@@ -135,6 +137,7 @@ def gather(reduced: Reduced, origins: Origins, manifest: Manifest, diff: dict[st
         target_layouts=plan.target_layouts,
         evaluation=reduced.evaluation,
         audit=reduced.audit,
+        no_audit=manifest.audit_sentence if spec.scoring.is_forward_only else None,
         rules=manifest.rules,
         diff=diff,
         warnings=manifest.warnings,

@@ -24,7 +24,9 @@ def render(report: Report) -> str:
     sections = [
         section("Scores", scores_section(report)),
         section("Targets: sets", sets_section(report.sets)) if report.sets else "",
-        section("How far the ranking can be trusted", audit_section(report.audit)) if report.audit else "",
+        section("How far the ranking can be trusted", audit_section(report.audit, report.no_audit))
+        if report.audit or report.no_audit
+        else "",
         f'<div class="two">{section("Targets: π", preference_section(report))}'
         f"{section('Targets: contribution', contribution_section(report.contribution, report.pairs))}</div>",
         section("What was chosen, by source", sources_section(report)),

@@ -20,14 +20,14 @@ def sets_section(sets: list[TargetSetFacts]) -> str:
     rows = "".join(
         f"<tr><td>{safe(each.name)}</td><td>{each.pairs:,}</td><td>{number(each.sign * each.weight)}</td>"
         f"<td>{_two_digits(each.preference.get('mean'))}</td><td>{number(each.norm)}</td>"
-        f'<td><div class="wide">{meter(each.share, "pi")}<b>{percent(each.share, 1)}</b></div></td></tr>'
+        f"<td>{_share(each.share)}</td></tr>"
         for each in sets
     )
-    largest = max(sets, key=lambda each: each.share)
+    share, name = max((each.share or 0.0, each.name) for each in sets)
     warning = (
-        f'<p class="warn">The set {safe(largest.name)} holds {percent(largest.share, 1)} of the direction: the others hardly '
+        f'<p class="warn">The set {safe(name)} holds {percent(share, 1)} of the direction: the others hardly '
         "count. Lower its weight, or raise theirs.</p>"
-        if len(sets) > 1 and largest.share > DOMINANT_SET_SHARE
+        if len(sets) > 1 and share > DOMINANT_SET_SHARE
         else ""
     )
     return (
@@ -35,9 +35,13 @@ def sets_section(sets: list[TargetSetFacts]) -> str:
         f"score.</p>{warning}"
         '<table class="sets"><thead><tr><th>Set</th><th>Pairs</th><th>Weight</th><th>Mean π</th><th>Norm</th>'
         f"<th>Share of the direction</th></tr></thead><tbody>{rows}</tbody></table>"
-        '<p class="note">Norm: of the mean gradient of the set, before its weight. Share: of the combined direction, before '
+        '<p class="note">Norm: of the mean row of the set, before its weight. Share: of the combined direction, before '
         "curvature; a set with a negative share points against the combined direction.</p>"
     )
+
+
+def _share(share: float | None) -> str:
+    return "–" if share is None else f'<div class="wide">{meter(share, "pi")}<b>{percent(share, 1)}</b></div>'
 
 
 def _two_digits(value: float | None) -> str:
@@ -47,6 +51,8 @@ def _two_digits(value: float | None) -> str:
 def preference_section(report: Report) -> str:
     pi = report.preference
     missing = report.counts["target_pairs"] - len(pi)
+    if report.no_audit:
+        return '<p class="none">This run compares hidden states and does not use π.</p>'
     if not len(pi):
         return '<p class="none">No target pair has a rejected response, so none has a preference π.</p>'
     counts_B, edges = np.histogram(pi, 20, (0.0, 1.0))
@@ -75,6 +81,8 @@ def preference_section(report: Report) -> str:
 
 
 def contribution_section(share_Q: NDArray[np.float64], pairs: list[ShownPair]) -> str:
+    if np.isnan(share_Q).any():
+        return '<p class="none">Candidates are compared with the nearest response, so no response has a share.</p>'
     if not share_Q.any():
         return '<p class="none">No pair contributes: together they give no direction.</p>'
     largest = pairs[0]
