@@ -9,7 +9,18 @@ import pytest
 
 from launcher.reconcile.actions import CreateError
 from launcher.resource.status import parse_time, time_text
-from tests.reconcile.world import PLANNED, START, Object, World, creates, extracting, planning, reducing, seconds
+from tests.reconcile.world import (
+    PLANNED,
+    REDUCED,
+    START,
+    Object,
+    World,
+    creates,
+    extracting,
+    planning,
+    reducing,
+    seconds,
+)
 
 # Why it waits
 
@@ -248,6 +259,23 @@ def test_counts_of_another_version_that_are_no_numbers_are_ignored() -> None:
     world.complete("demo-reduce-0-0", {"manifest": "s3://b/m.json", "selected": "all", "badRows": {}})
     world.settle()
     assert (world.status.phase, world.status.selected, world.status.bad_rows) == ("Complete", None, 1)
+
+
+def test_a_warning_of_the_reduce_stage_is_in_the_status_and_in_the_condition_complete() -> None:
+    world = reducing()
+    world.complete("demo-reduce-0-0", REDUCED | {"warnings": ["mean π is 0.45."]})
+    world.settle()
+    assert world.status.message == "90 examples selected; warning: mean π is 0.45."
+    assert world.status.condition("Complete").message == world.status.message
+    assert world.status.stage("reduce").message == "warning: mean π is 0.45."
+
+
+@pytest.mark.parametrize("warnings", ["text", [], [1], {}, None])
+def test_warnings_of_another_version_that_are_no_texts_are_ignored(warnings: Any) -> None:
+    world = reducing()
+    world.complete("demo-reduce-0-0", REDUCED | {"warnings": warnings})
+    world.settle()
+    assert world.status.message == "90 examples selected"
 
 
 NO_URIS = [

@@ -327,6 +327,9 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "spec.scoring.weighting": st.sampled_from([None, "uniform", "preference"]),
     "spec.scoring.loss": st.sampled_from([None, "sum", "mean"]),
     "spec.audit": st.sampled_from([{}, {"examples": 0}, {"examples": 8}]),
+    "spec.scoring.preferenceModel": st.sampled_from(
+        [None, {}, {"uri": "org/m"}, {"uri": "./m"}, {"uri": "m.gguf"}, {"uri": "s3://b/m", "adapter": "a/b"}]
+    ),
     "spec.scoring.curvature": st.sampled_from([{"damping": 0}, {"damping": 1e-9}, {"kind": "none"}]),
     "spec.selection.keep": st.sampled_from([None, "highest", "best"]),
     "spec.selection.drop": st.sampled_from([None, "lowest"]),
@@ -397,6 +400,12 @@ REFUSED = [
     ("spec.model.adapter", "adapters/math", "spec.model.adapter: must be s3://bucket/prefix"),
     ("spec.model.uri", "./model", "spec.model.uri: must be a hub id, s3://bucket/prefix"),
     ("spec.model.uri", "model.gguf", "spec.model.uri: must be a hub id"),
+    ("spec.scoring.preferenceModel", {"uri": "./model"}, "spec.scoring.preferenceModel.uri: must be a hub id"),
+    (
+        "spec.scoring",
+        {"weighting": "uniform", "preferenceModel": {"uri": "org/model"}},
+        "spec.scoring: preferenceModel needs weighting: preference",
+    ),
     ("spec.selection.budget", {"count": 1, "tokens": 2}, "spec.selection.budget: give exactly one of count, fraction"),
     ("spec.selection.drop", "lowest", "spec.selection: give exactly one of keep, drop"),
     ("spec.selection.keep", None, "spec.selection: give exactly one of keep, drop"),

@@ -51,6 +51,7 @@ def find_changes(old: Manifest, new: Manifest, pool: PoolCounts, old_pairs: Pair
         *_data(old, new, pool, before.pop("candidates.uris") != after.pop("candidates.uris")),
         *_targets(before, after, old_pairs, new_pairs),
         *_model(old, new, before, after),
+        *_preference_model(old, new, before, after),
         *(
             Change("settings", f"{name} changed from {_shown(before.get(name))} to {_shown(after.get(name))}.")
             for name in sorted(before.keys() | after.keys())
@@ -105,6 +106,16 @@ def _model(old: Manifest, new: Manifest, before: dict[str, Any], after: dict[str
         else:
             shown = [f"{_shown(uri)}{f' ({at[0]})' if uri and at and at[0] else ''}" for uri, *at in named]
             yield Change("model", f"The {part} changed from {shown[0]} to {shown[1]}.")
+
+
+def _preference_model(old: Manifest, new: Manifest, before: dict[str, Any], after: dict[str, Any]) -> Iterator[Change]:
+    """What its settings do not tell: that its files are others."""
+    uri = before.get("scoring.preferenceModel.uri")
+    if not old.preference_model or not new.preference_model or uri != after.get("scoring.preferenceModel.uri"):
+        return
+    for part in ("model", "adapter"):
+        if old.preference_model.extractor_parts.get(part) != new.preference_model.extractor_parts.get(part):
+            yield Change("model", f"The files of the {part} of scoring.preferenceModel {_shown(uri)} changed.")
 
 
 def _package(old: Manifest, new: Manifest) -> Iterator[Change]:
