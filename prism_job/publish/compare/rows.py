@@ -1,9 +1,9 @@
 """The rows of two scores.parquet joined by example id, part by part of the ids. Does not know manifests or what was asked for.
 
-Memory does not grow with the rows: example ids are digests, so their first bits cut both tables into equal parts, and each
-pass over the files keeps one part. An id counts once in a table, selected if one of its rows is.
+Memory does not grow with the rows: example ids are digests, so their first bits cut both tables into parts of one size,
+which lie in scratch files (TMPDIR). An id counts once in a table, selected if one of its rows is.
 
-Shapes: O, N rows of a part in the old and in the new table; C examples of both; S sources of either.
+Shapes: O, N rows of a part in the old and in the new table; C examples of both; S sources of either; W parts.
 """
 
 from dataclasses import dataclass, field
@@ -15,10 +15,27 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from prism_job.evaluate.audit import spearman
+from prism_job.score.column import Column
 
-PART_ROWS = 2**21
-"""Rows of both tables together in memory at a time: about 300 MB. The rank correlation of longer tables rests on their first
-part, a sample of the ids: its standard error is below .001."""
+Rows = NDArray[np.void]
+"""Of type ROW."""
+
+PART_ROWS = 2**18
+"""Rows of both tables together in memory at a time: about 40 MB."""
+
+MAX_PARTS = 200
+"""Each part is two open files; a process may have 1,024. Beyond 50 million rows parts grow."""
+
+MAX_CORRELATED = 2**18
+"""Common rows from which no more parts are added to the rank correlation. What it then rests on is a sample of the ids, whose
+standard error is .002."""
+
+COLUMNS = ["example_id", "source", "line", "score", "selected"]
+BATCH_ROWS = 2**14
+"""As many as a row group of a published table has."""
+
+ROW = np.dtype([("high", "u8"), ("low", "u8"), ("score", "f8"), ("line", "i8"), ("source", "i4"), ("selected", "?")])
+"""A row in a scratch file. The first 64 bits of its id, and its others; score nan: unusable; source: index of its name."""
 
 MIN_CORRELATED = 3
 """Fewer common rows have no rank correlation."""
@@ -60,26 +77,6 @@ class RowsCompared:
         return int(self.counts_S[name].sum())
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Rows of one table whose ids lie in one part of all ids, in plan order."""
-
-    high: NDArray[np.uint64]  # the id's first 64 bits, and its others
-    low: NDArray[np.uint64]
-    score: NDArray[np.float64]  # nan: unusable
-    source: NDArray[np.int32]
-    line: NDArray[np.int64]
-    selected: NDArray[np.bool_]
-
-    def shown(self, row: int, sources: list[str]) -> dict[str, Any]:
-        return {
-            "example_id": f"{self.high[row]:016x}{self.low[row]:016x}",
-            "source": sources[self.source[row]],
-            "line": int(self.line[row]),
-            "score": float(self.score[row]),
-        }
-
-
 def compare_rows(old: Path, new: Path, highest_first: bool) -> RowsCompared:
     """Compare two scores.parquet.
 
@@ -88,69 +85,65 @@ def compare_rows(old: Path, new: Path, highest_first: bool) -> RowsCompared:
     """
     names: dict[str, int] = {}
     num_rows = sum(pq.ParquetFile(path).metadata.num_rows for path in (old, new))
-    num_parts = max(1, -(-num_rows // PART_ROWS))
+    num_parts = min(MAX_PARTS, max(1, -(-num_rows // PART_ROWS)))
+    before_W, after_W = (_cut(path, num_parts, names) for path in (old, new))
+    sources = list(names)
     sign = -1.0 if highest_first else 1.0
-    counts: dict[str, NDArray[np.int64]] = {name: np.zeros(0, np.int64) for name in COUNTS}
-    compared = RowsCompared([], counts)
-    for number in range(num_parts):
-        before, after = (_read_part(path, number, num_parts, names) for path in (old, new))
-        sources = list(names)
+    counts = {name: np.zeros(len(sources), np.int64) for name in COUNTS}
+    compared = RowsCompared(sources, counts)
+    common: list[tuple[Any, ...]] = []
+    for before_column, after_column in zip(before_W, after_W, strict=True):
+        before, after = (column.part(slice(0, len(column))) for column in (before_column, after_column))
         of_old, of_new, old_C, new_C = _join(before, after)
-        in_new_O, in_old_N = np.zeros(len(before.high), np.bool_), np.zeros(len(after.high), np.bool_)
+        in_new_O, in_old_N = np.zeros(len(before), np.bool_), np.zeros(len(after), np.bool_)
         in_new_O[old_C], in_old_N[new_C] = True, True
         stays_O, stayed_N = np.zeros_like(in_new_O), np.zeros_like(in_old_N)
-        stays_O[old_C], stayed_N[new_C] = after.selected[new_C], before.selected[old_C]
-        removed_O = of_old[before.selected[of_old] & ~stays_O[of_old]]
-        added_N = of_new[after.selected[of_new] & ~stayed_N[of_new]]
+        stays_O[old_C], stayed_N[new_C] = after["selected"][new_C], before["selected"][old_C]
+        removed = of_old[before["selected"][of_old] & ~stays_O[of_old]]
+        added = of_new[after["selected"][of_new] & ~stayed_N[of_new]]
         found = {
-            "before": before.source[of_old[before.selected[of_old]]],
-            "after": after.source[of_new[after.selected[of_new]]],
-            "kept": after.source[new_C[after.selected[new_C] & before.selected[old_C]]],
-            "added": after.source[added_N],
-            "removed": before.source[removed_O],
-            "new_in_pool": after.source[added_N[~in_old_N[added_N]]],
-            "gone_from_pool": before.source[removed_O[~in_new_O[removed_O]]],
-            "common": after.source[new_C],
-            "pool_before": before.source[of_old],
-            "pool_after": after.source[of_new],
+            "before": before[of_old[before["selected"][of_old]]],
+            "after": after[of_new[after["selected"][of_new]]],
+            "kept": after[new_C[after["selected"][new_C] & before["selected"][old_C]]],
+            "added": after[added],
+            "removed": before[removed],
+            "new_in_pool": after[added[~in_old_N[added]]],
+            "gone_from_pool": before[removed[~in_new_O[removed]]],
+            "common": after[new_C],
+            "pool_before": before[of_old],
+            "pool_after": after[of_new],
         }
-        for name, source in found.items():
-            counts[name] = _grown(counts[name], len(sources)) + np.bincount(source, minlength=len(sources))
-        compared.added += _first(after, added_N, sources, sign)
-        compared.removed += _first(before, removed_O, sources, sign)
-        if number == 0:
-            _correlate(compared, before.score[old_C], after.score[new_C], after.source[new_C])
-    compared.sources = list(names)
-    for ends in (compared.added, compared.removed):
-        ends.sort(key=lambda row: (sign * row["score"], row["example_id"]))
-        del ends[NUM_SHOWN:]
+        for name, rows in found.items():
+            counts[name] += np.bincount(rows["source"], minlength=len(sources))
+        compared.added = _first([*compared.added, *_shown(found["added"], sources, sign)], sign)
+        compared.removed = _first([*compared.removed, *_shown(found["removed"], sources, sign)], sign)
+        if sum(len(scores) for scores, *_ in common) < MAX_CORRELATED:
+            common.append((before["score"][old_C], after["score"][new_C], after["source"][new_C]))
+    _correlate(compared, *map(np.concatenate, zip(*common, strict=True)))
     return compared
 
 
-def _read_part(path: Path, number: int, num_parts: int, names: dict[str, int]) -> _Part:
-    """Rows whose ids lie in this part. Adds sources to `names`."""
-    columns: dict[str, list[NDArray[Any]]] = {name: [] for name in _Part.__dataclass_fields__}
+def _cut(path: Path, num_parts: int, names: dict[str, int]) -> list[Column]:
+    """The rows of a table, in plan order, in a scratch file for each part of the ids. Adds its sources to `names`."""
+    columns_W = [Column(ROW) for _ in range(num_parts)]
     seen, index_of = None, np.zeros(0, np.int32)
-    for batch in pq.ParquetFile(path).iter_batches(columns=["example_id", "source", "line", "score", "selected"]):
-        high_low = _parse_ids(batch["example_id"])
-        # The part of an id: its first 32 bits as a share of all.
-        inside = (high_low[:, 0] >> np.uint64(32)) * np.uint64(num_parts) >> np.uint64(32) == number
+    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=COLUMNS, use_threads=False):
         dictionary = batch["source"].dictionary
         if seen is None or not dictionary.equals(seen):
             index_of = np.array([names.setdefault(name, len(names)) for name in dictionary.to_pylist()], np.int32)
             seen = dictionary
-        found = {
-            "high": high_low[:, 0],
-            "low": high_low[:, 1],
-            "score": batch["score"].to_numpy(zero_copy_only=False),
-            "source": index_of[batch["source"].indices.to_numpy()],
-            "line": batch["line"].to_numpy(),
-            "selected": batch["selected"].to_numpy(zero_copy_only=False),
-        }
-        for name, values in found.items():
-            columns[name].append(values[inside])
-    types = {"high": "u8", "low": "u8", "score": "f8", "source": "i4", "line": "i8", "selected": "?"}
-    return _Part(**{name: np.concatenate([np.zeros(0, types[name]), *parts]) for name, parts in columns.items()})
+        rows = np.empty(len(batch), ROW)
+        rows["high"], rows["low"] = _parse_ids(batch["example_id"]).T
+        rows["source"] = index_of[batch["source"].indices.to_numpy()]
+        for name in ("line", "score", "selected"):
+            rows[name] = batch[name].to_numpy(zero_copy_only=False)
+        # The part of an id: its first 32 bits as a share of all.
+        part = (rows["high"] >> np.uint64(32)) * np.uint64(num_parts) >> np.uint64(32)
+        order = np.argsort(part, kind="stable")
+        ends = np.cumsum(np.bincount(part.astype(np.int64), minlength=num_parts))
+        for column, inside in zip(columns_W, np.split(order, ends[:-1]), strict=True):
+            column.append(rows[inside])
+    return columns_W
 
 
 _NIBBLES = np.zeros(256, np.uint8)
@@ -164,18 +157,18 @@ def _parse_ids(ids: Any) -> NDArray[np.uint64]:
     return (nibbles[:, 0] << 4 | nibbles[:, 1]).view(">u8").astype(np.uint64).reshape(-1, 2)
 
 
-def _join(old: _Part, new: _Part) -> tuple[NDArray[np.int64], ...]:
+def _join(old: Rows, new: Rows) -> tuple[NDArray[np.int64], ...]:
     """Rows of distinct ids of the old and of the new part; and, id by id of both, the old and the new row."""
-    high, low = np.concatenate([old.high, new.high]), np.concatenate([old.low, new.low])
-    is_new = np.arange(len(high)) >= len(old.high)
-    unselected = ~np.concatenate([old.selected, new.selected])
+    high, low = (np.concatenate([old[half], new[half]]) for half in ("high", "low"))
+    is_new = np.arange(len(high)) >= len(old)
+    unselected = ~np.concatenate([old["selected"], new["selected"]])
     order = np.lexsort((unselected, is_new, low, high))
     repeats = np.zeros(len(order), np.bool_)
     repeats[1:] = _same(high, low, order) & (is_new[order[1:]] == is_new[order[:-1]])
     order = order[~repeats]
     both = np.flatnonzero(_same(high, low, order))
     of_new = is_new[order]
-    return order[~of_new], order[of_new] - len(old.high), order[both], order[both + 1] - len(old.high)
+    return order[~of_new], order[of_new] - len(old), order[both], order[both + 1] - len(old)
 
 
 def _same(high: NDArray[np.uint64], low: NDArray[np.uint64], order: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -204,11 +197,14 @@ def _spearman(old_C: NDArray[np.float64], new_C: NDArray[np.float64]) -> float |
     return spearman(old_C, new_C)
 
 
-def _first(part: _Part, rows: NDArray[np.int64], sources: list[str], sign: float) -> list[dict[str, Any]]:
-    """Those of `rows` that rank first."""
-    order = np.lexsort((part.low[rows], part.high[rows], sign * part.score[rows]))[:NUM_SHOWN]
-    return [part.shown(row, sources) for row in rows[order].tolist()]
+def _shown(rows: Rows, sources: list[str], sign: float) -> list[dict[str, Any]]:
+    """Those that rank first, as a person reads them."""
+    first = rows[np.lexsort((rows["low"], rows["high"], sign * rows["score"]))[:NUM_SHOWN]]
+    return [
+        {"example_id": f"{high:016x}{low:016x}", "source": sources[source], "line": line, "score": score}
+        for high, low, score, line, source, _ in first.tolist()
+    ]
 
 
-def _grown(counts_S: NDArray[np.int64], num_sources: int) -> NDArray[np.int64]:
-    return np.concatenate([counts_S, np.zeros(num_sources - len(counts_S), np.int64)])
+def _first(shown: list[dict[str, Any]], sign: float) -> list[dict[str, Any]]:
+    return sorted(shown, key=lambda row: (sign * row["score"], row["example_id"]))[:NUM_SHOWN]
