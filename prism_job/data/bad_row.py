@@ -12,16 +12,16 @@ MAX_COLUMNS_SHOWN = 8
 """Column names that a message lists."""
 
 REQUESTS = (
-    "instruction", "instructions", "question", "prompt", "query", "problem", "task", "user", "request", "input", "context",
-    "text",
+    "instruction", "instructions", "question", "prompt", "query", "problem", "task", "user", "request", "input", "inputs",
+    "context", "text",
 )  # fmt: skip
 """Names of columns that mostly hold what comes before a response, in the order in which a message joins them."""
 
 RESPONSES = (
-    "response", "responses", "answer", "answers", "output", "completion", "solution", "target", "code", "assistant", "reply",
-    "chosen", "summary",
+    "response", "responses", "solution", "answer", "answers", "output", "completion", "target", "targets", "code",
+    "assistant", "reply", "chosen", "summary",
 )  # fmt: skip
-"""Names of columns that mostly hold a response."""
+"""Names of columns that mostly hold a response. A solution beside an answer leads to it, so it comes first."""
 
 SYSTEM_COLUMNS = ("system", "system_prompt")
 """Names of columns that hold a system prompt."""
@@ -56,21 +56,25 @@ def suggest_columns(row: Mapping[str, Any]) -> str:
     """What to write for a candidate of unknown columns: their names where they are usual ones, else an example."""
     requests = _named(row, REQUESTS)
     response = next(iter(_named(row, RESPONSES)), None)
-    dialogue = next((name for name, value in row.items() if _are_turns(value)), None)
+    system = dict([("system", name) for name in SYSTEM_COLUMNS if name in row][:1])
+    dialogue = next((name for name, value in row.items() if are_turns(value)), None)
     if dialogue is not None:
-        return f"write candidates.columns: {line_of(messages=dialogue)}"
+        last = row[dialogue][-1]
+        ends = isinstance(last, dict) and last.get("role", last.get("from")) in ("assistant", "gpt", "model")
+        if ends or response is not None:
+            answer = {} if ends or response is None else {"assistant": response}
+            return f"write candidates.columns: {line_of(messages=dialogue, **answer, **system)}"
     if not requests or response is None:
         return (
-            "name yours: candidates.columns: {user: QUESTION, assistant: ANSWER}, or {messages: COLUMN} (docs/data.md)"
+            "name yours: candidates.columns: {user: QUESTION, assistant: ANSWER}, {messages: COLUMN} or {text: COLUMN} "
+            "(docs/data.md)"
         )
-    parts: dict[str, str | list[str]] = {"user": requests, "assistant": response}
-    if system := next((name for name in SYSTEM_COLUMNS if name in row), None):
-        parts["system"] = system
-    line = line_of(**parts)
+    line = line_of(user=requests, assistant=response, **system)
     return f"if these are question and answer, write candidates.columns: {line}"
 
 
-def _are_turns(value: Any) -> bool:
+def are_turns(value: Any) -> bool:
+    """Whether a value looks like the turns of a conversation."""
     return (
         isinstance(value, list)
         and bool(value)

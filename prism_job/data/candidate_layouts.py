@@ -7,6 +7,7 @@ from prism_job.data.bad_row import (
     RESPONSES,
     BadRow,
     UnclearLayout,
+    are_turns,
     describe_columns,
     line_of,
     suggest_columns,
@@ -21,7 +22,7 @@ from prism_job.data.content import (
     alpaca_prompt,
     is_text,
     pair,
-    refuse_stray_system,
+    refuse_stray_columns,
     response_text,
     template_inputs,
     with_template_inputs,
@@ -33,7 +34,9 @@ SECTION = "candidates"
 
 
 def _conversation(row: Row) -> Content:
-    return _learnt(read_messages(row["messages"], "messages"), "messages", row)
+    messages = read_messages(row["messages"], "messages")
+    _refuse_stray_response(messages, "messages", row)
+    return _learnt(messages, "messages", row)
 
 
 def _prompt_and_completion(row: Row) -> Content:
@@ -45,11 +48,16 @@ def _plain_text(row: Row) -> Content:
     for name, needs_words in _beside_text(tuple(row)):
         if is_text(row[name]) and (not needs_words or len(row[name].split()) > 1):
             raise _unclear_text(name)
+    for name, value in row.items():
+        if isinstance(value, list) and are_turns(value):
+            readings = [(line_of(text="text"), "to learn text alone"), (line_of(messages=name), "")]
+            raise unclear(f"column '{name}' holds a conversation beside 'text'", SECTION, readings)
     return {"text": response_text(row["text"], "text")}
 
 
 def _sharegpt(row: Row) -> Content:
     messages = system_and(row.get("system"), read_messages(row["conversations"], "conversations"))
+    _refuse_stray_response(messages, "conversations", row)
     return _learnt(messages, "conversations", row)
 
 
@@ -91,7 +99,7 @@ def read_candidate(row: Row, columns: ColumnsSpec | None) -> tuple[Content, Layo
     found = _fitting(tuple([name for name, value in row.items() if value is not None]))
     if len(found) == 1:
         content = found[0].content(row)
-        refuse_stray_system(row, content, found[0].line, SECTION)
+        refuse_stray_columns(row, content, found[0].line, SECTION)
         return content, found[0]
     if found:
         names = " and ".join(f"'{layout.name}'" for layout in found)
@@ -112,7 +120,9 @@ def _fitting(names: tuple[str, ...]) -> tuple[Layout, ...]:
 def _beside_text(names: tuple[str, ...]) -> tuple[tuple[str, bool], ...]:
     """Columns that make it unclear what `text` is, and whether only several words do: a task may be the name of a kind."""
     lower = [(name, name.lower()) for name in names if name != "text"]
-    return tuple((name, low in REQUESTS) for name, low in lower if low in RESPONSES or low in REQUESTS)
+    return tuple(
+        (name, low in REQUESTS) for name, low in lower if low in RESPONSES or low in REQUESTS or name == "role"
+    )
 
 
 @lru_cache(maxsize=256)
@@ -130,7 +140,13 @@ def _mapped_layout(columns: ColumnsSpec) -> Layout:
 
 
 def _mapped_messages(parts: Row) -> Content:
-    return _learnt(system_and(parts.get("system"), read_messages(parts["messages"], "messages")), "messages", parts)
+    messages = system_and(parts.get("system"), read_messages(parts["messages"], "messages"))
+    if "assistant" in parts:
+        if messages[-1]["role"] == "assistant":
+            raise BadRow("messages ends with a turn of the assistant, and assistant gives one more; remove one of them")
+        answer = {"role": "assistant", "content": response_text(parts["assistant"], "assistant")}
+        messages = [*messages, answer]
+    return _learnt(messages, "messages", parts)
 
 
 def _mapped_turns(parts: Row) -> Content:
@@ -138,7 +154,25 @@ def _mapped_turns(parts: Row) -> Content:
     return _learnt(system_and(parts.get("system"), [{"role": "user", "content": parts["user"]}, answer]), "", parts)
 
 
+def _refuse_stray_response(messages: list[Message], column: str, row: Row) -> None:
+    """Raises UnclearLayout: the conversation ends before a response, and another column holds one."""
+    if messages[-1]["role"] == "assistant":
+        return
+    for name, value in row.items():
+        if name.lower() in RESPONSES and is_text(value):
+            what = f"{column} ends with a turn of the {messages[-1]['role']}, and column '{name}' may hold the response"
+            readings = [
+                (line_of(messages=column), "without it"),
+                (line_of(messages=column, assistant=name), "as the last turn"),
+            ]
+            raise unclear(what, SECTION, readings)
+
+
 def _unclear_text(other: str) -> UnclearLayout:
+    if other == "role":
+        what = "column 'role' stands beside 'text': each row looks like one message of a conversation"
+        error = unclear(what, SECTION, [(line_of(text="text"), "to learn each text by itself")])
+        return UnclearLayout(what, f"make one row of each conversation (messages), or {error.fix}")
     what = f"column '{other}' stands beside 'text': text may be all there is to learn, or one half of an example"
     pair_line = (
         {"user": "text", "assistant": other} if other.lower() in RESPONSES else {"user": other, "assistant": "text"}

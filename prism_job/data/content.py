@@ -1,5 +1,6 @@
 """Parts of an example -> canonical content: what the layouts of candidates and of targets share. Does not know columns."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -98,11 +99,42 @@ def with_template_inputs(content: Content, row: Row) -> Content:
     return content
 
 
-def refuse_stray_system(row: Row, content: Content, line: str, section: str) -> None:
-    """Raises UnclearLayout: the row has a system prompt in a column that its layout does not read.
+def refuse_stray_columns(row: Row, content: Content, line: str, section: str) -> None:
+    """Raises UnclearLayout: a column that the layout does not read holds a system prompt, a part of the question, or images.
 
     `line`: the `columns:` line of that layout.
     """
+    names = [name for name in row if name in STRAY]
+    if not names:  # nearly all: no time for more
+        return
+    _refuse_stray_system(row, content, line, section)
+    _refuse_stray_question(row, content, line, section)
+    for name in names:
+        if name in MEDIA and row[name]:
+            what = f"column '{name}' is beside the text, and PRISM reads text alone"
+            raise unclear(what, section, [(line, "to learn the text without it")])
+
+
+def _refuse_stray_question(row: Row, content: Content, line: str, section: str) -> None:
+    found = re.match(r"\{(?:user|prompt): \[?(.+?)\]?, (?=assistant|completion|chosen)", line)
+    if found is None:
+        return  # whole conversations, or plain text, for which another rule says what stands beside it
+    own = found[1].split(", ")
+    if isinstance(content.get("prompt"), list) and own == ["prompt"]:
+        return  # the turns are the question
+    asked = "\n".join(row[name] for name in own if is_text(row.get(name)))
+    for name in QUESTIONS:
+        if name in own or not is_text(row.get(name)) or len(row[name].split()) < 2:
+            continue
+        if row[name].strip() in asked or asked.strip() in row[name]:
+            continue
+        joined = line.replace(found[1], f"{', '.join(own)}, {name}", 1) if len(own) > 1 else None
+        joined = joined or line.replace(f": {own[0]},", f": [{own[0]}, {name}],", 1)
+        what = f"column '{name}' holds text that this layout does not read, and that '{own[0]}' does not repeat"
+        raise unclear(what, section, [(line, "without it"), (joined, "as a part of the question")])
+
+
+def _refuse_stray_system(row: Row, content: Content, line: str, section: str) -> None:
     for name in SYSTEM_COLUMNS:
         first = content.get("messages", content.get("prompt"))
         if name not in row or not is_text(row[name]) or first is None:
@@ -118,6 +150,13 @@ def refuse_stray_system(row: Row, content: Content, line: str, section: str) -> 
             readings.append((f"{line[:-1]}, system: {name}}}", "as a system turn"))
         raise unclear(f"column '{name}' holds a system prompt that this layout does not read", section, readings)
 
+
+QUESTIONS = ("instruction", "question", "query", "problem", "input", "context")
+"""Columns that mostly hold the question or a part of it."""
+
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+
+STRAY = frozenset({*SYSTEM_COLUMNS, *QUESTIONS, *MEDIA})
 
 RESERVED = frozenset({
     "conversation", "conversations", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message",

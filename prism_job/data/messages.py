@@ -19,6 +19,9 @@ ROLES = {
 }
 """ShareGPT's `from` -> role."""
 
+TEMPLATE_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython", "observation"})
+"""Roles that go to the template as they are. Another that ShareGPT's `from` may hold means what it means there."""
+
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys under which templates look for an assistant's reasoning."""
 
@@ -26,9 +29,12 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 def read_messages(value: Any, name: str) -> list[Message]:
     """A list of turns, each with `role` and `content`, or ShareGPT's `from` and `value`. Raises BadRow, which names the turn.
 
-    Content as a list of text parts is joined, tool arguments as JSON text are parsed, nulls are left out, and a `weight` is
-    kept only where it changes something: 0 on a turn of the assistant.
+    A whole conversation may be JSON text, as CSV has to hold it. Content as a list of text parts is joined, tool arguments as
+    JSON text are parsed, nulls are left out, and a `weight` is kept only where it changes something: 0 on a turn of the
+    assistant.
     """
+    if isinstance(value, str) and name in ("messages", "conversations"):
+        value = parse_json(value, name)
     if not isinstance(value, list) or not value:
         raise wrong_type(value, name, "a list of messages") if value != [] else BadRow(f"{name} holds no message")
     return [_message(turn, name, index) for index, turn in enumerate(value)]
@@ -77,10 +83,15 @@ def system_and(text: Any, messages: list[Message]) -> list[Message]:
 
 
 def without_nulls(value: Any) -> Any:
-    """Parquet fills absent keys of a struct with null, at any depth. The same value from jsonl must get the same id."""
+    """Parquet fills absent keys of a struct with null, at any depth. The same value from jsonl must get the same id.
+
+    What JSON cannot hold, such as a time, becomes text, as it does where the plan stages a row.
+    """
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def parse_json(text: str, name: str) -> Any:
@@ -95,7 +106,9 @@ def _message(turn: Any, name: str, index: int) -> Message:
     if not isinstance(turn, dict):
         raise BadRow(f"{name}[{index}] is a {type(turn).__name__}, not a message with role and content")
     role, content = turn.get("role"), turn.get("content")
-    if type(role) is str and type(content) is str and len(turn) == 2:  # nearly all: no time for more
+    if (
+        type(role) is str and role in TEMPLATE_ROLES and type(content) is str and len(turn) == 2
+    ):  # nearly all: no time for more
         return turn
     where = f"{name}[{index}]"
     if role is None and "from" in turn:
@@ -103,6 +116,10 @@ def _message(turn: Any, name: str, index: int) -> Message:
     if not isinstance(role, str):
         raise BadRow(f"{where} has no role")
     message = without_nulls(turn)
+    if message.get("tool_calls") == []:  # as no calls; some templates only ask whether the key is there
+        del message["tool_calls"]
+    if role not in TEMPLATE_ROLES:
+        role = message["role"] = ROLES.get(role.lower(), role)
     if isinstance(content, list):
         message["content"] = _joined(content, where)
     if message.get("tool_calls"):

@@ -3,7 +3,7 @@
 from functools import lru_cache
 from typing import Any
 
-from prism_job.data.bad_row import BadRow, describe_columns, line_of, unclear
+from prism_job.data.bad_row import REQUESTS, BadRow, are_turns, describe_columns, line_of, unclear
 from prism_job.data.columns import columns_line, columns_name, mapped
 from prism_job.data.content import (
     Content,
@@ -12,7 +12,7 @@ from prism_job.data.content import (
     alpaca_prompt,
     is_text,
     pair,
-    refuse_stray_system,
+    refuse_stray_columns,
     template_inputs,
     text_of,
     with_template_inputs,
@@ -109,14 +109,14 @@ def read_target(row: Row, needs_rejected: bool, columns: ColumnsSpec | None) -> 
     if not found:
         _check_no_other_prompt(row)
         content = _pair_content(None, row)
-        refuse_stray_system(row, content, IMPLICIT.line, SECTION)
+        refuse_stray_columns(row, content, IMPLICIT.line, SECTION)
         return content, IMPLICIT
     layout = found[0]
     prompt = layout.content(row)
     if isinstance(prompt, str):
         _check_begins_once(prompt, row)
     content = _pair_content(prompt, row, is_conversation=layout is not PROMPTS[0])
-    refuse_stray_system(row, content, layout.line, SECTION)
+    refuse_stray_columns(row, content, layout.line, SECTION)
     return content, layout
 
 
@@ -219,10 +219,13 @@ def _check_no_other_prompt(row: Row) -> None:
         return
     if shares_a_mark(row["chosen"], row["rejected"]):
         return
-    for name, value in row.items():
-        if name not in SIDES and is_text(value) and len(value.split()) > 1:
+    may_ask = {name: value for name, value in row.items() if name not in SIDES and value}
+    for name in sorted(may_ask, key=lambda name: name.lower() not in REQUESTS):  # usual names first
+        value = may_ask[name]
+        if name.lower() in REQUESTS or are_turns(value) or (is_text(value) and len(value.split()) > 1):
+            part = "messages" if are_turns(value) else "user"
             readings = [
-                (line_of(user=name, chosen="chosen", rejected="rejected"), f"if '{name}' is the question"),
+                (line_of(**{part: name}, chosen="chosen", rejected="rejected"), f"if '{name}' is the question"),
                 (line_of(chosen="chosen", rejected="rejected"), "if the common beginning of both is the prompt"),
             ]
             raise unclear(f"no 'prompt': it may be in '{name}', or the common beginning", SECTION, readings)

@@ -63,6 +63,7 @@ def render(
     if not turns:
         raise BadRow(f"no response: weight is 0 in every assistant turn{' that may carry loss' if first else ''}")
     text, marked = chat.text_and_marks(messages)
+    _refuse_left_out(chat, messages, text)
     if not chat.has_marks:
         spans = _turn_spans(chat, messages, turns, text)
         written = [text[begin:end] for begin, end in spans]
@@ -310,6 +311,20 @@ def _refuse_dropped(chat: _Chat, messages: list[Message], index: int, text: str,
         raise BadRow(f"no response token: turn {index + 1} holds nothing once it is rendered: {why}")
     if calls and is_rendered_like({key: value for key, value in message.items() if key != "tool_calls"}):
         raise BadRow(f"the chat template writes no tool calls: those of turn {index + 1} would be left out")
+
+
+def _refuse_left_out(chat: _Chat, messages: list[Message], text: str) -> None:
+    """Raises BadRow for what the assistant answers and the template does not write, as a role that it does not know."""
+    for index, message in enumerate(messages):
+        content = _stripped(message)
+        if message["role"] in ("assistant", "system", "developer") or content in text:
+            continue
+        try:
+            is_left_out = chat.text([*messages[:index], {**message, "content": "x"}, *messages[index + 1 :]]) == text
+        except BadRow:
+            continue
+        if is_left_out:
+            raise BadRow(f"the chat template leaves out turn {index + 1}, whose role is {message['role']!r:.40}")
 
 
 def _stripped(message: Message) -> str:

@@ -57,7 +57,9 @@ class ColumnsSpec(Section):
     completion: ColumnSource | None = Field(None, description="The response to a prompt.")
     system: ColumnSource | None = Field(None, description="Text of a system turn.")
     user: ColumnSource | None = Field(None, description="Text of a user turn: makes the example a conversation.")
-    assistant: ColumnSource | None = Field(None, description="Text of an assistant turn, the response to user.")
+    assistant: ColumnSource | None = Field(
+        None, description="Text of an assistant turn, the response to user or to messages."
+    )
     chosen: ColumnSource | None = Field(None, description="The wanted response of a target.")
     rejected: ColumnSource | None = Field(None, description="The unwanted response of a target.")
     tools: ColumnSource | None = Field(None, description="Tools that the conversation may call, as JSON schemas.")
@@ -83,7 +85,7 @@ _CONVERSATION = frozenset({"system", "tools"})
 """Parts that a conversation may have besides."""
 
 CANDIDATE_PARTS = {
-    frozenset({"messages"}): _CONVERSATION,
+    frozenset({"messages"}): _CONVERSATION | {"assistant"},
     frozenset({"user", "assistant"}): _CONVERSATION,
     frozenset({"prompt", "completion"}): frozenset({"tools"}),
     frozenset({"text"}): frozenset[str](),

@@ -68,6 +68,11 @@ ASKED = [turn("user", "Who sings?")]
             {"messages": [turn("user", "Hi"), turn("assistant", "Ho")], "tools": [{"name": "f"}]},
         ),
         (
+            {"messages": "input", "assistant": "output", "system": "system_prompt"},
+            {"input": [turn("user", "Hi")], "output": "Ho", "system_prompt": ""},
+            {"messages": [turn("user", "Hi"), turn("assistant", "Ho")]},
+        ),
+        (
             {"user": "a", "assistant": "b"},
             {"a": "Hi", "b": "Ho", "tools": [{"name": "f"}], "chat_template_kwargs": {"x": 1}},
             {
@@ -129,7 +134,12 @@ def test_of_a_target_without_a_rejected_response_columns_take_the_rest() -> None
         ({"text": "{a}"}, {"a": True}, "text is a bool, not text or a number"),
         ({"text": "a"}, {"a": float("nan")}, "text is a float"),
         ({"user": "a", "assistant": "b"}, {"a": "x", "b": " "}, "assistant is empty"),
-        ({"messages": "a"}, {"a": "x"}, "messages is a str, not a list of messages"),
+        ({"messages": "a"}, {"a": "x"}, "messages is text, but not JSON"),
+        (
+            {"messages": "a", "assistant": "b"},
+            {"a": [turn("user", "Hi"), turn("assistant", "Ho")], "b": "Hm"},
+            "messages ends with a turn of the assistant, and assistant gives one more",
+        ),
         ({"messages": "a"}, {"b": "x"}, "nothing in the columns that candidates.columns names, and no known layout"),
         ({"prompt": "a", "completion": "b"}, {"a": {"0": "x"}, "b": {"0": "y"}}, "orient='records'"),
     ],
@@ -182,7 +192,8 @@ def test_a_document_may_name_columns_as_text_list_or_template(given: Row) -> Non
 
 
 CANDIDATE_CHOICES = (
-    "messages + [system] + [tools]; or user + assistant + [system] + [tools]; or prompt + completion + [tools]"
+    "messages + [system] + [assistant] + [tools]; or user + assistant + [system] + [tools]; "
+    "or prompt + completion + [tools]"
 )
 TARGET_CHOICES = "user + chosen + [system] + [rejected] + [tools]; or messages + chosen"
 
@@ -224,7 +235,7 @@ def test_a_document_whose_columns_make_no_example_is_refused_with_the_choices(
 def test_every_columns_line_of_the_documentation_is_valid() -> None:
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
     lines = [yaml.safe_load(line)["columns"] for line in re.findall(r"`(columns: \{.*?\})`", text)]
-    assert len(lines) == 8
+    assert len(lines) == 10
     for line in lines:
         given: Row = {"targets": line} if "chosen" in line else {"candidates": line}
         check_document(document(**given), "selection.yaml")

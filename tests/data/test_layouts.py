@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,10 @@ CANDIDATES: list[tuple[str, Row, Row]] = [
         },
     ),
     ("conversations (ShareGPT)", {"conversations": HI}, {"messages": HI}),
+    ("messages", {"messages": json.dumps(HI)}, {"messages": HI}),
+    ("messages", {"messages": [each | {"tool_calls": []} for each in HI]}, {"messages": HI}),
+    ("messages", {"messages": [turn("Human", "Hi"), turn("GPT", "Hello")]}, {"messages": HI}),
+    ("messages", {"messages": [turn("prompter", "Hi"), HI[1]]}, {"messages": [turn("prompter", "Hi"), HI[1]]}),
     (
         "instruction + output (Alpaca)",
         {"instruction": "Put into plural.", "input": "word", "output": "words"},
@@ -110,6 +115,17 @@ CANDIDATES: list[tuple[str, Row, Row]] = [
         "instruction + output (Alpaca)",
         {"instruction": "Hi", "input": "", "output": "Hello", "system": "s", "history": [["One?", "Two."]]},
         {"messages": [turn("system", "s"), turn("user", "One?"), turn("assistant", "Two."), *HI]},
+    ),
+    (
+        "instruction + output (Alpaca)",
+        {
+            "instruction": "Say hi.",
+            "output": "Hello",
+            "question": "Say hi.",
+            "prompt": "### Say hi. ###",
+            "image": None,
+        },
+        {"messages": [turn("user", "Say hi."), turn("assistant", "Hello")]},
     ),
 ]
 
@@ -232,6 +248,12 @@ def test_the_same_conversation_in_any_layout_is_the_same_example(
         assert one({example_id(target_content(row, True)) for row in pair_forms(system, exchanges, bad)})
 
 
+def test_a_time_within_a_turn_is_the_same_text_in_the_plan_and_in_the_staged_row() -> None:
+    row = {"messages": [HI[0], HI[1] | {"timestamp": datetime(2023, 4, 9, 0, 2, tzinfo=UTC)}]}
+    staged = json.loads(json.dumps(row, default=str))
+    assert example_id(candidate_content(row)) == example_id(candidate_content(staged))
+
+
 def rows_of(path: Path) -> list[Row]:
     (source,), _ = list_sources([str(path)])
     return [row for _, row in source.read() if isinstance(row, dict)]
@@ -275,7 +297,8 @@ BAD_CANDIDATES: list[tuple[Row, str]] = [
     ({"messages": [turn("user", "Hi"), turn("assistant", "No") | {"weight": 0}]}, "have weight 0"),
     ({"messages": [turn("user", "Hi"), turn("assistant", "No") | {"weight": 0.5}]}, "messages[1] has the weight 0.5"),
     ({"messages": [turn("user", "Hi"), turn("assistant", "No") | {"weight": "0"}]}, "messages[1] has the weight '0'"),
-    ({"messages": "[]"}, "messages is a str, not a list of messages"),
+    ({"messages": "[]"}, "messages holds no message"),
+    ({"messages": "Hi"}, "messages is text, but not JSON"),
     ({"messages": []}, "messages holds no message"),
     ({"messages": ["Hi"]}, "messages[0] is a str"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "url": "x"}]}, HI[1]]}, "type 'image_url'"),
@@ -320,6 +343,12 @@ BAD_CANDIDATES: list[tuple[Row, str]] = [
         "candidates.columns: {user: question, assistant: response, system: system_prompt}",
     ),
     ({"dialog": HI, "answer": "4"}, "candidates.columns: {messages: dialog}"),
+    (
+        {"input": HI[:1], "output": "Hello", "system_prompt": ""},
+        "candidates.columns: {messages: input, assistant: output, system: system_prompt}",
+    ),
+    ({"dialog": HI[:1]}, "{messages: COLUMN} or {text: COLUMN}"),
+    ({"problem": "Two?", "answer": "4", "solution": "2 + 2 = 4"}, "{user: problem, assistant: solution}"),
     ({"sentence": "One."}, "columns found: 'sentence'; name yours"),
 ]
 BAD_TARGETS: list[tuple[Row, str]] = [
@@ -388,6 +417,42 @@ UNCLEAR: list[tuple[str, Row, tuple[str, ...]]] = [
         "candidates",
         {"prompt": "a", "completion": "b", "system_prompt": "Be kind."},
         ("{prompt: prompt, completion: completion}", "{user: prompt, assistant: completion, system: system_prompt}"),
+    ),
+    ("candidates", {"text": "How do I bake?", "role": "prompter"}, ("{text: text}",)),
+    ("candidates", {"text": "Hi. Hello.", "dialog": HI}, ("{text: text}", "{messages: dialog}")),
+    (
+        "candidates",
+        {"messages": [*HI, turn("user", "Bye")], "response": "Farewell."},
+        ("{messages: messages}", "{messages: messages, assistant: response}"),
+    ),
+    (
+        "candidates",
+        {"instruction": "Sum up.", "context": "A long text.", "output": "Short."},
+        ("{user: [instruction, input], assistant: output}", "{user: [instruction, input, context], assistant: output}"),
+    ),
+    (
+        "candidates",
+        {"prompt": "Sum up: ", "completion": "Short.", "input": "A long text."},
+        ("{prompt: prompt, completion: completion}", "{prompt: [prompt, input], completion: completion}"),
+    ),
+    ("candidates", {"messages": HI, "images": ["a.png"]}, ("{messages: messages}",)),
+    (
+        "targets",
+        {"question": "Which one?", "context": QUESTION, **TEXTS},
+        (
+            "{user: question, chosen: chosen, rejected: rejected}",
+            "{user: [question, context], chosen: chosen, rejected: rejected}",
+        ),
+    ),
+    (
+        "targets",
+        {"trajectory": ASKED, "chosen": "The sky is blue.", "rejected": "The sky is red."},
+        ("{messages: trajectory, chosen: chosen, rejected: rejected}", "{chosen: chosen, rejected: rejected}"),
+    ),
+    (
+        "targets",
+        {"system": "You are kind.", "input": QUESTION, **TEXTS},
+        ("{user: input, chosen: chosen, rejected: rejected}",),
     ),
     (
         "targets",

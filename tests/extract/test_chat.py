@@ -226,6 +226,19 @@ def test_marks_that_mark_nothing_of_a_row_are_named() -> None:
         read(content_of("single"), tokenizer)
 
 
+def test_a_turn_of_a_role_that_the_template_does_not_write_is_named() -> None:
+    tokenizer = tokenizer_of(
+        "{% for message in messages %}{% if message.role in ('user', 'assistant') %}{{ message.role }}: "
+        "{{ message.content }}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    assert read(content_of("system"), tokenizer).endswith("assistant: ⟦Eight.<|im_end|>\n⟧"), (
+        "training leaves it out too"
+    )
+    for role in ("prompter", "tool"):
+        with pytest.raises(BadRow, match=f"leaves out turn 2, whose role is '{role}'"):
+            read({"messages": [ASK, turn(role, "Eleven?"), turn("assistant", "Eight.")]}, tokenizer)
+
+
 def test_a_content_that_the_template_leaves_out_is_named_by_its_turn() -> None:
     content = {"messages": [ASK, Y, MORE, turn("assistant", "<think>only</think>")]}
     with pytest.raises(BadRow, match=r"turn 4 holds nothing .*: the chat template leaves out its content"):
