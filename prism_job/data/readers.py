@@ -81,11 +81,20 @@ def _decompressed(path: Path, compression: str) -> io.BufferedReader:
 
 
 def _refuse_wide_text(start: bytes) -> None:
-    """UTF-16 and UTF-32 have a byte order mark, or a zero byte beside each ASCII letter. Raises ValueError."""
+    """UTF-16 and UTF-32 have a byte order mark, or zero bytes on one side of each ASCII letter. Raises ValueError.
+
+    Text in UTF-8 holds no zero byte: JSON writes it as an escape.
+    """
     has_mark = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
     num_zeros = start.count(0)
-    if has_mark or (num_zeros * 10 >= len(start) > 0 and any(start[:4])):
-        raise ValueError(f"the file is {'UTF-32' if 2 * num_zeros > len(start) else 'UTF-16'}; save as UTF-8")
+    if not has_mark and not (num_zeros * 10 >= len(start) > 0 and any(start[:4])):
+        return
+    sides = [start[side::2].count(0) for side in (0, 1)]
+    if 2 * num_zeros > len(start):
+        encoding = "UTF-32" if any(start[side::4].count(0) * 4 >= len(start) - 3 for side in (0, 3)) else None
+    else:
+        encoding = "UTF-16" if has_mark or max(sides) >= 0.9 * num_zeros else None
+    raise ValueError(f"the file is {encoding}; save as UTF-8" if encoding else "the file is binary, not text")
 
 
 def _json_lines(stream: io.BufferedReader) -> Iterator[Numbered]:

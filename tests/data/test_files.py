@@ -11,6 +11,7 @@ import json
 import lzma
 import os
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow as pa
@@ -130,6 +131,8 @@ def dup_table() -> bytes:
         ("a.json", b'{"prompt": ["a", "b"], "completion": ["x", "y"]}', "holds columns, not rows"),
         ("a.json", b'{"prompt": "a",\n "completion": "b"}\n', "one object over several lines"),
         ("a.json", b'{\n "prompt": "a"\n}\n', "one object over several lines"),
+        ("a.jsonl", bytes(Random(1).choices(range(256), [30] + [1] * 255, k=900)), "the file is binary, not text"),
+        ("a.csv", b"\x7fELF" + bytes(900), "the file is binary, not text"),
         ("a.arrow", LINES.encode(), "holds JSON, not Arrow"),
         ("a.arrow", b"", "not an Arrow file"),
     ],

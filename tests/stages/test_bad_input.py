@@ -28,7 +28,7 @@ from prism_job.extract.model import load_tokenizer
 from prism_job.progress import write_termination_message
 from prism_job.spec.document import parse_spec
 from tests.conftest import STAGES, Job, candidate, pair, read_json, turn, write_jsonl
-from tests.models import save_tiny_adapter, save_tiny_model
+from tests.models import CHAT_TEMPLATE, save_tiny_adapter, save_tiny_model
 
 WRONG_REQUEST, DAMAGED_DATA, TRY_AGAIN = 64, 65, 75
 
@@ -427,6 +427,10 @@ def test_a_turn_of_tool_calls_alone_is_shown_in_the_report(job: Job) -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": "{}"}}]}
     row = {"messages": [turn("user", "Add"), call | {"content": ""}, turn("tool", "3"), turn("assistant", "Three")]}
     bare = {"messages": [turn("user", "Add"), call, turn("tool", "3"), turn("assistant", "Three")]}
+    writes_calls = CHAT_TEMPLATE.replace(
+        "{{ message['content'] }}", "{{ message['content'] }}{{ message.tool_calls or '' }}"
+    )
+    uses_template(writes_calls)(job)
     write_jsonl(job.folder / "pool" / "b.jsonl", [row, bare])
     job.spec["selection"] = {"keep": "highest", "budget": {"count": 12}}
     assert "Three" in (job.run().parent / "report.html").read_text()
