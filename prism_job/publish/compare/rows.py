@@ -127,7 +127,9 @@ def _cut(path: Path, num_parts: int, names: dict[str, int]) -> list[Column]:
     """The rows of a table, in plan order, in a scratch file for each part of the ids. Adds its sources to `names`."""
     columns_W = [Column(ROW) for _ in range(num_parts)]
     seen, index_of = None, np.zeros(0, np.int32)
-    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=COLUMNS, use_threads=False):
+    # With pre_buffer, its default, pyarrow keeps what it has read: 300 MB at 10 million rows.
+    table = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**16)
+    for batch in table.iter_batches(BATCH_ROWS, columns=COLUMNS, use_threads=False):
         dictionary = batch["source"].dictionary
         if seen is None or not dictionary.equals(seen):
             index_of = np.array([names.setdefault(name, len(names)) for name in dictionary.to_pylist()], np.int32)
