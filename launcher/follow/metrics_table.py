@@ -1,11 +1,11 @@
-"""What `prism evaluate` prints for a person: four tables with an empty line between them."""
+"""What `prism evaluate` prints for a person: five tables with an empty line between them."""
 
 from typing import Any
 
 from launcher.follow.terminal_text import printable
 
 RANKINGS = {"PRISM's score": "", "own loss, token mean": "loss_", "own loss, sum": "loss_sum_"}
-"""Ranking -> prefix of its figures' names."""
+"""Ranking that is shown at several budgets -> prefix of its figures' names."""
 
 MAX_SOURCES = 50
 MAX_SOURCE_CHARACTERS = 48
@@ -13,7 +13,7 @@ MAX_SOURCE_CHARACTERS = 48
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
-    """Agreement with the label, one row per ranking; then per budget; then per source; then how reliable π is."""
+    """Agreement with the label by ranking, PRISM less each of them, by budget, by source; then how reliable π is."""
     # Precision and recall, named by what the budget did.
     names = ("good of the kept", "kept of all good")
     if not metrics["action"].startswith("keep"):
@@ -23,19 +23,26 @@ def metrics_table(metrics: dict[str, Any]) -> str:
 
 
 def _rankings(metrics: dict[str, Any], precision: str) -> list[str]:
-    """PRISM's score, then the baselines that need no gradient."""
+    """PRISM's score, then its rivals, and the difference to each."""
     lines = [
         f"{metrics['num_examples']:,} examples, {metrics['num_positive']:,} of them good by '{printable(metrics['label'])}'; "
         f"the budget took {metrics['taken_by_budget']:,} ({metrics['action']})",
         "",
-        f"{'ranked by':<24}{'AUROC':>6}  {'95 % interval':<16}{precision:>20}  95 % interval",
+        f"{'ranked by':<26}{'AUROC':>6}  {'95 % interval':<16}{precision:>20}  95 % interval",
     ]
-    for name, prefix in RANKINGS.items():
+    below = [f"{'AUROC of PRISM less that of':<30}{'':>6}  95 % interval, in paired resamples"]
+    for rival in [{"name": "PRISM's score", "prefix": "", "reason": None}, *metrics["rivals"]]:
+        name, prefix = rival["name"], rival["prefix"]
+        if rival["reason"] is not None:
+            lines.append(f"{name:<26}not computed: {printable(rival['reason'])}")
+            continue
         auroc, at_budget = (_cells(metrics, f"{prefix}{measure}") for measure in ("auroc", "precision_at_budget"))
-        lines.append(f"{name:<24}{auroc[0]:>6}  {auroc[1]:<16}{at_budget[0]:>20}  {at_budget[1]}")
-    value, low, high = (metrics[f"auroc_over_loss{end}"] for end in ("", "_low", "_high"))
-    difference = f"{value:+.3f}, {low:+.3f} to {high:+.3f} in paired resamples"
-    return [*lines, f"AUROC of PRISM's score minus that of the loss (token mean): {difference}"]
+        lines.append(f"{name:<26}{auroc[0]:>6}  {auroc[1]:<16}{at_budget[0]:>20}  {at_budget[1]}")
+        if prefix:
+            value, low, high = (metrics[f"auroc_over_{prefix[:-1]}{end}"] for end in ("", "_low", "_high"))
+            verdict = "PRISM is better" if low > 0 else "PRISM is worse" if high < 0 else "neither is better"
+            below.append(f"{name:<30}{value:>+6.3f}  {f'{low:+.3f} to {high:+.3f}':<18}{verdict}")
+    return [*lines, "", *below]
 
 
 def _budgets(metrics: dict[str, Any], measures: tuple[str, str]) -> list[str]:

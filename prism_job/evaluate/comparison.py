@@ -1,10 +1,9 @@
-"""A ranking of candidates compared with their labels, beside two baselines: the candidates' own loss, as mean and as sum.
+"""A ranking of candidates compared with their labels, beside its rivals.
 
 Shapes: A rows of the plan, N ranked ones (usable, duplicates left out), Q target pairs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,10 @@ from numpy.typing import NDArray
 
 from prism_job.data.labels import label_of, refuse_one_sided
 from prism_job.evaluate.metrics import Measure, auroc, preference_figures, ranking_figures, with_intervals
+from prism_job.evaluate.rivals import Outcome, rivals
 from prism_job.plan.plan import Plan, Unit
-from prism_job.spec.ranking import EvaluationSpec, SelectionSpec
+from prism_job.spec.document import RunSpec
+from prism_job.spec.ranking import EvaluationSpec
 from prism_job.storage.objects import Store
 from prism_job.store import staged_rows
 
@@ -23,31 +24,20 @@ Bools = NDArray[np.bool_]
 PERCENTS = (1, 2, 5, 10, 20, 50)
 """Budgets at which precision and recall are reported, beside the run's own, in percent of the ranked candidates."""
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """A selection's result for each row, in plan order."""
-
-    ranked_A: Bools  # which of the plan's rows were ranked; the other fields cover these rows alone
-    score_N: Float64
-    nll_N: Float64  # own losses, token sums
-    tokens_N: NDArray[np.int32]  # response tokens
-    selected_N: Bools  # rows of the subset
-    preference_Q: Float64  # π, nan where a pair has none
-    num_taken: int  # rows the budget took, kept or dropped
+AT_ALL_BUDGETS = ("", "loss_", "loss_sum_")
+"""Prefixes of the rankings that are compared there; the others are at the run's own budget."""
 
 
-def compare(
-    outcome: Outcome, plan: Plan, store: Store, selection: SelectionSpec, evaluation: EvaluationSpec
-) -> dict[str, Any]:
-    """Figures of the ranking beside those of the candidates' own loss, of π, and of each source; plain values.
+def compare(outcome: Outcome, plan: Plan, store: Store, spec: RunSpec, evaluation: EvaluationSpec) -> dict[str, Any]:
+    """Figures of the ranking beside those of its rivals, of π, and of each source; plain values.
 
     The score is oriented by the selection: under `keep: highest` and `drop: lowest` a good candidate should score high.
-    The baselines call a candidate bad by its own loss: `loss_` is the token mean, `loss_sum_` the sum. `precision_at_5` is
+    `rivals` lists the rankings beside it: name, prefix of the figures, and why there are none, or None. `precision_at_5` is
     the share of good ones among those that a budget of 5 % keeps, or of bad ones among those that it drops; `recall_at_5`
-    how many of all good ones are kept, of all bad ones dropped; `taken_at_5` its rows. A budget of no row is left out.
-    Every figure of a ranking has a 95 % bootstrap interval, `_low` to `_high`. So has `auroc_over_loss`, the difference of
-    `auroc` and `loss_auroc` in the same resamples: where it holds 0, neither ranking can be called the better one. All these
+    how many of all good ones are kept, of all bad ones dropped; `taken_at_5` its rows. A budget of no row is left out,
+    and rivals other than the losses have figures of the run's own alone. Every figure of a ranking has a 95 % bootstrap
+    interval, `_low` to `_high`. So has `auroc_over_loss`, the difference of `auroc` and `loss_auroc` in the same resamples,
+    and so on for each rival: where it holds 0, neither ranking can be called the better one. All these
     are of the ranking alone; under limits of the groups' shares the budget takes other rows, and `precision_within_shares` is
     theirs. For the figures of π see `preference_figures`.
 
@@ -57,6 +47,7 @@ def compare(
     """
     good_N = _read_labels(plan.candidates, plan.sources, store, outcome.ranked_A, evaluation.label, evaluation.positive)
     num_ranked, num_good = len(good_N), int(good_N.sum())
+    selection = spec.selection
     keeps = selection.keep is not None
     limited = {}
     if selection.shares and outcome.num_taken:
@@ -64,15 +55,21 @@ def compare(
     refuse_one_sided(num_good, num_ranked, evaluation.label, ", ".join(plan.sources[:3]))
     sign = 1.0 if (selection.keep == "highest" or selection.drop == "lowest") else -1.0
     score_N = sign * outcome.score_N
-    rankings = {"": score_N, "loss_": -outcome.nll_N / outcome.tokens_N, "loss_sum_": -outcome.nll_N}
     taken = {"budget": outcome.num_taken} | {str(percent): round(percent / 100 * num_ranked) for percent in PERCENTS}
     taken = {name: num_taken for name, num_taken in taken.items() if num_taken}
-    measures: dict[Sequence[str], Measure] = {
-        _names(prefix, list(taken)): ranking_figures(ranking_N, good_N, keeps, list(taken.values()))
-        for prefix, ranking_N in rankings.items()
-    }
+    beside = rivals(outcome, plan, store, spec, sign)
+    measures: dict[Sequence[str], Measure] = {}
+    for prefix, ranking_N in {"": score_N, **{rival.prefix: rival.ranking_N for rival in beside}}.items():
+        if ranking_N is not None:
+            budgets = taken if prefix in AT_ALL_BUDGETS else {name: taken[name] for name in taken if name == "budget"}
+            figures = ranking_figures(ranking_N, good_N, keeps, list(budgets.values()))
+            measures[_names(prefix, list(budgets))] = figures
+    prefixes = ["", *(rival.prefix for rival in beside if rival.ranking_N is not None)]
+    beside_facts = [rival.facts() for rival in beside]
+    del beside, score_N  # resampling needs their orders alone
     # A run's own budget that takes nothing has figures of None.
-    nothing = {f"{name}{end}": None for prefix in rankings for name in _names(prefix, ["budget"]) for end in _ENDS}
+    nothing = {f"{name}{end}": None for prefix in prefixes for name in _names(prefix, ["budget"]) for end in _ENDS}
+    differences = {f"auroc_over_{prefix[:-1]}": ("auroc", f"{prefix}auroc") for prefix in prefixes[1:]}
     known_Q = ~np.isnan(outcome.preference_Q)
     column, right_Q = evaluation.target_label, None
     if column is not None:
@@ -86,8 +83,9 @@ def compare(
         **limited,
         **{f"taken_at_{name}": num_taken for name, num_taken in taken.items() if name != "budget"},
         **nothing,
-        **with_intervals(measures, num_ranked, {"auroc_over_loss": ("auroc", "loss_auroc")}),
-        "by_source": _by_source(outcome, plan, score_N, good_N, keeps),
+        "rivals": beside_facts,
+        **with_intervals(measures, num_ranked, differences),
+        "by_source": _by_source(outcome, plan, sign, good_N, keeps),
         "target_label": column,
         **preference_figures(outcome.preference_Q[known_Q], right_Q),
     }
@@ -118,7 +116,7 @@ def _names(prefix: str, budgets: list[str]) -> tuple[str, ...]:
     )
 
 
-def _by_source(outcome: Outcome, plan: Plan, score_N: Float64, good_N: Bools, keeps: bool) -> list[dict[str, Any]]:
+def _by_source(outcome: Outcome, plan: Plan, sign: float, good_N: Bools, keeps: bool) -> list[dict[str, Any]]:
     """A row for each source with a ranked candidate. Precision is that of its rows that the budget took; None without any."""
     source_A = np.repeat([unit.source for unit in plan.candidates], [unit.num_rows for unit in plan.candidates])
     # Rows are in plan order, so each source is one run of them.
@@ -135,7 +133,7 @@ def _by_source(outcome: Outcome, plan: Plan, score_N: Float64, good_N: Bools, ke
                 "good": int(good_N[part].sum()),
                 "selected": int(outcome.selected_N[part].sum()),
                 "precision": int((taken_N & right_N)[part].sum()) / num_taken if num_taken else None,
-                "auroc": auroc(score_N[part], good_N[part]),
+                "auroc": auroc(sign * outcome.score_N[part], good_N[part]),
             }
         )
     return rows

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from prism_job.evaluate.comparison import Outcome, compare
-from prism_job.publish.published import load
+from prism_job.evaluate.comparison import compare
+from prism_job.evaluate.rivals import Outcome
+from prism_job.publish.published import Published, load
 from prism_job.spec.ranking import EvaluationSpec
 from prism_job.storage.address import open_store
 
@@ -23,22 +24,27 @@ def evaluate(
         DataError: the selection is damaged.
     """
     published = load(manifest_uri)
-    spec = published.manifest.spec.spec
-    scores = published.table("scores.parquet")
-    ranked_A = scores["score"].is_valid().to_numpy() & ~scores["duplicate"].to_numpy()
-    outcome = Outcome(
-        ranked_A=ranked_A,
-        score_N=scores["score"].to_numpy()[ranked_A],
-        nll_N=scores["nll"].to_numpy()[ranked_A],
-        tokens_N=scores["num_tokens"].to_numpy()[ranked_A],
-        selected_N=scores["selected"].to_numpy()[ranked_A],
-        preference_Q=published.table("targets.parquet")["preference"].to_numpy(),
-        num_taken=published.manifest.counts.taken_by_budget,
-    )
+    spec, outcome = published.manifest.spec.spec, outcome_of(published)
     evaluation = spec.evaluation or EvaluationSpec(label="label")
     if label not in (None, evaluation.label):
         evaluation = evaluation.model_copy(update={"label": label, "positive": None})
     options = {"positive": positive, "target_label": target_label}
     evaluation = evaluation.model_copy(update={name: value for name, value in options.items() if value is not None})
-    figures = compare(outcome, published.plan(), open_store(spec.store), spec.selection, evaluation)
+    figures = compare(outcome, published.plan(), open_store(spec.store), spec, evaluation)
     return figures | {"selection_id": published.manifest.selection_id}
+
+
+def outcome_of(published: Published) -> Outcome:
+    """What labels are compared with, from the tables."""
+    scores = published.table("scores.parquet")
+    ranked_A = scores["score"].is_valid().to_numpy() & ~scores["duplicate"].to_numpy()
+    return Outcome(
+        ranked_A=ranked_A,
+        score_N=scores["score"].to_numpy()[ranked_A],
+        nll_N=scores["nll"].to_numpy()[ranked_A],
+        norm_N=scores["norm"].to_numpy()[ranked_A],
+        tokens_N=scores["num_tokens"].to_numpy()[ranked_A],
+        selected_N=scores["selected"].to_numpy()[ranked_A],
+        preference_Q=published.table("targets.parquet")["preference"].to_numpy(),
+        num_taken=published.manifest.counts.taken_by_budget,
+    )

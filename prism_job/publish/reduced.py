@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prism_job.evaluate.comparison import Outcome
+from prism_job.evaluate.rivals import Outcome
 from prism_job.plan.plan import Plan, Quarantined
 from prism_job.score.candidates import Scored
 from prism_job.score.column import Column
@@ -57,6 +57,7 @@ class Reduced:
             ranked_A=ranked_A,
             score_N=self.scores.part(every)[ranked_A],
             nll_N=scored.nll.part(every)[ranked_A],
+            norm_N=scored.norm.part(every)[ranked_A],
             tokens_N=scored.tokens.part(every)[ranked_A],
             selected_N=chosen.selected_N[ranked_A],
             preference_Q=self.targets.preference_Q,

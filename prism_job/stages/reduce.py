@@ -83,7 +83,7 @@ def _evaluate(reduced: Reduced, evaluation: EvaluationSpec) -> dict[str, Any]:
     """The selection compared with its labels. A label never ends a selection: where the ranked rows allow no figures, which no
     plan can foresee, only `reason` is there and names the cause."""
     try:
-        return compare(reduced.outcome(), reduced.plan, reduced.store, reduced.run.spec.selection, evaluation)
+        return compare(reduced.outcome(), reduced.plan, reduced.store, reduced.run.spec, evaluation)
     except RequestError as error:
         return {"reason": error.what}
 

@@ -16,6 +16,14 @@ METRICS |= {
     "auroc_over_loss": 0.1,
     "auroc_over_loss_low": -0.02,
     "auroc_over_loss_high": 0.17,
+    "auroc_over_loss_sum": 0.2,
+    "auroc_over_loss_sum_low": 0.1,
+    "auroc_over_loss_sum_high": 0.3,
+    "rivals": [
+        {"name": "own loss, token mean", "prefix": "loss_", "reason": None},
+        {"name": "own loss, sum", "prefix": "loss_sum_", "reason": None},
+        {"name": "BM25 to wanted responses", "prefix": "bm25_", "reason": "too many\x1b[2J words"},
+    ],
     "taken_at_5": 2,
     "by_source": [
         {"source": "s3://pool/a.jsonl", "candidates": 30, "good": 20, "selected": 25, "precision": 0.8, "auroc": 0.75},
@@ -57,37 +65,47 @@ def test_each_ranking_has_a_row_with_its_intervals() -> None:
         "PRISM's score 0.900 0.800 to 0.950 0.900 0.800 to 0.950",
         "own loss, token mean 0.800 0.700 to 0.850 0.800 0.700 to 0.850",
         "own loss, sum 0.700 0.600 to 0.750 0.700 0.600 to 0.750",
-        "AUROC of PRISM's score minus that of the loss (token mean): +0.100, -0.020 to +0.170 in paired resamples",
+        "BM25 to wanted responses not computed: too many\\x1b[2J words",
     ]
+
+
+def test_each_ranking_but_prism_has_a_row_with_the_difference_and_which_is_better() -> None:
+    _, *rows = cells(metrics_table(METRICS).split("\n\n")[2])
+    assert rows == [
+        "own loss, token mean +0.100 -0.020 to +0.170 neither is better",
+        "own loss, sum +0.200 +0.100 to +0.300 PRISM is better",
+    ]
+    worse = METRICS | {"auroc_over_loss_high": -0.01}
+    assert cells(metrics_table(worse).split("\n\n")[2])[1].endswith("PRISM is worse")
 
 
 def test_an_empty_budget_has_no_precision() -> None:
     nothing = {name: None if "at_budget" in name else value for name, value in METRICS.items()}
-    _, rankings, budgets, *_ = metrics_table(nothing | {"taken_by_budget": 0}).split("\n\n")
+    _, rankings, _, budgets, *_ = metrics_table(nothing | {"taken_by_budget": 0}).split("\n\n")
     assert cells(rankings)[-2] == "own loss, sum 0.700 0.600 to 0.750 – –"
     assert cells(budgets)[-2] == f"the run 0 {' '.join('–' * 8)}"
 
 
 def test_each_budget_has_a_row_with_precision_and_recall() -> None:
-    first, _, *rows, _ = cells(metrics_table(METRICS).split("\n\n")[2])
+    first, _, *rows, _ = cells(metrics_table(METRICS).split("\n\n")[3])
     assert first == "budget rows bad of the dropped dropped of all bad"
     figures = "0.900 0.800 to 0.950 0.800 0.700"
     assert rows == [f"5 % 2 {figures} {figures}", f"the run 10 {figures} {figures}"]
 
 
 def test_each_source_has_a_row_without_control_characters() -> None:
-    _, *rows = cells(metrics_table(METRICS).split("\n\n")[3])
+    _, *rows = cells(metrics_table(METRICS).split("\n\n")[4])
     assert rows == ["30 20 25 0.800 0.750 s3://pool/a.jsonl", "10 0 10 – – \\x1b[2Jb.jsonl"]
 
 
 def test_without_labels_of_the_pairs_all_are_assumed_correct() -> None:
-    assert metrics_table(METRICS).split("\n\n")[4] == (
+    assert metrics_table(METRICS).split("\n\n")[5] == (
         "π of 8 pairs, all assumed correct (no --target-label): mean 0.625, above one half 0.750, Brier score 0.125"
     )
 
 
 def test_with_labels_of_the_pairs_each_bin_of_pi_has_a_row() -> None:
-    opening, bins = metrics_table(METRICS | JUDGED).split("\n\n")[4:]
+    opening, bins = metrics_table(METRICS | JUDGED).split("\n\n")[5:]
     assert opening.startswith("π of 8 pairs, 5 of them correct by 'right': mean 0.625")
     assert opening.endswith("Brier score 0.125, calibration error 0.062, AUROC 0.875")
     assert cells(bins)[1:] == ["0.3 to 0.4 3 0.350 0.000 0.000 to 0.562", "0.9 to 1.0 5 0.950 1.000 0.566 to 1.000"]

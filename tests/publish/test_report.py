@@ -136,6 +136,14 @@ def figures_of(
         "auroc_over_loss": 0.084,
         "auroc_over_loss_low": -0.021,
         "auroc_over_loss_high": 0.167,
+        "auroc_over_loss_sum": 0.195,
+        "auroc_over_loss_sum_low": 0.123,
+        "auroc_over_loss_sum_high": 0.246,
+        "rivals": [
+            {"name": "own loss, token mean", "prefix": "loss_", "reason": None},
+            {"name": "own loss, sum", "prefix": "loss_sum_", "reason": None},
+            {"name": "BM25", "prefix": "bm25_", "reason": f"too many words in {label}"},
+        ],
         "target_label": target_label,
         "num_pairs": 8,
         "num_pairs_right": 5,
@@ -294,6 +302,9 @@ def test_every_figure_of_an_evaluation_is_on_the_page() -> None:
     for name, value in figures.items():
         if isinstance(value, float) and name != "preference_above_half":
             assert f"{value:.3f}" in words, name
+    assert "(-0.021 to +0.167) neither is better" in words
+    assert "(+0.123 to +0.246) PRISM is better" in words
+    assert "BM25 not computed: too many words in label" in words
     assert "75.0 % of the pairs above 0.5" in words
     for row in figures["reliability"]:
         assert f"π {row['from']:.1f} to {row['to']:.1f}: {row['pairs']} pairs" in words

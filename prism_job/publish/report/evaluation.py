@@ -32,22 +32,18 @@ def evaluation_sections(figures: Figures) -> str:
 
 
 def _rankings(figures: Figures, precision: str, recall: str, keeps: bool) -> str:
-    rows = "".join(
-        f"<tr><td>{name}</td><td>{_with_interval(figures, f'{prefix}auroc')}</td>"
-        f"<td>{_with_interval(figures, f'{prefix}precision_at_budget')}</td>"
-        f"<td>{_with_interval(figures, f'{prefix}recall_at_budget')}</td></tr>"
-        for prefix, name in NAMES.items()
-    )
+    rows = _ranking(figures, "PRISM's score", "")
+    rows += "".join(_ranking(figures, rival["name"], rival["prefix"], rival["reason"]) for rival in figures["rivals"])
     return (
         f'<p class="note">Column <code>{safe(figures["label"])}</code> calls {figures["num_positive"]:,} of the '
         f"{figures['num_examples']:,} ranked candidates good. The label did not influence the selection. "
-        "AUROC is the probability that a good one ranks above a bad one; the others are at this run's budget of "
+        "AUROC is the probability that a good one ranks above a bad one; the shares are at this run's budget of "
         f"{figures['taken_by_budget']:,} rows. In brackets: 95 % intervals.</p>"
-        f'<table class="figures"><thead><tr><th>Ranked by</th><th>AUROC</th><th>{precision}</th><th>{recall}</th></tr>'
+        f'<table class="figures"><thead><tr><th>Ranked by</th><th>AUROC</th><th>{precision}</th><th>{recall}</th>'
+        "<th>AUROC of PRISM less it</th><th></th></tr>"
         f"</thead><tbody>{rows}</tbody></table>"
-        '<p class="note">AUROC of PRISM\'s score less that of the own loss (token mean), in the same resamples: '
-        f"{_with_interval(figures, 'auroc_over_loss', '+')}. If this interval holds 0, neither is better "
-        "by this measure; whether the two intervals above overlap does not decide it.</p>"
+        '<p class="note">The last difference is taken in the same resamples. Where its interval holds 0, neither is better by '
+        "this measure; whether two intervals of AUROC overlap does not decide it.</p>"
         + (
             '<p class="note">These figures are of the ranking alone. Of the rows that the budget took within the groups\' '
             f"limits, {figures['precision_within_shares']:.3f} are {'good' if keeps else 'bad'}.</p>"
@@ -55,6 +51,18 @@ def _rankings(figures: Figures, precision: str, recall: str, keeps: bool) -> str
             else ""
         )
     )
+
+
+def _ranking(figures: Figures, name: str, prefix: str, reason: str | None = None) -> str:
+    if reason is not None:
+        return f'<tr><td>{safe(name)}</td><td colspan="5">not computed: {safe(reason)}</td></tr>'
+    cells = [_with_interval(figures, f"{prefix}{of}") for of in ("auroc", "precision_at_budget", "recall_at_budget")]
+    if prefix:
+        difference = f"auroc_over_{prefix[:-1]}"
+        low, high = figures[f"{difference}_low"], figures[f"{difference}_high"]
+        verdict = "PRISM is better" if low > 0 else "PRISM is worse" if high < 0 else "neither is better"
+        cells += [_with_interval(figures, difference, "+"), verdict]
+    return f"<tr><td>{safe(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
 def _with_interval(figures: Figures, name: str, sign: str = "") -> str:
