@@ -17,11 +17,11 @@ SPEC = "examples/facts/selection.yaml"
 
 def main() -> None:
     manifest = Path(prism("run", SPEC))
-    opening, rankings, *_ = prism("evaluate", str(manifest), "--label", "label").split("\n\n")
+    opening, rankings, differences, *_ = prism("evaluate", str(manifest), "--label", "label").split("\n\n")
     scores = pq.read_table(manifest.parent / "scores.parquet").sort_by("score").slice(0, 10).to_pylist()
     rows = [json.loads(line) for line in Path(scores[0]["source"]).read_text(encoding="utf-8").splitlines()]
 
-    print(f"\n{opening}\n\n{rankings}")
+    print(f"\n{opening}\n\n{rankings}\n\n{differences}")
     print("\nThe ten lowest scores")
     for score in scores:
         row = rows[score["line"] - 1]
