@@ -1,1 +1,1 @@
-"""How good a ranking is: metrics, labels, baselines, audit."""
+"""How good a ranking is: metrics, labels, rivals, audit."""

@@ -44,5 +44,5 @@ def bm25(texts: Iterable[str], weight_of: Mapping[str, float]) -> NDArray[np.flo
     of_word_in_text, start_V = index.scores["data"], index.scores["indptr"]
     weight_V = np.array([*weight_of.values(), 0.0])
     weighted = of_word_in_text * np.repeat(weight_V, np.diff(start_V))
-    scores_N: NDArray[np.float64] = np.bincount(index.scores["indices"], weighted, len(documents))
-    return scores_N
+    # numpy's stub says intp; with weights it is float64.
+    return np.bincount(index.scores["indices"], weighted, len(documents)).astype(np.float64, copy=False)
