@@ -45,16 +45,21 @@ def list_files(uri: str) -> tuple[list[Source], dict[str, str]]:
     if not keys:
         fix = "check the address; ~ and * are not expanded; a data set of the hub is hf://datasets/ORG/NAME"
         raise RequestError("nothing there: no such file, and no folder or prefix with objects", where=uri, fix=fix)
-    unprintable = [key for key in keys if _UNPRINTABLE.search(key)]
-    if unprintable:
-        fix = "rename that file: its name holds bytes that are not UTF-8, or control characters"
-        raise RequestError(f"a file name that cannot be printed: {unprintable[0]!r}", where=uri, fix=fix)
+    refuse_unprintable(keys, uri)
     data, others = data_files_at(keys, uri)
     data, unlisted = _in_saved_order(folder, data, [key for key in others if others[key] == DESCRIBES])
     return [_source(folder, key) for key in data], {folder.uri(key): why for key, why in (others | unlisted).items()}
 
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def refuse_unprintable(keys: list[str], where: str) -> None:
+    """Raises RequestError: a file name that would change a log or a terminal."""
+    unprintable = [key for key in keys if _UNPRINTABLE.search(key)]
+    if unprintable:
+        fix = "rename that file: its name holds bytes that are not UTF-8, or control characters"
+        raise RequestError(f"a file name that cannot be printed: {unprintable[0]!r}", where=where, fix=fix)
 
 
 def _source(store: Store, key: str) -> Source:
@@ -97,11 +102,13 @@ def _in_saved_order(folder: Store, data: list[str], described: list[str]) -> tup
     """
     for key in described:
         if key.rpartition("/")[2] == "dataset_dict.json":
-            splits = list(map(str, _read_object(folder, key).get("splits") or ()))
-            if len(splits) > 1:
+            splits = _read_object(folder, key).get("splits")
+            if isinstance(splits, list) and len(splits) > 1:
                 where = folder.uri(key).removesuffix("/dataset_dict.json")
                 fix = f"name the folder of one: {where}/{splits[0]}"
-                raise RequestError(f"a saved data set with the splits {', '.join(splits)}", where=where, fix=fix)
+                raise RequestError(
+                    f"a saved data set with the splits {', '.join(map(str, splits))}", where=where, fix=fix
+                )
     order = {key: (key, 0) for key in data}
     unlisted: dict[str, str] = {}
     for key in described:

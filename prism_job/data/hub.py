@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_job.data import splits
-from prism_job.data.data_files import Source, data_files_at
+from prism_job.data.data_files import Source, data_files_at, refuse_unprintable
 from prism_job.data.readers import Numbered, read_file
 from prism_job.errors import DataError, RequestError, TransientError
 from prism_job.spec.hub_address import HubAddress, is_hub
@@ -34,6 +34,7 @@ def list_dataset(uri: str) -> tuple[list[Source], dict[str, str]]:
     """
     address = HubAddress.parse(uri)
     pinned, names = _at_commit(address)
+    refuse_unprintable(names, uri)
     folder = HubAddress(pinned.repo, pinned.revision)
     if address.path:
         below = [name for name in names if name == address.path or name.startswith(f"{address.path}/")]
@@ -121,4 +122,5 @@ def _hub_errors(where: str, repo: str) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error) or repr(error))[:300]
+    """Its text without the queries of addresses: the hub signs those of its files, and who has one may read the file."""
+    return re.sub(r"\s+", " ", re.sub(r"(https?://[^\s?]*)\?\S*", r"\1", str(error) or repr(error)))[:300]

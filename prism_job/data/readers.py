@@ -11,6 +11,7 @@ import io
 import json
 import lzma
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -22,7 +23,10 @@ import pyarrow.parquet as pq
 from prism_job.errors import DataError
 
 MAX_LINE_BYTES = 64 * 2**20
-"""Limit of one JSON line: no example is as long, and a line without end would take all memory."""
+"""Limit of one line: no example is as long, and a line without end would take all memory."""
+
+MAX_WHOLE_BYTES = 4 * 2**30
+"""Limit of a file that is held in memory whole, decompressed: a small compressed file may expand without end."""
 
 BATCH_ROWS = 1024
 """Rows of a table that are Python objects at one time."""
@@ -70,7 +74,17 @@ def read_file(path: Path, name: str, uri: str) -> Iterator[Numbered]:
         raise DataError(what, where=uri, fix="write the file again, or take it out of the uris") from error
 
 
-_ERRORS = (OSError, EOFError, pa.ArrowException, csv.Error, zlib.error, lzma.LZMAError, ValueError, RecursionError)
+_ERRORS = (
+    OSError,
+    EOFError,
+    pa.ArrowException,
+    csv.Error,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+)  # OverflowError: a date that Python cannot hold
 
 
 def _decompressed(path: Path, compression: str) -> io.BufferedReader:
@@ -142,13 +156,13 @@ _decode_json = json.JSONDecoder(object_pairs_hook=_without_repeats).decode
 
 
 def _twice(names: list[str]) -> str | None:
-    return next((name for index, name in enumerate(names) if name in names[:index]), None)
+    return next((name for name, times in Counter(names).items() if times > 1), None)
 
 
 def _json(stream: io.BufferedReader) -> Iterator[Numbered]:
     # Both a JSON array and JSON lines have this ending in practice; the first character tells them apart.
     if stream.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
-        text = stream.read().removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogatepass")
+        text = _whole(stream).getvalue().removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogatepass")
         yield from ((position, _as_row(value)) for position, value in enumerate(_decode_json(text), start=1))
         return
     rows = _json_lines(stream)
@@ -177,13 +191,20 @@ def _holds_columns(row: Row | Unreadable) -> bool:
 def _csv(stream: io.BufferedReader, delimiter: str = ",") -> Iterator[Numbered]:
     csv.field_size_limit(2**27)
     text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
-    reader = csv.DictReader(text, strict=True, delimiter=delimiter)
+    reader = csv.DictReader(_text_lines(text), strict=True, delimiter=delimiter)
     _refuse_repeats(list(reader.fieldnames or ()))
     for row in reader:
         if None in row:
             yield reader.line_num, Unreadable("more fields than the header names")
         else:
             yield reader.line_num, dict(row)
+
+
+def _text_lines(text: io.TextIOWrapper) -> Iterator[str]:
+    while line := text.readline(MAX_LINE_BYTES + 1):
+        if len(line) > MAX_LINE_BYTES:
+            raise ValueError(f"a line of more than {MAX_LINE_BYTES >> 20} MiB")
+        yield line
 
 
 def _tsv(stream: io.BufferedReader) -> Iterator[Numbered]:
@@ -204,17 +225,33 @@ def _arrow(stream: io.BufferedReader) -> Iterator[Numbered]:
     """Both formats of Arrow have this ending: the file format, and the stream that `save_to_disk` writes."""
     if stream.peek(6)[:6] == b"ARROW1":
         file = pa.ipc.open_file(_seekable(stream))
-        return _table_rows(file.schema, (file.get_batch(index) for index in range(file.num_record_batches)))
+        return _table_rows(file.schema, map(_valid, map(file.get_batch, range(file.num_record_batches))))
     if stream.peek(1)[:1] in (b"{", b"["):
         raise ValueError("the file holds JSON, not Arrow; end its name in .jsonl or .json")
     if isinstance(stream.raw, io.FileIO):
         _refuse_open_end(stream)
     reader = pa.ipc.open_stream(stream)
-    return _table_rows(reader.schema, reader)
+    return _table_rows(reader.schema, map(_valid, reader))
+
+
+def _valid(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Raises pa.ArrowInvalid: damaged. Nothing else checks the offsets of a batch, and a wrong one ends the process."""
+    batch.validate(full=True)
+    return batch
 
 
 def _seekable(stream: io.BufferedReader) -> IO[bytes]:
-    return stream if isinstance(stream.raw, io.FileIO) else io.BytesIO(stream.read())
+    return stream if isinstance(stream.raw, io.FileIO) else _whole(stream)
+
+
+def _whole(stream: io.BufferedReader) -> io.BytesIO:
+    content = io.BytesIO()
+    while part := stream.read(2**20):
+        content.write(part)
+        if content.tell() > MAX_WHOLE_BYTES:
+            raise ValueError(f"it takes more than {MAX_WHOLE_BYTES >> 30} GiB of memory; use .jsonl, or plain .parquet")
+    content.seek(0)
+    return content
 
 
 def _refuse_open_end(stream: io.BufferedReader) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from prism_job.data.data_files import DESCRIBES
 from prism_job.data.readers import KNOWN, kind_of
@@ -33,14 +34,10 @@ def files_of_split(names: Sequence[str], card: Path | None, address: HubAddress)
             "its configs lie in .huggingface.yaml, which PRISM does not read", where=str(address), fix=fix
         )
     with tempfile.TemporaryDirectory(prefix="prism-") as folder:
-        # Empty files of the same names: `datasets` looks at names alone.
         root = Path(folder).resolve()
-        for name in filter(_is_inside, names):
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).touch()
         configs, default = _configs(card, address)
         config = _chosen("config", address.config, list(configs), default, address)
-        splits = _resolve(root, configs[config], has_card=card is not None and bool(configs[config]), address=address)
+        splits = _resolve(root, names, configs[config], address)
         split = _chosen("split", address.split, list(splits), None, address)
         files = [Path(file).relative_to(root).as_posix() for file in splits[split]]
     if unread := [file for file in files if kind_of(file) is None]:
@@ -54,13 +51,15 @@ def others_of(names: Sequence[str], files: Sequence[str]) -> dict[str, str]:
     """The data files that are not of the split, with the reason; other files of a repository are no news."""
     return {
         name: DESCRIBES if PurePosixPath(name).name.startswith("dataset_info") else "not a file of that split"
-        for name in names
-        if name not in set(files) and kind_of(name) is not None
+        for name in sorted(set(names) - set(files))
+        if kind_of(name) is not None
     }
 
 
 def _is_inside(name: str) -> bool:
-    return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+    """A path below the data set, for `datasets` too: it takes `file:…`, `https:…` and `zip::…` as addresses."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "::" not in name and not urlsplit(name).scheme
 
 
 def _configs(card: Path | None, address: HubAddress) -> tuple[dict[str, dict[str, Any]], str | None]:
@@ -79,8 +78,8 @@ def _configs(card: Path | None, address: HubAddress) -> tuple[dict[str, dict[str
     return dict(configs) or {"default": {}}, default
 
 
-def _resolve(root: Path, config: dict[str, Any], *, has_card: bool, address: HubAddress) -> dict[str, list[str]]:
-    """Split -> paths below `root`."""
+def _resolve(root: Path, names: Sequence[str], config: dict[str, Any], address: HubAddress) -> dict[str, list[str]]:
+    """Split -> paths below `root`, where empty files get these names: `datasets` looks at names alone."""
     from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patterns
     from datasets.load import infer_module_for_data_files
     from datasets.packaged_modules import _ALL_ALLOWED_EXTENSIONS, _MODULE_TO_EXTENSIONS
@@ -90,19 +89,23 @@ def _resolve(root: Path, config: dict[str, Any], *, has_card: bool, address: Hub
         raise RequestError(
             f"the config has the parameter {unread[0]}, which PRISM does not apply", where=str(address), fix=fix
         )
-    base = root / (config.get("data_dir") or "")
     try:
+        for name in filter(_is_inside, names):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).touch()
+        base = root / (config.get("data_dir") or "")
+        if not base.resolve().is_relative_to(root):
+            raise ValueError(f"the card names {config['data_dir']}, outside the data set")
         patterns = sanitize_patterns(config["data_files"]) if "data_files" in config else get_data_patterns(str(base))
-        outside = [it for them in patterns.values() for it in them if "://" in it or not _is_inside(it)]
-        if outside or not base.resolve().is_relative_to(root):
-            raise RequestError(
-                f"its card names {(*outside, base)[0]}, outside the data set", where=str(address), fix=fix
-            )
+        if outside := [it for them in patterns.values() for it in them if not _is_inside(it)]:
+            raise ValueError(f"the card names {outside[0]}, outside the data set")
         found = DataFilesDict.from_patterns(patterns, str(base), allowed_extensions=_ALL_ALLOWED_EXTENSIONS)
-        if not has_card:
+        if not config:
             kind, _ = infer_module_for_data_files(found)
             found = found.filter(extensions=_MODULE_TO_EXTENSIONS[kind])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not any(found.values()):
+            raise ValueError("the config names none")
+    except Exception as error:  # whatever names and the card hold
         what = f"no data files are found: {' '.join(str(error).replace(f'{root}/', '').split())[:300]}"
         raise RequestError(what, where=str(address), fix=f"{fix}. PRISM reads {KNOWN}") from error
     return {str(split): list(files) for split, files in found.items() if files}

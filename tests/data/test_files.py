@@ -10,6 +10,7 @@ import io
 import json
 import lzma
 import os
+import struct
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -143,6 +144,48 @@ def test_a_file_that_would_be_misread_is_an_error(name: str, content: bytes, say
         read(tmp_path)
     assert raised.value.where == str(tmp_path / name)
     assert raised.value.fix
+
+
+def damaged_arrow() -> bytes:
+    """The end of the first text lies beyond the buffer: read without a check, it ends the process."""
+    content = arrow([{"text": "hello world"}, {"text": "abc"}])
+    return content.replace(struct.pack("<3i", 0, 11, 14), struct.pack("<3i", 0, 2**31 - 256, 14))
+
+
+def far_date() -> bytes:
+    sink = io.BytesIO()
+    table = pa.table({"text": ["a"], "made": pa.array([2**62], pa.timestamp("s"))})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.arrow", damaged_arrow()),
+        ("a.arrow", far_date()),
+        ("a.csv.xz", lzma.compress(b"text\n" + b"x" * 4000)),
+        ("a.tsv", b"text\n" + b"x" * 4000),
+        ("a.json.bz2", bz2.compress(b"[" + b" " * 4000 + b"]")),
+        ("a.parquet.gz", gzip.compress(bytes(4000))),
+        ("a.arrow.zst", pa.compress(b"ARROW1" + bytes(4000), "zstd", asbytes=True)),
+    ],
+)
+def test_a_damaged_value_and_a_file_that_expands_without_end_are_errors(
+    name: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("MAX_LINE_BYTES", "MAX_WHOLE_BYTES"):
+        monkeypatch.setattr(f"prism_job.data.readers.{limit}", 2000)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read as" if name == "a.arrow" else "more than 0"):
+        read(tmp_path)
+
+
+def test_a_list_of_splits_that_is_none_names_no_splits(tmp_path: Path) -> None:
+    (tmp_path / "dataset_dict.json").write_text('{"splits": 5}')
+    (tmp_path / "a.jsonl").write_text(LINES)
+    assert read(tmp_path) == ROWS
 
 
 def test_a_json_line_with_one_key_twice_is_a_bad_row(tmp_path: Path) -> None:

@@ -187,17 +187,57 @@ def test_a_wrong_address_is_named_with_what_there_is(address: str, says: str, fi
     assert raised.value.where.startswith("hf://datasets/")
 
 
-@pytest.mark.parametrize("pattern", ["../../etc/*.json", "/etc/*.json", "https://example.invalid/a.jsonl"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["../../etc/*.json", "/etc/*.json", "https://example.invalid/a.jsonl", "file:/etc/*", "zip::a.json", "s3::a"],
+)
 def test_a_card_cannot_name_files_outside_its_data_set(pattern: str, hub: Hub) -> None:
     hub.datasets["org/configs"][COMMIT]["README.md"] = (CARD % json.dumps(pattern)).encode()
     with pytest.raises(RequestError, match="outside the data set"):
         read("hf://datasets/org/configs?config=outside")
 
 
+def test_a_card_cannot_have_another_folder_searched(hub: Hub) -> None:
+    hub.datasets["org/configs"][COMMIT]["README.md"] = (CARD % "a\n  data_dir: ../../..").encode()
+    hub.datasets["org/plain"][COMMIT]["README.md"] = b"---\nconfigs: [{config_name: a, data_dir: ../../..}]\n---\n"
+    for address in ("org/configs?config=outside", "org/plain"):
+        with pytest.raises(RequestError, match=r"names \.\./\.\./\.\., outside the data set"):
+            read(f"hf://datasets/{address}")
+
+
+def test_file_names_that_no_folder_can_hold_are_an_error(hub: Hub) -> None:
+    for name in ("a" * 300 + ".jsonl", "pool.jsonl/b.jsonl"):
+        hub.datasets["org/single"][COMMIT] = {"pool.jsonl": b"", name: b""}
+        with pytest.raises(RequestError, match="no data files are found"):
+            read("hf://datasets/org/single")
+
+
 def test_a_damaged_card_is_an_error(hub: Hub) -> None:
     hub.datasets["org/configs"][COMMIT]["README.md"] = b"---\nconfigs: [{config_name: a, data_files: 5}]\n---\n"
     with pytest.raises(DataError, match=r"README\.md cannot be read"):
         read("hf://datasets/org/configs")
+    for wrong in ("data_dir: 5", "data_dir: [a]", "data_files: []", 'data_files: "a\\0b"'):
+        card = f"---\nconfigs:\n- config_name: a\n  {wrong}\n---\n"
+        name = f"org/{len(hub.datasets)}"  # a file at a commit is downloaded once
+        hub.datasets[name] = {COMMIT: {"README.md": card.encode(), "a.jsonl": b""}}
+        with pytest.raises(RequestError, match="no data files are found"):
+            read(f"hf://datasets/{name}")
+
+
+def test_a_file_name_of_the_hub_with_control_characters_is_refused(hub: Hub) -> None:
+    hub.datasets["org/single"][COMMIT]["a\x1b[2J.jsonl"] = b""
+    with pytest.raises(RequestError, match=r"cannot be printed: 'a\\x1b"):
+        read("hf://datasets/org/single")
+
+
+def test_an_error_of_the_hub_shows_no_signed_address() -> None:
+    error = OSError("403 Forbidden: https://cdn.example.invalid/a.parquet?Expires=9&Signature=secret Try again")
+    with (
+        pytest.raises(TransientError, match=r"a\.parquet Try again") as raised,
+        hub_sources._hub_errors("here", "org/a"),
+    ):
+        raise error
+    assert "secret" not in str(raised.value)
 
 
 def test_a_gated_data_set_asks_for_a_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

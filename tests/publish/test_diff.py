@@ -222,6 +222,11 @@ def test_a_damaged_earlier_selection_is_named_and_ends_no_run(job: Job) -> None:
     assert "Not known: checksum mismatch: scores.parquet" in words_of(second)
     job.refuses(("diff", str(first), str(second)), 65, "scores.parquet")
     job.refuses(("diff", str(first.parent), str(second)), 64, "/manifest.json")
+    (first.parent / "scores.parquet").unlink()
+    (first.parent / "scores.parquet").mkdir()  # as one that may not be read: root may read all
+    job.spec["selection"]["budget"] = {"count": 1}
+    os.utime(first, (2e9, 2e9))
+    assert "Not known: cannot be read or written" in words_of(job.run())
     first.write_text(json.dumps(read_json(first) | {"format": "prism-selection/1"}))
     job.spec["selection"]["budget"] = {"count": 2}
     os.utime(first, (2e9, 2e9))

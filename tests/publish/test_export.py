@@ -16,6 +16,7 @@ import pytest
 
 from prism_job.errors import RequestError
 from prism_job.publish.export.exported import SourceRows, hub_datasets, public_name
+from prism_job.publish.export.fields import FieldType
 from prism_job.publish.export.files import writer_of
 from prism_job.publish.export.formats import FORMATS, UnfitError
 from prism_job.publish.export.notes import Notes
@@ -99,6 +100,18 @@ def test_a_table_that_would_change_a_type_is_refused_by_column(tmp_path: Path, f
     with pytest.raises(RequestError, match=r"column 'odd'[^\x00]*s3://b/all\.parquet[^\x00]*\.jsonl"):
         table_file(tmp_path, [{"odd": first}, {"odd": second}])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_table_that_cannot_hold_a_name_or_a_depth_is_refused_by_column(tmp_path: Path) -> None:
+    deep: Any = 1
+    for _ in range(1000):
+        deep = [deep]
+    for row in ({"\ud800": 1}, {"odd": deep}):
+        with pytest.raises(RequestError, match=r"does not fit a table"):
+            table_file(tmp_path, [row])
+    columns = FieldType()
+    columns.add({"odd": deep})
+    assert str(columns).endswith("list of more levels}")
 
 
 def test_a_table_names_the_columns_that_it_fills_with_null(tmp_path: Path) -> None:
@@ -343,6 +356,18 @@ def test_a_column_name_is_no_markup_in_a_card(job: Job) -> None:
     assert line in (path.parent / "README.md").read_text(encoding="utf-8").splitlines()
     (records,) = json.loads((path.parent / "croissant.json").read_text(encoding="utf-8"))["recordSet"]
     assert [field["name"] for field in records["field"]] == ["messages", "label", odd], "a field needs a name"
+
+
+def test_a_file_that_another_export_wrote_in_the_meantime_stays(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, path = job.run(), job.folder / "exports" / "all.jsonl"
+
+    def write(*_: Any) -> None:
+        path.parent.mkdir()
+        path.write_text("theirs")
+
+    monkeypatch.setattr("prism_job.publish.export.export.writer_of", lambda _: write)
+    job.refuses(("export", str(manifest), str(path)), 64, "exists already")
+    assert path.read_text() == "theirs"
 
 
 def test_documents_are_never_overwritten_by_others(job: Job) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from prism_job.errors import DataError
+from prism_job.errors import DataError, RequestError
 from prism_job.publish.compare.inputs import Pairs, PoolCounts, find_changes
 from prism_job.publish.compare.rows import RowsCompared, compare_rows
 from prism_job.publish.manifest import Manifest
@@ -58,7 +58,7 @@ def diff_to_previous(output: Store, folder: str, new: Side) -> dict[str, Any] | 
     try:
         with opened(load(uri)) as old:
             return compare_sides(old, new)
-    except DataError as error:
+    except (DataError, RequestError) as error:
         return {"old": {"manifest": uri, "selection_id": key.split("/")[1]}, "reason": f"{error.what} ({error.where})"}
 
 

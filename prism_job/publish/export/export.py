@@ -57,8 +57,7 @@ def export(
             raise RequestError("--public is for a data set of the hub", where=destination, fix=fix)
         parent, name = split_uri(destination)
         write, target = writer_of(destination), open_store(parent)
-        if target.exists(name):
-            raise RequestError("the file exists already", where=destination, fix="remove it, or choose another name")
+        _refuse_existing(target, name)
     else:
         name, write = dataset.path, writer_of(dataset.uri)
         hub.require_token(destination)
@@ -79,6 +78,7 @@ def export(
         if dataset is None:
             for title, document in documents.items():
                 _put_new(target, title, document)
+            _refuse_existing(target, name)  # another export may have written it in the meantime
             target.put_file(name, path)
             return {"written": target.uri(name), **facts}
         message = f"{selection.manifest.run}: selection {selection.manifest.selection_id}"
@@ -110,6 +110,12 @@ def _describe(
 def _written(path: Path, text: str) -> Path:
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
+
+
+def _refuse_existing(target: Store, name: str) -> None:
+    if target.exists(name):
+        fix = "remove it, or choose another name"
+        raise RequestError("the file exists already", where=target.uri(name), fix=fix)
 
 
 def _put_new(target: Store, name: str, path: Path) -> None:

@@ -11,6 +11,9 @@ Row = dict[str, Any]
 MAX_KEYS = 1000
 """Keys of one object that are told apart: an object may be a dictionary with keys of its own in each row."""
 
+MAX_DEPTH = 32
+"""Levels of a value that are told apart."""
+
 MAX_SHOWN = 8
 """Keys of one object that a text lists."""
 
@@ -23,15 +26,17 @@ class FieldType:
     keys: dict[str, FieldType] = field(default_factory=dict)  # of objects
     items: FieldType | None = None  # of lists
 
-    def add(self, value: Any) -> None:
-        if isinstance(value, dict):
+    def add(self, value: Any, depth: int = 0) -> None:
+        if isinstance(value, (dict, list)) and depth == MAX_DEPTH:
+            self.scalars.add("more levels")
+        elif isinstance(value, dict):
             for key, item in value.items():
                 if key in self.keys or len(self.keys) < MAX_KEYS:
-                    self.keys.setdefault(key, FieldType()).add(item)
+                    self.keys.setdefault(key, FieldType()).add(item, depth + 1)
         elif isinstance(value, list):
             self.items = self.items or FieldType()
             for item in value:
-                self.items.add(item)
+                self.items.add(item, depth + 1)
         elif value is not None:
             self.scalars.add(_SCALARS[type(value)])
 

@@ -72,12 +72,13 @@ def _write_parquet(path: Path, destination: str, rows: Iterable[Row], notes: Not
         values = [row.get(name) for row in rows]
         try:
             columns[name] = pa.array(values)
-            pq.write_table(pa.table({"": columns[name].slice(0, 0)}), pa.BufferOutputStream())
-        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+            pq.write_table(pa.table({name: columns[name].slice(0, 0)}), pa.BufferOutputStream())
+            is_filled = any(name not in row for row in rows) or _is_filled(columns[name], values)
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError, RecursionError) as error:
             fix = "export to .jsonl, which holds any row"
             what = f"column {name!r} does not fit a table: {error}"
             raise RequestError(what, where=destination, fix=fix) from error
-        if any(name not in row for row in rows) or _is_filled(columns[name], values):
+        if is_filled:
             notes.add(FILLED, name)
     pq.write_table(pa.table(columns), path, compression="zstd")
 
