@@ -4,6 +4,8 @@ Shapes: A rows of the plan, N ranked ones (usable, duplicates left out), Q targe
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from prism_job.data.labels import label_of, refuse_one_sided
 from prism_job.evaluate.metrics import Measure, auroc, preference_figures, ranking_figures, with_intervals
-from prism_job.evaluate.rivals import Outcome, rivals
+from prism_job.evaluate.rivals import Outcome, Rival, rivals
 from prism_job.plan.plan import Plan, Unit
 from prism_job.spec.document import RunSpec
 from prism_job.spec.ranking import EvaluationSpec
@@ -54,19 +56,17 @@ def compare(outcome: Outcome, plan: Plan, store: Store, spec: RunSpec, evaluatio
         limited = {"precision_within_shares": float((good_N == keeps)[outcome.selected_N == keeps].mean())}
     refuse_one_sided(num_good, num_ranked, evaluation.label, ", ".join(plan.sources[:3]))
     sign = 1.0 if (selection.keep == "highest" or selection.drop == "lowest") else -1.0
-    score_N = sign * outcome.score_N
     taken = {"budget": outcome.num_taken} | {str(percent): round(percent / 100 * num_ranked) for percent in PERCENTS}
     taken = {name: num_taken for name, num_taken in taken.items() if num_taken}
-    beside = rivals(outcome, plan, store, spec, sign)
     measures: dict[Sequence[str], Measure] = {}
-    for prefix, ranking_N in {"": score_N, **{rival.prefix: rival.ranking_N for rival in beside}}.items():
-        if ranking_N is not None:
-            budgets = taken if prefix in AT_ALL_BUDGETS else {name: taken[name] for name in taken if name == "budget"}
-            figures = ranking_figures(ranking_N, good_N, keeps, list(budgets.values()))
-            measures[_names(prefix, list(budgets))] = figures
-    prefixes = ["", *(rival.prefix for rival in beside if rival.ranking_N is not None)]
-    beside_facts = [rival.facts() for rival in beside]
-    del beside, score_N  # resampling needs their orders alone
+    beside: list[Rival] = []
+    for rival in chain([Rival("PRISM's score", "", sign * outcome.score_N)], rivals(outcome, plan, store, spec, sign)):
+        if rival.ranking_N is not None:
+            budgets = list(taken) if rival.prefix in AT_ALL_BUDGETS else [name for name in taken if name == "budget"]
+            figures = ranking_figures(rival.ranking_N, good_N, keeps, [taken[name] for name in budgets])
+            measures[_names(rival.prefix, budgets)] = figures
+        beside.append(replace(rival, ranking_N=None))  # resampling needs the orders alone
+    prefixes = [rival.prefix for rival in beside if rival.reason is None]
     # A run's own budget that takes nothing has figures of None.
     nothing = {f"{name}{end}": None for prefix in prefixes for name in _names(prefix, ["budget"]) for end in _ENDS}
     differences = {f"auroc_over_{prefix[:-1]}": ("auroc", f"{prefix}auroc") for prefix in prefixes[1:]}
@@ -83,7 +83,7 @@ def compare(outcome: Outcome, plan: Plan, store: Store, spec: RunSpec, evaluatio
         **limited,
         **{f"taken_at_{name}": num_taken for name, num_taken in taken.items() if name != "budget"},
         **nothing,
-        "rivals": beside_facts,
+        "rivals": [rival.facts() for rival in beside[1:]],
         **with_intervals(measures, num_ranked, differences),
         "by_source": _by_source(outcome, plan, sign, good_N, keeps),
         "target_label": column,

@@ -57,8 +57,9 @@ class Rival:
         return {"name": self.name, "prefix": self.prefix, "reason": self.reason}
 
 
-def rivals(outcome: Outcome, plan: Plan, store: Store, spec: RunSpec, sign: float) -> list[Rival]:
-    """All of them. Another weighting of the pairs reads every shard of the run once more, and BM25 every staged row.
+def rivals(outcome: Outcome, plan: Plan, store: Store, spec: RunSpec, sign: float) -> Iterator[Rival]:
+    """One after the other, so that memory need not hold all of them. Another weighting of the pairs reads every shard of the
+    run once more, and BM25 every staged row.
 
     Args:
         sign: 1 where the selection calls high scores good, -1 where it calls them bad; scores and BM25 are multiplied by it.
@@ -66,14 +67,12 @@ def rivals(outcome: Outcome, plan: Plan, store: Store, spec: RunSpec, sign: floa
 
     Raises DataError: staged rows are missing or damaged.
     """
-    return [
-        Rival("own loss, token mean", "loss_", -outcome.nll_N / outcome.tokens_N),
-        Rival("own loss, sum", "loss_sum_", -outcome.nll_N),
-        Rival("length, longest first", "length_", outcome.tokens_N.astype(np.float64)),
-        _other_score(outcome, spec, sign),
-        _other_weighting(outcome, plan, store, spec, sign),
-        _bm25(outcome, plan, store, spec, sign),
-    ]
+    yield Rival("own loss, token mean", "loss_", -outcome.nll_N / outcome.tokens_N)
+    yield Rival("own loss, sum", "loss_sum_", -outcome.nll_N)
+    yield Rival("length, longest first", "length_", outcome.tokens_N.astype(np.float64))
+    yield _other_score(outcome, spec, sign)
+    yield _other_weighting(outcome, plan, store, spec, sign)
+    yield _bm25(outcome, plan, store, spec, sign)
 
 
 def _other_score(outcome: Outcome, spec: RunSpec, sign: float) -> Rival:
