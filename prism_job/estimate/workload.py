@@ -7,31 +7,23 @@ Writes nothing to store or output.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from prism_job.data import examples
 from prism_job.data.data_files import Source
-from prism_job.data.examples import BadRow, Content, Layout
-from prism_job.data.readers import Row
+from prism_job.data.examples import BadRow, Content
 from prism_job.estimate.budget import BudgetCheck
 from prism_job.extract import tokenise
-from prism_job.plan.checks import (
-    GroupShares,
-    Labels,
-    check_bad_fraction,
-    check_columns,
-    check_targets,
-    refuse_output_inside_data,
-)
-from prism_job.plan.plan import Block, Quarantined, SourceLayout, Unit
-from prism_job.plan.sample import Sample
+from prism_job.plan.checks import refuse_output_inside_data
+from prism_job.plan.plan import Block, Quarantined, Unit
+from prism_job.plan.pool import read_pool, read_targets
 from prism_job.plan.sources import list_sources
-from prism_job.plan.units import PAIRS_PER_UNIT, Example, cut_units, factor_units, list_targets, read_examples
+from prism_job.plan.units import factor_units, list_targets
 from prism_job.spec.document import RunSpec
+from prism_job.spec.extraction import LossOn
 from prism_job.storage.folder import LocalFolder
 
 UNREAD = -1
@@ -100,30 +92,15 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     Raises RequestError, DataError: what plan, extract and reduce would raise for these data; with a sample, only what is
         certain from the rows of the sample.
     """
-    loss_on = spec.extraction.loss_on
-    settings = (tokenizer, spec.extraction.max_length, loss_on)
-    needs_rejected = spec.scoring.weighting == "preference"
+    settings = (tokenizer, spec.extraction.max_length, spec.extraction.loss_on)
     refuse_output_inside_data(spec)
-    sides = {side: _TokenCounts(sample) for side in tokenise.sides_of(spec.scoring)}
-    pool = _TokenCounts(sample)
+    sides, pool = _SideCounts(sample, settings), _TokenCounts(sample)
     reasons: dict[int, str] = {}  # index of a row that the tokenisation quarantines -> why
-    labels, shares = Labels(spec.evaluation), GroupShares(spec.selection)
     budget_check = BudgetCheck(spec.selection)
     staging = _ByteCounter()
     staged: set[str] = set()
 
-    def target(row: Row, source: int) -> tuple[Content, Layout]:
-        content, layout = examples.read_target(row, needs_rejected, columns_of[target_sets[source]])
-        examples.example_id(content)  # raises for what cut_units refuses later: it must not be counted
-        encoded = tokenise.encode_target(content, *settings) if sides["chosen"].is_next_read else {}
-        for side, texts in sides.items():  # weighting: uniform needs no rejected response
-            texts.add(encoded.get(side))
-        sides["chosen"].num_cut += any(each.num_cut for each in encoded.values())
-        return content, layout
-
-    def candidate(row: Row, _: int) -> tuple[Content, Layout]:
-        content, layout = examples.read_candidate(row, spec.candidates.columns)
-        examples.example_id(content)
+    def count_candidate(content: Content) -> None:
         try:
             encoded = tokenise.encode_candidate(content, *settings) if pool.is_next_read else None
             pool.add(encoded)
@@ -131,49 +108,27 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
         except BadRow as error:  # extraction quarantines it, and keeps its place in the unit
             reasons[len(pool.tokens)] = str(error)
             pool.add_bad()
-        return content, layout
 
     target_sources, target_sets, _ = list_targets(spec)
-    columns_of = spec.targets.columns_by_set()
-    bad_targets: list[Quarantined] = []
-    target_layouts: list[SourceLayout] = []
-    layouts: list[SourceLayout] = []
-
-    def read_targets() -> Iterator[Example]:
-        for example in read_examples(target_sources, target, bad_targets, target_layouts, loss_on):
-            labels.check_target(example)
-            yield example
-
-    targets = cut_units(read_targets(), PAIRS_PER_UNIT, staging, staged)
-    check_targets(targets, bad_targets, target_sets, spec)
+    needs_rejected = spec.scoring.weighting == "preference"
+    targets, target_layouts = read_targets(
+        spec, target_sources, target_sets, staging, staged, sides.count, needs_rejected=needs_rejected
+    )
     sources, _ = list_sources(spec.candidates.uris)
-    unit_size = spec.extraction.examples_per_shard
-    drawn = Sample(spec.audit.examples)
-    quarantine: list[Quarantined] = []
-
-    def read_candidates() -> Iterator[Example]:
-        for example in read_examples(sources, candidate, quarantine, layouts, loss_on):
-            labels.check_candidate(example)
-            budget_check.add(example.example_id, shares.check_candidate(example))
-            drawn.add(example.example_id, example.row)
-            yield example
-
-    candidates = cut_units(read_candidates(), unit_size, staging, staged)
-    sampled, positions = drawn.stage(unit_size, staging, staged), drawn.positions
-    num_examples = sum(unit.num_rows for unit in candidates)
-    bad = [*quarantine, *_quarantined(reasons, candidates, sources)]
-    check_bad_fraction(bad, num_examples - len(reasons), spec)  # as the reduce stage does
-    check_columns(layouts, target_layouts, spec)
-    labels.check_both_kinds()
-    shares.check_shares()
+    read = read_pool(spec, sources, staging, staged, None, count_candidate, budget_check.add)
+    candidates, quarantine, unit_size = read.units, read.quarantine, spec.extraction.examples_per_shard
+    sampled, positions = read.sample.stage(unit_size, staging, staged), read.sample.positions
+    unreadable = _quarantined(reasons, candidates, sources)
+    read.check(spec, target_layouts, unreadable)  # the fraction as the reduce stage has it
     budget_check.check(pool.supervised, is_exact=sample == 1)
+    num_examples, bad = read.num_rows, [*quarantine, *unreadable]
     num_bad = len(quarantine) + round(len(reasons) * pool.scale)
 
     factors = factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []
     budget = spec.extraction.expected_tokens_per_batch
     batches = _BatchCounter(budget)
     pool_load = batches.load(candidates, pool)
-    pair_load = batches.load(targets, *sides.values())
+    pair_load = batches.load(targets, *sides.texts.values())
     sample_load = Load()
     for start in range(0, len(positions), unit_size):
         sample_load = sample_load.plus(batches.load_of(positions[start : start + unit_size], pool))
@@ -189,7 +144,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
         bad_share=num_bad / (num_examples + len(quarantine)),
         first_bad=next(iter(bad), None),
         num_cut=round(pool.num_cut * pool.scale),
-        num_cut_pairs=round(sides["chosen"].num_cut * sides["chosen"].scale),
+        num_cut_pairs=round(sides.num_cut * sides.texts["chosen"].scale),
         staged_bytes=staging.num_bytes,
         pool=pool_load,
         pairs=pair_load,
@@ -218,24 +173,11 @@ def measure_pairs(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int
 
     Raises DataError: a target that this tokenizer's tokens make unusable.
     """
-    sides = {side: _TokenCounts(sample) for side in tokenise.SIDES}
+    sides = _SideCounts(sample, (tokenizer, spec.extraction.max_length, spec.extraction.loss_on))
     sources, sets, _ = list_targets(spec)
-    columns_of, bad = spec.targets.columns_by_set(), list[Quarantined]()
-
-    def target(row: Row, source: int) -> tuple[Content, Layout]:
-        content, layout = examples.read_target(row, True, columns_of[sets[source]])
-        examples.example_id(content)
-        settings = (tokenizer, spec.extraction.max_length, spec.extraction.loss_on)
-        encoded = tokenise.encode_target(content, *settings) if sides["chosen"].is_next_read else {}
-        for side, texts in sides.items():
-            texts.add(encoded.get(side))
-        return content, layout
-
-    rows = read_examples(sources, target, bad, [], spec.extraction.loss_on)
-    units = cut_units(rows, PAIRS_PER_UNIT, _ByteCounter(), set())
-    check_targets(units, bad, sets, spec)
+    units, _ = read_targets(spec, sources, sets, _ByteCounter(), set(), sides.count, needs_rejected=True)
     batches = _BatchCounter(spec.extraction.expected_tokens_per_batch)
-    return Pairs(batches.load(units, *sides.values()), batches.longest, batches.supervised_share)
+    return Pairs(batches.load(units, *sides.texts.values()), batches.longest, batches.supervised_share)
 
 
 def _quarantined(reasons: dict[int, str], units: list[Unit], sources: list[Source]) -> list[Quarantined]:
@@ -273,6 +215,22 @@ class _TokenCounts:
     @property
     def scale(self) -> float:
         return len(self.tokens) / max(1, sum(length != UNREAD for length in self.tokens))
+
+
+class _SideCounts:
+    """Token counts of both sides of the targets. `settings`: tokenizer, maxLength and lossOn."""
+
+    def __init__(self, sample: int, settings: tuple[PreTrainedTokenizerBase, int, LossOn]) -> None:
+        self.texts = {side: _TokenCounts(sample) for side in tokenise.SIDES}
+        self.settings = settings
+        self.num_cut = 0  # pairs of the sample
+
+    def count(self, content: Content) -> None:
+        """Raises BadRow, as extraction does."""
+        encoded = tokenise.encode_target(content, *self.settings) if self.texts["chosen"].is_next_read else {}
+        for side, texts in self.texts.items():  # weighting: uniform needs no rejected response
+            texts.add(encoded.get(side))
+        self.num_cut += any(each.num_cut for each in encoded.values())
 
 
 class _BatchCounter:

@@ -57,12 +57,14 @@ def read_examples(
     quarantine: list[Quarantined],
     layouts: list[SourceLayout],
     loss_on: str,
+    on_content: Callable[[Content], None] | None = None,
 ) -> Iterator[Example]:
     """The good rows of the sources in order; bad ones are added to `quarantine`, and the layouts of a source to `layouts`.
 
     Args:
         read: the content and the layout of a row of the source with this index; raises BadRow.
         loss_on: `extraction.lossOn`, for the words about the loss.
+        on_content: gets the content of each good row; raises BadRow.
 
     Raises RequestError: a row fits several layouts, and the document does not say which is meant.
     """
@@ -76,6 +78,8 @@ def read_examples(
                     raise BadRow(row.reason)
                 content, layout = read(row, index)
                 example_id = examples.example_id(content)
+                if on_content:
+                    on_content(content)
             except UnclearLayout as error:
                 raise RequestError(error.what, where=f"{source.uri} line {line}", fix=error.fix) from error
             except (BadRow, ValueError, TypeError, RecursionError) as error:

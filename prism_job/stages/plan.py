@@ -3,12 +3,9 @@
 Reads each candidate file once. Later stages need neither the data files nor their formats.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
-from prism_job.data import examples, hub
-from prism_job.data.examples import Content, Layout
-from prism_job.data.readers import Row
+from prism_job.data import hub
 from prism_job.plan import checks, units
 from prism_job.plan.extractor import (
     audit_spec,
@@ -17,10 +14,10 @@ from prism_job.plan.extractor import (
     preference_parts,
     projection_and_codec,
 )
-from prism_job.plan.plan import Audit, Plan, Preference, Quarantined, SourceLayout, Unit, plan_key
+from prism_job.plan.plan import Audit, Plan, Preference, Unit, plan_key
+from prism_job.plan.pool import read_pool, read_targets
 from prism_job.plan.sample import Sample
 from prism_job.plan.sources import list_sources
-from prism_job.plan.units import Example
 from prism_job.progress import event
 from prism_job.spec.digest import digest
 from prism_job.spec.document import RunSpec, SelectionRun
@@ -43,48 +40,22 @@ def make_plan(run: SelectionRun) -> Plan:
     next(output.list(f"{run.metadata.name}/"), None)  # fails at once, not after hours, if the bucket does not exist
     parts, of_preference = extractor_parts(spec), preference_parts(spec)
     staged = staged_rows.staged_names(store)
-    labels, shares = checks.Labels(spec.evaluation), checks.GroupShares(spec.selection)
-    sample = Sample(spec.audit.examples)
-    bad_targets: list[Quarantined] = []
-    quarantine: list[Quarantined] = []
-    target_layouts: list[SourceLayout] = []
-    layouts: list[SourceLayout] = []
-    loss_on = spec.extraction.loss_on
-
-    def target(row: Row, source: int) -> tuple[Content, Layout]:
-        return examples.read_target(row, spec.scoring.weighting == "preference", columns_of[target_sets[source]])
-
-    def candidate(row: Row, _: int) -> tuple[Content, Layout]:
-        return examples.read_candidate(row, spec.candidates.columns)
-
-    def read_targets() -> Iterator[Example]:
-        for example in units.read_examples(target_sources, target, bad_targets, target_layouts, loss_on):
-            labels.check_target(example)
-            yield example
-
-    def read_candidates() -> Iterator[Example]:
-        for example in units.read_examples(sources, candidate, quarantine, layouts, loss_on):
-            labels.check_candidate(example)
-            shares.check_candidate(example)
-            sample.add(example.example_id, example.row)
-            yield example
+    needs_rejected = spec.scoring.weighting == "preference"
 
     pinned = hub.pin([*spec.candidates.uris, *spec.targets.all_uris()])
     target_sources, target_sets, ignored = units.list_targets(spec, pinned)
-    columns_of = spec.targets.columns_by_set()
-    targets = units.cut_units(read_targets(), units.PAIRS_PER_UNIT, store, staged)
-    checks.check_targets(targets, bad_targets, target_sets, spec)
+    targets, target_layouts = read_targets(
+        spec, target_sources, target_sets, store, staged, needs_rejected=needs_rejected
+    )
 
     sources, others = list_sources(spec.candidates.uris, pinned)
     ignored |= others
     for uri, reason in ignored.items():
         event("ignored", uri=uri, reason=reason)
     as_text: dict[str, str] = {}
-    candidates = units.cut_units(read_candidates(), spec.extraction.examples_per_shard, store, staged, as_text)
-    checks.check_bad_fraction(quarantine, sum(unit.num_rows for unit in candidates), spec)
-    checks.check_columns(layouts, target_layouts, spec)
-    labels.check_both_kinds()
-    shares.check_shares()
+    pool = read_pool(spec, sources, store, staged, as_text)
+    pool.check(spec, target_layouts, [])
+    candidates = pool.units
 
     extractor = extractor_digest(parts)
     factors = units.factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []
@@ -101,14 +72,14 @@ def make_plan(run: SelectionRun) -> Plan:
         target_sets=target_sets,
         targets=targets,
         factors=factors,
-        quarantine=quarantine,
-        layouts=layouts,
+        quarantine=pool.quarantine,
+        layouts=pool.layouts,
         target_layouts=target_layouts,
         as_text=as_text,
         missing_candidates=_missing([unit.id for unit in candidates], present["candidates"]),
         missing_targets=_missing([unit.id for unit in targets], present["targets"]),
         missing_factors=_missing(factors, present["factors"]),
-        audit=_plan_audit(spec, parts, store, staged, sample, targets) if spec.audit.examples else None,
+        audit=_plan_audit(spec, parts, store, staged, pool.sample, targets) if spec.audit.examples else None,
         preference=_plan_preference(of_preference, store, targets) if of_preference else None,
     )
     output.put(plan_key(run), plan.model_dump_json(indent=1).encode())
