@@ -77,19 +77,19 @@ def test_what_becomes_text_is_named_with_its_type(job: Job) -> None:
     values = {
         "made": datetime.datetime(2024, 1, 2, 3, 4, 5),
         "price": decimal.Decimal("1.50"),
-        "image": b"\x89PNG",
+        "raw": b"\x89PNG",
         "deep": {"day": [datetime.date(2024, 1, 2)]},
         "kept": 3,
     }
     table = pa.Table.from_pylist([candidate(number) | values for number in range(4)])
     pq.write_table(table, job.folder / "pool" / "a.parquet")
     path, message = exported(job, job.run(), "all.jsonl")
-    wanted = {"made": str(values["made"]), "price": "1.50", "image": "b'\\x89PNG'", "kept": 3}
+    wanted = {"made": str(values["made"]), "price": "1.50", "raw": "b'\\x89PNG'", "kept": 3}
     for row in lines_of(path):
         assert row | wanted == row
         assert row["deep"] == {"day": ["2024-01-02"]}
     (note,) = message["notes"]
-    names = "made (datetime), price (Decimal), image (bytes), deep (date)"
+    names = "made (datetime), price (Decimal), raw (bytes), deep (date)"
     assert note == f"written as text, because JSON has no such type: {names}"
 
 

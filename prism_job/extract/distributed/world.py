@@ -138,8 +138,14 @@ def shard_weights(model: Any, settings: dict[str, Any]) -> Any:
 
 
 def release_weights(engine: Any) -> None:
-    """Afterwards nothing refers to the model of `shard_weights`, which DeepSpeed keeps in a list of the whole process."""
+    """Free the memory of the weights of `shard_weights`.
+
+    DeepSpeed keeps modules in a list and in a cache of the whole process, so their weights are emptied one by one.
+    """
     from deepspeed.runtime.zero import parameter_offload
 
     engine.destroy()
     parameter_offload.FWD_MODULE_STACK.clear()
+    for weight in engine.module.parameters():
+        weight.data = weight.data.new_empty(0)
+        weight.ds_tensor = None
