@@ -146,6 +146,17 @@ def test_a_world_that_shards_two_models_one_after_the_other_writes_what_a_single
     assert_same_shards(stored(uneven), wanted)
 
 
+def test_hidden_states_from_a_world_that_shards_the_weights_are_those_of_a_single_process(uneven: Job) -> None:
+    uneven.spec["scoring"] = {"score": "representation"}
+    wanted = single(uneven)
+    uneven.spec["extraction"]["deepspeed"] = {"stage": 3}
+    uneven.plan()
+    code, events = extract(uneven, "--ranks=2")
+    assert code == 0, events[-1]
+    assert (events[-1]["units"], events[-1]["examples"]) == (8, 28)
+    assert_same_shards(stored(uneven), wanted)
+
+
 def test_the_audit_of_a_world_is_that_of_a_single_process(uneven: Job) -> None:
     """Its units are assigned like the others, and idle ranks keep step with its larger rows too. Of a model with experts."""
     uneven.spec["model"]["uri"] = str(save_tiny_model(uneven.folder / "model", "deepseek_v3"))
