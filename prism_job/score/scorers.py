@@ -54,7 +54,10 @@ class Float16Scorer:
 
 
 class CosineScorer:
-    """The largest inner product of each float16 row, scaled to length 1, with these rows, in float64."""
+    """The largest inner product of each float16 row, scaled to length 1, with these rows, in float64.
+
+    One matrix product of many rows: the last bits of a result may depend on the other rows of its unit.
+    """
 
     def __init__(self, compared_QH: Float64) -> None:
         self.compared_QH = compared_QH

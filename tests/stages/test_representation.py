@@ -187,6 +187,14 @@ def test_store_verbs_count_the_rows(representation: Job) -> None:
     assert (rows["rows"], rows["pairs"], rows["needed_by"]) == (10, 3, 1)
 
 
+def test_prism_ranks_what_a_representation_run_has_selected(representation: Job) -> None:
+    first = representation.run()
+    second = representation.copy(candidates={"uris": [str(first)]}, scoring={}, audit={"examples": 0})
+    second.document["metadata"]["name"] = "second"
+    ranked = {row["example_id"] for row in table_of(second.run(), "scores")}
+    assert ranked == {row["example_id"] for row in table_of(first, "selected")}
+
+
 def test_explain_refuses_what_has_no_contributions(representation: Job) -> None:
     manifest = representation.run()
     representation.refuses(("explain", str(manifest), "--top", "1"), 64, "cosines of hidden states")
