@@ -19,7 +19,7 @@ from prism_job.extract.capture.representations import refuse_looking_ahead, repr
 from prism_job.extract.model import load_model, load_tokenizer
 from prism_job.spec.document import check_document
 from prism_job.store import codec, shards
-from tests.conftest import Job, candidate, pair, table_of, turn, write_jsonl
+from tests.conftest import Job, candidate, pair, read_json, table_of, turn, write_jsonl
 from tests.models import KINDS, build_model
 
 Float64 = NDArray[np.float64]
@@ -180,8 +180,10 @@ def test_a_stopped_run_resumes_and_the_report_states_why_there_is_no_audit(repre
     assert "there is no noise of a projection to measure" in (manifest.parent / "report.html").read_text()
 
 
-def test_store_verbs_count_the_rows(representation: Job) -> None:
+def test_store_verbs_count_the_rows_and_labels_can_be_compared(representation: Job) -> None:
+    representation.spec["evaluation"] = {"label": "label"}
     manifest = representation.run()
+    assert 0 <= read_json(manifest)["evaluation"]["auroc"] <= 1
     listed = representation.passes("store", "list", representation.spec["store"], "--keep", str(manifest.parents[2]))
     (rows,) = listed["extractors"]
     assert (rows["rows"], rows["pairs"], rows["needed_by"]) == (10, 3, 1)
