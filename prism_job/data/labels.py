@@ -57,4 +57,4 @@ def group_of(row: dict[str, Any], column: str, where: str) -> str | None:
     if len(name) > LONGEST_GROUP:
         what = f"'{column}' holds text of {len(name):,} characters, which is no group"
         raise RequestError(what, where=where, fix=f"name a column of at most {LONGEST_GROUP} characters")
-    return name
+    return name.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair would be no text of a manifest

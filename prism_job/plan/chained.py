@@ -5,9 +5,10 @@ Reads the manifest as plain JSON: the class is publish/'s.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,12 +51,13 @@ def selected_source(uri: str) -> Source:
 
 def _selected_rows(folder: Store, digests: dict[str, str], store: Store) -> Iterator[Numbered]:
     try:
-        plan = Plan.model_validate_json(_checked(folder, "plan.json", digests))
+        with _checked(folder, "plan.json", digests) as path:
+            plan = Plan.model_validate_json(path.read_bytes())
     except ValueError as error:
         fix = "export its rows with the version of PRISM that made it, or run that selection again"
         raise DataError("a plan of another version of PRISM", where=folder.uri("plan.json"), fix=fix) from error
-    scores = pq.read_table(io.BytesIO(_checked(folder, "scores.parquet", digests)), columns=["selected"])
-    selected_N: Any = scores["selected"].to_numpy()
+    with _checked(folder, "scores.parquet", digests) as path:
+        selected_N: Any = pq.ParquetFile(path).read(["selected"])["selected"].to_numpy()
     start = position = 0
     for unit in plan.candidates:
         chosen = np.flatnonzero(selected_N[start : start + unit.num_rows])
@@ -66,10 +68,14 @@ def _selected_rows(folder: Store, digests: dict[str, str], store: Store) -> Iter
             yield position, rows[row]
 
 
-def _checked(folder: Store, name: str, digests: dict[str, str]) -> bytes:
-    content = folder.get(name)
-    if hashlib.sha256(content).hexdigest() != digests[name]:
-        fix = "copy the whole folder of that selection again, or run it again"
-        what = f"checksum mismatch: {name} is not the file that the manifest beside it describes"
-        raise DataError(what, where=folder.uri(name), fix=fix)
-    return content
+@contextmanager
+def _checked(folder: Store, name: str, digests: dict[str, str]) -> Iterator[Path]:
+    """A path to read the file at, without holding it in memory."""
+    with folder.as_file(name) as path:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != digests[name]:
+            fix = "copy the whole folder of that selection again, or run it again"
+            what = f"checksum mismatch: {name} is not the file that the manifest beside it describes"
+            raise DataError(what, where=folder.uri(name), fix=fix)
+        yield path

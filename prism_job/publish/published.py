@@ -1,7 +1,6 @@
 """Reads a published selection back and checks its files against the manifest."""
 
 import hashlib
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,8 +40,10 @@ class Published:
                 fix="a published selection is never overwritten: remove that folder, or choose another spec.output",
             )
 
-    def table(self, name: FileName) -> pa.Table:
-        return pq.read_table(io.BytesIO(self.read(name)))
+    def table(self, name: FileName, columns: list[str] | None = None) -> pa.Table:
+        """These columns of a table; None: all."""
+        with self.as_file(name) as path:
+            return pq.ParquetFile(path).read(columns)
 
     def plan(self) -> Plan:
         return Plan.model_validate_json(self.read("plan.json"))

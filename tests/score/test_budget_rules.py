@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prism_job.data.labels import group_of
 from prism_job.errors import RequestError
 from prism_job.score import walk as walks
 from prism_job.score.column import Column
@@ -273,6 +274,10 @@ def grouped_pool(job: Job) -> None:
     second = [{**candidate(number), "task": "a"} for number in range(20, 28)]
     write_jsonl(job.folder / "pool" / "a.jsonl", first)
     write_jsonl(job.folder / "pool" / "b.jsonl", second)
+
+
+def test_a_group_with_half_a_surrogate_pair_has_a_name_that_a_manifest_can_hold() -> None:
+    assert group_of({"task": "a \ud800"}, "task", "here") == "a \\ud800"
 
 
 def test_what_the_rules_moved_is_in_manifest_tables_and_report(job: Job) -> None:

@@ -89,7 +89,7 @@ def export(
 def _describe(
     selection: Published, path: Path, dataset: hub.HubDataset | None, name: str, kinds: FieldType, notes: Notes
 ) -> Exported:
-    selected_N = selection.table("scores.parquet")["selected"].to_numpy()
+    selected_N = selection.table("scores.parquet", ["selected"])["selected"].to_numpy()
     origins = Origins(selection.plan())
     by_source = zip(origins.names.to_pylist(), origins.count_by_source(selected_N).tolist(), strict=True)
     folders = selection.manifest.spec.spec.candidates.uris

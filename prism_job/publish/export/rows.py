@@ -70,7 +70,7 @@ def _selected_rows(selection: Published, notes: Notes) -> Iterator[tuple[int, Ro
     """The selected candidates' own rows, all columns, in plan order, each with its number in that order."""
     plan = selection.plan()
     store = open_store(selection.manifest.spec.spec.store)
-    selected_N = selection.table("scores.parquet")["selected"].to_numpy()
+    selected_N = selection.table("scores.parquet", ["selected"])["selected"].to_numpy()
     as_text = plan.as_text or {}
     start = 0
     for unit in plan.candidates:
@@ -120,7 +120,7 @@ def _added_columns(selection: Published, columns: Columns) -> dict[str, NDArray[
     """Name -> a number for each candidate."""
     if columns.weight is None and columns.score is None:
         return {}
-    table = selection.table("scores.parquet")
+    table = selection.table("scores.parquet", ["score", "selected"])
     score_N, selected_N = table["score"].to_numpy(zero_copy_only=False), table["selected"].to_numpy()
     weight_N = rank_weights(score_N, selected_N, selection.manifest.spec.spec.selection)
     by_name = {columns.weight: weight_N, columns.score: score_N}
