@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from prism_job.data.examples import BadRow, Content, Message
+from prism_job.data.messages import REASONING
 from prism_job.errors import RequestError
 from prism_job.plan.extractor import TEMPLATE_DATE
 from prism_job.spec.extraction import LossOn
@@ -28,15 +29,6 @@ Span = tuple[int, int]
 """Characters [begin, end) of a rendered text."""
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_ARGUMENTS = frozenset(
-    {"conversation", "conversations", "tools", "chat_template", "add_generation_prompt", "continue_final_message"}
-    | {"tokenize", "return_assistant_tokens_mask", "return_tensors", "return_dict"}
-)
-"""What `chat_template_kwargs` may not set."""
-
-
-REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Keys of a message under which transformers takes reasoning."""
 
 
 class _Hidden(Exception):
@@ -98,8 +90,6 @@ class _Chat:
     def of(cls, content: Content, tokenizer: PreTrainedTokenizerBase) -> "_Chat":
         where, tools = str(tokenizer.name_or_path), content.get("tools") or None
         settings = content.get("chat_template_kwargs") or {}
-        if clash := _ARGUMENTS & settings.keys():
-            raise BadRow(f"chat_template_kwargs may not set {min(clash)!r}")
         if not tokenizer.chat_template:
             raise RequestError(
                 "the data are messages, and this tokenizer has no chat template",

@@ -312,6 +312,7 @@ BAD_CANDIDATES: list[tuple[Row, str]] = [
     ),
     ({"messages": [*CALLED[:1], assistant(tool_calls=[{"function": "f"}])]}, "messages[1]: a tool call"),
     ({"messages": HI, "chat_template_kwargs": {"chat_template": "x"}}, "may not hold 'chat_template'"),
+    ({"messages": HI, "chat_template_kwargs": {"tools": []}}, "may not hold 'tools'"),
     ({"messages": HI, "chat_template_kwargs": [1]}, "chat_template_kwargs is a list, not an object"),
     (
         {"conversations": [said(None, "Hi"), said("gpt", "Hello")]},

@@ -18,6 +18,7 @@ from prism_job.estimate import costs
 from prism_job.estimate.meta_pass import Growth, count_text, equal_blocks
 from prism_job.estimate.model_shape import ModelShape, Sides, model_shape
 from prism_job.estimate.workload import Load, Workload
+from prism_job.extract import rank
 from prism_job.extract.capture.experts import IMPLEMENTATION
 from prism_job.extract.capture.gradients import GradientCapture
 from prism_job.extract.capture.layers import captured_layers
@@ -26,7 +27,6 @@ from prism_job.extract.capture.row_format import RowFormat
 from prism_job.extract.model import load_model
 from prism_job.extract.tokenise import Encoded, collate
 from prism_job.spec.model import ModelSpec
-from prism_job.stages import extract
 from tests.conftest import Job, candidate, pair, turn, write_jsonl
 from tests.models import build_tokenizer, save_tiny_adapter, save_tiny_model
 
@@ -299,7 +299,7 @@ def test_flops_of_a_whole_run_are_those_that_torch_counts(
     job: Job, audited: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Its two passes of 21 tokens are not counted: nothing beside a real run, a fiftieth of this one.
-    monkeypatch.setattr(extract, "used_layers", lambda model, layers, any_rank: layers)
+    monkeypatch.setattr(rank, "used_layers", lambda model, layers, any_rank: layers)
     write_jsonl(job.folder / "targets.jsonl", [pair(number) for number in range(18)])
     job.spec["model"]["attention"] = "eager"
     job.spec["audit"] = {"examples": audited}

@@ -214,8 +214,6 @@ def test_settings_of_a_row_reach_the_template() -> None:
     assert without.endswith("assistant\n<think>\n</think>\n\n⟦Eight.<|im_end|>\n⟧")
     thinking = read(content | {"chat_template_kwargs": {"enable_thinking": True}}, tokenizer)
     assert thinking.endswith("assistant\n<think>\n⟦\n</think>\n\nEight.<|im_end|>\n⟧")
-    with pytest.raises(BadRow, match="chat_template_kwargs may not set 'tools'"):
-        read(content | {"chat_template_kwargs": {"tools": []}}, tokenizer)
 
 
 def test_marks_that_mark_nothing_of_a_row_are_named() -> None:
