@@ -113,6 +113,9 @@ def _hub_errors(where: str, repo: str) -> Iterator[None]:
     except errors.RemoteEntryNotFoundError as error:
         raise DataError("the file is gone from the hub", where=where, fix="run the plan again") from error
     except Exception as error:  # the client's own errors, and those of its HTTP library
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            with local_errors(str(error.filename or where), writing=True):  # the hub's cache on this machine
+                raise
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             fix = "check HF_TOKEN: it may have expired, or lack the right to read"

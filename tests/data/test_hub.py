@@ -15,7 +15,7 @@ import yaml
 
 from launcher.doctor import bucket_probe
 from prism_job.data import hub as hub_sources
-from prism_job.errors import DataError, RequestError, TransientError
+from prism_job.errors import DataError, PrismError, RequestError, TransientError
 from prism_job.plan.sources import list_sources
 from prism_job.spec.hub_address import HubAddress
 from tests.conftest import Job, Row, candidate, pair, read_json, table_of
@@ -228,6 +228,15 @@ def test_a_file_name_of_the_hub_with_control_characters_is_refused(hub: Hub) -> 
     hub.datasets["org/single"][COMMIT]["a\x1b[2J.jsonl"] = b""
     with pytest.raises(RequestError, match=r"cannot be printed: 'a\\x1b"):
         read("hf://datasets/org/single")
+
+
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_hub() -> None:
+    for error, says in (
+        (PermissionError(13, "Permission denied", "/cache"), "Permission denied\n  where: /cache"),
+        (OSError(28, "No space left on device"), "no space left on the device\n  where: hf://datasets/org/a"),
+    ):
+        with pytest.raises(PrismError, match=says), hub_sources._hub_errors("hf://datasets/org/a", "org/a"):
+            raise error
 
 
 def test_an_error_of_the_hub_shows_no_signed_address() -> None:

@@ -44,7 +44,8 @@ def test_the_table_has_a_row_for_all_and_for_each_source_that_changed() -> None:
     assert "kept 75.0% of the old selection; rank correlation of the scores 0.875" in lines[8]
     assert f"  {'ab' * 16}  1234  a.jsonl:7" in lines
     assert lines[-2] == "changed inputs:"
-    # Text from data ends no line, so the page has as many lines as without it.
+    # Text from data moves no cursor and ends no line, so the page has as many lines as without it.
+    assert "\x1b" not in "".join(lines)
     assert len(lines) == len(diff_table(facts_of(["a.jsonl", "b.jsonl"])).splitlines())
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from launcher.follow.terminal_text import aligned, one_line
+from launcher.follow.terminal_text import aligned, one_line, printable
 
 MAX_SOURCES = 20
 MAX_SOURCE_CHARACTERS = 60
@@ -37,7 +37,7 @@ def diff_table(facts: dict[str, Any]) -> str:
         "",
         *_changes(facts),
     ]
-    return "\n".join(map(one_line_kept, lines))
+    return "\n".join(map(_kept_line, lines))
 
 
 def diff_markdown(facts: dict[str, Any]) -> str:
@@ -120,9 +120,9 @@ def _changes(facts: dict[str, Any]) -> list[str]:
     return ["changed inputs:", *(f"  {it['input']:<9} {it['sentence']}" for it in facts["changes"])]
 
 
-def one_line_kept(line: str) -> str:
-    """The line with breaks of text from data removed, its own indentation and columns kept."""
-    return " ".join(line.splitlines())
+def _kept_line(line: str) -> str:
+    """The line without breaks and control characters of text from data, its own indentation and columns kept."""
+    return printable(" ".join(line.splitlines()))
 
 
 def _short(source: str) -> str:
