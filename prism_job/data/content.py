@@ -61,6 +61,11 @@ def alpaca_prompt(row: Row) -> list[Message]:
 def pair(prompt: Any, response: Any, name: str) -> tuple[Any, Any]:
     """Prompt and response: both text, or both messages. Raises BadRow."""
     if isinstance(prompt, str) and isinstance(response, str):
+        for column, text in (("prompt", prompt), (name, response)):
+            if text.startswith("[{") and _TURNS_AS_TEXT.match(text):
+                raise BadRow(
+                    f"{column} holds a list of turns as text, as CSV does; save the rows as JSON lines or parquet"
+                )
         return prompt, response_text(response, name)
     if isinstance(prompt, str) or isinstance(response, str):
         raise BadRow(f"prompt and {name} must both be strings or both be message lists")
@@ -69,6 +74,9 @@ def pair(prompt: Any, response: Any, name: str) -> tuple[Any, Any]:
         raise BadRow(f"no response: {name} must begin with a turn of role 'assistant'")
     check_response(messages, name)
     return without_weights(read_messages(prompt, "prompt")), messages
+
+
+_TURNS_AS_TEXT = re.compile(r"""\[\{\s*(['"])(role|content|from|value)\1\s*:""")
 
 
 def template_inputs(row: Row) -> Row:

@@ -349,6 +349,8 @@ BAD_CANDIDATES: list[tuple[Row, str]] = [
         "candidates.columns: {messages: input, assistant: output, system: system_prompt}",
     ),
     ({"dialog": HI[:1]}, "{messages: COLUMN} or {text: COLUMN}"),
+    ({"prompt": json.dumps(HI[:1]), "completion": json.dumps(HI[1:])}, "prompt holds a list of turns as text"),
+    ({"prompt": "Hi", "completion": str(HI[1:])}, "completion holds a list of turns as text"),
     ({"problem": "Two?", "answer": "4", "solution": "2 + 2 = 4"}, "{user: problem, assistant: solution}"),
     ({"sentence": "One."}, "columns found: 'sentence'; name yours"),
 ]
@@ -363,6 +365,7 @@ BAD_TARGETS: list[tuple[Row, str]] = [
     (PAIR | {"prompt": QUESTION}, "targets.columns: {user: prompt, chosen: chosen, rejected: rejected}"),
     (WHOLE | {"prompt": [turn("user", "What else?")]}, "chosen begins neither"),
     ({"conversations": HI, **ONE_TURN}, "its last turn is the assistant's"),
+    ({side: json.dumps(turns) for side, turns in WHOLE.items()}, "prompt holds a list of turns as text"),
     ({"prompt": "Hi", "good": "yes"}, "no 'chosen'; columns found: 'prompt', 'good'; if it has another name"),
     (
         {"chosen": [turn("assistant", "a")], "rejected": [turn("assistant", "b")]},
