@@ -4,6 +4,7 @@ and a row that can be read in two ways stops the run."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +27,7 @@ from prism_job.data.examples import (
     target_content,
 )
 from prism_job.plan.sources import list_sources
+from prism_job.spec.data import CandidatesSpec, TargetsSpec
 from tests.conftest import Row, turn, write_jsonl
 
 
@@ -485,12 +488,20 @@ UNCLEAR: list[tuple[str, Row, tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("section", "row", "lines"), UNCLEAR, ids=[" + ".join(row) for _, row, _ in UNCLEAR])
-def test_a_row_of_two_readings_names_the_columns_line_of_each(section: str, row: Row, lines: tuple[str, ...]) -> None:
+def test_a_row_of_two_readings_names_the_columns_line_of_each_which_reads_it(
+    section: str, row: Row, lines: tuple[str, ...]
+) -> None:
     with pytest.raises(UnclearLayout) as refusal:
         candidate_content(row) if section == "candidates" else target_content(row, True)
     assert f"spec.{section}" in refusal.value.fix
     for line in lines:
         assert f"columns: {line}" in refusal.value.fix
+    for line in re.findall(r"columns: (\{.*?\})", refusal.value.fix):
+        advised = yaml.safe_load(line)
+        if section == "candidates":
+            read_candidate(row, CandidatesSpec.model_validate({"uris": ["a"], "columns": advised}).columns)
+        else:
+            read_target(row, True, TargetsSpec.model_validate({"uris": ["a"], "columns": advised}).columns)
 
 
 def test_a_response_is_not_needed_twice_where_the_weighting_is_uniform() -> None:
