@@ -9,7 +9,7 @@ PREFIX = "hf://datasets/"
 
 _FORM = re.compile(
     r"hf://datasets/(?P<repo>[\w.-]+(/[\w.-]+)?)"
-    r"(@(?P<revision>refs/(convert|pr)/[\w.-]+|[^\s/@?]+))?(/(?P<path>[^\s?]*))?(\?(?P<query>[^?]*))?"
+    r"(@(?P<revision>refs/(convert|pr)/[\w.-]+|[^\s/@?]+))?(/(?P<path>[^?\x00-\x1f\x7f]*))?(\?(?P<query>[^?]*))?"
 )
 
 

@@ -151,6 +151,8 @@ def test_sources_name_the_commit_and_can_be_named_in_a_document(hub: Hub) -> Non
     assert [source.uri for source in sources] == [f"{at('org/plain')}/{name}" for name in names]
     assert ignored[f"{at('org/plain')}/data/test-00000-of-00001.parquet"] == "not a file of that split"
     assert read(sources[1].uri) == texts(2, 4)
+    hub.datasets["org/plain"][COMMIT]["more/a b.jsonl"] = lines(texts(0, 1))
+    assert read("hf://datasets/org/plain/more/a b.jsonl") == texts(0, 1)
     assert read("hf://datasets/org/configs/code") == [*texts(6, 8), *texts(8, 9)], "a folder, in key order"
 
 

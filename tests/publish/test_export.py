@@ -342,7 +342,7 @@ def test_a_card_and_croissant_state_what_was_written_and_nothing_else(job: Job) 
 
 def test_documents_name_the_data_sets_of_the_hub_at_their_commits() -> None:
     commit = "a" * 40
-    uris = [f"hf://datasets/o/a@{commit}/x.jsonl", "/home/me/b.jsonl", f"hf://datasets/o/a@{commit}/y.jsonl"]
+    uris = [f"hf://datasets/o/a@{commit}/x.jsonl", "/home/me/b.jsonl", f"hf://datasets/o/a@{commit}/y 1?.jsonl"]
     sources = [SourceRows(uri, public_name(uri, ["/home"]), 1) for uri in uris]
     assert hub_datasets(sources) == [HubAddress("o/a", commit)]
     assert [source.name for source in sources] == [uris[0], "home/me/b.jsonl", uris[2]]

@@ -45,7 +45,8 @@ def public_name(uri: str, folders: Iterable[str] = ()) -> str:
 
 def hub_datasets(sources: list[SourceRows]) -> list[HubAddress]:
     """The data sets of the hub among the sources, each once, at their commits."""
-    found = [HubAddress.parse(source.uri) for source in sources if is_hub(source.uri)]
+    # A file's name may hold '?', which an address may not.
+    found = [HubAddress.parse(source.uri.partition("?")[0]) for source in sources if is_hub(source.uri)]
     return list(dict.fromkeys(HubAddress(address.repo, address.revision) for address in found))
 
 
