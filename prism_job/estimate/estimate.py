@@ -175,7 +175,9 @@ def _shards_of_one_row(shape: ModelShape, spec: RunSpec) -> dict[shards.Kind, _S
         pair |= {f"{side}_nll": _NUMBERS["nll"], f"{side}_tokens": _NUMBERS["tokens"]}
     upper = np.zeros((len(layers), dim * (dim + 1) // 2), np.float32)
     row = np.zeros((1, unfolded), np.float32)
-    of_layers = {"layers": layers, "dim": dim, "coverage": 0.9999, "share_of_model": 0.9999, "cut": 10}
+    of_layers: dict[str, Any] = {"layers": layers, "dim": 0, "cut": 10}
+    if not spec.scoring.is_forward_only:
+        of_layers |= {"dim": dim, "coverage": 0.9999, "share_of_model": 0.9999}
     contents: dict[shards.Kind, tuple[dict[str, NDArray[Any]], dict[str, Any]]] = {
         "candidates": (
             {"ids": pair["ids"], **_NUMBERS, **codec.zeros(kind, 1, width)},

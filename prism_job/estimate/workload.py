@@ -94,7 +94,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
     """
     settings = (tokenizer, spec.extraction.max_length, spec.extraction.loss_on)
     refuse_output_inside_data(spec)
-    sides, pool = _SideCounts(sample, settings), _TokenCounts(sample)
+    sides, pool = _SideCounts(sample, settings, tokenise.sides_of(spec.scoring)), _TokenCounts(sample)
     reasons: dict[int, str] = {}  # index of a row that the tokenisation quarantines -> why
     budget_check = BudgetCheck(spec.selection)
     staging = _ByteCounter()
@@ -218,10 +218,15 @@ class _TokenCounts:
 
 
 class _SideCounts:
-    """Token counts of both sides of the targets. `settings`: tokenizer, maxLength and lossOn."""
+    """Token counts of those sides of the targets that pass. `settings`: tokenizer, maxLength and lossOn."""
 
-    def __init__(self, sample: int, settings: tuple[PreTrainedTokenizerBase, int, LossOn]) -> None:
-        self.texts = {side: _TokenCounts(sample) for side in tokenise.SIDES}
+    def __init__(
+        self,
+        sample: int,
+        settings: tuple[PreTrainedTokenizerBase, int, LossOn],
+        sides: tuple[str, ...] = tokenise.SIDES,
+    ) -> None:
+        self.texts = {side: _TokenCounts(sample) for side in sides}
         self.settings = settings
         self.num_cut = 0  # pairs of the sample
 
@@ -230,7 +235,7 @@ class _SideCounts:
         encoded = tokenise.encode_target(content, *self.settings) if self.texts["chosen"].is_next_read else {}
         for side, texts in self.texts.items():  # weighting: uniform needs no rejected response
             texts.add(encoded.get(side))
-        self.num_cut += any(each.num_cut for each in encoded.values())
+        self.num_cut += any(each.num_cut for side, each in encoded.items() if side in self.texts)
 
 
 class _BatchCounter:
