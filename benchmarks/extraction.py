@@ -194,7 +194,7 @@ def child(arguments: list[str], environment: dict[str, str] | None = None) -> tu
 def encoded(model: str, path: Path) -> Iterator[Any]:
     from prism_job.data import examples
     from prism_job.extract import tokenise
-    from prism_job.extract.model import load_tokenizer
+    from prism_job.extract.load.model import load_tokenizer
     from prism_job.spec.model import ModelSpec
 
     tokenizer = load_tokenizer(ModelSpec(uri=model, dtype="float32"))
@@ -207,7 +207,7 @@ def measure(method: str, model_uri: str, dtype: Dtype, path: Path, tokens_per_ba
     import torch
 
     from prism_job.extract import tokenise
-    from prism_job.extract.model import load_model
+    from prism_job.extract.load.model import load_model
     from prism_job.spec.model import ModelSpec
 
     cpu = torch.device("cpu")
@@ -242,7 +242,7 @@ def compare_sizes(options: argparse.Namespace) -> dict[str, float]:
     from prism_job.extract.capture.layers import captured_layers
     from prism_job.extract.capture.row_format import RowFormat
     from prism_job.extract.distributed.world import World
-    from prism_job.extract.model import load_model
+    from prism_job.extract.load.model import load_model
     from prism_job.spec.document import parse_spec
     from prism_job.spec.model import ModelSpec
 

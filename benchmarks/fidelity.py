@@ -24,7 +24,7 @@ from prism_job.data import examples
 from prism_job.evaluate.audit import spearman
 from prism_job.extract import tokenise
 from prism_job.extract.capture.layers import captured_layers
-from prism_job.extract.model import load_model, load_tokenizer
+from prism_job.extract.load.model import load_model, load_tokenizer
 from prism_job.score.preference import preference
 from prism_job.spec.model import ModelSpec
 from prism_job.store import codec

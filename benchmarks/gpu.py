@@ -56,7 +56,7 @@ from prism_job.extract.capture.gradients import GradientCapture
 from prism_job.extract.capture.layers import captured_layers
 from prism_job.extract.capture.row_format import RowFormat
 from prism_job.extract.distributed.world import Topology, World, shard_weights, zero3_settings
-from prism_job.extract.model import load_model
+from prism_job.extract.load.model import load_model
 from prism_job.extract.passes import is_out_of_memory
 from prism_job.extract.tokenise import Encoded
 from prism_job.spec.document import RunSpec

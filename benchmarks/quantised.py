@@ -30,11 +30,12 @@ from benchmarks.fidelity import SIDES, make_pairs
 from benchmarks.quality import tuning
 from prism_job.data import examples
 from prism_job.evaluate.audit import spearman
-from prism_job.extract import quantised, tokenise
+from prism_job.extract import tokenise
 from prism_job.extract.capture.gradients import GradientCapture
 from prism_job.extract.capture.layers import captured_layers
 from prism_job.extract.capture.row_format import RowFormat
-from prism_job.extract.model import load_model, load_tokenizer
+from prism_job.extract.load import quantised
+from prism_job.extract.load.model import load_model, load_tokenizer
 from prism_job.extract.tokenise import Encoded
 from prism_job.score.preference import preference
 from prism_job.spec.model import ModelSpec

@@ -25,7 +25,7 @@ from benchmarks import job
 from benchmarks.fidelity import make_pairs
 from benchmarks.quality import tuning
 from prism_job.estimate.workload import measure
-from prism_job.extract.model import load_tokenizer
+from prism_job.extract.load.model import load_tokenizer
 from prism_job.spec.document import RunSpec, parse_spec
 
 STAGES = ("plan", "extract", "reduce")

@@ -24,7 +24,7 @@ from prism_job.data import examples
 from prism_job.evaluate import audit
 from prism_job.extract import tokenise
 from prism_job.extract.capture.layers import captured_layers
-from prism_job.extract.model import load_model, load_tokenizer
+from prism_job.extract.load.model import load_model, load_tokenizer
 from prism_job.plan.extractor import audit_spec
 from prism_job.score.candidates import score_sample
 from prism_job.score.direction import fold_directions

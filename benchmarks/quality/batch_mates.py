@@ -18,7 +18,7 @@ from prism_job.extract import tokenise
 from prism_job.extract.capture.gradients import GradientCapture
 from prism_job.extract.capture.layers import captured_layers
 from prism_job.extract.capture.row_format import RowFormat
-from prism_job.extract.model import load_model, load_tokenizer
+from prism_job.extract.load.model import load_model, load_tokenizer
 from prism_job.extract.tokenise import Encoded
 from prism_job.spec.model import ModelSpec
 

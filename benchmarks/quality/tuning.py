@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_job.extract import tokenise
-from prism_job.extract.model import load_model, load_tokenizer
+from prism_job.extract.load.model import load_model, load_tokenizer
 from prism_job.extract.tokenise import Batch, Encoded
 from prism_job.spec.model import ModelSpec
 

@@ -17,7 +17,7 @@ from prism_job.estimate import costs
 from prism_job.estimate.model_shape import ModelShape, model_shape
 from prism_job.estimate.preference_model import measure_preference
 from prism_job.estimate.workload import Workload, measure
-from prism_job.extract.model import load_tokenizer
+from prism_job.extract.load.model import load_tokenizer
 from prism_job.plan.extractor import audit_spec
 from prism_job.plan.plan import Block
 from prism_job.spec.digest import digest

@@ -21,7 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prism_job.errors import RequestError
-from prism_job.extract.model_config import short
+from prism_job.extract.load.model_config import short
 
 LENGTH = 64
 """Tokens of the shorter text, at least: the chunk of the linear attentions that name none in their config."""

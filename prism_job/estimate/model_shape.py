@@ -14,11 +14,17 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from prism_job.errors import RequestError
 from prism_job.estimate.meta_pass import Growth, TextCosts, text_costs
-from prism_job.extract.adapter import with_shapes_of_adapter
 from prism_job.extract.capture.layers import CapturedWeight, Layers, LinearLayer, captured_layers
-from prism_job.extract.model import files_of
-from prism_job.extract.model_config import fix_of, load_config, refuse_long_texts, refuse_unsuitable_settings, short
-from prism_job.extract.quantiser import KEPT, TOO_MANY
+from prism_job.extract.load.adapter import with_shapes_of_adapter
+from prism_job.extract.load.model import files_of
+from prism_job.extract.load.model_config import (
+    fix_of,
+    load_config,
+    refuse_long_texts,
+    refuse_unsuitable_settings,
+    short,
+)
+from prism_job.extract.load.quantiser import KEPT, TOO_MANY
 from prism_job.plan.attention import attention_backend
 from prism_job.spec.document import RunSpec
 from prism_job.storage import model_files
@@ -128,7 +134,7 @@ def _without_unused(layers: Layers, costs: TextCosts) -> Layers:
 
 
 def _quantised_bytes(model: nn.Module, spec: RunSpec) -> dict[int, float]:
-    """Bytes of each parameter that bitsandbytes holds, by its id: see extract/quantiser.py. Empty where it holds none."""
+    """Bytes of each parameter that bitsandbytes holds, by its id: see extract/load/quantiser.py. Empty where it holds none."""
     stored = getattr(cast(Any, model).config, "quantization_config", None) or {}
     kind = spec.model.quantization or (
         "nf4" if stored.get("load_in_4bit") else "int8" if stored.get("load_in_8bit") else None

@@ -6,7 +6,7 @@ from typing import Any
 from prism_job.estimate import costs
 from prism_job.estimate.model_shape import ModelShape, model_shape
 from prism_job.estimate.workload import Pairs, measure_pairs
-from prism_job.extract.model import load_tokenizer
+from prism_job.extract.load.model import load_tokenizer
 from prism_job.plan.extractor import naming_preference_model
 from prism_job.spec.document import RunSpec
 from prism_job.spec.extraction import CodecSpec

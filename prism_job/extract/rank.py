@@ -14,8 +14,8 @@ from prism_job.extract.capture.probe import used_layers
 from prism_job.extract.capture.representations import refuse_looking_ahead
 from prism_job.extract.distributed.watchdog import Watchdog
 from prism_job.extract.distributed.world import World, release_weights, shard_weights, zero3_settings
-from prism_job.extract.model import load_model, load_tokenizer
-from prism_job.extract.model_config import load_config, refuse_long_texts, refuse_unsuitable_settings
+from prism_job.extract.load.model import load_model, load_tokenizer
+from prism_job.extract.load.model_config import load_config, refuse_long_texts, refuse_unsuitable_settings
 from prism_job.extract.tasks import Task
 from prism_job.extract.uploads import Uploads
 from prism_job.extract.work_unit import Preference

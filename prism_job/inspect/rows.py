@@ -106,7 +106,7 @@ class _Tokens:
     def __init__(self, view: View) -> None:
         # Imports torch, which takes seconds: only where there is a model.
         from prism_job.extract import tokenise
-        from prism_job.extract.model import load_tokenizer
+        from prism_job.extract.load.model import load_tokenizer
         from prism_job.inspect.decoding import text_facts
         from prism_job.storage.model_files import fetch_config_and_tokenizer
 

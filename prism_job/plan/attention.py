@@ -19,7 +19,7 @@ EAGER_ONLY = frozenset({
 """`model_type` of the causal language models that transformers has without sdpa attention.
 
 A list of our own, so that the digest of a store does not change with transformers' version. Where transformers has no sdpa for
-a model that is not listed, loading it fails and says so (extract/model_config.py).
+a model that is not listed, loading it fails and says so (extract/load/model_config.py).
 """
 
 

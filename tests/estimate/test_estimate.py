@@ -24,7 +24,7 @@ from prism_job.extract.capture.gradients import GradientCapture
 from prism_job.extract.capture.layers import captured_layers
 from prism_job.extract.capture.probe import used_layers
 from prism_job.extract.capture.row_format import RowFormat
-from prism_job.extract.model import load_model
+from prism_job.extract.load.model import load_model
 from prism_job.extract.tokenise import Encoded, collate
 from prism_job.spec.model import ModelSpec
 from tests.conftest import Job, candidate, pair, turn, write_jsonl

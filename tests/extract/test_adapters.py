@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from prism_job.errors import DataError, RequestError
 from prism_job.extract.capture.layers import captured_layers
-from prism_job.extract.model import load_model
+from prism_job.extract.load.model import load_model
 from prism_job.spec.model import ModelSpec
 from tests.conftest import Job
 from tests.extract.test_gradients import (

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from prism_job.extract.model import load_model, load_tokenizer
+from prism_job.extract.load.model import load_model, load_tokenizer
 from prism_job.spec.model import ModelSpec
 from tests.conftest import Job
 from tests.models import save_tiny_adapter, save_tiny_gguf, save_tiny_model

@@ -29,8 +29,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from prism_job.errors import DataError, RequestError
 from prism_job.extract.capture.layers import captured_layers
-from prism_job.extract.model import load_model
-from prism_job.extract.model_config import load_config, refuse_unsuitable_settings
+from prism_job.extract.load.model import load_model
+from prism_job.extract.load.model_config import load_config, refuse_unsuitable_settings
 from prism_job.plan.attention import EAGER_ONLY, attention_backend
 from prism_job.plan.extractor import extractor_parts
 from prism_job.spec.extraction import ExtractionSpec

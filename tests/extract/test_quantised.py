@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, FalconConfig
 from transformers.pytorch_utils import Conv1D
 
 from prism_job.errors import DataError, RequestError
-from prism_job.extract import quantised
 from prism_job.extract.capture.layers import captured_layers
-from prism_job.extract.model import load_model
+from prism_job.extract.load import quantised
+from prism_job.extract.load.model import load_model
 from prism_job.plan.extractor import extractor_parts
 from prism_job.spec.model import ModelSpec
 from tests.conftest import Job, read_json

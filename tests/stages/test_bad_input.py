@@ -24,7 +24,7 @@ from prism_job.data.examples import example_id, target_content
 from prism_job.errors import SpecError
 from prism_job.estimate.workload import measure
 from prism_job.extract.capture.gradients import GradientCapture
-from prism_job.extract.model import load_tokenizer
+from prism_job.extract.load.model import load_tokenizer
 from prism_job.progress import write_termination_message
 from prism_job.spec.document import parse_spec
 from tests.conftest import STAGES, Job, candidate, pair, read_json, turn, write_jsonl

@@ -36,7 +36,7 @@ def pi_by_hand(model: Path, rows: list[Row]) -> list[float]:
 
     from prism_job.data import examples
     from prism_job.extract import tokenise
-    from prism_job.extract.model import load_model, load_tokenizer
+    from prism_job.extract.load.model import load_model, load_tokenizer
     from prism_job.spec.model import ModelSpec
     from tests.oracle import plain_loss
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from prism_job.extract import tokenise
 from prism_job.extract.capture.representations import refuse_looking_ahead, representations_of
-from prism_job.extract.model import load_model, load_tokenizer
+from prism_job.extract.load.model import load_model, load_tokenizer
 from prism_job.spec.document import check_document
 from prism_job.store import codec, shards
 from tests.conftest import Job, candidate, pair, read_json, table_of, turn, write_jsonl

@@ -18,7 +18,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from prism_job.extract.capture.layers import Layers, is_own_experts
 from prism_job.extract.capture.sketches import PassSketches
-from prism_job.extract.quantised import dequantised, is_quantised
+from prism_job.extract.load.quantised import dequantised, is_quantised
 
 IMPLEMENTATION = "prism"
 """The name in transformers' interface of experts under which `experts_forward` stands."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from prism_job.errors import RequestError
-from prism_job.extract.quantised import logical_shape
+from prism_job.extract.load.quantised import logical_shape
 from prism_job.progress import event
 
 LinearLayer = nn.Linear | Conv1D

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from prism_job.extract.capture.sketches import PassSketches
-from prism_job.extract.quantised import is_quantised
+from prism_job.extract.load.quantised import is_quantised
 
 _PLAIN = (nn.Linear.forward, Conv1D.forward)
 _PLAIN_CLASSES = ("FalconLinear",)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prism_job import projection
 from prism_job.extract.capture.layers import Layers
-from prism_job.extract.quantised import compute_dtype
+from prism_job.extract.load.quantised import compute_dtype
 
 
 @dataclass(frozen=True)

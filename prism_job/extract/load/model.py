@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_job.errors import DataError, RequestError
-from prism_job.extract import quantised, quantiser
-from prism_job.extract.adapter import with_adapter
-from prism_job.extract.model_config import fix_of, is_quantised, load_config, short
+from prism_job.extract.load import quantised, quantiser
+from prism_job.extract.load.adapter import with_adapter
+from prism_job.extract.load.model_config import fix_of, is_quantised, load_config, short
 from prism_job.plan.attention import attention_backend
 from prism_job.progress import event
 from prism_job.spec.model import ModelSpec

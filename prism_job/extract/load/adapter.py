@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prism_job.errors import DataError, RequestError
-from prism_job.extract.model_config import short
+from prism_job.extract.load.model_config import short
 from prism_job.progress import event
 from prism_job.storage import model_files
 

@@ -15,7 +15,7 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
 from prism_job.errors import RequestError
-from prism_job.extract.quantised import bitsandbytes
+from prism_job.extract.load.quantised import bitsandbytes
 from prism_job.spec.model import ModelSpec
 
 KEPT = ("dt_proj", "classifier")

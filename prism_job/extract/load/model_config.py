@@ -98,7 +98,7 @@ def _prepare_quantisation(config: PretrainedConfig, spec: ModelSpec) -> None:
                 )
                 fix = "copy config.json again; if the weights are in 16 bits, remove quantization_config from it"
                 raise RequestError(what, where=spec.uri, fix=fix)
-            continue  # loaded as it is (extract/quantised.py)
+            continue  # loaded as it is (extract/load/quantised.py)
         method = str(settings.get("quant_method", "a method that quantization_config does not name"))
         if method not in DEQUANTISED:
             what = f"the weights are quantised by {method}, and their gradients cannot be captured"
