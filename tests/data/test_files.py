@@ -171,6 +171,7 @@ def far_date() -> bytes:
         ("a.parquet.gz", gzip.compress(bytes(4000))),
         ("a.arrow.zst", pa.compress(b"ARROW1" + bytes(4000), "zstd", asbytes=True)),
     ],
+    ids=("damaged offset", "far date", "csv.xz", "tsv", "json.bz2", "parquet.gz", "arrow.zst"),
 )
 def test_a_damaged_value_and_a_file_that_expands_without_end_are_errors(
     name: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
