@@ -44,7 +44,7 @@ TOO_LONG: Row = {"messages": [turn("user", "why " * 200), turn("assistant", "bec
 
 def test_every_number_of_scores_and_targets_is_that_of_the_text(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs in units of three and one: a mean over units, or of the last unit alone, is another number."""
-    monkeypatch.setattr("prism_job.plan.units.PAIRS_PER_UNIT", 3)
+    monkeypatch.setattr("prism_job.plan.pool.PAIRS_PER_UNIT", 3)
     known = oracle()
     manifest = job_over_all_conventions(job, "float16").run()
     scores = pq.read_table(manifest.parent / "scores.parquet")

@@ -33,7 +33,7 @@ PAIRS = {"math": range(3), "toxic": range(10, 15), "law": range(20, 21)}
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sets of several units, the last of them not full: a mean over units is another number than one over pairs."""
-    monkeypatch.setattr("prism_job.plan.units.PAIRS_PER_UNIT", 2)
+    monkeypatch.setattr("prism_job.plan.pool.PAIRS_PER_UNIT", 2)
 
 
 def sets_of(job: Job, signed: dict[str, float]) -> dict[str, Any]:

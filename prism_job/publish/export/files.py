@@ -19,6 +19,9 @@ from prism_job.publish.export.notes import Notes
 NOT_FINITE = "NaN or infinite numbers, written as NaN and Infinity, which not every JSON reader takes"
 FILLED = "null where a row lacks the column, or a key within it"
 
+MAX_LEVELS = 100
+"""Of lists and objects within each other that a table takes; Arrow's own limits differ by value and reader."""
+
 Writer = Callable[[Path, str, Iterable[Row], Notes], None]
 """Writes the rows to the path; errors name the address (str) that the file goes to."""
 
@@ -71,6 +74,8 @@ def _write_parquet(path: Path, destination: str, rows: Iterable[Row], notes: Not
     for name in names:
         values = [row.get(name) for row in rows]
         try:
+            if any(_is_deeper(value, MAX_LEVELS) for value in values):
+                raise RecursionError(f"a value of more than {MAX_LEVELS} levels")
             columns[name] = pa.array(values)
             pq.write_table(pa.table({name: columns[name].slice(0, 0)}), pa.BufferOutputStream())
             is_filled = any(name not in row for row in rows) or _is_filled(columns[name], values)
@@ -81,6 +86,11 @@ def _write_parquet(path: Path, destination: str, rows: Iterable[Row], notes: Not
         if is_filled:
             notes.add(FILLED, name)
     pq.write_table(pa.table(columns), path, compression="zstd")
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    nested = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(levels == 1 or _is_deeper(item, levels - 1) for item in nested if isinstance(item, dict | list))
 
 
 def _is_filled(column: Any, values: list[Any]) -> bool:
