@@ -13,7 +13,7 @@ from prism_job.data.bad_row import (
     suggest_columns,
     unclear,
 )
-from prism_job.data.columns import columns_line, columns_name, mapped
+from prism_job.data.columns import columns_name, columns_parts, mapped
 from prism_job.data.content import (
     TURNS,
     Content,
@@ -68,21 +68,21 @@ def _alpaca(row: Row) -> Content:
 
 
 LAYOUTS = (
-    Layout("messages", ("messages",), TURNS, "{messages: messages}", _conversation),
+    Layout("messages", ("messages",), TURNS, {"messages": "messages"}, _conversation),
     Layout(
         "prompt + completion",
         ("prompt", "completion"),
         "completion",
-        "{prompt: prompt, completion: completion}",
+        {"prompt": "prompt", "completion": "completion"},
         _prompt_and_completion,
     ),
-    Layout("text", ("text",), "the whole text", "{text: text}", _plain_text),
-    Layout("conversations (ShareGPT)", ("conversations",), TURNS, "{messages: conversations}", _sharegpt),
+    Layout("text", ("text",), "the whole text", {"text": "text"}, _plain_text),
+    Layout("conversations (ShareGPT)", ("conversations",), TURNS, {"messages": "conversations"}, _sharegpt),
     Layout(
         "instruction + output (Alpaca)",
         ("instruction", "output"),
         "output",
-        "{user: [instruction, input], assistant: output}",
+        {"user": ["instruction", "input"], "assistant": "output"},
         _alpaca,
     ),
 )
@@ -99,7 +99,7 @@ def read_candidate(row: Row, columns: ColumnsSpec | None) -> tuple[Content, Layo
     found = _fitting(tuple([name for name, value in row.items() if value is not None]))
     if len(found) == 1:
         content = found[0].content(row)
-        refuse_stray_columns(row, content, found[0].line, SECTION)
+        refuse_stray_columns(row, content, found[0], SECTION)
         return content, found[0]
     if found:
         names = " and ".join(f"'{layout.name}'" for layout in found)
@@ -136,7 +136,7 @@ def _mapped_layout(columns: ColumnsSpec) -> Layout:
         loss, content = "assistant", _mapped_turns
     else:
         loss, content = "completion", _prompt_and_completion
-    return Layout(columns_name(columns), (), loss, columns_line(columns), content)
+    return Layout(columns_name(columns), (), loss, columns_parts(columns), content)
 
 
 def _mapped_messages(parts: Row) -> Content:

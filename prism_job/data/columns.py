@@ -75,9 +75,14 @@ def _text(value: Any, name: str) -> str:
     raise wrong_type(value, name, "text or a number")
 
 
+def columns_parts(columns: ColumnsSpec) -> dict[str, str | list[str]]:
+    """Part of an example -> its column, columns or template, as a document holds them."""
+    return {name: list(source) if isinstance(source, tuple) else source for name, source in columns.given().items()}
+
+
 def columns_line(columns: ColumnsSpec) -> str:
     """`columns` as YAML in one line, as a document could hold it."""
-    return line_of(**{name: list(part) if isinstance(part, tuple) else part for name, part in columns.given().items()})
+    return line_of(**columns_parts(columns))
 
 
 def columns_name(columns: ColumnsSpec) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from prism_job.data.bad_row import SYSTEM_COLUMNS, BadRow, unclear, wrong_type
+from prism_job.data.bad_row import SYSTEM_COLUMNS, BadRow, line_of, unclear, wrong_type
 from prism_job.data.messages import (
     Message,
     check_response,
@@ -29,14 +29,19 @@ TURNS, LAST_TURN = "the assistant's turns", "the assistant's last turn"
 class Layout:
     """One convention of column names. A row has it if none of `columns` is null.
 
-    `loss`: what carries the loss, for people. `line`: the `columns:` line that reads such rows. `content` raises BadRow.
+    `loss`: what carries the loss, for people. `parts`: the `columns:` that read such rows. `content` raises BadRow.
     """
 
     name: str
     columns: tuple[str, ...]
     loss: str
-    line: str
+    parts: dict[str, str | list[str]]
     content: Callable[[Row], Any]
+
+    @property
+    def line(self) -> str:
+        """`parts` as YAML in one line."""
+        return line_of(**self.parts)
 
     def loss_text(self, loss_on: str) -> str:
         """What carries the loss under this `extraction.lossOn`."""
@@ -107,56 +112,54 @@ def with_template_inputs(content: Content, row: Row) -> Content:
     return content
 
 
-def refuse_stray_columns(row: Row, content: Content, line: str, section: str) -> None:
-    """Raises UnclearLayout: a column that the layout does not read holds a system prompt, a part of the question, or images.
-
-    `line`: the `columns:` line of that layout.
-    """
+def refuse_stray_columns(row: Row, content: Content, layout: Layout, section: str) -> None:
+    """Raises UnclearLayout: a column that the layout does not read holds a system prompt, a part of the question, or images."""
     names = [name for name in row if name in STRAY]
     if not names:  # nearly all: no time for more
         return
-    _refuse_stray_system(row, content, line, section)
-    _refuse_stray_question(row, content, line, section)
+    _refuse_stray_system(row, content, layout, section)
+    _refuse_stray_question(row, content, layout, section)
     for name in names:
         if name in MEDIA and row[name]:
             what = f"column '{name}' is beside the text, and PRISM reads text alone"
-            raise unclear(what, section, [(line, "to learn the text without it")])
+            raise unclear(what, section, [(layout.line, "to learn the text without it")])
 
 
-def _refuse_stray_question(row: Row, content: Content, line: str, section: str) -> None:
-    found = re.match(r"\{(?:user|prompt): \[?(.+?)\]?, (?=assistant|completion|chosen)", line)
-    if found is None:
+def _refuse_stray_question(row: Row, content: Content, layout: Layout, section: str) -> None:
+    part = next((part for part in ("user", "prompt") if part in layout.parts), None)
+    if part is None:
         return  # whole conversations, or plain text, for which another rule says what stands beside it
-    own = found[1].split(", ")
-    if isinstance(content.get("prompt"), list) and own == ["prompt"]:
+    if part == "prompt" and isinstance(content["prompt"], list):
         return  # the turns are the question
+    source = layout.parts[part]
+    own = [source] if isinstance(source, str) else source
     asked = "\n".join(row[name] for name in own if is_text(row.get(name)))
     for name in QUESTIONS:
         if name in own or not is_text(row.get(name)) or len(row[name].split()) < 2:
             continue
         if row[name].strip() in asked or asked.strip() in row[name]:
             continue
-        joined = line.replace(found[1], f"{', '.join(own)}, {name}", 1) if len(own) > 1 else None
-        joined = joined or line.replace(f": {own[0]},", f": [{own[0]}, {name}],", 1)
         what = f"column '{name}' holds text that this layout does not read, and that '{own[0]}' does not repeat"
-        raise unclear(what, section, [(line, "without it"), (joined, "as a part of the question")])
+        joined = line_of(**{**layout.parts, part: [*own, name]})
+        raise unclear(what, section, [(layout.line, "without it"), (joined, "as a part of the question")])
 
 
-def _refuse_stray_system(row: Row, content: Content, line: str, section: str) -> None:
-    for name in SYSTEM_COLUMNS:
-        first = content.get("messages", content.get("prompt"))
-        if name not in row or not is_text(row[name]) or first is None:
-            continue
-        if isinstance(first, list) and first[0]["role"] in ("system", "developer"):
-            continue
-        readings = [(line, "without it")]
-        if isinstance(first, str):
-            line = line.replace("prompt: ", "user: ").replace("completion: ", "assistant: ")
-        elif section == "targets":
-            line = line.replace("prompt: ", "messages: ")
-        if not line.startswith("{prompt: ") and "chosen" not in line.partition(":")[0]:
-            readings.append((f"{line[:-1]}, system: {name}}}", "as a system turn"))
-        raise unclear(f"column '{name}' holds a system prompt that this layout does not read", section, readings)
+def _refuse_stray_system(row: Row, content: Content, layout: Layout, section: str) -> None:
+    name = next((name for name in SYSTEM_COLUMNS if is_text(row.get(name))), None)
+    first = content.get("messages", content.get("prompt"))
+    if name is None or first is None:
+        return
+    if isinstance(first, list) and first[0]["role"] in ("system", "developer"):
+        return
+    readings = [(layout.line, "without it")]
+    # A system turn needs a conversation: text becomes its turns.
+    renamed = {"prompt": "messages"} if section == "targets" else {}
+    if isinstance(first, str):
+        renamed = {"prompt": "user", "completion": "assistant"}
+    parts = {renamed.get(part, part): source for part, source in layout.parts.items()}
+    if parts.keys() & {"messages", "user"}:
+        readings.append((line_of(**parts, system=name), "as a system turn"))
+    raise unclear(f"column '{name}' holds a system prompt that this layout does not read", section, readings)
 
 
 QUESTIONS = ("instruction", "question", "query", "problem", "input", "context")

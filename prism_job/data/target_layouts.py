@@ -4,7 +4,7 @@ from functools import lru_cache
 from typing import Any
 
 from prism_job.data.bad_row import REQUESTS, BadRow, are_turns, describe_columns, line_of, unclear
-from prism_job.data.columns import columns_line, columns_name, mapped
+from prism_job.data.columns import columns_name, columns_parts, mapped
 from prism_job.data.content import (
     Content,
     Layout,
@@ -46,27 +46,31 @@ def _question(row: Row) -> list[Message]:
 LOSS = "chosen and rejected"
 PROMPTS = (
     Layout(
-        "prompt + chosen + rejected", ("prompt",), LOSS, "{prompt: prompt, chosen: chosen, rejected: rejected}", _prompt
+        "prompt + chosen + rejected",
+        ("prompt",),
+        LOSS,
+        {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+        _prompt,
     ),
     Layout(
         "conversations + chosen + rejected (ShareGPT)",
         ("conversations",),
         LOSS,
-        "{messages: conversations, chosen: chosen, rejected: rejected}",
+        {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"},
         _sharegpt,
     ),
     Layout(
         "instruction + chosen + rejected (Alpaca)",
         ("instruction",),
         LOSS,
-        "{user: [instruction, input], chosen: chosen, rejected: rejected}",
+        {"user": ["instruction", "input"], "chosen": "chosen", "rejected": "rejected"},
         alpaca_prompt,
     ),
     Layout(
         "question + chosen + rejected (Orca)",
         ("question",),
         LOSS,
-        "{user: question, chosen: chosen, rejected: rejected}",
+        {"user": "question", "chosen": "chosen", "rejected": "rejected"},
         _question,
     ),
 )
@@ -76,13 +80,13 @@ BESIDE_ONE_TURN = Layout(
     "messages + chosen + rejected",
     ("messages",),
     LOSS,
-    "{messages: messages, chosen: chosen, rejected: rejected}",
+    {"messages": "messages", "chosen": "chosen", "rejected": "rejected"},
     _messages,
 )
 """Where chosen is one turn. Elsewhere `messages` repeats what `chosen` holds, as in UltraFeedback."""
 
 IMPLICIT = Layout(
-    "chosen + rejected (implicit prompt)", SIDES, LOSS, "{chosen: chosen, rejected: rejected}", lambda _: None
+    "chosen + rejected (implicit prompt)", SIDES, LOSS, {"chosen": "chosen", "rejected": "rejected"}, lambda _: None
 )
 
 
@@ -109,14 +113,14 @@ def read_target(row: Row, needs_rejected: bool, columns: ColumnsSpec | None) -> 
     if not found:
         _check_no_other_prompt(row)
         content = _pair_content(None, row)
-        refuse_stray_columns(row, content, IMPLICIT.line, SECTION)
+        refuse_stray_columns(row, content, IMPLICIT, SECTION)
         return content, IMPLICIT
     layout = found[0]
     prompt = layout.content(row)
     if isinstance(prompt, str):
         _check_begins_once(prompt, row)
     content = _pair_content(prompt, row, is_conversation=layout is not PROMPTS[0])
-    refuse_stray_columns(row, content, layout.line, SECTION)
+    refuse_stray_columns(row, content, layout, SECTION)
     return content, layout
 
 
@@ -147,7 +151,7 @@ def _mapped_prompt(parts: Row) -> Any:
 
 @lru_cache(maxsize=256)
 def _mapped_layout(columns: ColumnsSpec) -> Layout:
-    return Layout(columns_name(columns), (), LOSS, columns_line(columns), _mapped_prompt)
+    return Layout(columns_name(columns), (), LOSS, columns_parts(columns), _mapped_prompt)
 
 
 def _pair_content(prompt: Any, row: Row, *, is_conversation: bool = False) -> Content:
