@@ -51,9 +51,9 @@ def render(
     chat = _Chat.of(content, tokenizer)
     assistant = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     asked = [index for index in assistant if index >= first][-1 if loss_on == "last" else 0 :]
-    turns = [index for index in asked if _has_weight(messages, index)]
-    if not turns:
-        raise BadRow(f"no response: weight is 0 in every assistant turn{' that may carry loss' if first else ''}")
+    turns = [index for index in asked if messages[index].get("weight") != 0]
+    if not turns:  # a row without any such turn was refused with its layout
+        raise BadRow("no response: the last turn of the assistant has weight 0, and extraction.lossOn is last")
     text, marked = chat.text_and_marks(messages)
     _refuse_left_out(chat, messages, text)
     if not chat.has_marks:
@@ -68,13 +68,6 @@ def render(
     for index, part in zip(turns, written, strict=True):
         _refuse_dropped(chat, messages, index, text, part)
     return text, spans
-
-
-def _has_weight(messages: list[Message], index: int) -> bool:
-    weight = messages[index].get("weight", 1)
-    if weight not in (0, 1):
-        raise BadRow(f"turn {index + 1} has weight {weight!r}: it must be 1 (carries loss) or 0")
-    return bool(weight)
 
 
 @dataclass(frozen=True)

@@ -151,11 +151,11 @@ class TargetUnit:
         contents = [examples.target_content(row, needs_rejected, task.columns) for row in rows]
         self.ids = [examples.example_id(content) for content in contents]
         pairs = [self._encode(index, content, tokenizer) for index, content in enumerate(contents)]
-        sides = tokenise.sides_of(spec.scoring)
         self.encoded = {
-            text: pairs[text % len(pairs)][side]
-            for text, side in enumerate(side for side in SIDES for _ in pairs)
-            if side in pairs[text % len(pairs)] and side in sides
+            number * len(pairs) + index: sides[side]
+            for number, side in enumerate(tokenise.sides_of(spec.scoring))
+            for index, sides in enumerate(pairs)
+            if side in sides
         }
         self.rows = [np.zeros((len(contents), width), np.float32) for width in capture.widths]
         self.columns = Columns(len(SIDES) * len(pairs))

@@ -201,10 +201,10 @@ def test_turns_of_weight_0_carry_no_loss() -> None:
     for text in (plain(MARKED["chatml"]), MARKED["chatml"]):
         tokenizer = tokenizer_of(text)
         assert read({"messages": messages}, tokenizer).endswith(AFTER + "⟦Nine.<|im_end|>\n⟧")
-        with pytest.raises(BadRow, match="weight is 0 in every assistant turn"):
-            read({"messages": messages[:2]}, tokenizer)
-        with pytest.raises(BadRow, match=r"turn 2 has weight 0\.5"):
-            read({"messages": [ASK, Y | {"weight": 0.5}]}, tokenizer)
+        reversed_turns = {"messages": [*messages[2:], *messages[:2]]}
+        assert "⟦Nine.<|im_end|>\n⟧" in read(reversed_turns, tokenizer)
+        with pytest.raises(BadRow, match="last turn of the assistant has weight 0"):
+            read(reversed_turns, tokenizer, loss_on="last")
 
 
 def test_settings_of_a_row_reach_the_template() -> None:
