@@ -4,12 +4,12 @@ One multiply and add counts as two FLOPs. A micro-batch of t tokens, padding cou
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Literal
 
 from prism_job.estimate.model_shape import ModelShape
-from prism_job.estimate.workload import Load, Workload
+from prism_job.estimate.workload import Load, Pairs, Workload
 from prism_job.plan.units import PAIRS_PER_UNIT
 from prism_job.spec.document import RunSpec
 from prism_job.spec.extraction import AUTO
@@ -158,7 +158,11 @@ def memory_of_rank(
 ) -> Memory:
     """Peak bytes of a rank in a world of `ranks` with micro-batches of `tokens` (or one text, if that is longer)."""
     if spec.scoring.is_forward_only:
-        return _memory_forward_only(shape, work, stage, offload, ranks, tokens)
+        hidden = shape.head / shape.vocabulary
+        rows = (
+            4 * hidden * (max(tokens, work.longest) + work.largest_batch)
+        )  # hidden states in float32, and their means
+        return replace(forward_memory(shape, work, stage, offload, ranks, tokens), rows=rows)
     codec, size = spec.extraction.codec, shape.dtype_bytes
     product_size = 4 if spec.model.product_dtype == "float32" else 2
     own_dim = spec.extraction.projection.dim
@@ -191,12 +195,12 @@ def memory_of_rank(
     )
 
 
-def _memory_forward_only(
-    shape: ModelShape, work: Workload, stage: int, offload: Offload, ranks: int, tokens: int
+def forward_memory(
+    shape: ModelShape, work: Workload | Pairs, stage: int, offload: Offload, ranks: int, tokens: int
 ) -> Memory:
-    """The same where nothing is kept for a backward pass: of activations, at most what it would keep of two blocks."""
+    """The same for forward passes that give losses alone: of activations, at most what a backward pass would keep of two
+    blocks."""
     size, tokens = shape.dtype_bytes, max(tokens, work.longest)
-    hidden = shape.head / shape.vocabulary
     of_two_blocks = min(1.0, 2 * shape.largest_block / shape.matrices)
     share = shape.weight_bytes / (ranks if stage == 3 else 1)
     buffered = NVME_BUFFERS * max(NVME_BUFFER_ELEMENTS, shape.largest_tensor) * size
@@ -207,7 +211,7 @@ def _memory_forward_only(
         logits=tokens * work.supervised_share * shape.vocabulary * (size + 2 * 4),
         captured=0,
         projections=0,
-        rows=4 * hidden * (tokens + work.largest_batch),  # the hidden states in float32, and their means
+        rows=0,
         workspace=tokens * shape.widest_side * 2 * size,
         buffers=shape.buffer_bytes,
         host={"none": 0.0, "cpu": share, "nvme": buffered}[offload],

@@ -9,8 +9,8 @@ from prism_job.estimate.workload import Pairs, measure_pairs
 from prism_job.extract.load.model import load_tokenizer
 from prism_job.plan.extractor import naming_preference_model
 from prism_job.spec.document import RunSpec
-from prism_job.spec.extraction import CodecSpec
 from prism_job.spec.model import ModelSpec
+from prism_job.spec.ranking import ScoringSpec
 from prism_job.storage import model_files
 
 
@@ -27,30 +27,17 @@ class PreferenceWork:
         return costs.forward_flops(self.shape, self.pairs.load)
 
     def gpu_hours(self, gpu: costs.Gpu, utilisation: float) -> float:
-        peak = gpu.float32_flops if self.model.dtype == "float32" else gpu.matrix_flops
-        return self.flops / peak / utilisation / 3600
-
-    def device_bytes(self, tokens: int, stage: int, ranks: int) -> float:
-        """Peak bytes of a rank: its weights, those that ZeRO-3 gathers, one layer's activations, the logits and their log."""
-        shape, size = self.shape, self.shape.dtype_bytes
-        tokens = max(tokens, self.pairs.longest)
-        whole = max(2 * shape.largest_block, shape.largest_tensor) if stage == 3 else shape.dequantised
-        return (
-            shape.weight_bytes / (ranks if stage == 3 else 1)
-            + whole * size
-            + shape.buffer_bytes
-            + 4 * tokens * shape.widest_side * size
-            + tokens * self.pairs.supervised_share * shape.vocabulary * (size + 2 * 4)
-        )
+        return costs.gpu_hours(costs.Flops(self.flops, 0, 0, 0), gpu, self.model, utilisation)
 
     def facts(
         self, spec: RunSpec, gpu: costs.Gpu, utilisation: float, topology: costs.Topology | None
     ) -> dict[str, Any]:
         """Plain values. Memory is that in the world of the reference, if there is one, else on one card."""
         tokens = topology.tokens_per_batch if topology else spec.extraction.expected_tokens_per_batch
-        offloaded = topology is not None and topology.offload != "none"
-        needed = self.device_bytes(tokens, topology.stage if topology else 0, topology.gpus if topology else 1)
-        needed -= self.shape.weight_bytes / (topology.gpus if topology else 1) if offloaded else 0
+        world: tuple[int, costs.Offload, int] = (
+            (topology.stage, topology.offload, topology.gpus) if topology else (0, "none", 1)
+        )
+        needed = costs.forward_memory(self.shape, self.pairs, *world, tokens).device
         return {
             "model": self.model.uri,
             "dtype": self.model.dtype,
@@ -73,11 +60,9 @@ def measure_preference(spec: RunSpec, sample: int = 1) -> PreferenceWork | None:
     model = spec.scoring.preference_model
     if model is None:
         return None
-    # Nothing of it is captured: which layers the run captures, and how it folds rows, is about the reference.
-    extraction = spec.extraction.model_copy(
-        update={"layers": ("*",), "codec": CodecSpec.model_construct(kind="float16")}
-    )
+    # Like a model of hidden states, it makes forward passes alone: nothing is captured, so no layer can be refused.
+    scoring = ScoringSpec(score="representation")
     with naming_preference_model():
-        shape = model_shape(spec.model_copy(update={"model": model, "extraction": extraction}))
+        shape = model_shape(spec.model_copy(update={"model": model, "scoring": scoring}))
         path = model_files.fetch_config_and_tokenizer(model.uri, model.revision)
         return PreferenceWork(model, shape, measure_pairs(spec, load_tokenizer(model, path), sample))
