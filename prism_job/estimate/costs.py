@@ -159,9 +159,8 @@ def memory_of_rank(
     """Peak bytes of a rank in a world of `ranks` with micro-batches of `tokens` (or one text, if that is longer)."""
     if spec.scoring.is_forward_only:
         hidden = shape.head / shape.vocabulary
-        rows = (
-            4 * hidden * (max(tokens, work.longest) + work.largest_batch)
-        )  # hidden states in float32, and their means
+        # The hidden states in float32, and their means.
+        rows = 4 * hidden * (max(tokens, work.longest) + work.largest_batch)
         return replace(forward_memory(shape, work, stage, offload, ranks, tokens), rows=rows)
     codec, size = spec.extraction.codec, shape.dtype_bytes
     product_size = 4 if spec.model.product_dtype == "float32" else 2

@@ -7,9 +7,8 @@ from prism_job.estimate import costs
 from prism_job.estimate.model_shape import ModelShape, model_shape
 from prism_job.estimate.workload import Pairs, measure_pairs
 from prism_job.extract.load.model import load_tokenizer
-from prism_job.plan.extractor import naming_preference_model
 from prism_job.spec.document import RunSpec
-from prism_job.spec.model import ModelSpec
+from prism_job.spec.model import ModelSpec, naming_preference_model
 from prism_job.spec.ranking import ScoringSpec
 from prism_job.storage import model_files
 

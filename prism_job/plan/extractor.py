@@ -3,18 +3,14 @@
 The losses of a preference model have a digest of their own, of what changes a loss.
 """
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from prism_job import projection
-from prism_job.errors import DataError, RequestError, TransientError
 from prism_job.plan.attention import attention_backend
 from prism_job.spec.digest import digest
 from prism_job.spec.document import RunSpec
 from prism_job.spec.extraction import ExtractionSpec
-from prism_job.spec.model import ModelSpec
+from prism_job.spec.model import ModelSpec, naming_preference_model
 from prism_job.storage import model_files
 from prism_job.store import shards
 
@@ -74,21 +70,6 @@ def _loss_parts(model: ModelSpec, extraction: ExtractionSpec) -> dict[str, Any]:
         "template_date": TEMPLATE_DATE,
         "max_length": extraction.max_length,
     }
-
-
-@contextmanager
-def naming_preference_model() -> Iterator[None]:
-    """Errors about `spec.model` name `spec.scoring.preferenceModel`, where the same code reads that model."""
-    try:
-        yield
-    except (RequestError, DataError, TransientError) as error:
-        what, where, fix = (
-            _FIELD.sub(r"scoring.preferenceModel\1", text) for text in (error.what, error.where, error.fix)
-        )
-        raise type(error)(what, where=where, fix=fix) from error
-
-
-_FIELD = re.compile(r"\bmodel(\.(?:uri|revision|adapter|dtype|quantization|attention)\b)|(?<=spec\.)model$")
 
 
 def extractor_digest(parts: dict[str, Any]) -> str:

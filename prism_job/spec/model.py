@@ -1,9 +1,13 @@
 """The sections `spec.model`, the reference model, and `spec.scoring.preferenceModel`."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints
 
+from prism_job.errors import DataError, RequestError, TransientError
 from prism_job.spec.section import Section, Uri, check_uri
 
 
@@ -41,3 +45,20 @@ class ModelSpec(Section):
     def product_dtype(self) -> Literal["bfloat16", "float32"]:
         """Data type in which layers' inputs and output gradients are multiplied by the projections' signs."""
         return "bfloat16" if self.dtype == "bfloat16" else "float32"
+
+
+_FIELD = re.compile(
+    rf"\bmodel(\.(?:{'|'.join(str(field.alias) for field in ModelSpec.model_fields.values())})\b)|(?<=spec\.)model$"
+)
+
+
+@contextmanager
+def naming_preference_model() -> Iterator[None]:
+    """Errors about `spec.model` name `spec.scoring.preferenceModel`, where the same code reads that model."""
+    try:
+        yield
+    except (RequestError, DataError, TransientError) as error:
+        what, where, fix = (
+            _FIELD.sub(r"scoring.preferenceModel\1", text) for text in (error.what, error.where, error.fix)
+        )
+        raise type(error)(what, where=where, fix=fix) from error

@@ -9,11 +9,12 @@ from prism_job.extract.distributed.watchdog import Watchdog
 from prism_job.extract.distributed.world import Topology, World
 from prism_job.extract.rank import Rank
 from prism_job.extract.tasks import missing_tasks, preference_tasks
-from prism_job.plan.extractor import extractor_digest, extractor_parts, naming_preference_model, preference_parts
+from prism_job.plan.extractor import extractor_digest, extractor_parts, preference_parts
 from prism_job.plan.plan import Plan, read_plan
 from prism_job.progress import Meter
 from prism_job.score.preference import preference
 from prism_job.spec.document import RunSpec, SelectionRun
+from prism_job.spec.model import naming_preference_model
 
 
 def extract(run: SelectionRun, topology: Topology, arguments: list[str]) -> dict[str, Any]:
