@@ -3,6 +3,13 @@
 Every error states what is wrong, where, and a fix. Any other exception that escapes is a bug of PRISM.
 """
 
+import re
+
+
+def one_line(error: Exception) -> str:
+    """Its text without the queries of addresses: the hub signs those of its files, and who has one may use the file."""
+    return re.sub(r"\s+", " ", re.sub(r"(https?://[^\s?]*)\?\S*", r"\1", str(error) or repr(error))).strip()[:300]
+
 
 class _ErrorWithFix(BaseException):
     exit_code = 1

@@ -5,7 +5,6 @@ The token is that of the hub's own client: HF_TOKEN. Does not run code of a repo
 
 import contextlib
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from prism_job.data import splits
 from prism_job.data.data_files import Source, data_files_at, refuse_unprintable
 from prism_job.data.readers import Numbered, read_file
-from prism_job.errors import DataError, RequestError, TransientError
+from prism_job.errors import DataError, RequestError, TransientError, one_line
 from prism_job.spec.hub_address import HubAddress, is_hub
 from prism_job.storage.folder import local_errors
 from prism_job.storage.retries import with_retries
@@ -109,7 +108,7 @@ def _hub_errors(where: str, repo: str) -> Iterator[None]:
         fix = "check the branch, tag or commit after '@'"
         raise RequestError("the data set has no such revision", where=where, fix=fix) from error
     except (errors.DisabledRepoError, errors.HFValidationError) as error:
-        raise RequestError(f"the hub refuses: {_line(error)}", where=where, fix="check the id, ORG/NAME") from error
+        raise RequestError(f"the hub refuses: {one_line(error)}", where=where, fix="check the id, ORG/NAME") from error
     except errors.RemoteEntryNotFoundError as error:
         raise DataError("the file is gone from the hub", where=where, fix="run the plan again") from error
     except Exception as error:  # the client's own errors, and those of its HTTP library
@@ -119,11 +118,6 @@ def _hub_errors(where: str, repo: str) -> Iterator[None]:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             fix = "check HF_TOKEN: it may have expired, or lack the right to read"
-            raise RequestError(f"the hub refuses: {_line(error)}", where=where, fix=fix) from error
+            raise RequestError(f"the hub refuses: {one_line(error)}", where=where, fix=fix) from error
         fix = "check the network and HF_ENDPOINT, then run again: finished downloads are kept"
-        raise TransientError(f"the hub does not answer: {_line(error)}", where=where, fix=fix) from error
-
-
-def _line(error: Exception) -> str:
-    """Its text without the queries of addresses: the hub signs those of its files, and who has one may read the file."""
-    return re.sub(r"\s+", " ", re.sub(r"(https?://[^\s?]*)\?\S*", r"\1", str(error) or repr(error)))[:300]
+        raise TransientError(f"the hub does not answer: {one_line(error)}", where=where, fix=fix) from error

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from prism_job.errors import DataError, RequestError, TransientError
+from prism_job.errors import DataError, RequestError, TransientError, one_line
 from prism_job.spec.digest import digest
 from prism_job.storage.address import open_store, split_uri
 from prism_job.storage.objects import Listed, Store
@@ -258,5 +258,5 @@ def _hub_errors(repo: str) -> Iterator[None]:
         raise RequestError(what, where=repo, fix=fix) from error
     except Exception as error:
         fix = "check the network, or download the model and name its folder in model.uri"
-        what = f"there is no such folder, and the hub does not answer: {error}"
+        what = f"there is no such folder, and the hub does not answer: {one_line(error)}"
         raise TransientError(what, where=repo, fix=fix) from error

@@ -1,6 +1,10 @@
 """A local stand-in of the Hugging Face hub: the requests that `huggingface_hub` and `datasets` make for data sets, no others.
 
-Which those are was read off the log of the real clients (huggingface_hub 2.4, datasets 5.2).
+Which those are was read off the log of the real clients (huggingface_hub 2.4, datasets 5.2). No request went to huggingface.co.
+Its answers to these cases are published: a renamed repository (307 to a path), an unknown revision, a gated one (its info is
+public, its files are 401 `GatedRepo` without a token), a token that is not valid (huggingface_hub pull request 2847). A missing
+repository is 401 without an error code, which the client understands over https alone; so the code stands here. All other
+answers hold what the client reads.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 COMMIT, NEXT_COMMIT = "a" * 40, "b" * 40
+EXPIRED = "hf_expired"
+"""A token that is not valid: the hub refuses it for public data sets too."""
 
 
 @dataclass
@@ -29,13 +35,13 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     token: str | None = None  # opens gated data sets
     down: bool = False
-    requests: list[str] = field(default_factory=list)
 
-    def answer(self, method: str, target: str, token: str | None) -> tuple[int, dict[str, str], bytes]:
-        self.requests.append(f"{method} {target}")
+    def answer(self, target: str, token: str | None) -> tuple[int, dict[str, str], bytes]:
         path = unquote(urlsplit(target).path)
         if self.down:
             return 503, {}, b""
+        if token == f"Bearer {EXPIRED}":
+            return 401, {"X-Error-Message": "Invalid credentials in Authorization header"}, b""
         found = re.fullmatch(
             r"/(?P<api>api/)?datasets/(?P<repo>[\w.-]+/[\w.-]+?|[\w.-]+?)"
             r"(/(?P<what>revision|tree|paths-info|resolve)/(?P<revision>refs/[^/]+/[^/]+|[^/]+)(/(?P<path>.*))?)?",
@@ -91,7 +97,7 @@ def serve(hub: Hub) -> Iterator[Hub]:
         protocol_version = "HTTP/1.1"
 
         def _answer(self) -> None:
-            status, headers, content = hub.answer(self.command, self.path, self.headers.get("Authorization"))
+            status, headers, content = hub.answer(self.path, self.headers.get("Authorization"))
             self.send_response(status)
             for name, value in {"Content-Length": str(len(content)), **headers}.items():
                 self.send_header(name, value)

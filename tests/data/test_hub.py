@@ -19,7 +19,7 @@ from prism_job.errors import DataError, PrismError, RequestError, TransientError
 from prism_job.plan.sources import list_sources
 from prism_job.spec.hub_address import HubAddress
 from tests.conftest import Job, Row, candidate, pair, read_json, table_of
-from tests.data.hub_server import COMMIT, NEXT_COMMIT, Hub, serve
+from tests.data.hub_server import COMMIT, EXPIRED, NEXT_COMMIT, Hub, serve
 
 CARD = """---
 configs:
@@ -253,7 +253,7 @@ def test_an_error_of_the_hub_shows_no_signed_address() -> None:
 
 def test_a_gated_data_set_asks_for_a_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.gated, hub.token = {"org/single"}, "hf_right"
-    for token in (None, "hf_wrong"):
+    for token in (None, "hf_of_another_account"):
         if token:
             monkeypatch.setenv("HF_TOKEN", token)
         with pytest.raises(RequestError, match="gated") as raised:
@@ -262,6 +262,15 @@ def test_a_gated_data_set_asks_for_a_token(hub: Hub, monkeypatch: pytest.MonkeyP
         assert "HF_TOKEN" in raised.value.fix
     monkeypatch.setenv("HF_TOKEN", "hf_right")
     assert read("hf://datasets/org/single") == texts(0, 4)
+
+
+def test_a_token_that_is_not_valid_is_named_although_the_data_set_is_public(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", EXPIRED)
+    with pytest.raises(RequestError, match=r"the hub refuses: .*Invalid credentials") as raised:
+        read("hf://datasets/org/single")
+    assert "check HF_TOKEN" in raised.value.fix
 
 
 def test_without_the_hub_the_error_says_what_to_do(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

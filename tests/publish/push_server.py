@@ -1,6 +1,10 @@
 """A local stand-in of the Hugging Face hub that takes commits to data sets: the requests that `huggingface_hub` makes for one.
 
-Which those are was read off the log of the real client (huggingface_hub 2.4), with LFS in place of Xet.
+Which those are was read off the log of the real client (huggingface_hub 2.4), with LFS in place of Xet. No request went to
+huggingface.co. Its refusals have the texts that users and its own tests report: of `create` (community-events issue 25,
+autotrain-advanced issue 766), of a token without the right to write (huggingface_hub issue 1182), of a token that is not valid
+(huggingface_hub pull request 2847), of a commit in between (huggingface_hub's test of `parent_commit`). All other answers hold
+what the client reads.
 """
 
 from __future__ import annotations
@@ -46,10 +50,8 @@ class Hub:
     lfs: dict[str, bytes] = field(default_factory=dict)
     status: int | None = None  # the answer to all requests
     moved_on: bool = False  # somebody commits before our commit arrives
-    requests: list[str] = field(default_factory=list)
 
-    def answer(self, method: str, path: str, token: str, body: bytes) -> Answer:
-        self.requests.append(f"{method} {path}")
+    def answer(self, path: str, token: str, body: bytes) -> Answer:
         if self.status:
             return self.status, {"error": "out of order"}
         if path.startswith("/lfs/"):
@@ -72,6 +74,8 @@ class Hub:
                 names = parse_qs(body.decode())["paths"]
                 return 200, [self._entry(name, there.files[name]) for name in names if name in there.files]
             case "preupload/main":
+                if token == READ_TOKEN:
+                    return 403, {"error": "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request"}
                 files = [
                     {"path": file["path"], "uploadMode": _mode(file["path"]), "shouldIgnore": False}
                     for file in json.loads(body)["files"]
@@ -82,22 +86,20 @@ class Hub:
                 actions = [{"upload": {"href": f"{self.endpoint}/lfs/{one['oid']}"}} for one in objects]
                 return 200, {"objects": [one | {"actions": does} for one, does in zip(objects, actions, strict=True)]}
             case "commit/main":
-                return self._commit(token, there, found[1], body)
+                return self._commit(there, found[1], body)
         return 404, {"error": "no such page"}
 
     def _create(self, token: str, wanted: dict[str, Any]) -> Answer:
         repo = f"{wanted['organization']}/{wanted['name']}"
         assert wanted["type"] == "dataset"
+        if token == READ_TOKEN or wanted["organization"] != OWNER:
+            return 403, {"error": "You don't have the rights to create a dataset under this namespace"}
         if repo in self.datasets:
             return 409, {"error": "You already created this dataset repo", "url": f"{self.endpoint}/datasets/{repo}"}
-        if token == READ_TOKEN or wanted["organization"] != OWNER:
-            return 403, {"error": f"You don't have the rights to create a dataset under the namespace {repo!r}"}
         self.datasets[repo] = DataSet(wanted.get("visibility", "public"))
         return 200, {"url": f"{self.endpoint}/datasets/{repo}", "name": repo}
 
-    def _commit(self, token: str, there: DataSet, repo: str, body: bytes) -> Answer:
-        if token == READ_TOKEN:
-            return 403, {"error": "Your token may only read"}
+    def _commit(self, there: DataSet, repo: str, body: bytes) -> Answer:
         if self.moved_on:
             there.commits.append("by somebody else")
         header, *changes = [json.loads(line) for line in body.splitlines()]
@@ -134,10 +136,12 @@ def push_server() -> Iterator[Hub]:
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-            status, answer = hub.answer(self.command, unquote(urlsplit(self.path).path), token, body)
+            status, answer = hub.answer(unquote(urlsplit(self.path).path), token, body)
             content = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
+            if isinstance(answer, dict) and "error" in answer:
+                self.send_header("X-Error-Message", answer["error"])
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

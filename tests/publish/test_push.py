@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
+from prism_job.errors import TransientError
+from prism_job.publish.export import hub as hub_push
 from tests.conftest import Job, table_of
 from tests.data import hub_server
 from tests.publish.push_server import READ_TOKEN, TOKEN, DataSet, Hub, push_server
@@ -92,7 +96,7 @@ def test_a_push_again_commits_nothing_and_one_of_other_content_is_refused(job: J
     assert len(hub.datasets["team/subset"].commits) == 3
 
 
-def test_a_push_that_was_cut_off_is_completed(job: Job, hub: Hub) -> None:
+def test_a_push_adds_the_files_that_are_missing(job: Job, hub: Hub) -> None:
     manifest = str(job.run())
     job.passes("export", manifest, ADDRESS, "--public")
     assert hub.datasets["team/subset"].visibility == "public"
@@ -106,7 +110,7 @@ REFUSED: list[tuple[str | None, str, tuple[str, ...]]] = [
     (None, ADDRESS, ("no token", "HF_TOKEN")),
     ("hf_wrong", ADDRESS, ("does not accept the token", "HF_TOKEN")),
     (READ_TOKEN, ADDRESS, ("may not write", "rights")),
-    (READ_TOKEN, "hf://datasets/team/there", ("may not write", "only read")),
+    (READ_TOKEN, "hf://datasets/team/there", ("may not write", "create_pr=1")),
     (TOKEN, "hf://datasets/other/subset", ("may not write", "other/subset")),
     (TOKEN, "hf://datasets/subset", ("not the address", "hf://datasets/ORG/NAME")),
     (TOKEN, "hf://team/subset", ("not the address",)),
@@ -124,6 +128,16 @@ def test_a_push_that_cannot_succeed_states_why(job: Job, hub: Hub, monkeypatch: 
         monkeypatch.setenv("HF_TOKEN", token or "")
         job.refuses(("export", manifest, address), 64, *mentions)
     assert hub.datasets == {"team/there": DataSet("public")}, "nothing was created or committed"
+
+
+def test_an_error_of_a_push_shows_no_signed_address() -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    answer: Any = SimpleNamespace(status_code=503, headers={}, request=None)
+    text = "Server error '503' for url 'https://bucket.example.invalid/a?X-Amz-Signature=secret'"
+    with pytest.raises(TransientError, match=r"example\.invalid/a") as raised, hub_push._hub_errors("here"):
+        raise HfHubHTTPError(text, response=answer)
+    assert "secret" not in str(raised.value)
 
 
 def test_a_hub_that_fails_or_moves_on_is_a_transient_error(job: Job, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,14 +4,13 @@ Does not know what the files mean.
 """
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from prism_job.errors import RequestError, TransientError
+from prism_job.errors import RequestError, TransientError, one_line
 from prism_job.publish.published import digest_of
 from prism_job.spec.hub_address import HubAddress
 
@@ -98,10 +97,11 @@ def push(dataset: HubDataset, files: Mapping[str, Path], message: str, *, public
 
 def _is_same(entry: Any, path: Path) -> bool:
     """By checksum: of the content under LFS, else git's."""
+    from huggingface_hub.utils.sha import git_hash
+
     if entry.lfs is not None:
         return bool(entry.lfs.sha256 == digest_of(path).sha256)
-    content = path.read_bytes()
-    return bool(entry.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
+    return bool(entry.blob_id == git_hash(path.read_bytes()))
 
 
 @contextlib.contextmanager
@@ -113,7 +113,7 @@ def _hub_errors(where: str) -> Iterator[None]:
         yield
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
-        answer = error.server_message or str(error).splitlines()[0]
+        answer = error.server_message or one_line(error)
         if status == 401:
             fix = "set HF_TOKEN to a valid token with the right to write"
             raise RequestError(f"the hub does not accept the token: {answer}", where=where, fix=fix) from error
@@ -133,5 +133,4 @@ def _hub_errors(where: str) -> Iterator[None]:
         raise RequestError(f"not the name of a data set: {error}", where=where, fix=fix) from error
     except Exception as error:
         fix = "check the network and HF_ENDPOINT, then export again: nothing was committed"
-        what = f"the hub does not answer: {str(error).splitlines()[0] if str(error) else error!r}"
-        raise TransientError(what, where=where, fix=fix) from error
+        raise TransientError(f"the hub does not answer: {one_line(error)}", where=where, fix=fix) from error
