@@ -16,7 +16,7 @@ from prism_job.data import examples
 from prism_job.errors import DataError
 from prism_job.evaluate.bm25 import MAX_WORDS, bm25, words_of
 from prism_job.plan.plan import Plan
-from prism_job.score.candidates import score_units
+from prism_job.score.candidates import score_units, weighted_sum
 from prism_job.score.direction import fold_directions
 from prism_job.score.targets import weigh_targets
 from prism_job.spec.document import RunSpec
@@ -108,10 +108,9 @@ def _other_weighting(outcome: Outcome, plan: Plan, store: Store, spec: RunSpec, 
         directions_KD, _ = fold_directions(spec, plan, store, targets.layers, targets.directions_KLPP)
         for unit in score_units(spec, store, plan.extractor, plan.candidates, targets.layers, directions_KD):
             ranked = outcome.ranked_A[start : start + len(unit.tokens)]
-            scores = [weight * of_set[ranked] for weight, of_set in zip(signed_weights, unit.scores, strict=True)]
-            stop = position + len(scores[0])
-            ranking_N[position:stop] = sum(scores)
-            position, start = stop, start + len(ranked)
+            score_N = weighted_sum(unit.scores, signed_weights)[ranked]
+            ranking_N[position : position + len(score_N)] = score_N
+            position, start = position + len(score_N), start + len(ranked)
     except DataError as error:  # the store was cleared since: `prism store prune`
         return Rival(name, prefix, None, f"the store does not hold the run's rows any more ({error.what})")
     return Rival(name, prefix, ranking_N)

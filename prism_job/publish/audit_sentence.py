@@ -3,8 +3,8 @@
 from prism_job.evaluate.audit import LOW_AGREEMENT, Figures
 
 NOTHING_TO_AUDIT = (
-    "none: rows of hidden states are not projected, so there is no noise of a projection to measure. Whether the ranking suits "
-    "the task is another matter: compare it with labels or with held-out examples."
+    "none: rows of hidden states are not projected, so there is no noise of a projection to measure. To see whether the "
+    "ranking suits the task, compare it with labels or with held-out examples."
 )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from prism_job.errors import RequestError
@@ -21,10 +20,13 @@ from prism_job.publish.texts import example_texts, pair_texts
 from prism_job.score.candidates import score_units
 from prism_job.score.contributions import contributions, folded_pairs, pair_factors, read_stored_rows, target_layers
 from prism_job.score.direction import read_folding
+from prism_job.spec.document import RunSpec
 from prism_job.storage.address import open_store
 from prism_job.storage.objects import Store
 
 Float64 = NDArray[np.float64]
+
+EXAMPLE_FACTS = ["example_id", "source", "line", "score", "selected"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,12 @@ class _Selection:
         return cls(published, published.plan(), open_store(spec.store), targets, set_Q, factor_Q)
 
     @property
-    def spec(self) -> Any:
+    def spec(self) -> RunSpec:
         return self.published.manifest.spec.spec
+
+    def scores(self) -> pa.Table:
+        """What an explanation reads of each candidate, in plan order."""
+        return self.published.table("scores.parquet", [*EXAMPLE_FACTS, "duplicate"])
 
     def facts(self) -> dict[str, Any]:
         manifest = self.published.manifest
@@ -73,8 +79,7 @@ class _Selection:
 
     def examples(self, scores: pa.Table, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Facts and text of these candidates."""
-        kept = scores.select(["example_id", "source", "line", "score", "selected"])
-        facts = kept.take(pa.array(rows, pa.int64())).to_pylist()
+        facts = scores.select(EXAMPLE_FACTS).take(pa.array(rows, pa.int64())).to_pylist()
         texts = example_texts(self.spec, self.plan, self.store, rows)
         return [{**row, "text": text} for row, text in zip(facts, texts, strict=True)]
 
@@ -91,8 +96,7 @@ def explain(manifest_uri: str, example_ids: Sequence[str], top: int, bottom: int
     """
     selection = _Selection.open(manifest_uri)
     spec, plan, store = selection.spec, selection.plan, selection.store
-    with selection.published.as_file("scores.parquet") as path:
-        scores = pq.read_table(path, columns=["example_id", "source", "line", "score", "selected", "duplicate"])
+    scores = selection.scores()
     rows = [*_find(scores, example_ids, manifest_uri), *_ends(scores, top, bottom)]
     if not rows:
         raise RequestError("no example to explain", where=manifest_uri, fix="give an EXAMPLE_ID, --top or --bottom")
@@ -138,8 +142,7 @@ def explain_pair(manifest_uri: str, pair: int, top: int, bottom: int) -> dict[st
         found_N[start : start + len(unit.ids)] = selection.factor_Q[pair - 1] * unit.scores[0]
         start += len(unit.ids)
         meter.add(len(unit.ids))
-    with selection.published.as_file("scores.parquet") as path:
-        scores = pq.read_table(path, columns=["example_id", "source", "line", "score", "selected", "duplicate"])
+    scores = selection.scores()
     rows = _ends(scores, top, bottom, found_N)
     examples = [
         {**example, "contribution": float(found_N[row])}
@@ -192,9 +195,7 @@ def _first(scores: pa.Table, ranked: NDArray[np.int64], value_R: Float64, count:
     return [row for _, _, row in ordered[:count]]
 
 
-def _by_set(spec: Any, set_Q: NDArray[np.int64], of_pairs_Q: Float64) -> list[dict[str, Any]]:
-    sums_K = np.bincount(set_Q, weights=of_pairs_Q, minlength=len(spec.targets.sets))
-    return [
-        {"set": target_set.name, "contribution": float(value)}
-        for target_set, value in zip(spec.targets.sets, sums_K.tolist(), strict=True)
-    ]
+def _by_set(spec: RunSpec, set_Q: NDArray[np.int64], of_pairs_Q: Float64) -> list[dict[str, Any]]:
+    sets = spec.targets.as_sets()
+    sums_K = np.bincount(set_Q, weights=of_pairs_Q, minlength=len(sets)).tolist()
+    return [{"set": target_set.name, "contribution": value} for target_set, value in zip(sets, sums_K, strict=True)]

@@ -46,9 +46,7 @@ class Counts(_Plain):
     tokens: int
     target_pairs: int
     units: int
-    cut: int = (
-        0  # candidates that go on beyond extraction.maxLength; 0 in manifests before 0.2, which did not count them
-    )
+    cut: int = 0  # candidates that go on beyond extraction.maxLength; 0 in older manifests, which did not count them
     cut_pairs: int = 0  # pairs of which a side does
 
 

@@ -98,7 +98,7 @@ def score_sample(
     """
     signed_weights = [target_set.signed_weight for target_set in spec.targets.as_sets()]
     units = list(score_units(spec, store, audit.extractor, audit.units, layers, directions_KD))
-    scores_N = np.concatenate([_weighted_sum(unit.scores, signed_weights) for unit in units])
+    scores_N = np.concatenate([weighted_sum(unit.scores, signed_weights) for unit in units])
     return scores_N, np.concatenate([unit.tokens for unit in units])
 
 
@@ -148,10 +148,11 @@ def combine(scores: list[Column], signed_weights: Sequence[float]) -> Column:
         return scores[0]
     combined = Column("f8")
     for part in parts(len(scores[0])):
-        combined.append(_weighted_sum([column.part(part) for column in scores], signed_weights))
+        combined.append(weighted_sum([column.part(part) for column in scores], signed_weights))
     return combined
 
 
-def _weighted_sum(scores: Sequence[Float64], signed_weights: Sequence[float]) -> Float64:
+def weighted_sum(scores: Sequence[Float64], signed_weights: Sequence[float]) -> Float64:
+    """Σ_k sign_k weight_k s_k of each row."""
     # One after the other: np.sum's order depends on the number of rows.
     return reduce(np.add, (weight * scores_N for weight, scores_N in zip(signed_weights, scores, strict=True)))

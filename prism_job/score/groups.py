@@ -43,14 +43,15 @@ def read_groups(selection: SelectionSpec, plan: Plan, store: Store) -> Groups | 
         RequestError: a value that is no group (the plan refuses it first).
         DataError: staged rows are missing or damaged.
     """
-    if selection.per_source:
-        groups = Groups(selection.per_source, "spec.selection.perSource", list(plan.sources))
+    if selection.shares is None:
+        return None
+    groups = Groups(selection.shares, selection.where_shares)
+    if selection.per_group is None:
+        groups.names = list(plan.sources)
         for unit in plan.candidates:
             groups.of.append(np.full(unit.num_rows, unit.source, np.uint32))
         return groups
-    if not selection.per_group:
-        return None
-    groups, column = Groups(selection.per_group, "spec.selection.perGroup"), selection.per_group.group_by
+    column = selection.per_group.group_by
     number_of: dict[str | None, int] = {}
     for unit in plan.candidates:
         lines = zip(unit.line_numbers(), staged_rows.read_rows(store, unit.rows), strict=True)

@@ -41,7 +41,7 @@ def diff_table(facts: dict[str, Any]) -> str:
 
 
 def diff_markdown(facts: dict[str, Any]) -> str:
-    """The same as a comment of a pull request. Text from data is written as code, so that it cannot be markup."""
+    """The same as a comment of a pull request. Text from data is written as code: no markup, mention or link comes of it."""
     old, new = facts["old"], facts["new"]
     head, *rows = _rows(facts)
     named = [[f"**{rows[0][0]}**", *rows[0][1:]], *([_code(name), *cells] for name, *cells in rows[1:])]
@@ -58,7 +58,7 @@ def diff_markdown(facts: dict[str, Any]) -> str:
         "",
         "**What changed**",
         "",
-        *(f"- {it['input']}: {_markdown_text(it['sentence'])}" for it in facts["changes"]),
+        *(f"- {it['input']}: {_code(it['sentence'])}" for it in facts["changes"]),
         *(["- No input changed."] if not facts["changes"] else []),
         "",
         f"Old: {_code(old['manifest'])}<br>New: {_code(new['manifest'])}",
@@ -134,10 +134,3 @@ def _code(text: str) -> str:
     """Text from data as code that a table may hold."""
     plain = one_line(text).replace("`", "'").replace("|", "/")
     return f"`{plain}`"
-
-
-def _markdown_text(text: str) -> str:
-    """A sentence that may hold text from data: nothing of it is markup, a mention or a link."""
-    for sign in "\\`*_[]<>#|@~":
-        text = text.replace(sign, f"\\{sign}" if sign != "<" else "&lt;")
-    return one_line(text)
