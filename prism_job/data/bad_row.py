@@ -39,6 +39,15 @@ class UnclearLayout(BadRow):
         super().__init__(f"{what}; {fix}")
 
 
+UNUSABLE = (BadRow, ValueError, TypeError, RecursionError)
+"""What may be raised where a row is read. Lone surrogates, endless nesting: nothing in a row may end the run."""
+
+
+def reason_of(error: Exception) -> str:
+    """Why a row cannot be used, as quarantine keeps it: any file can hold it, and a template's error stays short."""
+    return str(error)[:500].encode("utf-8", "backslashreplace").decode()
+
+
 def unclear(what: str, section: str, readings: Iterable[tuple[str, str]]) -> UnclearLayout:
     """Names the `columns:` line of each reading. `readings`: line and what it learns."""
     lines = "; or ".join(f"columns: {line} {meaning}".rstrip() for line, meaning in readings)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from prism_job.data.bad_row import BadRow, reason_of
 from prism_job.data.data_files import Source
-from prism_job.data.examples import BadRow, Content
+from prism_job.data.examples import Content
 from prism_job.estimate.budget import BudgetCheck
 from prism_job.extract import tokenise
 from prism_job.plan.checks import refuse_output_inside_data
@@ -106,7 +107,7 @@ def measure(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, sample: int = 1) 
             pool.add(encoded)
             pool.num_cut += bool(encoded and encoded.num_cut)
         except BadRow as error:  # extraction quarantines it, and keeps its place in the unit
-            reasons[len(pool.tokens)] = str(error)
+            reasons[len(pool.tokens)] = reason_of(error)
             pool.add_bad()
 
     target_sources, target_sets, _ = list_targets(spec)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from prism_job.data import examples
-from prism_job.data.examples import BadRow
+from prism_job.data.bad_row import BadRow, reason_of
 from prism_job.data.readers import Row
 from prism_job.errors import DataError
 from prism_job.extract import tokenise
@@ -71,7 +71,7 @@ class CandidateUnit:
                     content, tokenizer, self.extraction.max_length, self.extraction.loss_on
                 )
             except BadRow as error:
-                self.quarantined[index] = str(error)
+                self.quarantined[index] = reason_of(error)
         # Encoded micro-batch by micro-batch: a unit's float32 rows would be gigabytes with codec float16.
         self.codec = spec.codec_kind
         self.stored = codec.zeros(self.codec, len(self.ids), capture.widths[0])

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from prism_job.data import examples
+from prism_job.data.bad_row import UNUSABLE, reason_of
 from prism_job.data.data_files import Source
 from prism_job.data.examples import BadRow, Content, Layout, UnclearLayout
 from prism_job.data.readers import Row, Unreadable
@@ -173,8 +174,8 @@ def _inspect_row(view: View, part: Part, row: Row | Unreadable, tokens: _Tokens 
         examples.example_id(content)  # raises for what JSON cannot hold
         inspected.content, inspected.layout = content, layout
         inspected.texts = tokens.encode(content, part.role) if tokens else {}
-    except (BadRow, ValueError, TypeError, RecursionError) as error:  # those of read_examples in plan/units.py
-        inspected.reason = str(error)[:500].encode("utf-8", "backslashreplace").decode()
+    except UNUSABLE as error:
+        inspected.reason = reason_of(error)
         inspected.is_pair = part.role == "candidates" and isinstance(row, dict) and {"chosen", "rejected"} <= row.keys()
         inspected.stops_run = part.role == "targets" or isinstance(error, UnclearLayout)
     return inspected

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 
 from prism_job.data import examples
+from prism_job.data.bad_row import UNUSABLE, reason_of
 from prism_job.data.data_files import Source
 from prism_job.data.examples import BadRow, Content, Layout, UnclearLayout
 from prism_job.data.readers import Row, Unreadable
@@ -82,10 +83,8 @@ def read_examples(
                     on_content(content)
             except UnclearLayout as error:
                 raise RequestError(error.what, where=f"{source.uri} line {line}", fix=error.fix) from error
-            except (BadRow, ValueError, TypeError, RecursionError) as error:
-                # Lone surrogates, dates within messages, endless nesting: nothing in a row may end the run.
-                reason = str(error)[:500].encode("utf-8", "backslashreplace").decode()
-                quarantine.append(Quarantined(source=source.uri, line=line, reason=reason))
+            except UNUSABLE as error:
+                quarantine.append(Quarantined(source=source.uri, line=line, reason=reason_of(error)))
                 continue
             num_rows[layout] += 1
             yield Example(index, line, f"{source.uri} line {line}", row, example_id)

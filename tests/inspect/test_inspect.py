@@ -15,7 +15,7 @@ from launcher.follow.inspect_text import inspect_text
 from prism_job.data.examples import candidate_content, target_content
 from prism_job.extract.tokenise import encode_candidate, encode_target
 from tests.conftest import Job, candidate, pair, turn, write_jsonl
-from tests.models import build_tokenizer, save_tiny_model
+from tests.models import CHAT_TEMPLATE, build_tokenizer, save_tiny_model
 
 ROWS = [
     candidate(1),
@@ -104,7 +104,12 @@ def test_a_pair_is_shown_once_up_to_where_its_sides_differ(job: Job, tiny_model:
 
 def test_what_inspect_calls_unusable_is_what_the_run_quarantines(job: Job) -> None:
     late = {"prompt": "long " * 200, "completion": "x"}
-    bad = [{"prompt": "What?"}, late, {"text": 5}, {"conversations": []}, late]
+    loud = {"messages": [turn("user", "LOUD " * 200), turn("assistant", "x")]}
+    model = save_tiny_model(job.folder / "model")
+    refusal = "{% if 'LOUD' in messages[0].content %}{{ raise_exception(messages[0].content) }}{% endif %}"
+    (model / "chat_template.jinja").write_text(refusal + CHAT_TEMPLATE)
+    job.spec["model"]["uri"] = str(model)
+    bad = [{"prompt": "What?"}, late, {"text": 5}, {"conversations": []}, late, loud]
     rows = [row for number, row in enumerate(bad) for row in (candidate(number), row)]
     write_jsonl(job.folder / "pool" / "a.jsonl", rows)
     with (job.folder / "pool" / "a.jsonl").open("a") as file:
@@ -116,7 +121,8 @@ def test_what_inspect_calls_unusable_is_what_the_run_quarantines(job: Job) -> No
     candidates = facts["sources"][0]
     found = {row["line"]: row["reason"] for row in candidates["rows"] if row["reason"]}
     assert found == {entry["line"]: entry["reason"] for entry in quarantine}
-    assert candidates["rows_unusable"] == len(quarantine) == 7
+    assert candidates["rows_unusable"] == len(quarantine) == 8
+    assert max(len(reason) for reason in found.values()) == 500, "what a template raises is cut"
     assert {reason["reason"]: reason["rows"] for reason in candidates["reasons"]}[found[4]] == 2
     # Where rows are counted that are not shown, their reasons are listed.
     text = inspect_text(inspected_document(job, "--all"))
