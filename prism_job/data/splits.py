@@ -48,7 +48,7 @@ def files_of_split(names: Sequence[str], card: Path | None, address: HubAddress)
 
 
 def others_of(names: Sequence[str], files: Sequence[str]) -> dict[str, str]:
-    """The data files that are not of the split, with the reason; other files of a repository are no news."""
+    """The data files that are not of the split, with the reason. Does not list other files."""
     return {
         name: DESCRIBES if PurePosixPath(name).name.startswith("dataset_info") else "not a file of that split"
         for name in sorted(set(names) - set(files))

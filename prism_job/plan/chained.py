@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from prism_job.data.data_files import Source
-from prism_job.data.readers import Numbered
+from prism_job.data.readers import Numbered, Row
 from prism_job.errors import DataError, RequestError
 from prism_job.plan.plan import Plan
 from prism_job.storage.address import open_store, split_uri
@@ -46,10 +47,21 @@ def selected_source(uri: str) -> Source:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         fix = "name a manifest.json that PRISM published; a data file needs another name"
         raise DataError(f"not the manifest of a selection: {error!r}", where=uri, fix=fix) from error
-    return Source(folder.uri(name), lambda: _selected_rows(folder, digests, store))
+    return Source(folder.uri(name), lambda: _checked_rows(folder, digests, store))
 
 
-def _selected_rows(folder: Store, digests: dict[str, str], store: Store) -> Iterator[Numbered]:
+def selected_rows(plan: Plan, selected_N: NDArray[Any], store: Store) -> Iterator[tuple[int, Row]]:
+    """The selected candidates' own rows, all columns, in plan order, each with its number in that order from 0."""
+    start = 0
+    for unit in plan.candidates:
+        chosen = np.flatnonzero(selected_N[start : start + unit.num_rows])
+        rows = staged_rows.read_rows(store, unit.rows) if len(chosen) else []
+        for position in chosen.tolist():
+            yield start + position, rows[position]
+        start += unit.num_rows
+
+
+def _checked_rows(folder: Store, digests: dict[str, str], store: Store) -> Iterator[Numbered]:
     try:
         with _checked(folder, "plan.json", digests) as path:
             plan = Plan.model_validate_json(path.read_bytes())
@@ -57,15 +69,9 @@ def _selected_rows(folder: Store, digests: dict[str, str], store: Store) -> Iter
         fix = "export its rows with the version of PRISM that made it, or run that selection again"
         raise DataError("a plan of another version of PRISM", where=folder.uri("plan.json"), fix=fix) from error
     with _checked(folder, "scores.parquet", digests) as path:
-        selected_N: Any = pq.ParquetFile(path).read(["selected"])["selected"].to_numpy()
-    start = position = 0
-    for unit in plan.candidates:
-        chosen = np.flatnonzero(selected_N[start : start + unit.num_rows])
-        start += unit.num_rows
-        rows = staged_rows.read_rows(store, unit.rows) if len(chosen) else []
-        for row in chosen:
-            position += 1
-            yield position, rows[row]
+        selected_N = pq.ParquetFile(path).read(["selected"])["selected"].to_numpy()
+    for position, (_, row) in enumerate(selected_rows(plan, selected_N, store), start=1):
+        yield position, row
 
 
 @contextmanager

@@ -336,7 +336,7 @@ def test_a_card_and_croissant_state_what_was_written_and_nothing_else(job: Job) 
     assert [part["name"] for part in records["field"][0]["subField"]] == ["role", "content"]
     assert "not described: 'mixed'" in records["description"]
     for text in (card.content, json.dumps(document)):
-        assert str(job.folder) not in text, "paths of this machine are nobody's business"
+        assert str(job.folder) not in text, "no paths of this machine"
         assert "license" not in text
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-Row = dict[str, Any]
+from prism_job.data.readers import Row
 
 MAX_KEYS = 1000
 """Keys of one object that are told apart: an object may be a dictionary with keys of its own in each row."""

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prism_job.data.examples import Content, Message
-
-Row = dict[str, Any]
+from prism_job.data.readers import Row
 
 
 class UnfitError(Exception):

@@ -1,4 +1,4 @@
-"""What an export has to tell about columns: types that changed, columns left out. Does not know rows."""
+"""Notes on the columns of an export: types that changed, columns left out. Does not know rows."""
 
 MAX_NAMES = 8
 """Column names that a note lists: the termination message holds 4,096 bytes."""

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from prism_job.data.examples import BadRow, Content, candidate_content, example_id
 from prism_job.data.readers import Row
 from prism_job.errors import RequestError
+from prism_job.plan.chained import selected_rows
 from prism_job.publish.export.formats import FORMATS, UnfitError, as_messages
 from prism_job.publish.export.notes import Notes
 from prism_job.publish.origins import Origins
 from prism_job.publish.published import Published
 from prism_job.spec.ranking import SelectionSpec
 from prism_job.storage.address import open_store
-from prism_job.store import staged_rows
 
 AS_TEXT = "written as text, because JSON has no such type"
 SEVERAL_LAYOUTS = "several layouts in one file, of which trainers take one"
@@ -43,7 +43,9 @@ def export_rows(selection: Published, columns: Columns, notes: Notes) -> Iterato
     added = _added_columns(selection, columns)
     convert = _converter(selection, columns, notes)
     layouts: dict[str, None] = {}
-    for number, row in _selected_rows(selection, notes):
+    as_text = selection.plan().as_text or {}
+    for number, row in _selected_rows(selection):
+        notes.add(AS_TEXT, *(f"{column} ({name})" for column, name in as_text.items() if column in row))
         try:
             changed = convert(row)
         except (UnfitError, BadRow) as error:
@@ -66,21 +68,9 @@ def _place_of(number: int, selection: Published) -> str:
     return f"{plan.sources[sources[0]]} line {lines[0]}"
 
 
-def _selected_rows(selection: Published, notes: Notes) -> Iterator[tuple[int, Row]]:
-    """The selected candidates' own rows, all columns, in plan order, each with its number in that order."""
-    plan = selection.plan()
-    store = open_store(selection.manifest.spec.spec.store)
+def _selected_rows(selection: Published) -> Iterator[tuple[int, Row]]:
     selected_N = selection.table("scores.parquet", ["selected"])["selected"].to_numpy()
-    as_text = plan.as_text or {}
-    start = 0
-    for unit in plan.candidates:
-        chosen = np.flatnonzero(selected_N[start : start + unit.num_rows])
-        unit_rows = staged_rows.read_rows(store, unit.rows) if len(chosen) else []
-        for position in chosen.tolist():
-            row = unit_rows[position]
-            notes.add(AS_TEXT, *(f"{column} ({name})" for column, name in as_text.items() if column in row))
-            yield start + position, row
-        start += unit.num_rows
+    return selected_rows(selection.plan(), selected_N, open_store(selection.manifest.spec.spec.store))
 
 
 def _converter(selection: Published, columns: Columns, notes: Notes) -> Callable[[Row], Row]:
