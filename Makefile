@@ -59,7 +59,7 @@ fidelity: $(INSTALLED) $(MODEL)
 # The experiments of docs/method.md: hours on two cores. A second call continues where the first stopped. DATA: a folder with
 # gsm8k_train.jsonl, gsm8k_model_solutions.jsonl and bbh.jsonl.
 QUALITY := build/quality
-EXPERIMENTS := noisy_targets rectification ablations forward audit_coverage upcycled
+EXPERIMENTS := noisy_targets rectification ablations forward audit_coverage upcycled near_duplicates representation
 quality: $(INSTALLED) $(MODEL)
 	@test -n "$(DATA)" || { echo "set DATA to the folder of GSM8K and BIG-Bench-Hard: make quality DATA=FOLDER"; exit 2; }
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[job,dev,quality]"

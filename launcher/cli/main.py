@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli import cluster_verbs, local_verbs, setup_verbs
+from launcher.cli import cluster_verbs, local_verbs, selection_verbs, setup_verbs
 from launcher.cli.exit_codes import exit_on_error
 
 # Plain help texts: rich would double the time that --help takes.
@@ -25,14 +25,16 @@ store = typer.Typer(help="Inspect and prune a gradient store.", rich_markup_mode
 app.command("run")(exit_on_error(local_verbs.run))
 app.command("inspect")(exit_on_error(local_verbs.inspect))
 app.command("estimate")(exit_on_error(local_verbs.estimate))
-app.command("evaluate")(exit_on_error(local_verbs.evaluate))
-app.command("export")(exit_on_error(local_verbs.export))
-app.command("diff")(exit_on_error(local_verbs.diff))
-app.command("explain")(exit_on_error(local_verbs.explain))
 store.command("list")(exit_on_error(local_verbs.store_list))
 store.command("du")(exit_on_error(local_verbs.store_du))
 store.command("prune")(exit_on_error(local_verbs.store_prune))
 app.add_typer(store, name="store")
+
+# A finished selection.
+app.command("evaluate")(exit_on_error(selection_verbs.evaluate))
+app.command("export")(exit_on_error(selection_verbs.export))
+app.command("diff")(exit_on_error(selection_verbs.diff))
+app.command("explain")(exit_on_error(selection_verbs.explain))
 
 # In a cluster.
 app.command("submit")(exit_on_error(cluster_verbs.submit))

@@ -1,7 +1,7 @@
 """Arguments and options that several verbs share, each declared once."""
 
 import enum
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -93,7 +93,7 @@ TimeoutOption = Annotated[
 LogActionsOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log cluster actions as JSON lines on stderr.")]
 
 
-def read_text(file: typer.FileText) -> str:
+def read_text(file: TextIO) -> str:
     """Raises SpecError if the document is not UTF-8."""
     from prism_job.errors import SpecError
 

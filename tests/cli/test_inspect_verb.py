@@ -58,8 +58,9 @@ def test_a_document_is_copied_and_takes_no_options_of_files(rig: Rig) -> None:
     assert (code, "a selection.yaml stands alone" in stderr) == (2, True)
     code, _, stderr = rig.call("inspect", "nowhere.yaml")
     assert (code, "nowhere.yaml cannot be read" in stderr) == (2, True)
-    rig.document.write_text("spec: 1")
-    assert rig.call("inspect", str(rig.document))[0] == 3
+    for text in (b"spec: 1", "spec: ä".encode("latin-1")):
+        rig.document.write_bytes(text)
+        assert rig.call("inspect", str(rig.document))[0] == 3
 
 
 def test_marks_are_characters_in_a_pipe_and_colours_in_a_terminal(rig: Rig) -> None:
