@@ -107,11 +107,12 @@ def tune_in_bfloat16(model: PreTrainedModel, encoded: Sequence[Encoded], *, rate
 
 
 @torch.no_grad()
-def mean_nll(model: PreTrainedModel, encoded: Sequence[Encoded]) -> NDArray[np.float64]:
-    """Token-mean negative log-likelihood of each response: float64 [N]."""
+def mean_nll(model: PreTrainedModel, encoded: Sequence[Encoded], *, half: bool = False) -> NDArray[np.float64]:
+    """Token-mean negative log-likelihood of each response: float64 [N]. `half`: as `tune` takes it."""
     found_N = np.zeros(len(encoded))
     for places in tokenise.micro_batches([len(example.ids) for example in encoded], ASK_TOKENS):
-        nll_B, tokens_B = nll(model, tokenise.collate([encoded[place] for place in places], CPU))
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            nll_B, tokens_B = nll(model, tokenise.collate([encoded[place] for place in places], CPU))
         found_N[places] = (nll_B / tokens_B).numpy()
     return found_N
 
