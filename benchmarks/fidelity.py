@@ -151,20 +151,28 @@ class _Oracle:
         self.weights = {name: module.weight.requires_grad_() for name, module in modules.items()}
         count = len(modules)
         self.sides = {
-            dim: {name: _sides(name, module, dim) for name, module in modules.items()} for dim in (16, 32, 64)
+            sketch: {name: _sides(name, module, *sketch) for name, module in modules.items()}
+            for sketch in ((16, 0), (32, 0), (64, 0), (64, 1))
         }
         self.less = {name: _less_signs(n, module.weight.numel()) for n, (name, module) in enumerate(modules.items())}
-        self.tables = {dims: [projection.fold_table(0, name, 64, dims) for name in modules] for dims in SIGN_DIMS}
+        self.tables = {
+            (dims, seed): [projection.fold_table(seed, name, 64, dims) for name in modules]
+            for dims in SIGN_DIMS
+            for seed in (0, 1)
+        }
         # Name -> bytes an example; row of a gradient, given its sketches; what is left of that row once stored.
         self.kinds = {
-            "p=16 float16": (16 * 16 * count * 2.0, lambda g, s: s[16], _as_float16),
+            "p=16 float16": (16 * 16 * count * 2.0, lambda g, s: s[16, 0], _as_float16),
             LESS_NAME: (LESS_DIMS * 2.0, lambda g, s: self.less_sketch(g), _as_float16),
-            "p=32 float16": (32 * 32 * count * 2.0, lambda g, s: s[32], _as_float16),
-            "p=64 float32, unfolded": (64 * 64 * count * 4.0, lambda g, s: s[64], lambda row: row),
+            "p=32 float16": (32 * 32 * count * 2.0, lambda g, s: s[32, 0], _as_float16),
+            "p=64 float32, unfolded": (64 * 64 * count * 4.0, lambda g, s: s[64, 0], lambda row: row),
         }
         for dims in SIGN_DIMS:
             size = dims / 8 + dims / codec.BLOCK * 2 + 4
-            self.kinds[f"p=64 sign {dims}"] = (size, lambda g, s, d=dims: self.fold(s[64], d), _as_sign)
+            self.kinds[f"p=64 sign {dims}"] = (size, lambda g, s, d=dims: self.fold(s, d, 0), _as_sign)
+            if 2 * dims in SIGN_DIMS:
+                name, make = f"two draws of p=64 sign {dims}", lambda g, s, d=dims: [self.fold(s, d, n) for n in (0, 1)]
+                self.kinds[name] = (2 * size, lambda g, s, m=make: np.concatenate(m(g, s)), _as_two_signs)
 
     def gradient(self, encoded: tokenise.Encoded, *, mean: bool):
         """Weight gradients of one example's loss, and its token-mean negative log-likelihood."""
@@ -186,18 +194,18 @@ class _Oracle:
                 sum_ += (sides[0][0][name] - sides[1][0][name]) * (weight / len(pairs))
         return total
 
-    def sketches(self, gradient) -> dict[int, np.ndarray]:
-        """Dim -> the two-sided projection of every layer's weight gradient, one after the other."""
+    def sketches(self, gradient) -> dict[tuple[int, int], np.ndarray]:
+        """Dim and seed -> the two-sided projection of every layer's weight gradient, one after the other."""
         rows = {}
-        for dim, sides in self.sides.items():
+        for sketch, sides in self.sides.items():
             parts = [sides[name][1].T @ weight_gradient @ sides[name][0] for name, weight_gradient in gradient.items()]
-            rows[dim] = torch.cat([part.flatten() for part in parts]).numpy()
+            rows[sketch] = torch.cat([part.flatten() for part in parts]).numpy()
         return rows
 
-    def fold(self, row: np.ndarray, dims: int) -> np.ndarray:
+    def fold(self, sketches: dict[tuple[int, int], np.ndarray], dims: int, seed: int) -> np.ndarray:
         folded = np.zeros(dims)
-        for layer, table in enumerate(self.tables[dims]):
-            part = row[layer * 4096 : (layer + 1) * 4096] * table.sign_M
+        for layer, table in enumerate(self.tables[dims, seed]):
+            part = sketches[64, seed][layer * 4096 : (layer + 1) * 4096] * table.sign_M
             folded += np.bincount(table.bucket_M, part, dims)
         return folded.astype(np.float32)
 
@@ -211,9 +219,9 @@ class _Oracle:
         return folded.numpy()
 
 
-def _sides(name: str, module, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _sides(name: str, module, dim: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     sizes = {"a": module.in_features, "b": module.out_features}
-    a, b = (torch.from_numpy(rademacher(0, name, side, size, dim)) for side, size in sizes.items())
+    a, b = (torch.from_numpy(rademacher(seed, name, side, size, dim)) for side, size in sizes.items())
     return a, b
 
 
@@ -224,6 +232,10 @@ def _less_signs(seed: int, numel: int) -> torch.Tensor:
 
 def _as_float16(row: np.ndarray) -> np.ndarray:
     return codec.decode_float16(codec.encode_float16(row[None].astype(np.float32)))[0]
+
+
+def _as_two_signs(row: np.ndarray) -> np.ndarray:
+    return np.concatenate([_as_sign(half) for half in np.split(row, 2)])
 
 
 def _as_sign(row: np.ndarray) -> np.ndarray:
