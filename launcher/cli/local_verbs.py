@@ -1,5 +1,7 @@
 """The verbs of a run on this machine: look at its data, predict its cost, run it, and look after its store."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -112,6 +114,59 @@ def inspect(
     else:  # after --: a file's name may begin with a dash
         facts = run_verb(context, "inspect", [*given, *shown, "--", *sources], verbose)
     print_facts(facts, output, table=inspect_text(facts) if output is Output.table else "", has_marks=True)
+
+
+def init(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="The document to write.")] = Path("selection.yaml"),
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Hub id, folder, s3:// URI or .gguf of the model to tune.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="SOURCE", help="Candidates: files, folders, s3:// or hf://. Repeatable.")
+    ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Pairs. A file that is not there yet: how to write it is shown."),
+    ] = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Write a commented selection.yaml from three answers, after a look at the data. Asks for what is not given."""
+    from launcher.local.new_document import HOW_TO_WRITE_PAIRS, name_of, new_document
+    from prism_job.spec.document import parse_spec
+
+    if file.exists() or not file.parent.is_dir():
+        what = "is there already" if file.exists() else "has no folder"
+        raise typer.BadParameter(f"{file} {what}: name another FILE")
+    model = model or _ask("Model (hub id, folder or .gguf)", "--model")
+    data = data or shlex.split(_ask("Candidates (files, folders, s3:// or hf://)", "--data"))
+    targets = targets or _ask("Pairs (a file that you will write is fine)", "--targets")
+    text = new_document(name_of(data[0]), model, data, [targets])
+    parse_spec(text, str(file))
+    has_pairs = "://" in targets or Path(targets).exists()
+    following = [f"prism estimate {shlex.quote(str(file))} && prism run {shlex.quote(str(file))}"]
+    for role, sources in (("candidates", data), ("targets", [targets] if has_pairs else [])):
+        if sources:
+            words = words_of({"--model": model, "--targets": role == "targets", "--rows": 1})
+            facts = run_verb(context, "inspect", [*words, "--", *sources], verbose)
+            print_note(inspect_text(facts) + "\n")
+            if any(source["rows_of_pairs"] for source in facts["sources"]):
+                following.insert(0, f"give the files of pairs as targets, not as {role}")
+            elif any(source["rows_unusable"] for source in facts["sources"]):
+                following.insert(0, f"name the columns of the {role} in {file} (docs/data.md)")
+    with file.open("x", encoding="utf-8") as document:
+        document.write(text)
+    if not has_pairs:
+        print_note(f"{HOW_TO_WRITE_PAIRS}\n")
+        following.insert(0, f"write {targets}")
+    print_note(f"next: {'; then '.join(following)}")
+    print(file)
+
+
+def _ask(question: str, option: str) -> str:
+    if not sys.stdin.isatty():
+        raise typer.BadParameter(f"give {option}: there is no terminal to ask in")
+    return str(typer.prompt(question, err=True))
 
 
 def _read_document(path: str) -> str:

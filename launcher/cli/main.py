@@ -22,6 +22,7 @@ app = typer.Typer(
 store = typer.Typer(help="Inspect and prune a gradient store.", rich_markup_mode=None, no_args_is_help=True)
 
 # On this machine.
+app.command("init")(exit_on_error(local_verbs.init))
 app.command("run")(exit_on_error(local_verbs.run))
 app.command("inspect")(exit_on_error(local_verbs.inspect))
 app.command("estimate")(exit_on_error(local_verbs.estimate))

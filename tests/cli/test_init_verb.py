@@ -1,0 +1,75 @@
+"""`prism init`: a valid document from three answers, after a look at the data; nothing is overwritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.local.new_document import name_of, new_document
+from prism_job.spec.document import parse_spec
+from tests.cli.fake_stages import Rig
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path)
+
+
+def test_the_document_is_valid_and_names_what_was_given_and_the_data_are_inspected_first(
+    rig: Rig, tmp_path: Path
+) -> None:
+    path, pairs = tmp_path / "new.yaml", tmp_path / "pairs.jsonl"
+    pairs.write_text("{}")
+    given = ["--model", "org/model", "--data", "My Pool.jsonl", "--data", "s3://b/c", "--targets", str(pairs)]
+    code, stdout, stderr = rig.call("init", str(path), *given)
+    assert (code, stdout) == (0, f"{path}\n"), stderr
+    run = parse_spec(path.read_text(), str(path))
+    assert run.metadata.name == "my-pool"
+    assert (run.spec.model.uri, run.spec.candidates.uris) == ("org/model", ("My Pool.jsonl", "s3://b/c"))
+    assert run.spec.targets.uris == (str(pairs),)
+    assert rig.note("inspect")["arguments"] == ["--model", "org/model", "--targets", "--rows", "1", "--", str(pairs)]
+    assert stderr.count("/pool.jsonl: candidates") == 2, "what inspect printed, of candidates and of targets"
+    assert stderr.endswith(f"next: prism estimate {path} && prism run {path}\n")
+
+
+def test_pairs_that_are_not_there_yet_are_explained(rig: Rig, tmp_path: Path) -> None:
+    given = ["--model", "m", "--data", "a.jsonl", "--targets", "pairs-to-come.jsonl"]
+    code, _, stderr = rig.call("init", str(tmp_path / "new.yaml"), *given)
+    assert code == 0
+    assert '"chosen": "2 + 2 = 4.", "rejected": "2 + 2 = 5."' in stderr
+    assert "next: write pairs-to-come.jsonl; then prism estimate" in stderr
+    assert rig.note("inspect")["arguments"][-1] == "a.jsonl"
+
+
+def test_nothing_is_overwritten_and_without_a_terminal_nothing_is_asked(rig: Rig, tmp_path: Path) -> None:
+    path = tmp_path / "new.yaml"
+    path.write_text("mine")
+    code, _, stderr = rig.call("init", str(path), "--model", "m", "--data", "a", "--targets", "b")
+    assert (code, "is there already" in stderr, path.read_text()) == (2, True, "mine")
+    code, _, stderr = rig.call("init", str(tmp_path / "no" / "a.yaml"), "--model", "m", "--data", "a", "--targets", "b")
+    assert (code, "has no folder" in stderr) == (2, True)
+    code, _, stderr = rig.call("init", str(tmp_path / "other.yaml"), "--model", "m", "--targets", "b")
+    assert (code, "give --data" in stderr, (tmp_path / "other.yaml").exists()) == (2, True, False)
+
+
+def test_a_source_that_cannot_be_read_leaves_no_document(rig: Rig, tmp_path: Path) -> None:
+    given = ["--model", "m", "--data", "a.jsonl", "--targets", "b.jsonl"]
+    code, _, _ = rig.call("init", str(tmp_path / "new.yaml"), *given, at="inspect", exit=64, error="no such file")
+    assert (code, (tmp_path / "new.yaml").exists()) == (100, False)
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("build/My_Pool.v2.jsonl.gz", "my-pool"),
+        ("s3://corpora/instruct/", "instruct"),
+        ("hf://datasets/org/Name?split=train", "name"),
+        ("s3://bucket", "bucket"),
+        ("数据.jsonl", "selection"),
+        ("a" * 80, "a" * 40),
+    ],
+)
+def test_a_run_is_named_after_its_data(uri: str, name: str) -> None:
+    assert name_of(uri) == name
+    assert parse_spec(new_document(name, 'quo"ted: #1', [uri], ["b"]), "new").metadata.name == name
