@@ -41,6 +41,9 @@ class ModelSpec(Section):
         "gpt-oss, BLOOM, Mamba). The backend is part of the extractor digest, because it changes the last bits of a row.",
     )
 
+    def __str__(self) -> str:
+        return f"{self.uri} with the adapter {self.adapter}" if self.adapter else self.uri
+
     @property
     def product_dtype(self) -> Literal["bfloat16", "float32"]:
         """Data type in which layers' inputs and output gradients are multiplied by the projections' signs."""

@@ -59,7 +59,7 @@ for verb in get_command(app).commands.values():
 
 
 def test_rendering_needs_no_cluster_and_no_client() -> None:
-    assert modules_of_call("render", str(ROOT / "examples/facts/cluster.yaml")).isdisjoint(HEAVY)
+    assert modules_of_call("render", str(ROOT / "examples/sums/cluster.yaml")).isdisjoint(HEAVY)
 
 
 def test_the_spec_imports_no_torch() -> None:

@@ -104,7 +104,7 @@ def gather(reduced: Reduced, origins: Origins, manifest: Manifest, diff: dict[st
     return Report(
         run=manifest.run,
         selection_id=manifest.selection_id,
-        model=spec.model.uri,
+        model=str(spec.model),
         settings={
             "weighting": spec.scoring.weighting,
             "score": spec.scoring.score,
@@ -141,7 +141,7 @@ def gather(reduced: Reduced, origins: Origins, manifest: Manifest, diff: dict[st
         rules=manifest.rules,
         diff=diff,
         warnings=manifest.warnings,
-        preference_model=spec.scoring.preference_model.uri if spec.scoring.preference_model else "",
+        preference_model=str(spec.scoring.preference_model or ""),
         reference_preference=manifest.preference_model.reference["mean"] if manifest.preference_model else None,
     )
 

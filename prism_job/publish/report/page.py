@@ -69,12 +69,10 @@ def _header(report: Report) -> str:
         ("Target pairs", counts["target_pairs"], mean),
         ("Duplicates", counts["duplicates"], f"{percent(counts['duplicates'], everyone)} of all"),
         ("Quarantined", counts["quarantined"], f"{percent(counts['quarantined'], everyone)} of all"),
-        (
-            "Cut at maxLength",
-            counts["cut"],
-            f"{percent(counts['cut'], everyone)} of all; {counts['cut_pairs']:,} pairs",
-        ),
     ]
+    if counts["cut"] or counts["cut_pairs"]:
+        cut = f"{percent(counts['cut'], everyone)} of all; {counts['cut_pairs']:,} pairs"
+        tiles.append(("Cut at maxLength", counts["cut"], cut))
     shown = "".join(
         f'<div class="tile{" key" if name == "Selected" else ""}"><dt>{name}</dt>'
         f'<dd title="{value:,}">{compact(value)}</dd><dd class="sub">{note}</dd></div>'

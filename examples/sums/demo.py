@@ -12,21 +12,22 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-SPEC = "examples/facts/selection.yaml"
+SPEC = "examples/sums/selection.yaml"
 
 
 def main() -> None:
     manifest = Path(prism("run", SPEC))
     opening, rankings, differences, *_ = prism("evaluate", str(manifest), "--label", "label").split("\n\n")
-    scores = pq.read_table(manifest.parent / "scores.parquet").sort_by("score").slice(0, 10).to_pylist()
+    scores = pq.read_table(manifest.parent / "scores.parquet").sort_by("score").slice(0, 5).to_pylist()
     rows = [json.loads(line) for line in Path(scores[0]["source"]).read_text(encoding="utf-8").splitlines()]
 
     print(f"\n{opening}\n\n{rankings}\n\n{differences}")
-    print("\nThe ten lowest scores")
+    print("\nThe five lowest scores")
     for score in scores:
         row = rows[score["line"] - 1]
         verdict = "right" if row["label"] else "wrong"
-        print(f"  {score['score']:>12.4g}  {verdict}  {row['messages'][-1]['content']}")
+        question, answer = (message["content"] for message in row["messages"])
+        print(f"  {score['score']:>12.4g}  {verdict}  {question} {answer}")
     print(f"\nreport:   {manifest.parent / 'report.html'}\nmanifest:")
     print(manifest)
 

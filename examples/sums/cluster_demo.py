@@ -23,8 +23,9 @@ sys.path.insert(0, str(ROOT))
 
 from tests.cluster.rig import Rig, rig  # noqa: E402
 
-SPEC = ROOT / "examples/facts/cluster.yaml"
+SPEC = ROOT / "examples/sums/cluster.yaml"
 MODEL = ROOT / "build/model/SmolLM2-135M-Instruct.gguf"
+ADAPTER = ROOT / "examples/sums/adapter"
 BUCKET = "prism-demo"
 
 
@@ -46,8 +47,9 @@ def run_demo(cluster: Rig, folder: Path) -> dict[str, Any]:
     """Apply the document, wait for its condition, and make the same selection on this machine."""
     cluster.client.create_bucket(Bucket=BUCKET)
     for name in ("candidates.jsonl", "targets.jsonl"):
-        cluster.client.upload_file(str(ROOT / "build/facts" / name), BUCKET, f"facts/{name}")
-    cluster.client.upload_file(str(MODEL), BUCKET, f"model/{MODEL.name}")
+        cluster.client.upload_file(str(ROOT / "build/sums" / name), BUCKET, f"sums/{name}")
+    for file in (MODEL, *ADAPTER.iterdir()):
+        cluster.client.upload_file(str(file), BUCKET, f"{file.parent.name}/{file.name}")
     everybody = {**os.environ, **cluster.environment, "KUBECACHEDIR": str(folder / "kubectl")}
     user = {**everybody, "KUBECONFIG": str(cluster.as_user())}
 
@@ -61,11 +63,11 @@ def run_demo(cluster: Rig, folder: Path) -> dict[str, Any]:
     started = time.monotonic()
     try:
         print(call("kubectl", "apply", "-f", str(SPEC)), end="")
-        print(call("kubectl", "wait", "--for=condition=Complete", "--timeout=30m", "selectionrun/facts"), end="")
+        print(call("kubectl", "wait", "--for=condition=Complete", "--timeout=30m", "selectionrun/sums"), end="")
         seconds = time.monotonic() - started
         print(call("kubectl", "get", "selectionruns"))
-        print(call(*prism, "status", "facts"))
-        status = json.loads(call(*prism, "status", "facts", "-o", "json"))
+        print(call(*prism, "status", "sums"))
+        status = json.loads(call(*prism, "status", "sums", "-o", "json"))
     finally:
         operator.terminate()
         operator.wait()
