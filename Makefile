@@ -11,20 +11,25 @@ NEEDS_PYTHON = $(if $(VERSION),,$(error no Python $(VERSIONS) with venv runs her
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(VERSION)
+TESTABLE := $(VENV)/.testable-$(VERSION)
 MODEL := build/model/SmolLM2-135M-Instruct.gguf
 
 BUILD ?= docker build
 
-.PHONY: demo cluster-demo test check test-launcher test-launcher-versions fidelity quality images clean
+.PHONY: demo demo-retrain cluster-demo test check test-launcher test-launcher-versions fidelity quality images clean
 
 demo: $(INSTALLED) $(MODEL)
-	@$(BIN)/python examples/facts/make_data.py --out build/facts
-	@$(BIN)/python examples/facts/demo.py
+	@$(BIN)/python examples/sums/make_sums.py --out build/sums
+	@$(BIN)/python examples/sums/demo.py
+
+# What the selection does to a model that is tuned on it: some minutes more.
+demo-retrain: demo
+	@$(BIN)/python examples/sums/retrain.py
 
 # The same on a cluster of local processes: the tests' API server, Job controller and kubelet, and moto's S3. Needs kubectl.
-cluster-demo: $(INSTALLED) $(MODEL)
-	@$(BIN)/python examples/facts/make_data.py --out build/facts
-	@$(BIN)/python examples/facts/cluster_demo.py
+cluster-demo: $(TESTABLE) $(MODEL)
+	@$(BIN)/python examples/sums/make_sums.py --out build/sums
+	@$(BIN)/python examples/sums/cluster_demo.py
 
 # Most tests of processes wait, so three workers keep two cores busy. A file stays on one worker: its fixtures are made once.
 # In the order of the folders: xdist would else leave the files of few and long tests to the end.
@@ -47,20 +52,21 @@ test-launcher-versions:
 	  echo "== the launcher on Python $$v"; \
 	  $(MAKE) --no-print-directory test-launcher PYTHON="$$python" LAUNCHER_TESTS="$(SHORT_TESTS)" || exit 1; done
 
-check: $(INSTALLED)
+check: $(TESTABLE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-fidelity: $(INSTALLED) $(MODEL)
+fidelity: $(TESTABLE) $(MODEL)
 	$(BIN)/python -m benchmarks.fidelity --data $(DATA) --examples 512 --json build/fidelity.json
 
 # The experiments of docs/method.md: hours on two cores. A second call continues where the first stopped. DATA: a folder with
 # gsm8k_train.jsonl, gsm8k_model_solutions.jsonl and bbh.jsonl.
 QUALITY := build/quality
-EXPERIMENTS := noisy_targets rectification ablations forward audit_coverage upcycled near_duplicates representation
-quality: $(INSTALLED) $(MODEL)
+EXPERIMENTS := noisy_targets rectification ablations forward audit_coverage upcycled near_duplicates representation dishonesty
+quality: $(TESTABLE) $(MODEL)
 	@test -n "$(DATA)" || { echo "set DATA to the folder of GSM8K and BIG-Bench-Hard: make quality DATA=FOLDER"; exit 2; }
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[job,dev,quality]"
 	@for name in $(EXPERIMENTS); do echo; echo "== $$name"; \
@@ -82,7 +88,11 @@ $(MODEL): | $(INSTALLED)
 SAME_VERSION = $(BIN)/python -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$(VERSION)')" 2>/dev/null
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(NEEDS_PYTHON)$(SAME_VERSION) || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[job,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[job]"
+	touch $@
+
+$(TESTABLE): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[job,dev,docs,train]"
 	touch $@
 
 $(LAUNCHER_VENV)/.installed: pyproject.toml constraints.txt
