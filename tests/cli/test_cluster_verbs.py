@@ -28,7 +28,7 @@ from tests.cluster.server.apiserver import ApiServer
 from tests.run_document import run_document
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = yaml.safe_load((ROOT / "examples/sums/cluster.yaml").read_text())
+DOCUMENT = yaml.safe_load((ROOT / "examples/sums/cluster.yaml").read_text()) | {"metadata": {"name": "facts"}}
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from tests.cluster.server.apiserver import ApiServer
 from tests.cluster.server.refusals import ApiError
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = yaml.safe_load((ROOT / "examples/sums/cluster.yaml").read_text())
+DOCUMENT = yaml.safe_load((ROOT / "examples/sums/cluster.yaml").read_text()) | {"metadata": {"name": "facts"}}
 POD = "facts-extract-0"
 OUTAGE_SECONDS = 3.0
 
