@@ -59,9 +59,13 @@ def parser(description: str | None, seeds: int) -> argparse.ArgumentParser:
 def constants(module: str) -> dict[str, Any]:
     """The settings that a script states at its top: its names in capitals, as plain values."""
     named = vars(sys.modules[module]).items()
-    return {
+    found = {
         name: repr(value) for name, value in named if name.isupper() and isinstance(value, int | float | tuple | dict)
     }
+    moving = [name for name, text in found.items() if " at 0x" in text]
+    if moving:  # an address differs in each process, so nothing that was finished would ever be found
+        raise ValueError(f"{module}: {moving[0]} holds functions or objects; settings are plain values")
+    return found
 
 
 def once(path: Path, settings: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

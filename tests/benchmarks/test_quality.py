@@ -14,7 +14,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks.quality import ablations, exact, facts, harness, tuning, upcycled
+from benchmarks.quality import (
+    ablations,
+    dishonesty,
+    exact,
+    facts,
+    forward,
+    generated,
+    harness,
+    rectification,
+    representation,
+    tuning,
+    upcycled,
+)
 from benchmarks.quality.harness import Extracted
 from prism_job.__main__ import main
 from prism_job.extract import tokenise
@@ -88,6 +100,13 @@ def test_what_was_finished_is_not_computed_again_unless_its_settings_change(tmp_
 
     found = [harness.once(tmp_path / "one.json", settings, compute) for settings in ([1], [1], [2], [2])]
     assert [one["figure"] for one in found] == [1, 1, 2, 2]
+
+
+def test_settings_of_every_experiment_are_plain_values() -> None:
+    for script in (ablations, dishonesty, facts, forward, rectification, representation, upcycled):
+        harness.constants(script.__name__)
+    with pytest.raises(ValueError, match="TASKS holds functions"):
+        harness.constants(generated.__name__)
 
 
 def test_curvature_on_pairs_is_the_reducers(extracted: Extracted) -> None:
