@@ -26,8 +26,8 @@ def main() -> None:
     for score in scores:
         row = rows[score["line"] - 1]
         verdict = "right" if row["label"] else "wrong"
-        question, answer = (message["content"] for message in row["messages"])
-        print(f"  {score['score']:>12.4g}  {verdict}  {question} {answer}")
+        question = row["prompt"].splitlines()[0]
+        print(f"  {score['score']:>12.4g}  {verdict}  {question}{row['completion']}")
     print(f"\nreport:   {manifest.parent / 'report.html'}\nmanifest:")
     print(manifest)
 

@@ -34,22 +34,22 @@ def make_data(seed: int) -> tuple[Rows, Rows, Rows]:
     labels = [1, 0] * (NUM_CANDIDATES // 2)
     rng.shuffle(labels)
     candidates = [
-        {"messages": [_question(a, b), _answer(a + b if label else a + b + EXCESS)], "label": label}
+        {"prompt": _question(a, b), "completion": _answer(a + b if label else a + b + EXCESS), "label": label}
         for (a, b), label in zip(sums, labels, strict=False)
     ]
     pairs = [
-        {"prompt": [_question(a, b)], "chosen": [_answer(a + b)], "rejected": [_answer(a + b + EXCESS)]}
+        {"prompt": _question(a, b), "chosen": _answer(a + b), "rejected": _answer(a + b + EXCESS)}
         for a, b in sums[NUM_CANDIDATES:]
     ]
     return candidates, pairs[:NUM_PAIRS], pairs[NUM_PAIRS:]
 
 
-def _question(a: int, b: int) -> dict[str, str]:
-    return {"role": "user", "content": f"What is {a} + {b}?"}
+def _question(a: int, b: int) -> str:
+    return f"Question: What is {a} + {b}?\nAnswer:"
 
 
-def _answer(total: int) -> dict[str, str]:
-    return {"role": "assistant", "content": f"{total}."}
+def _answer(total: int) -> str:
+    return f" {total}."
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 MODEL = Path("build/model/SmolLM2-135M-Instruct.gguf")
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """Its name on the hub, for those who load the adapter there."""
-RANK, RATE, EPOCHS, BATCH, SEED = 2, 2e-3, 2, 8, 0
+RANK, RATE, EPOCHS, BATCH, SEED = 2, 2e-3, 4, 8, 0
 NOT_LEARNT = -100
 """PyTorch's label of a token that carries no loss."""
 
@@ -40,8 +40,8 @@ class Tuned:
         self.model = get_peft_model(AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32), config)
 
     def learn(self, rows: Rows, name: str) -> None:
-        """AdamW, shuffled each epoch, the rate falling to 0. Loss falls on the assistant's turn."""
-        texts = [self._encoded(row["messages"]) for row in rows]
+        """AdamW, shuffled each epoch, the rate falling to 0. Loss falls on the completion."""
+        texts = [self._encoded(row["prompt"], row["completion"]) for row in rows]
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         optimizer, rng = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0), random.Random(SEED)
         order = [text for _ in range(EPOCHS) for text in rng.sample(texts, len(texts))]
@@ -62,7 +62,7 @@ class Tuned:
         """Share of the pairs whose rejected answer the model finds likelier, in nats a token."""
         sides = []
         for side in ("chosen", "rejected"):
-            texts = [self._encoded(row["prompt"] + row[side]) for row in pairs]
+            texts = [self._encoded(row["prompt"], row[side]) for row in pairs]
             parts = [self._losses(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
             sides.append(torch.cat(parts))
         return float((sides[1] < sides[0]).float().mean())
@@ -75,11 +75,10 @@ class Tuned:
         config |= {"base_model_name_or_path": BASE, "target_modules": sorted(config["target_modules"])}
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
-    def _encoded(self, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
-        """Token ids of the conversation, and labels: its last turn is learnt."""
-        whole = self.tokenizer.apply_chat_template(messages, return_dict=False)
-        prompt = self.tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
-        return whole, [NOT_LEARNT] * len(prompt) + whole[len(prompt) :]
+    def _encoded(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
+        """Token ids of the text, and labels: the completion is learnt."""
+        first, second = (self.tokenizer(text)["input_ids"] for text in (prompt, completion))
+        return first + second, [NOT_LEARNT] * len(first) + second
 
     def _losses(self, texts: list[tuple[list[int], list[int]]]) -> Tensor:
         """Mean negative log-likelihood of each text's labels, float32 [B]."""
@@ -105,7 +104,7 @@ def read_rows(path: Path) -> Rows:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tune SmolLM2 on the demo's rows, as a LoRA adapter.")
-    parser.add_argument("rows", type=Path, help="JSON lines with `messages`")
+    parser.add_argument("rows", type=Path, help="JSON lines with `prompt` and `completion`")
     parser.add_argument("folder", type=Path, help="where the adapter is written")
     options = parser.parse_args()
     tuned = Tuned()

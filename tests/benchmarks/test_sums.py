@@ -35,35 +35,33 @@ def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def operands(question: str) -> tuple[int, int]:
-    found = re.fullmatch(r"What is (\d\d) \+ (\d\d)\?", question)
+    found = re.fullmatch(r"Question: What is (\d\d) \+ (\d\d)\?\nAnswer:", question)
     assert found
     return int(found[1]), int(found[2])
 
 
 def excess(question: str, answer: str) -> int:
     """What the answer is too large by."""
-    assert re.fullmatch(r"\d+\.", answer)
+    assert re.fullmatch(r" \d+\.", answer)
     return int(answer[:-1]) - sum(operands(question))
 
 
 def test_half_of_the_answers_are_ten_too_large_and_the_label_marks_them(data: dict[str, list[Row]]) -> None:
     labels = []
     for row in data["candidates"]:
-        question, answer = (message["content"] for message in row["messages"])
-        assert excess(question, answer) == (0 if row["label"] else EXCESS)
+        assert excess(row["prompt"], row["completion"]) == (0 if row["label"] else EXCESS)
         labels.append(row["label"])
         candidate_content(row)
     assert 2 * sum(labels) == len(labels)
 
 
 def test_pairs_prefer_the_right_answer_and_no_sum_occurs_twice(data: dict[str, list[Row]]) -> None:
-    asked = [row["messages"][0]["content"] for row in data["candidates"]]
+    asked = [row["prompt"] for row in data["candidates"]]
     for row in data["targets"] + data["held_out"]:
-        (prompt,), (chosen,), (rejected,) = row["prompt"], row["chosen"], row["rejected"]
-        assert excess(prompt["content"], chosen["content"]) == 0
-        assert excess(prompt["content"], rejected["content"]) == EXCESS
+        assert excess(row["prompt"], row["chosen"]) == 0
+        assert excess(row["prompt"], row["rejected"]) == EXCESS
         target_content(row, needs_rejected=True)
-        asked.append(prompt["content"])
+        asked.append(row["prompt"])
     assert len({tuple(sorted(operands(question))) for question in asked}) == len(asked)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import gguf
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -51,7 +52,9 @@ def test_a_gguf_file_is_the_model_that_was_written_into_it(tiny_model: Path, job
     """Weights, tokens and template: the run over the file scores as the run over the folder does."""
     path = save_tiny_gguf(job.folder / "tiny.gguf")
     specs = [ModelSpec.model_validate({"uri": str(uri), "dtype": "float32"}) for uri in (tiny_model, path)]
+    its_own = gguf.get_tensor_name_map
     wanted, found = (load_model(spec, torch.device("cpu")).state_dict() for spec in specs)
+    assert gguf.get_tensor_name_map is its_own, "what loading borrows is given back"
     assert found.keys() == wanted.keys()
     for name, weight in wanted.items():
         assert torch.equal(found[name], weight), name
