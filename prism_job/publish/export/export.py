@@ -1,6 +1,7 @@
 """The verb `export`: the selected subset as training data, in a file or in a data set of the hub, with documents beside it.
 
-Documents are the data card and Croissant; all that describes the data file to others belongs in DOCUMENTS.
+Documents are the data card and Croissant; all that describes the data file to others belongs in DOCUMENTS. What trainers
+need beside the file comes from trainers.py.
 """
 
 import tempfile
@@ -19,6 +20,7 @@ from prism_job.publish.export.fields import FieldType, seen
 from prism_job.publish.export.files import writer_of
 from prism_job.publish.export.notes import Notes
 from prism_job.publish.export.rows import Columns, export_rows
+from prism_job.publish.export.trainers import TRAINERS, Contents, Place, entries_of, in_a_line
 from prism_job.publish.origins import Origins
 from prism_job.publish.published import Published, digest_of, load
 from prism_job.storage.address import open_store, split_uri
@@ -41,12 +43,14 @@ def export(
 
     Args:
         columns: what each row becomes. None: the candidate's own row.
-        card: write DOCUMENTS beside the file. None: on the hub only.
+        card: write DOCUMENTS beside the file. None: on the hub only. The entries of trainers are written where `columns`
+            names a format, unless this is False.
         public: a data set that is created on the hub can be read by all.
 
     Raises:
         RequestError: another ending, `public` without the hub, a row that the format cannot hold, or a file is there
             already: an export overwrites nothing. Documents, and files on the hub, may be there with the same content.
+            An entry of a trainer that is there with other content stays, and a note gives the new one.
         DataError: the selection, or the rows the store keeps for it, are damaged.
         TransientError: the hub or the bucket does not answer.
     """
@@ -63,8 +67,8 @@ def export(
         hub.require_token(destination)
     selection = load(manifest_uri).check()
     with_documents = dataset is not None if card is None else card
-    notes, kinds = Notes(), FieldType()
-    rows = export_rows(selection, columns or Columns(), notes)
+    columns, notes, kinds, contents = columns or Columns(), Notes(), FieldType(), Contents()
+    rows = contents.seen(export_rows(selection, columns, notes))
     rows = seen(rows, kinds) if with_documents else rows
     with tempfile.TemporaryDirectory(prefix="prism-") as folder:
         path = Path(folder) / Path(name).name
@@ -74,15 +78,24 @@ def export(
         if with_documents:
             exported = _describe(selection, path, dataset, name, kinds, notes)
             documents = {title: _written(Path(folder) / title, text(exported)) for title, text in DOCUMENTS.items()}
-        facts = {"rows": selection.manifest.counts.selected, "notes": notes.lines()}
+        entries: dict[str, Path] = {}
+        about: list[str] = notes.lines()
+        if columns.format is not None and card is not False:
+            place = Place(dataset.uri, dataset.repo) if dataset else Place(_full_uri(target, name))
+            texts, refusals = entries_of(place, contents)
+            about += refusals
+            entries = {title: _written(Path(folder) / title, text) for title, text in texts.items()}
+        facts = {"rows": selection.manifest.counts.selected, "notes": about}
         if dataset is None:
             for title, document in documents.items():
                 _put_new(target, title, document)
+            for title, entry in entries.items():
+                about += _put_entry(target, title, entry)
             _refuse_existing(target, name)  # another export may have written it in the meantime
             target.put_file(name, path)
             return {"written": target.uri(name), **facts}
         message = f"{selection.manifest.run}: selection {selection.manifest.selection_id}"
-        changed = hub.push(dataset, {**documents, name: path}, message, public=public)
+        changed = hub.push(dataset, {**documents, **entries, name: path}, message, public=public)
         return {"written": dataset.uri, "page": dataset.page, "unchanged": not changed, **facts}
 
 
@@ -124,3 +137,20 @@ def _put_new(target: Store, name: str, path: Path) -> None:
     elif target.get(name) != path.read_bytes():
         fix = "export to a folder of its own, or without --card"
         raise RequestError("a file with other content is there", where=target.uri(name), fix=fix)
+
+
+def _full_uri(target: Store, name: str) -> str:
+    path = target.local_path(name)
+    return target.uri(name) if path is None else str(path.resolve())
+
+
+def _put_entry(target: Store, name: str, path: Path) -> list[str]:
+    """Notes on it: where it was written, or that it was not."""
+    if not target.exists(name):
+        target.put_file(name, path)
+        return [f"written for {TRAINERS[name]}: {target.uri(name)}"]
+    if target.get(name) == path.read_bytes():
+        return []
+    return [
+        f"not changed: {target.uri(name)}; the entry of this file for {TRAINERS[name]} is {in_a_line(path.read_text('utf-8'))}"
+    ]
