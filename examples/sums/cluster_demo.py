@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -33,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's server would print every request
     with tempfile.TemporaryDirectory(prefix="prism-cluster-") as folder, rig(Path(folder), MODEL) as cluster:
         figures = run_demo(cluster, Path(folder))
     for name, value in figures.items():

@@ -38,10 +38,10 @@ def compare(outcome: Outcome, plan: Plan, store: Store, spec: RunSpec, evaluatio
     the share of good ones among those that a budget of 5 % keeps, or of bad ones among those that it drops; `recall_at_5`
     how many of all good ones are kept, of all bad ones dropped; `taken_at_5` its rows. A budget of no row is left out,
     and rivals other than the losses have figures of the run's own alone. Every figure of a ranking has a 95 % bootstrap
-    interval, `_low` to `_high`. So has `auroc_over_loss`, the difference of `auroc` and `loss_auroc` in the same resamples,
-    and so on for each rival: where it holds 0, neither ranking can be called the better one. All these
-    are of the ranking alone; under limits of the groups' shares the budget takes other rows, and `precision_within_shares` is
-    theirs. For the figures of π see `preference_figures`.
+    interval, `_low` to `_high`, or Wilson's where it is 0 or 1 in every resample. So has `auroc_over_loss`, the difference of
+    `auroc` and `loss_auroc` in the same resamples, and so on for each rival: where it holds 0, neither ranking can be called
+    the better one. All these are of the ranking alone; under limits of the groups' shares the budget takes other rows, and
+    `precision_within_shares` is theirs. For the figures of π see `preference_figures`.
 
     Raises:
         RequestError: a ranked row without a readable label (names source and line), or all labels equal.
@@ -58,13 +58,19 @@ def compare(outcome: Outcome, plan: Plan, store: Store, spec: RunSpec, evaluatio
     sign = 1.0 if (selection.keep == "highest" or selection.drop == "lowest") else -1.0
     taken = {"budget": outcome.num_taken} | {str(percent): round(percent / 100 * num_ranked) for percent in PERCENTS}
     taken = {name: num_taken for name, num_taken in taken.items() if num_taken}
+    num_right = num_good if keeps else num_ranked - num_good
     measures: dict[Sequence[str], Measure] = {}
+    trials: dict[str, int] = {}
     beside: list[Rival] = []
     for rival in chain([Rival("PRISM's score", "", sign * outcome.score_N)], rivals(outcome, plan, store, spec, sign)):
         if rival.ranking_N is not None:
             budgets = list(taken) if rival.prefix in AT_ALL_BUDGETS else [name for name in taken if name == "budget"]
             figures = ranking_figures(rival.ranking_N, good_N, keeps, [taken[name] for name in budgets])
-            measures[_names(rival.prefix, budgets)] = figures
+            names = _names(rival.prefix, budgets)
+            measures[names] = figures
+            # AUROC: each of the rarer kind with one of the other kind, no row twice.
+            rarer, sizes = min(num_good, num_ranked - num_good), [taken[name] for name in budgets]
+            trials |= zip(names, [rarer, *sizes, *[num_right] * len(budgets)], strict=True)
         beside.append(replace(rival, ranking_N=None))  # resampling needs the orders alone
     prefixes = [rival.prefix for rival in beside if rival.reason is None]
     # A run's own budget that takes nothing has figures of None.
@@ -84,7 +90,7 @@ def compare(outcome: Outcome, plan: Plan, store: Store, spec: RunSpec, evaluatio
         **{f"taken_at_{name}": num_taken for name, num_taken in taken.items() if name != "budget"},
         **nothing,
         "rivals": [rival.facts() for rival in beside[1:]],
-        **with_intervals(measures, num_ranked, differences),
+        **with_intervals(measures, num_ranked, trials, differences),
         "by_source": _by_source(outcome, plan, sign, good_N, keeps),
         "target_label": column,
         **preference_figures(outcome.preference_Q[known_Q], right_Q),

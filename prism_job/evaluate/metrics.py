@@ -70,13 +70,19 @@ def auroc(ranking_N: Float64, good_N: Bools) -> float | None:
 
 
 def with_intervals(
-    measures: Mapping[Sequence[str], Measure], size: int, differences: Mapping[str, tuple[str, str]]
+    measures: Mapping[Sequence[str], Measure],
+    size: int,
+    trials: Mapping[str, int],
+    differences: Mapping[str, tuple[str, str]],
 ) -> dict[str, float]:
     """Each figure with the middle 95 % of its bootstrap. Every call draws the same resamples, one at a time.
+
+    A figure of 0 or 1 is the same in every resample, as if nothing were uncertain. It has Wilson's interval of so many trials.
 
     Args:
         measures: by the names of their figures.
         size: N.
+        trials: name -> how many independent ones a figure of 0 or 1 is the share of.
         differences: name -> the two figures whose difference it is, first less second, resample by resample.
     """
     names = [name for figures in measures for name in figures]
@@ -92,6 +98,9 @@ def with_intervals(
         plain = np.append(plain, plain[first] - plain[second])
         names.append(name)
     low, high = np.nanquantile(resampled, [0.025, 0.975], axis=0)
+    for number, name in enumerate(names):
+        if name in trials and plain[number] in (0.0, 1.0) and low[number] == high[number]:
+            low[number], high[number] = wilson(round(plain[number] * trials[name]), trials[name])
     facts: dict[str, float] = {}
     for number, name in enumerate(names):
         facts |= {name: float(plain[number]), f"{name}_low": float(low[number]), f"{name}_high": float(high[number])}
@@ -99,7 +108,7 @@ def with_intervals(
 
 
 def wilson(num_right: int, num_all: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson, 1927): it holds at 0 and 1, and for few pairs."""
+    """95 % interval of a share (Wilson, 1927): it holds at 0 and 1, and for few trials."""
     share, spread = num_right / num_all, WIDTH**2 / num_all
     middle = (share + spread / 2) / (1 + spread)
     reach = (share * (1 - share) * spread + spread**2 / 4) ** 0.5 / (1 + spread)

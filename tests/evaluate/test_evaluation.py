@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prism_job.evaluate.metrics import preference_figures, ranking_figures, wilson
+from prism_job.evaluate.metrics import preference_figures, ranking_figures, wilson, with_intervals
 from tests.conftest import Job, candidate, pair, read_json, table_of, write_jsonl
 from tests.publish.test_published import auroc_by_hand, precision_by_hand, rankings_of
 
@@ -94,6 +94,20 @@ def test_one_kind_alone_has_no_auroc_and_where_none_is_right_no_recall() -> None
 def test_the_wilson_interval_is_that_of_the_published_table(right: int, of: int, low: float, high: float) -> None:
     assert wilson(right, of) == pytest.approx((low, high), abs=5e-5)
     assert wilson(of - right, of) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_a_perfect_figure_has_the_interval_of_its_trials_and_no_other_figure_has() -> None:
+    good = np.arange(16) >= 10
+    perfect, nearly = np.arange(16.0), np.arange(16.0)
+    nearly[[9, 10]] = nearly[[10, 9]]
+    for ranking, wanted in ((perfect, wilson(6, 6)), (-perfect, wilson(0, 6))):
+        measures = {("auroc",): ranking_figures(ranking, good, keeps=True)}
+        found = with_intervals(measures, 16, {"auroc": 6}, {})
+        assert (found["auroc_low"], found["auroc_high"]) == wanted
+    found = with_intervals({("auroc",): ranking_figures(nearly, good, keeps=True)}, 16, {"auroc": 6}, {})
+    assert 0 < found["auroc_low"] < found["auroc"] < found["auroc_high"] <= 1
+    without = with_intervals({("auroc",): ranking_figures(nearly, good, keeps=True)}, 16, {}, {})
+    assert found == without
 
 
 def test_reliability_bins_hold_every_pair_once_and_sums_are_those_of_plain_loops() -> None:
