@@ -9,7 +9,7 @@ from typing import Any
 from launcher.doctor.findings import Finding, error, ok, run_check, warning
 from launcher.doctor.node_capacity import check_nodes
 from launcher.kube.cluster import Cluster
-from launcher.kube.errors import NotFound, Refused
+from launcher.kube.errors import NotFound, Refused, UnknownVersion
 from launcher.render.attempt import Attempt
 from launcher.render.job import job as job_of
 from prism_job.spec.cluster import ClusterSpec
@@ -46,6 +46,10 @@ def _queue(cluster: Cluster, namespace: str, spec: ClusterSpec) -> Iterator[Find
     except NotFound:
         what = f"queueName {spec.queue_name} is set, but Kueue is not installed"
         yield error("queue", what, "install Kueue, or remove spec.cluster.queueName")
+        return
+    except UnknownVersion as unknown:
+        fix = "upgrade PRISM to have queues checked; runs are not affected: their Jobs only carry Kueue's label"
+        yield warning("queue", f"{spec.queue_name} is not checked: {unknown.what}", fix)
         return
     if spec.queue_name not in queues:
         names = ", ".join(sorted(queues)) or "none"

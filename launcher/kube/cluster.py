@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from launcher.kube import deep_json
-from launcher.kube.errors import Conflict, NotFound, Unavailable
-from launcher.kube.kinds import path_of
+from launcher.kube.errors import Conflict, NotFound, Unavailable, UnknownVersion
+from launcher.kube.kinds import PATHS, READABLE_VERSIONS, group_of, path_of
 from launcher.kube.transport import LONGEST_LINE, REQUEST_SECONDS, Transport
 from launcher.resource.names import API_GROUP, MANAGER, VERSION
 from launcher.resource.object import Object
@@ -194,13 +194,43 @@ class Cluster(Transport):
             return False
         return True
 
-    def preferred_version(self, group: str) -> str:
-        """The version of a group that the API server prefers. Raises NotFound where it does not serve the group."""
-        return str(self.request("GET", f"/apis/{group}")["preferredVersion"]["version"])
+    def served_version(self, kind: str) -> str:
+        """The version in which to read a kind whose version is discovered: of those that we can read, the server's first.
+
+        Discovered as kubectl does it: the group lists its versions, and each version its kinds. The version that the server
+        prefers for the group may not have this kind.
+
+        Raises:
+            NotFound: the server does not serve the group, or not this kind of it.
+            UnknownVersion: it serves the kind only in versions that we cannot read.
+        """
+        group, plural, readable = group_of(kind), PATHS[kind][1], READABLE_VERSIONS[kind]
+        path = f"/apis/{group}"
+        answer, unknown = self.request("GET", path), []
+        preferred = answer.get("preferredVersion")
+        listed = [*([preferred] if preferred else []), *(answer.get("versions") or ())]
+        for version in dict.fromkeys(entry["version"] for entry in listed):
+            if not self._serves(f"{path}/{version}", plural):
+                continue
+            if version in readable:
+                return str(version)
+            unknown.append(version)
+        if not unknown:
+            raise NotFound(f"no version of {group} has {plural}", where=path, fix=f"install the {kind} of {group}")
+        what = f"{kind} is served as {group}/{', '.join(unknown)}; this version of PRISM reads {', '.join(readable)}"
+        raise UnknownVersion(what, where=path, fix="upgrade PRISM")
+
+    def _serves(self, path: str, plural: str) -> bool:
+        """Whether the group and version at `path` have a resource."""
+        try:
+            resources = self.request("GET", path).get("resources") or ()
+        except NotFound:
+            return False
+        return any(resource["name"] == plural for resource in resources)
 
     def version(self) -> str:
         return str(self.request("GET", "/version")["gitVersion"])
 
     def _path(self, kind: str, namespace: str | None, name: str = "") -> str:
-        """Raises NotFound where the path needs the preferred version of a group that the server does not serve."""
-        return path_of(kind, namespace, name, self.preferred_version)
+        """Raises NotFound and UnknownVersion as `served_version` does, for kinds whose version is discovered."""
+        return path_of(kind, namespace, name, self.served_version)

@@ -18,6 +18,10 @@ class NotFound(ClusterError):
     """No such object, or no such kind."""
 
 
+class UnknownVersion(ClusterError):
+    """The kind is served only in versions that we cannot read."""
+
+
 class Conflict(ClusterError):
     """The object has changed, exists already, or a field belongs to another manager."""
 

@@ -50,6 +50,9 @@ class Counters:
     observe_seconds: Callable[[float], object] = lambda _: None
     """Called with the duration of each pass."""
 
+    observe_end: Callable[[Status], object] = lambda _: None
+    """Called once for each round of a run that has ended, with its status."""
+
     busy_since: dict[int, float] = field(default_factory=dict)
     """Worker -> when its current pass began, so that one that hangs is seen."""
 
@@ -196,6 +199,9 @@ class Controller:
     def _write_status(self, record: Record, status: Status) -> None:
         if self.executor.write_status(record, status.model_copy(update={"driver": self.host})):
             self.counters.status_writes += 1
+            had_ended = record.status.is_terminal and record.status.round == status.round
+            if status.is_terminal and not had_ended:
+                self.counters.observe_end(status)
 
     def _leaves_to_operator(self, record: Record) -> bool:
         """Whether this host is a client, and an operator reconciles the run or may still start to."""

@@ -60,6 +60,12 @@ class WorkQueue:
             self._closed = True
             self._changed.notify_all()
 
+    def num_due(self) -> int:
+        """Runs whose time has come and that no worker has taken. Every other run waits for its next regular pass."""
+        with self._changed:
+            now = time.monotonic()
+            return sum(due <= now for due in self._due.values())
+
     def __len__(self) -> int:
         with self._changed:
             return len(self._due)

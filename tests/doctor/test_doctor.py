@@ -207,16 +207,27 @@ def test_an_image_by_tag_is_a_warning(server: ApiServer) -> None:
     assert only("image", run_of(image="registry/prism:1")).level == "warning"
 
 
-def kueue(server: ApiServer, version: str = "v1beta1") -> None:
-    names = {"plural": "localqueues", "singular": "localqueue", "kind": "LocalQueue", "listKind": "LocalQueueList"}
+def kueue(server: ApiServer, *served: str, kind: str = "LocalQueue") -> None:
+    """Kueue's definition of a kind. Each version is served, the last one is stored; v1beta1 beside others is deprecated."""
+    plural = f"{kind.lower()}s"
+    names = {"plural": plural, "singular": kind.lower(), "kind": kind, "listKind": f"{kind}List"}
     schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    served = {"name": version, "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    versions = [
+        {
+            "name": version,
+            "served": True,
+            "storage": version == served[-1],
+            "deprecated": version == "v1beta1" and len(served) > 1,
+            "schema": {"openAPIV3Schema": schema},
+        }
+        for version in served
+    ]
     server.create(
         {
             "apiVersion": "apiextensions.k8s.io/v1",
             "kind": "CustomResourceDefinition",
-            "metadata": {"name": "localqueues.kueue.x-k8s.io"},
-            "spec": {"group": "kueue.x-k8s.io", "scope": "Namespaced", "names": names, "versions": [served]},
+            "metadata": {"name": f"{plural}.kueue.x-k8s.io"},
+            "spec": {"group": "kueue.x-k8s.io", "scope": "Namespaced", "names": names, "versions": versions},
         }
     )
 
@@ -233,7 +244,9 @@ def queue(server: ApiServer, name: str, active: str = "True", version: str = "v1
 def test_a_missing_kueue_or_queue_is_an_error(server: ApiServer) -> None:
     run = run_of(queueName="gpu")
     assert "Kueue is not installed" in only("queue", run).detail
-    kueue(server)
+    kueue(server, "v1beta1", kind="Topology")  # the group without this kind
+    assert "Kueue is not installed" in only("queue", run).detail
+    kueue(server, "v1beta1")
     queue(server, "cpu")
     one = only("queue", run)
     assert (one.level, one.fix) == ("error", "use one of: cpu")
@@ -241,10 +254,44 @@ def test_a_missing_kueue_or_queue_is_an_error(server: ApiServer) -> None:
     assert only("queue", run).level == "ok"
 
 
-def test_a_stopped_queue_of_another_version_of_kueue_is_found_and_is_a_warning(server: ApiServer) -> None:
-    kueue(server, "v1beta2")
-    queue(server, "gpu", active="False", version="v1beta2")
-    assert "its ClusterQueue is stopped" in only("queue", run_of(queueName="gpu")).detail
+KUEUE = {
+    "up to 0.14": ("v1beta1",),
+    "0.15 to 0.19": ("v1beta1", "v1beta2"),
+    "0.20 on": ("v1beta2",),
+    "a later one that still serves v1beta2": ("v1beta2", "v1"),
+}
+"""Releases of Kueue -> the versions of LocalQueue that they serve."""
+
+
+@pytest.mark.parametrize("served", KUEUE.values(), ids=KUEUE.keys())
+def test_a_stopped_queue_is_found_in_every_version_of_kueue_and_is_a_warning(
+    server: ApiServer, served: tuple[str, ...]
+) -> None:
+    kueue(server, "v1alpha1", "v1", kind="Topology")  # the group prefers v1, which has no LocalQueue
+    kueue(server, *served)
+    queue(server, "gpu", active="False", version=served[0])
+    cluster = Cluster()
+    (one,) = [it for it in examine(cluster, "default", run_of(queueName="gpu"), probe=False) if it.check == "queue"]
+    assert (one.level, "its ClusterQueue is stopped" in one.detail) == ("warning", True), one
+    assert [text for text in cluster.warnings if "deprecated" in text] == []
+
+
+def test_a_later_version_of_kueue_alone_is_named_in_a_warning(server: ApiServer) -> None:
+    kueue(server, "v1", "v2alpha1")
+    queue(server, "gpu", version="v1")
+    one = only("queue", run_of(queueName="gpu"))
+    assert (one.level, "kueue.x-k8s.io/v1, v2alpha1" in one.detail) == ("warning", True), one
+    assert "upgrade PRISM" in one.fix
+
+
+def test_a_version_that_is_no_longer_served_is_not_read(server: ApiServer) -> None:
+    kueue(server, "v1beta1", "v1beta2")
+    definition = server.object("customresourcedefinitions", "localqueues.kueue.x-k8s.io", namespace="")
+    assert definition is not None
+    definition["spec"]["versions"][0] |= {"served": False}
+    server.update(definition)
+    queue(server, "gpu", version="v1beta2")
+    assert only("queue", run_of(queueName="gpu")).level == "ok"
 
 
 def test_too_few_gpus_cpus_and_too_little_memory_are_reported_with_the_largest_node(server: ApiServer) -> None:

@@ -30,6 +30,20 @@ def test_the_earlier_time_stands() -> None:
     assert len(queue) == 0
 
 
+def test_the_depth_of_the_queue_counts_what_is_due_and_waits_and_its_length_everything() -> None:
+    queue = WorkQueue()
+    assert (queue.num_due(), len(queue)) == (0, 0)
+    for name in ("a", "b"):
+        queue.add(("team", name))
+    queue.add(("team", "later"), 600)
+    assert (queue.num_due(), len(queue)) == (2, 3)
+    taken = queue.take()
+    assert taken is not None
+    assert (queue.num_due(), len(queue)) == (1, 2)
+    queue.done(taken)
+    assert (queue.num_due(), len(queue)) == (1, 2)
+
+
 def test_no_run_is_at_two_workers_and_each_change_has_a_later_pass() -> None:
     queue, lock = WorkQueue(), threading.Lock()
     keys = [("team", str(number)) for number in range(5)]

@@ -92,6 +92,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: HttpServer
+    deprecation = ""
+    """The warning of the deprecated version that the current request is about."""
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -100,6 +102,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         raw = self.rfile.read(length) if length else b""
         api = self.server.api
+        self.deprecation = ""
         try:
             request = self._parsed(raw)
             if request.path == "/__requests":
@@ -198,6 +201,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self._answer_path(request)
         self._authorise(user, request)
         self._check_served(request)
+        self.deprecation = request.resource.deprecation
         warnings: list[str] = []
         if request.verb == "watch":
             return self._stream_watch(request, fault)
@@ -379,7 +383,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(payload)))
         for name, value in (headers or {}).items():
             self.send_header(name, value)
-        for text in warnings or ():
+        for text in filter(None, (self.deprecation, *(warnings or ()))):
             self.send_header("Warning", f"299 - {json.dumps(text)}")
         self._headers_buffer.append(b"\r\n")
         self.wfile.write(b"".join(self._headers_buffer) + payload)

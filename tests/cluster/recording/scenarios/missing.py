@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.cluster.recording.session import APPLY, FORCE, MERGE, STRICT, Session, recorded
 
 
-@recorded("kube.cluster.Cluster.preferred_version", "submit.list_records", "kube.cluster.Cluster.serves_selection_runs")
+@recorded("kube.cluster.Cluster.served_version", "submit.list_records", "kube.cluster.Cluster.serves_selection_runs")
 def unknown_group(session: Session) -> None:
     """A group that no API server serves is a 404 in plain text, whatever is asked of it."""
     many, one = session.at("localqueues"), session.at("localqueues", "team")

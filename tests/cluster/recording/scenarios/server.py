@@ -16,6 +16,47 @@ def discovery(session: Session) -> None:
     session.ask("GET", "/apis/prism.dev/v1alpha1")
 
 
+@recorded("kube.cluster.Cluster.served_version")
+def versions_of_a_group(session: Session) -> None:
+    """A group of two kinds: its versions, newest first, the one that is preferred, and what each of them serves.
+
+    The preferred version has one of the two kinds alone. A version may be deprecated, or no longer served.
+    """
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+
+    def define(plural: str, kind: str, **versions: dict[str, object]) -> str:
+        body = session.body("definition", f"{plural}.versions.example")
+        names = {"plural": plural, "singular": kind.lower(), "kind": kind}
+        rows = [
+            {"name": name, "served": True, "storage": False, "schema": schema, **row} for name, row in versions.items()
+        ]
+        body["spec"] |= {"group": "versions.example", "names": names, "versions": rows}
+        session.do("POST", session.at("customresourcedefinitions"), body)
+        return session.at("customresourcedefinitions", body["metadata"]["name"])
+
+    group, deprecated = "/apis/versions.example", {"deprecated": True, "deprecationWarning": "Use v1beta2 instead."}
+    paths = [
+        define("queues", "Queue", v1alpha1={"served": False}, v1beta1=deprecated, v1beta2={"storage": True}),
+        define("plans", "Plan", v1alpha2={"deprecated": True}, v1={"storage": True}, v10beta1={}),
+    ]
+    session.until(
+        lambda: session.send("GET", group).status == 200 and len(session.send("GET", group).body["versions"]) == 5
+    )
+    everything = [f"{version}/queues" for version in ("v1beta2", "v1beta1")]
+    everything += [f"{version}/plans" for version in ("v1", "v1alpha2", "v10beta1")]
+    for path in everything:  # a version that is listed may not be served yet, and then its storage may be initialising
+        session.until(lambda path=path: session.send("GET", f"{group}/{path}").status == 200)
+    session.ask("GET", group)
+    for version in ("v1", "v1beta2", "v1beta1", "v1alpha1"):
+        session.ask("GET", f"{group}/{version}")
+        session.ask("GET", f"{group}/{version}/namespaces/{session.namespace}/queues")
+    session.ask("GET", f"{group}/v1beta1/namespaces/{session.namespace}/queues/none")
+    session.ask("GET", f"{group}/v1alpha2/namespaces/{session.namespace}/plans")
+    for path in paths:
+        session.do("DELETE", path)
+    session.until(lambda: session.send("GET", group).status == 404)
+
+
 @recorded("kube.cluster.Cluster.serves_selection_runs")
 def new_definition(session: Session) -> None:
     """A definition is answered before it is established, and served a little later; removed, it is served no more."""

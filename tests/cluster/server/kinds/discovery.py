@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tests.cluster.server.kinds.resources import Resource
+from tests.cluster.server.kinds.resources import BUILTIN_GROUPS, Resource, version_priority
 
 VERBS = ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"]
 VERSION = {"major": "1", "minor": "36", "gitVersion": "v1.36.2", "platform": "linux/amd64"}
@@ -43,6 +43,8 @@ def api_groups(resources: Iterable[Resource]) -> dict[str, Any]:
     groups.pop("", None)
     rows = []
     for name, versions in groups.items():
+        if name not in BUILTIN_GROUPS:
+            versions.sort(key=version_priority)
         entries = [{"groupVersion": f"{name}/{version}", "version": version} for version in versions]
         rows.append({"name": name, "versions": entries, "preferredVersion": entries[0]})
     return {"kind": "APIGroupList", "apiVersion": "v1", "groups": rows}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ class Resource:
     columns: tuple[dict[str, Any], ...] = ()
     singular: str = ""
     subresources: tuple[str, ...] = ()
+    deprecation: str = ""
 
     @property
     def api_version(self) -> str:
@@ -145,6 +147,8 @@ def custom_resources(definition: dict[str, Any]) -> list[Resource]:
     spec = definition["spec"]
     out = []
     for version in spec["versions"]:
+        if not version["served"]:
+            continue
         schema = version.get("schema", {}).get("openAPIV3Schema", {"type": "object", **ANY})
         whole = {**schema, "properties": {**schema.get("properties", {}), "metadata": OBJECT_META, **_TYPE_META}}
         out.append(
@@ -160,9 +164,30 @@ def custom_resources(definition: dict[str, Any]) -> list[Resource]:
                 custom=schema,
                 columns=tuple(version.get("additionalPrinterColumns", ())),
                 singular=spec["names"].get("singular", spec["names"]["kind"].lower()),
+                deprecation=_deprecation(spec, version),
             )
         )
     return out
+
+
+def version_priority(name: str) -> tuple[int, int, int]:
+    """Sorts as the server lists versions: v2, v1, v1beta2, v1beta1, v1alpha1, then all other names."""
+    match = re.fullmatch(r"v([1-9]\d*)(?:(alpha|beta)([1-9]\d*))?", name)
+    if match is None:
+        return 3, 0, 0
+    return ("", "beta", "alpha").index(match[2] or ""), -int(match[1]), -int(match[3] or 0)
+
+
+def _deprecation(spec: dict[str, Any], version: dict[str, Any]) -> str:
+    """The warning that the server sends with each answer about a version; empty if the version is not deprecated."""
+    if not version.get("deprecated"):
+        return ""
+    if given := version.get("deprecationWarning"):
+        return str(given)
+    others = [other["name"] for other in spec["versions"] if other["served"] and not other.get("deprecated")]
+    kind = spec["names"]["kind"]
+    text = f"{spec['group']}/{version['name']} {kind} is deprecated"
+    return f"{text}; use {spec['group']}/{min(others, key=version_priority)} {kind}" if others else text
 
 
 _TYPE_META: dict[str, Schema] = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}}
