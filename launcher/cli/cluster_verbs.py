@@ -49,8 +49,8 @@ def submit(
     from launcher import submit as remote
 
     require_wait(timeout, wait=wait)
-    cluster = connect(context, waits=wait, timeout=timeout)
     document = remote.read_document(read_text(file), file.name, namespace)
+    cluster = connect(context, waits=wait, timeout=timeout)
     namespace, name = document.namespace or cluster.namespace, document.run.metadata.name
     if not wait and remote.record_kind(cluster) == "ConfigMap":
         fix = "add --wait so that this process does the operator's work, or install the operator: kubectl apply -k k8s/"

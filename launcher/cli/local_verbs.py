@@ -132,7 +132,8 @@ def init(
     verbose: VerboseOption = False,
 ) -> None:
     """Write a commented selection.yaml from three answers, after a look at the data. Asks for what is not given."""
-    from launcher.local.new_document import HOW_TO_WRITE_PAIRS, name_of, new_document
+    from launcher.local.new_document import name_of, new_document
+    from prism_job.spec.data import HOW_TO_WRITE_PAIRS
     from prism_job.spec.document import parse_spec
 
     if file.exists() or not file.parent.is_dir():
@@ -157,7 +158,7 @@ def init(
     with file.open("x", encoding="utf-8") as document:
         document.write(text)
     if not has_pairs:
-        print_note(f"{HOW_TO_WRITE_PAIRS}\n")
+        print_note(f"Pairs are to come: {HOW_TO_WRITE_PAIRS}\n")
         following.insert(0, f"write {targets}")
     print_note(f"next: {'; then '.join(following)}")
     print(file)

@@ -31,14 +31,6 @@ spec:
   # evaluation: {{label: label}}    # a column that marks good rows: its AUROC in the report
 """
 
-HOW_TO_WRITE_PAIRS = """\
-Pairs are JSON lines, thirty or more, about other prompts than those of the pool and of your evaluation:
-
-  {"prompt": "What is 2 + 2?", "chosen": "2 + 2 = 4.", "rejected": "2 + 2 = 5."}
-
-The two responses differ in what you look for, and in nothing else. To find wrong answers, reject a wrong answer of the same
-form; to teach a task, reject the model's own answer (docs/choosing-targets.md)."""
-
 
 def new_document(name: str, model: str, candidates: Sequence[str], targets: Sequence[str]) -> str:
     """The document's text."""

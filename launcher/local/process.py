@@ -142,8 +142,9 @@ def _enqueue_lines(stream: IO[str], lines: queue.Queue[str | None]) -> None:
 
 def _failure(verb: str, exit_code: int, outcome: Facts, tail: list[str]) -> Exception:
     if "error" in outcome:
-        # One line each: text from data must not look like lines of ours.
-        what, where, fix = (" ".join(str(outcome[part]).splitlines()) for part in ("error", "where", "fix"))
+        # One line, or indented further than ours: text from data must not look like lines of ours.
+        what, where = (" ".join(str(outcome[part]).splitlines()) for part in ("error", "where"))
+        fix = "\n    ".join(line.strip() for line in str(outcome["fix"]).splitlines())
         return StageError(verb, exit_code, what, where=where, fix=fix)
     missing = [line for line in tail if line.startswith("ModuleNotFoundError: No module named ")]
     if missing:

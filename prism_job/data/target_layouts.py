@@ -23,6 +23,9 @@ from prism_job.spec.data import ColumnsSpec
 
 SECTION = "targets"
 
+NO_PAIR = ("no 'chosen'", "no 'rejected'")
+"""How the reason begins where a row lacks a side."""
+
 
 def _prompt(row: Row) -> Any:
     return row["prompt"]

@@ -9,9 +9,11 @@ from pathlib import Path
 from prism_job.data import labels
 from prism_job.data.bad_row import describe_columns
 from prism_job.data.columns import columns_line, columns_name
+from prism_job.data.target_layouts import NO_PAIR
 from prism_job.errors import DataError, RequestError
 from prism_job.plan.plan import Quarantined, SourceLayout, Unit
 from prism_job.plan.units import Example
+from prism_job.spec.data import HOW_TO_WRITE_PAIRS
 from prism_job.spec.document import RunSpec
 from prism_job.spec.ranking import BudgetSpec, EvaluationSpec, SelectionSpec, SharesSpec
 
@@ -91,7 +93,13 @@ def refuse_output_inside_data(spec: RunSpec) -> None:
 
 
 def check_targets(units: list[Unit], bad: list[Quarantined], target_sets: list[str], spec: RunSpec) -> None:
-    """Raises DataError for a bad target, RequestError for a set without targets."""
+    """Raises DataError for a bad target, RequestError for a set without targets or for targets that are no pairs."""
+    if bad and not units and all(row.reason.startswith(NO_PAIR) for row in bad):
+        raise RequestError(
+            f"the targets hold no pairs: {len(bad)} row(s), the first: {bad[0].reason}",
+            where=f"{bad[0].source} line {bad[0].line}",
+            fix=HOW_TO_WRITE_PAIRS,
+        )
     if bad:
         raise DataError(
             f"{len(bad)} unusable target(s), the first: {bad[0].reason}",
@@ -103,7 +111,7 @@ def check_targets(units: list[Unit], bad: list[Quarantined], target_sets: list[s
         name = target_set.name
         if name not in filled:
             what = f"there are no targets{f' in the set {name}' if name else ''}: no rows in any file"
-            fix = "check targets.sets" if name else "check targets.uris"
+            fix = f"check targets.{'sets' if name else 'uris'}; {HOW_TO_WRITE_PAIRS}"
             raise RequestError(what, where=", ".join(target_set.uris), fix=fix)
 
 

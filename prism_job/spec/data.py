@@ -8,6 +8,14 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from prism_job.spec.section import DataUri, DnsLabel, Section
 
+HOW_TO_WRITE_PAIRS = """\
+a pair is a prompt, the response you want (chosen) and one you do not want (rejected). Write thirty or more:
+    {"prompt": "What is 2 + 2?", "chosen": "2 + 2 = 4.", "rejected": "2 + 2 = 5."}
+    {"prompt": "What is 9 - 3?", "chosen": "9 - 3 = 6.", "rejected": "9 - 3 = 7."}
+    Prompts that are not in the pool or your evaluation; responses that differ in what you look for, and in nothing else:
+    docs/choosing-targets.md"""
+"""For a hint: what targets are, where a document or its files have none."""
+
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 ColumnSource = ColumnName | Annotated[tuple[ColumnName, ...], Field(min_length=1, max_length=16)]

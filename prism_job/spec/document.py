@@ -6,7 +6,7 @@ The same document is the input of a local run and of `prism submit`, and an obje
 
 import difflib
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Self
 
 import yaml
@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from prism_job.errors import SpecError
 from prism_job.spec.cluster import ClusterSpec
-from prism_job.spec.data import CandidatesSpec, TargetsSpec
+from prism_job.spec.data import HOW_TO_WRITE_PAIRS, CandidatesSpec, TargetsSpec
 from prism_job.spec.extraction import ExtractionSpec
 from prism_job.spec.model import ModelSpec
 from prism_job.spec.ranking import AuditSpec, EvaluationSpec, ScoringSpec, SelectionSpec
@@ -161,8 +161,15 @@ def check_document(document: Any, where: str) -> SelectionRun:
         raise SpecError(
             "\n  ".join([f"the document has {len(lines)} error(s):", *lines]),
             where=where,
-            fix="correct the fields named; docs/selection.md lists every field with its unit",
+            fix="correct the fields named; docs/selection.md lists every field with its unit"
+            + (f". spec.targets.uris names files of pairs: {HOW_TO_WRITE_PAIRS}" if _lacks_targets(details) else ""),
         ) from None
+
+
+def _lacks_targets(details: Sequence[Any]) -> bool:
+    places = [("spec", "targets"), ("spec", "targets", "uris")]
+    empty = [it["type"] == "missing" or not it["input"] or it["input"] == {"sets": None} for it in details]
+    return any(it["loc"] in places and is_empty for it, is_empty in zip(details, empty, strict=True))
 
 
 def _explain(detail: Any) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from launcher.cli.exit_codes import PREFLIGHT_FAILED
 from launcher.local.new_document import name_of, new_document
 from prism_job.spec.document import parse_spec
 from tests.cli.fake_stages import Rig
@@ -40,6 +43,32 @@ def test_pairs_that_are_not_there_yet_are_explained(rig: Rig, tmp_path: Path) ->
     assert '"chosen": "2 + 2 = 4.", "rejected": "2 + 2 = 5."' in stderr
     assert "next: write pairs-to-come.jsonl; then prism estimate" in stderr
     assert rig.note("inspect")["arguments"][-1] == "a.jsonl"
+
+
+@pytest.mark.parametrize("verb", ["run", "estimate", "submit", "render"])
+@pytest.mark.parametrize("targets", [None, {}, {"uris": []}, {"sets": None}])
+def test_a_document_without_targets_is_told_what_a_pair_is(rig: Rig, tmp_path: Path, verb: str, targets: Any) -> None:
+    spec = {"model": {"uri": "org/m"}, "candidates": {"uris": ["/pool"]}, "store": "/s", "output": "/o"}
+    spec["selection"] = {"keep": "highest", "budget": {"count": 1}}
+    document = {"apiVersion": "prism.dev/v1alpha1", "kind": "SelectionRun", "metadata": {"name": "a"}, "spec": spec}
+    with_null = [document, document | {"spec": spec | {"targets": targets}}]
+    for written in with_null if targets is None else with_null[1:]:
+        path = tmp_path / "selection.yaml"
+        path.write_text(json.dumps(written))
+        code, _, stderr = rig.call(verb, str(path))
+        assert code == PREFLIGHT_FAILED
+        assert "spec.targets" in stderr.partition("hint:")[0]
+        hint = stderr.partition("hint:")[2]
+        examples = [json.loads(line) for line in hint.splitlines() if line.strip().startswith("{")]
+        assert [pair.keys() for pair in examples] == [{"prompt", "chosen", "rejected"}] * 2
+        assert "docs/choosing-targets.md" in hint
+
+
+def test_other_errors_of_a_document_say_nothing_of_pairs(rig: Rig, tmp_path: Path) -> None:
+    path = tmp_path / "selection.yaml"
+    path.write_text(json.dumps({"spec": {"targets": {"uris": ["a.jsonl"], "sets": []}}}))
+    code, _, stderr = rig.call("run", str(path))
+    assert (code, "a pair is" in stderr) == (PREFLIGHT_FAILED, False)
 
 
 def test_nothing_is_overwritten_and_without_a_terminal_nothing_is_asked(rig: Rig, tmp_path: Path) -> None:
