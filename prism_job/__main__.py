@@ -1,6 +1,7 @@
 """`python -m prism_job <verb>`: the three stages, and the verbs behind the CLI. Errors become exit codes: the only sys.exit."""
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prism_job.errors import PrismError, RequestError, Stopped
 from prism_job.progress import event, write_termination_message
 from prism_job.spec.document import SelectionRun, parse_spec
+from prism_job.spec.used import GPU, GPU_SECONDS
 from prism_job.storage.retries import num_retries
 
 if TYPE_CHECKING:
@@ -40,7 +42,8 @@ def _run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
         case "reduce":
             from prism_job.stages.reduce import reduce
 
-            return reduce(_read_spec(arguments.spec))
+            seconds, gpu = os.environ.get(GPU_SECONDS, ""), os.environ.get(GPU) or None
+            return reduce(_read_spec(arguments.spec), int(seconds) if seconds.isdecimal() else None, gpu)
         case "evaluate":
             from prism_job.publish.evaluate import evaluate
 

@@ -5,6 +5,7 @@ the memory of a model is free afterwards. Importing this module imports neither 
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import yaml
 
 from prism_job.errors import DataError, PrismError, RequestError, TransientError
 from prism_job.spec.document import parse_spec
+from prism_job.spec.used import variables_of
 
 if TYPE_CHECKING:
     import datasets
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DataError", "PrismError", "RequestError", "Selection", "TransientError", "select"]
 
-STAGES = ("plan", "extract", "reduce")
 FAMILIES = {family.exit_code: family for family in (RequestError, DataError, TransientError)}
 
 
@@ -108,7 +109,9 @@ def select(document: str | Path | Mapping[str, Any]) -> Selection:
     with tempfile.TemporaryDirectory(prefix="prism-") as folder:
         path = Path(folder) / "selection.yaml"
         path.write_text(text, encoding="utf-8")
-        outcome = [_call(stage, ["--spec", str(path)]) for stage in STAGES][-1]
+        arguments = ["--spec", str(path)]
+        _call("plan", arguments)
+        outcome = _call("reduce", arguments, variables_of(_call("extract", arguments)))
     for warning in outcome.get("warnings", ()):
         warnings.warn(warning, stacklevel=2)
     if outcome["badRows"]:
@@ -121,13 +124,14 @@ def _plain(document: Any) -> Any:
     return json.loads(json.dumps(document, default=str))
 
 
-def _call(verb: str, arguments: list[str]) -> dict[str, Any]:
+def _call(verb: str, arguments: list[str], variables: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Run one verb of the job. Returns its outcome; raises the error that it reports."""
     outcome: dict[str, Any] = {}
     with tempfile.TemporaryFile() as stderr:
         # -P: a module in the current folder must not shadow a library's.
         command = [sys.executable, "-P", "-m", "prism_job", verb, *arguments]
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": stderr}
+        pipes["env"] = {**os.environ, **(variables or {})}
         with subprocess.Popen(command, **pipes, encoding="utf-8", errors="replace") as process:
             try:
                 for line in process.stdout or ():

@@ -35,6 +35,7 @@ def estimate_table(facts: dict[str, Any]) -> str:
         f"store     {facts['store_bytes']:,} bytes, from an empty store: "
         + ", ".join(f"{name.replace('_', ' ')} {size_text(size)}" for name, size in facts["store"].items()),
         f"time      {facts['gpu_hours']:.3g} hours on one {facts['gpu']} at {facts['utilisation']:.0%} of its published peak",
+        *([] if facts.get("price") is None else [f"price     {facts['price']:,.2f}, by spec.gpuHourPrice"]),
         *_preference_lines(facts),
         "",
         *aligned(_memory_rows(facts["memory"]), right=True),

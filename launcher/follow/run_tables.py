@@ -4,6 +4,7 @@ from datetime import datetime
 
 from launcher.follow.terminal_text import aligned, one_line
 from launcher.resource.record import Record
+from prism_job.spec.used import used_text
 
 
 def runs_table(records: list[Record], now: datetime) -> str:
@@ -39,6 +40,8 @@ def run_table(record: Record, now: datetime) -> str:
         )
     if status.manifest:
         lines.append(f"manifest  {one_line(status.manifest)}")
+    if status.gpu_seconds:
+        lines.append(f"used      {one_line(used_text(status.gpu_hours, status.gpu, status.price))} by ended attempts")
     if status.stages:
         head = ["STAGE", "STATE", "ATTEMPT", "RESTARTS", "PREEMPTIONS", "UNITS", "WHY"]
         rows = [

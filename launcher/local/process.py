@@ -55,7 +55,15 @@ class StageError(Exception):
         super().__init__(what)
 
 
-def run_process(command: Sequence[str], verb: str, display: Display, signals: Signals, *, verbose: bool) -> Facts:
+def run_process(
+    command: Sequence[str],
+    verb: str,
+    display: Display,
+    signals: Signals,
+    *,
+    verbose: bool,
+    variables: Mapping[str, str] | None = None,
+) -> Facts:
     """Run a verb to its end and return its outcome. After a signal the return value is meaningless: check `signals`.
 
     Raises:
@@ -67,7 +75,7 @@ def run_process(command: Sequence[str], verb: str, display: Display, signals: Si
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=None if verbose else subprocess.PIPE,
-        env=environment(os.environ),
+        env=environment({**os.environ, **(variables or {})}),
         # A session of its own: Ctrl-C in the terminal reaches only the launcher, which decides what to forward.
         start_new_session=True,
         encoding="utf-8",

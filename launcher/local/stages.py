@@ -8,7 +8,7 @@ import importlib.util
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from launcher.follow.bars import Display
@@ -16,6 +16,7 @@ from launcher.follow.event_text import audit_share
 from launcher.local.process import Facts, NotInstalledError, run_process
 from launcher.local.signals import Signals, StopError
 from prism_job.spec.document import parse_spec
+from prism_job.spec.used import used_text, variables_of
 
 JOB = (sys.executable, "-P", "-m", "prism_job")
 """-P: a module in the current folder must not shadow a library's."""
@@ -45,17 +46,22 @@ def run_stages(text: str, where: str, display: Display, *, job: Sequence[str] = 
     require_packages(job)
     with checked_copy(text, where) as document, Signals() as signals:
 
-        def stage(name: str) -> Facts:
-            return _run(name, ["--spec", document], display, signals, job=job, verbose=verbose)
+        def stage(name: str, variables: Mapping[str, str] | None = None) -> Facts:
+            arguments = ["--spec", document]
+            return _run(name, arguments, display, signals, job=job, verbose=verbose, variables=variables)
 
         plan = stage("plan")
         if plan["missing"]:
             extraction = stage("extract")
             num_extracted, share = extraction["units"], audit_share(extraction)
         else:
-            num_extracted, share = 0, 0.0
+            num_extracted, share, extraction = 0, 0.0, {}
             display.say(f"0 units extracted: the store holds all {plan['units']}")
-        reduced = stage("reduce")
+        reduced = stage("reduce", variables_of(extraction))
+        gpu_hours = extraction.get("gpuSeconds", 0) / 3600
+        price = run.spec.price_of(gpu_hours)
+        if gpu_hours:
+            display.say(f"used: {used_text(gpu_hours, extraction.get('gpu'), price)}")
         if reduced.get("audit"):
             display.say(f"audit: {reduced['audit']}")
         for warning in reduced.get("warnings", ()):
@@ -72,6 +78,8 @@ def run_stages(text: str, where: str, display: Display, *, job: Sequence[str] = 
         "units": plan["units"],
         "extracted": num_extracted,
         "auditShare": share,
+        "gpuHours": round(gpu_hours, 4),
+        **({} if price is None else {"price": price}),
         "selected": reduced["selected"],
         "badRows": reduced["badRows"],
         "cutRows": reduced.get("cutRows", 0),
@@ -107,11 +115,18 @@ def require_packages(job: Sequence[str] = JOB) -> None:
 
 
 def _run(
-    verb: str, arguments: Sequence[str], display: Display, signals: Signals, *, job: Sequence[str], verbose: bool
+    verb: str,
+    arguments: Sequence[str],
+    display: Display,
+    signals: Signals,
+    *,
+    job: Sequence[str],
+    verbose: bool,
+    variables: Mapping[str, str] | None = None,
 ) -> Facts:
     if not signals.wants_stop():
         display.start(verb)
-        outcome = run_process([*job, verb, *arguments], verb, display, signals, verbose=verbose)
+        outcome = run_process([*job, verb, *arguments], verb, display, signals, verbose=verbose, variables=variables)
     if signals.wants_stop():
         raise StopError(signals.received[0][0], is_stage=verb in STAGES)
     display.finish(verb, outcome)

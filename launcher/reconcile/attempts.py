@@ -5,8 +5,8 @@ Does not know what the end of a stage means for the run or for other groups. How
 """
 
 import datetime
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from launcher.reconcile.actions import Action, Apply, Create, Delete, Observed, Timeouts
@@ -17,12 +17,13 @@ from launcher.reconcile.child_status import (
     is_finished,
     is_suspended,
     lost_pod_message,
+    running_times,
     why_not_running,
 )
 from launcher.reconcile.conditions import sentence
 from launcher.reconcile.failure_policy import FAILURE_POLICY, STARTUP_TIMEOUT, Cause, FailureAction
 from launcher.reconcile.failures import AttemptOutcome, classify_attempt, classify_create_error
-from launcher.reconcile.termination_message import count, is_complete, warnings_in
+from launcher.reconcile.termination_message import count, gpu_in, is_complete, warnings_in
 from launcher.render.attempt import Attempt
 from launcher.render.job import job as job_of
 from launcher.render.service import services
@@ -48,6 +49,7 @@ class Attempts:
         actions: to be executed in this order.
         requeue_times: when to look again even if nothing changes.
         results: fields of the status, from the results of stages that have ended.
+        used: environment of reduction that states what the run has used.
     """
 
     record: Record
@@ -59,6 +61,7 @@ class Attempts:
     actions: list[Action] = field(default_factory=list)
     requeue_times: list[datetime.datetime] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
+    used: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def cluster(self) -> ClusterSpec:
@@ -84,7 +87,7 @@ class Attempts:
         if self.now < due <= self.now + max_backoff:  # later than that: the clock was set back
             self.requeue_times.append(due)
             return entry.model_copy(update={"state": "Waiting"})
-        attempt = self._attempt(entry)
+        attempt = replace(self._attempt(entry), used=self.used if entry.stage == "reduce" else {})
         shared = [*shared_objects(self.run, attempt.namespace, attempt.owner), *services(attempt)]
         self.actions += [*(Apply(one) for one in shared if Apply(one) not in self.actions), Create(job_of(attempt))]
         started = entry.model_copy(update={"started": True, "state": "Pending", "not_before": None})
@@ -150,6 +153,8 @@ class Attempts:
             cause = Cause.EVICTED if entry.disrupted else Cause.JOB_DELETED
             return self._restart_or_fail(entry, cause, "its Job was deleted by somebody else", self.now), True
         pods = self.observed.pods_of(job)
+        if entry.running_since is None and (started := [times[0] for times in map(running_times, pods) if times]):
+            entry = entry.model_copy(update={"running_since": time_text(min(started))})
         if is_any_evicted(pods) and not entry.disrupted:
             entry = entry.model_copy(update={"disrupted": True})
         outcome = classify_attempt(job, pods, entry.disrupted)
@@ -263,6 +268,7 @@ class Attempts:
             self.results |= {"manifest": result["manifest"], "selected": count(result, "selected")}
             self.results |= {} if (bad := count(result, "badRows")) is None else {"bad_rows": bad}
         units = count(result, "units") if entry.stage == "extract" else None
+        self.results |= {"gpu": gpu} if (gpu := gpu_in(result)) else {}
         message = sentence(warnings_in(result))
         return entry.model_copy(update={"state": "Succeeded", "message": message, "units": units})
 

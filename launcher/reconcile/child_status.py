@@ -52,6 +52,24 @@ def terminated_worker(pod: Object) -> Object | None:
     return None
 
 
+def running_times(pod: Object) -> tuple[datetime.datetime, datetime.datetime | None] | None:
+    """When the worker container started and ended, None while it runs; None where it has not started."""
+    for container in pod.get("status", {}).get("containerStatuses") or ():
+        state = container.get("state") or {}
+        times = state.get("terminated") or state.get("running") or {}
+        if container["name"] == WORKER_CONTAINER and times.get("startedAt"):
+            ended = times.get("finishedAt")
+            return parse_time(times["startedAt"]), parse_time(ended) if ended else None
+    return None
+
+
+def finished_at(job: Object) -> datetime.datetime | None:
+    """When the Job completed or failed; None while it has not."""
+    conditions = true_conditions(job)
+    found = conditions.get("Complete") or conditions.get("Failed")
+    return parse_time(found["lastTransitionTime"]) if found else None
+
+
 def why_not_running(job: Object, pods: Sequence[Object], pod_warning: str, cluster: ClusterSpec) -> tuple[Cause, str]:
     """(QUEUED or NOT_RUNNING, the reason for people) of a Job without a running pod.
 

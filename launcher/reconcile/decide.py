@@ -15,6 +15,7 @@ from launcher.reconcile.attempts import ENDED, Attempts, next_attempt
 from launcher.reconcile.child_status import is_being_deleted, is_finished
 from launcher.reconcile.conditions import Conditions, sentence
 from launcher.reconcile.failure_policy import RUN_FAILING_REASONS
+from launcher.reconcile.gpu_time import GpuTime
 from launcher.render.run_objects import stages
 from launcher.resource.document import request_digest
 from launcher.resource.names import ROUND_LABEL
@@ -22,6 +23,7 @@ from launcher.resource.record import Record
 from launcher.resource.status import Phase, StageStatus, Status, parse_time, time_text
 from prism_job.errors import SpecError
 from prism_job.spec.document import SelectionRun
+from prism_job.spec.used import variables_of
 
 
 class UnknownStatus(SpecError):
@@ -54,7 +56,7 @@ def decide(record: Record, observed: Observed, now: datetime.datetime, timeouts:
         run = record.parse()
     except SpecError as error:
         return _reject(record, before, observed, error, now)
-    status = _continue_or_begin_round(record, run, before, now)
+    status = _continue_or_begin_round(record, run, before, observed, now)
     attempts = Attempts(record, run, observed, now, timeouts or Timeouts(), status)
     return _ReconcilePass(record, run, observed, now, status, attempts).decide()
 
@@ -75,13 +77,17 @@ def _reject(record: Record, before: Status, observed: Observed, error: SpecError
         phase="Failed",
         message=sentence(f"{error.what}; {error.fix}"),
         completion_time=(None if is_new_round else before.completion_time) or time_text(now),
+        gpu_seconds=before.gpu_seconds,
+        gpu=before.gpu,
         conditions=conditions.all(),
     )
     return Decision(tuple(_delete_unfinished_jobs(record, observed)), status)
 
 
-def _continue_or_begin_round(record: Record, run: SelectionRun, before: Status, now: datetime.datetime) -> Status:
-    """The status as it was, or a fresh one where a round begins."""
+def _continue_or_begin_round(
+    record: Record, run: SelectionRun, before: Status, observed: Observed, now: datetime.datetime
+) -> Status:
+    """The status as it was, or a fresh one where a round begins. GPU time counts through all rounds."""
     if before.start_time and before.holds("Accepted") and run.spec.retry <= before.round:
         return before.model_copy(update={"observed_generation": record.generation})
     return Status(
@@ -89,6 +95,8 @@ def _continue_or_begin_round(record: Record, run: SelectionRun, before: Status, 
         round=run.spec.retry,
         request=request_digest(run),
         start_time=time_text(now),
+        gpu_seconds=before.gpu_seconds + GpuTime(run, observed, before, now).running(before.stages),
+        gpu=before.gpu,
         conditions=before.conditions,
     )
 
@@ -108,6 +116,7 @@ class _ReconcilePass:
     def decide(self) -> Decision:
         self.actions, self.requeue_times = self.attempts.actions, self.attempts.requeue_times
         self.conditions = Conditions(self.status, self.record.generation, self.now)
+        self.gpu_time = GpuTime(self.run, self.observed, self.status, self.now)
         self.conditions.set("Accepted", True, "Valid")
         if self.status.is_terminal:
             return self._clean_up()
@@ -131,6 +140,8 @@ class _ReconcilePass:
             self.conditions.set("Extracted", True, "NothingMissing", "the store holds every unit")
         elif unfinished := self._extract():
             return unfinished
+        gpu_seconds = self._ended_gpu_seconds() + self.gpu_time.running(self.stages.values())
+        self.attempts.used = variables_of({"gpuSeconds": gpu_seconds, "gpu": self.status.gpu})
         reduce = self._observe_and_start("reduce")
         if reduce.state == "Failed":
             return self._end_run("Failed", reduce.reason, f"reduce: {reduce.message}")
@@ -235,6 +246,10 @@ class _ReconcilePass:
     def _set(self, **changes: Any) -> None:
         self.status = self.status.model_copy(update=changes)
 
+    def _ended_gpu_seconds(self) -> int:
+        """Of all attempts that have ended until now."""
+        return self.gpu_time.found.gpu_seconds + self.gpu_time.ended_since(self.stages.values())
+
     def _all_stages(self) -> tuple[StageStatus, ...]:
         before = {(entry.stage, entry.group): entry for entry in self.status.stages}
         return tuple({**before, **self.stages}.values())
@@ -242,7 +257,9 @@ class _ReconcilePass:
     def _decision(self) -> Decision:
         self.attempts.delete_superseded_jobs(self.status.stages)
         restarts = sum(entry.restarts + entry.preemptions for entry in self.status.stages)
-        self._set(restarts=restarts, conditions=self.conditions.all())
+        gpu_seconds = self._ended_gpu_seconds()
+        price = self.run.spec.price_of(gpu_seconds / 3600)
+        self._set(restarts=restarts, gpu_seconds=gpu_seconds, price=price, conditions=self.conditions.all())
         return Decision(tuple(self.actions), self.status, min(self.requeue_times, default=None))
 
 

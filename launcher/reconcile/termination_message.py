@@ -15,6 +15,10 @@ MANIFEST_URI = re.compile(r"(s3://|/)[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,2043}"
 """Without control characters: people see it in their terminals."""
 
 
+GPU_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+/-]{0,63}")
+"""It goes into a pod's environment, where `$(NAME)` would be replaced."""
+
+
 def parse(message: str) -> Object:
     """The JSON object in it; empty where there is none."""
     try:
@@ -51,6 +55,12 @@ def count(result: Mapping[str, Any], name: str) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool):
         return None
     return value if 0 <= value < LARGEST_COUNT else None
+
+
+def gpu_in(result: Mapping[str, Any]) -> str | None:
+    """The name of the GPUs in a result; None where it is missing or no plain name."""
+    name = result.get("gpu")
+    return name if isinstance(name, str) and GPU_NAME.fullmatch(name) else None
 
 
 def warnings_in(result: Mapping[str, Any]) -> str:

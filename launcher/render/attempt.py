@@ -1,7 +1,7 @@
 """One attempt at one stage of a run: what the objects of a stage depend on, and the names and labels that follow from it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.resource.names import ATTEMPT_LABEL, GROUP_LABEL, ROUND_LABEL, STAGE_LABEL, job_name
@@ -17,6 +17,7 @@ class Attempt:
         group: of the extract stage; 0 in the other stages.
         round: spec.retry of the run.
         number: counts the attempts at this stage and group, from 0.
+        used: of the reduce stage: environment that states what the run has used (prism_job/spec/used.py).
         owner: reference to the run's record, which owns every object; None in a dry run.
     """
 
@@ -27,6 +28,7 @@ class Attempt:
     number: int = 0
     namespace: str = ""
     owner: Mapping[str, Any] | None = None
+    used: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def job_name(self) -> str:

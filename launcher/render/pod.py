@@ -3,6 +3,8 @@
 Every pod passes Pod Security *restricted*: no root, no privilege, a read-only root file system, nothing of the node's.
 """
 
+from collections.abc import Mapping
+
 from launcher.render.attempt import Attempt
 from launcher.render.shared_objects import FILE, child_labels, config_map_name
 from launcher.resource.document import request_digest
@@ -95,7 +97,7 @@ def _container(attempt: Attempt) -> Object:
         "image": cluster.image,
         "command": ["python", "-m", "prism_job"],
         "args": [attempt.stage, "--spec", f"{DOCUMENT_FOLDER}/{FILE}", *_topology(attempt)],
-        "env": _environment(cluster),
+        "env": _environment(cluster, attempt.used),
         "resources": {"requests": requests, "limits": limits},
         "securityContext": {**RESTRICTED_CONTAINER},
         # After a crash the termination message is the end of the log.
@@ -119,10 +121,10 @@ def _topology(attempt: Attempt) -> list[str]:
     return arguments
 
 
-def _environment(cluster: ClusterSpec) -> list[Object]:
+def _environment(cluster: ClusterSpec, used: Mapping[str, str]) -> list[Object]:
     given = [variable.model_dump(mode="json", by_alias=True, exclude_none=True) for variable in cluster.env]
-    names = {variable["name"] for variable in given}
-    return [{"name": name, "value": value} for name, value in ENVIRONMENT.items() if name not in names] + given
+    names, defaults = {variable["name"] for variable in given}, {**ENVIRONMENT, **used}
+    return [{"name": name, "value": value} for name, value in defaults.items() if name not in names] + given
 
 
 def _volumes(attempt: Attempt) -> list[Object]:

@@ -73,6 +73,7 @@ class StageStatus(Shown):
     disrupted: bool = Field(False, description="Whether a pod of the current attempt is known to be evicted.")
     started: bool = Field(False, description="Whether the Job of the current attempt was created.")
     not_before: Time | None = Field(None, description="Time before which the current attempt does not start.")
+    running_since: Time | None = Field(None, description="When the first container of the current attempt started.")
     missing_since: Time | None = Field(
         None, description="Time since which the Job counts active pods that do not exist."
     )
@@ -106,12 +107,23 @@ class Status(Shown):
     request: str | None = Field(None, description="Digest of the document without the fields that may change.")
     start_time: Time | None = Field(None, description="When this round began.")
     completion_time: Time | None = Field(None, description="When this round ended.")
+    gpu_seconds: int = Field(
+        0,
+        description="Seconds × GPUs that the pods of all ended attempts held, those that failed and those of earlier rounds "
+        "included.",
+    )
+    gpu: str | None = Field(None, description="Name of the GPUs, as the pods report it.")
+    price: float | None = Field(None, description="Price of gpuSeconds, by spec.gpuHourPrice.")
     stages: tuple[StageStatus, ...] = Field((), description="Each stage, and each group of the extract stage.")
     conditions: tuple[Condition, ...] = Field((), description="For `kubectl wait --for=condition=`.")
 
     @property
     def is_terminal(self) -> bool:
         return self.phase in TERMINAL
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.gpu_seconds / 3600
 
     @property
     def unknown(self) -> tuple[str, ...]:

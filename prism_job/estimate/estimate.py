@@ -94,6 +94,7 @@ def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sa
         "gpu_memory_bytes": card.memory_bytes,
         "utilisation": utilisation,
         "gpu_hours": hours,
+        "price": spec.price_of(hours),
         "preference_model": of_preference and of_preference.facts(spec, card, utilisation, topology),
         "topology": None if topology is None else _topology_facts(topology, groups, hours),
         "memory": _memory_table(shape, spec, work, card, topology, gpus_per_node),

@@ -71,6 +71,14 @@ class PreferenceModelFacts(_Plain):
     reference: dict[str, float]  # five-number summary of the reference's own π, which weighs nothing
 
 
+class Used(_Plain):
+    """What the run had used when its reduction began. It follows from how the run went, not from what it selects."""
+
+    gpu_hours: float  # GPUs × hours for which they were held
+    gpu: str | None = None  # name of the GPUs, as their driver gives it
+    price: float | None = None  # by spec.gpuHourPrice
+
+
 class Manifest(_Plain):
     """The document that describes a selection, with the checksums of its files."""
 
@@ -98,6 +106,7 @@ class Manifest(_Plain):
     audit: dict[str, Any] | None = None  # how far the ranking can be trusted (evaluate/audit.py); None: switched off
     rules: dict[str, Any] | None = None  # what shares of the budget and dedupe: near moved (score/selection.py)
     previous: str | None = None  # selection id that the report compares with: the newest earlier one of this run
+    used: Used | None = Field(None, exclude_if=lambda it: it is None)  # None: whoever ran the stages did not count it
     code_version: str
     files: dict[FileName, FileDigest] = {}
 

@@ -106,6 +106,7 @@ def _manifest(reduced: Reduced, folder: str) -> Manifest:
         evaluation=reduced.evaluation,
         audit=reduced.audit,
         rules=chosen.rules,
+        used=reduced.used,
         code_version=__version__,
     )
 

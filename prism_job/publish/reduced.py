@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from prism_job.evaluate.rivals import Outcome
 from prism_job.plan.plan import Plan, Quarantined
+from prism_job.publish.manifest import Used
 from prism_job.score.candidates import Scored
 from prism_job.score.column import Column
 from prism_job.score.selection import Selected
@@ -32,6 +33,7 @@ class Reduced:
     contribution_EQ: NDArray[np.float64] | None = (
         None  # of `chosen.highest`, then `chosen.lowest`; None: too many pairs
     )
+    used: Used | None = None
     evaluation: dict[str, Any] | None = None  # figures of `evaluate.comparison.compare`, where the document asks
 
     @property

@@ -54,6 +54,13 @@ class RunSpec(Section):
         description="Measures how reliable the ranking is; the figures are in the manifest and in the report.",
     )
     cluster: ClusterSpec | None = Field(None, description="Pods of a submitted run; ignored by local runs.")
+    gpu_hour_price: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Price of one GPU-hour, in your currency. `prism estimate`, `prism status`, the manifest and the report "
+        "then state the run's price.",
+    )
     suspend: bool = Field(
         False,
         description="On a cluster: stop the pods and wait until it is false again. May be changed while the run exists.",
@@ -70,6 +77,10 @@ class RunSpec(Section):
         le=2**31 - 1,
         description="Seconds after its end at which the run is removed from the cluster; without it the run stays.",
     )
+
+    def price_of(self, gpu_hours: float) -> float | None:
+        """To cents; None without `gpuHourPrice`."""
+        return None if self.gpu_hour_price is None else round(gpu_hours * self.gpu_hour_price, 2)
 
     @property
     def codec_kind(self) -> Literal["sign", "float16"]:

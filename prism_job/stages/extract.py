@@ -1,6 +1,7 @@
 """The extract stage: for every unit that the store lacks, its rows through the model, and one atomic put a shard."""
 
 import os
+import time
 from typing import Any
 
 from prism_job.errors import DataError
@@ -32,12 +33,20 @@ def extract(run: SelectionRun, topology: Topology, arguments: list[str]) -> dict
     """
     plan = read_plan(run)
     if not plan.num_missing:
-        return {"units": 0, "examples": 0, "tokens": 0, "cut": 0, "seconds": 0.0, "auditSeconds": 0.0}
+        return {"units": 0, "examples": 0, "tokens": 0, "cut": 0, "seconds": 0.0, "auditSeconds": 0.0, "gpuSeconds": 0}
     if "RANK" not in os.environ:
+        started = time.monotonic()
         _refuse_changed_model(run.spec, plan)
         topology = topology.with_ranks_of_this_node()
         if topology.ranks * topology.nodes > 1:
-            return spawn_ranks(arguments, topology)
+            outcome = spawn_ranks(arguments, topology)
+        else:
+            outcome = _extract_watched(run, plan, topology)
+        return {**outcome, **topology.gpu_use(time.monotonic() - started)}
+    return _extract_watched(run, plan, topology)
+
+
+def _extract_watched(run: SelectionRun, plan: Plan, topology: Topology) -> dict[str, Any]:
     with Watchdog(run.spec.extraction.step_timeout_seconds) as watchdog:
         return _extract_as_rank(run, plan, topology, watchdog)
 

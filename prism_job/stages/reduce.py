@@ -16,7 +16,7 @@ from prism_job.evaluate.comparison import compare
 from prism_job.plan.checks import check_bad_fraction, nothing_selected
 from prism_job.plan.extractor import audit_spec
 from prism_job.plan.plan import Plan, read_plan
-from prism_job.publish.manifest import folder_key, selection_id
+from prism_job.publish.manifest import Used, folder_key, selection_id
 from prism_job.publish.publish import publish
 from prism_job.publish.published import find_published
 from prism_job.publish.reduced import Reduced
@@ -34,8 +34,11 @@ from prism_job.storage.address import open_store
 from prism_job.storage.objects import Store
 
 
-def reduce(run: SelectionRun) -> dict[str, Any]:
+def reduce(run: SelectionRun, gpu_seconds: int | None = None, gpu: str | None = None) -> dict[str, Any]:
     """Publish the selection that follows from the spec and the store. Returns the outcome.
+
+    Args:
+        gpu_seconds: what the run has used, and `gpu` the name of its GPUs: for the manifest. None: not known.
 
     Raises:
         RequestError: no plan, or nothing would be selected.
@@ -64,10 +67,20 @@ def reduce(run: SelectionRun) -> dict[str, Any]:
     audited = audit_ranking(run.spec, plan, store, scored, scores, chosen, curvature_facts.get("lambda"))
     ends = [*chosen.highest, *chosen.lowest]
     contribution_EQ = explain_ends(plan, store, folding, targets.weight_Q, targets.set_Q, ends) if folding else None
-    reduced = Reduced(run, plan, store, targets, scored, scores, chosen, curvature_facts, audited, contribution_EQ)
+    used = _used(run.spec, gpu_seconds, gpu)
+    reduced = Reduced(
+        run, plan, store, targets, scored, scores, chosen, curvature_facts, audited, contribution_EQ, used
+    )
     if run.spec.evaluation:
         reduced = replace(reduced, evaluation=_evaluate(reduced, run.spec.evaluation))
     return publish(reduced, output, folder)
+
+
+def _used(spec: RunSpec, gpu_seconds: int | None, gpu: str | None) -> Used | None:
+    if gpu_seconds is None:
+        return None
+    gpu_hours = gpu_seconds / 3600
+    return Used(gpu_hours=round(gpu_hours, 4), gpu=gpu, price=spec.price_of(gpu_hours))
 
 
 def _directions(spec: RunSpec, plan: Plan, store: Store) -> tuple[Targets, Directions, Folding | None]:

@@ -114,6 +114,16 @@ def test_a_run_without_an_audit_prints_nothing_of_it(rig: Rig) -> None:
     assert "audit" not in without
 
 
+def test_reduction_is_told_what_extraction_used(rig: Rig) -> None:
+    _, _, stderr = rig.run(extract={"gpuSeconds": 9000, "gpu": "NVIDIA H200"})
+    assert "used: 2.5 GPU-hours on NVIDIA H200\n" in stderr
+    environment = rig.note("reduce")["environment"]
+    assert (environment["PRISM_GPU_SECONDS"], environment["PRISM_GPU"]) == ("9000", "NVIDIA H200")
+    _, _, stderr = rig.run(extract={"gpuSeconds": 0})
+    assert "GPU-hours" not in stderr
+    assert rig.note("reduce")["environment"]["PRISM_GPU_SECONDS"] == "0"
+
+
 def test_a_full_store_starts_no_extraction(rig: Rig) -> None:
     code, stdout, stderr = rig.run(plan={"missing": 0}, reduce={"unchanged": True})
     assert (code, stdout) == (0, "/out/manifest.json\n")

@@ -108,8 +108,9 @@ class World:
         return [pod for pod in self.pods if pod["metadata"]["ownerReferences"][0]["uid"] == uid]
 
     def run(self, name: str) -> None:
+        started = {"running": {"startedAt": time_text(self.now)}}
         for pod in self.pods_of(name):
-            pod["status"] = {"phase": "Running"}
+            pod["status"] = {"phase": "Running", "containerStatuses": [{"name": "worker", "state": started}]}
 
     def complete(self, name: str, words: Any = None) -> None:
         """Every pod exits 0; the first one reports the result."""
@@ -117,13 +118,13 @@ class World:
         words = {"plan": PLANNED, "extract": EXTRACTED, "reduce": REDUCED}[stage] if words is None else words
         for number, pod in enumerate(self.pods_of(name)):
             text = json.dumps(words) if isinstance(words, dict) else words
-            pod["status"] = ended_pod(0, text if number == 0 else "{}")
+            pod["status"] = self._ended(pod, 0, text if number == 0 else "{}")
         self.end(name, "Complete", "CompletionsReached", "Reached expected number of succeeded pods")
 
     def fail(self, name: str, code: int, message: str = "", *, reason: str = "", index: int = 0) -> None:
         """One pod fails by itself: it is kept. Its peers are deleted, and gone before the Job has the condition Failed."""
         kept = self.pods_of(name)[index]
-        kept["status"] = ended_pod(code, message, reason)
+        kept["status"] = self._ended(kept, code, message, reason)
         self._drop_pods(name, keep=kept)
         if code in (64, 65):
             said = (
@@ -154,6 +155,13 @@ class World:
         condition = {"type": kind, "status": "True", "reason": reason, "message": message}
         self.jobs[name]["status"] |= {"active": 0, "terminating": 0}
         self.jobs[name]["status"]["conditions"] = [condition | {"lastTransitionTime": time_text(self.now)}]
+
+    def _ended(self, pod: Object, code: int, message: str, reason: str = "") -> Object:
+        status = ended_pod(code, message, reason)
+        state = status["containerStatuses"][0]["state"]["terminated"]
+        for container in pod["status"].get("containerStatuses", ()):
+            state |= container["state"].get("running", {}) | {"finishedAt": time_text(self.now)}
+        return status
 
     def _drop_pods(self, name: str, keep: Object | None = None) -> None:
         gone = [pod for pod in self.pods_of(name) if pod is not keep]

@@ -431,3 +431,21 @@ def test_staged_rows_and_shards_under_a_wrong_name_are_refused(job: Job) -> None
     notes.pop("layers")  # as older versions wrote it
     shards.write_shard(store, plan.extractor, "candidates", unit.id, shard.arrays, notes)
     job.passes("reduce")
+
+
+def test_what_a_run_used_is_stated_and_changes_nothing_else(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    without = read_json(job.run())
+    assert "used" not in without, "whoever ran the stages did not count it"
+    monkeypatch.setenv("PRISM_GPU_SECONDS", "5400")
+    monkeypatch.setenv("PRISM_GPU", "NVIDIA H200")
+    priced = job.copy(gpuHourPrice=3.5)
+    shutil.rmtree(job.folder / "output")
+    manifest = priced.run()
+    found = read_json(manifest)
+    assert found["used"] == {"gpu_hours": 1.5, "gpu": "NVIDIA H200", "price": 5.25}
+    assert "1.5 GPU-hours on NVIDIA H200, price 5.25" in (manifest.parent / "report.html").read_text()
+    for each in (found, without):
+        for name in ("used", "spec", "files"):
+            each.pop(name, None)
+    assert found == without
+    assert priced.passes("extract")["gpuSeconds"] == 0, "on CPUs"

@@ -33,6 +33,12 @@ class Topology:
     def with_ranks_of_this_node(self) -> Self:
         return replace(self, ranks=self.ranks or max(1, torch.cuda.device_count()))
 
+    def gpu_use(self, seconds: float) -> dict[str, Any]:
+        """Seconds × GPUs that this node's ranks held for so long, and their name. A failed attempt reports none."""
+        if not torch.cuda.is_available():
+            return {"gpuSeconds": 0}
+        return {"gpuSeconds": round(seconds * self.ranks), "gpu": torch.cuda.get_device_name()}
+
 
 @dataclass(frozen=True)
 class World:

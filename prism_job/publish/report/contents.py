@@ -15,6 +15,7 @@ from prism_job.publish.origins import Origins
 from prism_job.publish.reduced import Reduced
 from prism_job.publish.texts import example_texts, pair_texts
 from prism_job.score.column import Column
+from prism_job.spec.used import used_text
 
 Float64 = NDArray[np.float64]
 
@@ -99,7 +100,7 @@ class Report:
 
 def gather(reduced: Reduced, origins: Origins, manifest: Manifest, diff: dict[str, Any] | None = None) -> Report:
     """The report's contents. Reads the shown examples and pairs from the store."""
-    plan, scored, chosen, spec = reduced.plan, reduced.scored, reduced.chosen, reduced.run.spec
+    plan, scored, chosen, spec, used = reduced.plan, reduced.scored, reduced.chosen, reduced.run.spec, reduced.used
     shown = _shown_examples(reduced, origins, [*chosen.highest, *chosen.lowest])
     return Report(
         run=manifest.run,
@@ -114,6 +115,7 @@ def gather(reduced: Reduced, origins: Origins, manifest: Manifest, diff: dict[st
             "selection": spec.selection.model_dump(mode="json", exclude_none=True),
             "layers": manifest.layers,
             "extractor": plan.extractor,
+            **({"used": used_text(used.gpu_hours, used.gpu, used.price)} if used and used.gpu_hours else {}),
         },
         counts=manifest.counts.model_dump(),
         threshold=chosen.threshold,
