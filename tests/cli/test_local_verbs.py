@@ -101,6 +101,7 @@ def test_a_run_prints_facts_as_json(rig: Rig) -> None:
     }
     assert facts == expected | {
         "auditShare": 0.25,
+        "gpuHours": 0.0,
         "selected": 20,
         "badRows": 2,
         "cutRows": 0,
