@@ -16,6 +16,10 @@ MODEL := build/model/SmolLM2-135M-Instruct.gguf
 
 BUILD ?= docker build
 
+# pip would compile every module, for half of the time of set-up; Python compiles those that are used, once, if it may.
+PIP_INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo demo-retrain cluster-demo test check test-launcher test-launcher-versions fidelity quality images clean
 
 demo: $(INSTALLED) $(MODEL)
@@ -68,7 +72,7 @@ QUALITY := build/quality
 EXPERIMENTS := noisy_targets rectification ablations forward audit_coverage upcycled near_duplicates representation dishonesty
 quality: $(TESTABLE) $(MODEL)
 	@test -n "$(DATA)" || { echo "set DATA to the folder of GSM8K and BIG-Bench-Hard: make quality DATA=FOLDER"; exit 2; }
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[job,dev,quality]"
+	$(PIP_INSTALL) -e ".[job,dev,quality]"
 	@for name in $(EXPERIMENTS); do echo; echo "== $$name"; \
 	  $(BIN)/python -m benchmarks.quality.$$name --data "$(DATA)" --work $(QUALITY) --json $(QUALITY)/$$name.json \
 	    --figure docs/images/$$name.svg || exit 1; done
@@ -88,11 +92,11 @@ $(MODEL): | $(INSTALLED)
 SAME_VERSION = $(BIN)/python -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$(VERSION)')" 2>/dev/null
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(NEEDS_PYTHON)$(SAME_VERSION) || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[job]"
+	$(PIP_INSTALL) -e ".[job]"
 	touch $@
 
 $(TESTABLE): $(INSTALLED)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[job,dev,docs,train]"
+	$(PIP_INSTALL) -e ".[job,dev,docs,train]"
 	touch $@
 
 $(LAUNCHER_VENV)/.installed: pyproject.toml constraints.txt
