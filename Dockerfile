@@ -70,6 +70,7 @@ CMD ["operator"]
 ARG BASE_IMAGE
 ARG VERSION=0.1.0
 ARG REVISION=unknown
+ENV PRISM_REVISION=${REVISION}
 LABEL org.opencontainers.image.title="prism-operator" \
       org.opencontainers.image.description="PRISM's command and operator, without the job" \
       org.opencontainers.image.version="${VERSION}" \
@@ -86,6 +87,7 @@ ENTRYPOINT ["python", "-P", "-m", "prism_job"]
 ARG BASE_IMAGE
 ARG VERSION=0.1.0
 ARG REVISION=unknown
+ENV PRISM_REVISION=${REVISION}
 LABEL org.opencontainers.image.title="prism-worker" \
       org.opencontainers.image.description="PRISM's job: plan, extract, reduce" \
       org.opencontainers.image.version="${VERSION}" \

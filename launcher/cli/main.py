@@ -62,16 +62,17 @@ def main(arguments: Sequence[str] | None = None, *, job: Sequence[str] | None = 
 
 def _print_version(requested: bool) -> None:
     if requested:
-        from prism_job import __version__
+        from launcher.cli.version import version_line
 
-        print(__version__)
+        print(version_line())
         raise typer.Exit
 
 
 @app.callback()
 def _prism(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+        bool,
+        typer.Option("--version", help="Print the version and the commit.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     pass

@@ -129,7 +129,7 @@ def test_the_image_runs_with_a_read_only_root(image: Image) -> None:
     imports = "import torch, transformers, deepspeed" if is_worker else "import launcher.cli.main, kubernetes"
     code, said = image.run("python", "-c", f"{imports}; print('imported')")
     assert (code, said.splitlines()[-1]) == (0, "imported"), said
-    assert image.run("prism", "--version") == (0, f"{PROJECT['version']}\n")
+    assert image.run("prism", "--version") == (0, f"prism {PROJECT['version']}\n")
     code, said = image.run(*image.config["Entrypoint"], "--help")
     assert code == 0, said
     code, said = image.run("sh", "-c", "touch /opt/prism/here /work/here /here; touch /tmp/here /cache/here && id -u")
