@@ -121,11 +121,24 @@ def operator(
     ] = "",
     context: ContextOption = None,
     port: Annotated[int, typer.Option(help="Port of /healthz, /readyz and /metrics.")] = 8080,
+    webhook_url: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            envvar="PRISM_WEBHOOK_URL",
+            help="POST the end of each run there, signed with PRISM_WEBHOOK_SECRET if that is set.",
+        ),
+    ] = "",
 ) -> None:
     """Run the operator: reconcile every SelectionRun until SIGTERM. With several replicas, one works at a time."""
     from launcher.kube.cluster import Cluster
     from launcher.operator.process import run_operator
+    from launcher.operator.webhook import Webhook
 
+    try:
+        webhook = Webhook(webhook_url, os.environ.get("PRISM_WEBHOOK_SECRET", "")) if webhook_url else None
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--webhook-url") from error
     cluster = Cluster(context)
     own_namespace = os.environ.get("POD_NAMESPACE") or cluster.namespace
-    sys.exit(run_operator(cluster, namespace or None, port, own_namespace))
+    sys.exit(run_operator(cluster, namespace or None, port, own_namespace, webhook))

@@ -17,17 +17,19 @@ from launcher.kube.cluster import Cluster
 from launcher.kube.errors import ClusterError, Refused, Unavailable
 from launcher.kube.recent_outage import growing_pause
 from launcher.operator.cache import Cache, RunKey
+from launcher.operator.deliveries import Deliveries
 from launcher.operator.events import create_event, read_pod_warnings
 from launcher.operator.executor import Executor
 from launcher.operator.informer import Informer
 from launcher.operator.run_memory import RunMemories
+from launcher.operator.webhook import Webhook
 from launcher.operator.work_queue import WorkQueue
 from launcher.reconcile.actions import Create, Decision, Delete, Timeouts
 from launcher.reconcile.conditions import sentence, transitions
 from launcher.reconcile.decide import decide
 from launcher.resource.names import KIND
 from launcher.resource.record import Record
-from launcher.resource.status import Status
+from launcher.resource.status import PENDING, Status
 
 LONGEST_PAUSE_SECONDS = 60.0
 """A pass that fails again and again is repeated this often."""
@@ -67,6 +69,7 @@ class Controller:
         only: the one run to reconcile.
         clock: the time; tests move it.
         log: called with the fields of a log line.
+        webhook: is told of the end of each run that this operator ends; None: nobody is.
         host: a client lets the operator go first, and leaves a run alone once an operator has written its status.
     """
 
@@ -81,6 +84,7 @@ class Controller:
         clock: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
         log: Callable[..., None] | None = None,
         workers: int = 1,
+        webhook: Webhook | None = None,
         host: Literal["operator", "client"] = "operator",
     ) -> None:
         self.cluster, self.kind, self.clock, self.host = cluster, kind, clock, host
@@ -90,12 +94,16 @@ class Controller:
         self.executor = Executor(cluster, self.cache, clock, self.log)
         self.informer = Informer(cluster, self.cache, namespace, kind, only, on_change=self.queue.add, log=self.log)
         self.failures: dict[RunKey, int] = {}
+        parts = (self.executor, self.cache, kind, clock, self.timeouts, self.log)
+        self.deliveries = Deliveries(webhook, *parts) if webhook else None
 
     def run(self) -> None:
         """Reconcile until `stop`: one worker in this thread, the others in threads of their own."""
         workers = [
             threading.Thread(target=self._work, args=(worker,), daemon=True) for worker in range(1, self.num_workers)
         ]
+        if self.deliveries:  # not joined: a request under way would hold up the next leader, which repeats it
+            threading.Thread(target=self.deliveries.run, daemon=True).start()
         self.informer.start()
         for thread in workers:
             thread.start()
@@ -106,6 +114,8 @@ class Controller:
     def stop(self) -> None:
         """End after the current pass."""
         self.queue.close()
+        if self.deliveries:
+            self.deliveries.stop()
         self.informer.stop()
 
     def _work(self, worker: int) -> None:
@@ -163,6 +173,8 @@ class Controller:
             # The status of the refused Jobs, and of all others with those just created. Its actions wait for the next pass.
             decision = self._decide(record)
         self._write_status(record, decision.status)
+        if self.deliveries and (written := self.cache.record(self.kind, key)):
+            self.deliveries.offer(written)
         for transition in transitions(record.status, decision.status):
             create_event(self.cluster, record, transition, self.clock())
         if refusal is not None and not decision.status.is_terminal:
@@ -197,10 +209,11 @@ class Controller:
         return refusal
 
     def _write_status(self, record: Record, status: Status) -> None:
-        if self.executor.write_status(record, status.model_copy(update={"driver": self.host})):
+        ends = status.is_terminal and not (record.status.is_terminal and record.status.round == status.round)
+        webhook = {"webhook": PENDING} if ends and self.deliveries else {}
+        if self.executor.write_status(record, status.model_copy(update={"driver": self.host, **webhook})):
             self.counters.status_writes += 1
-            had_ended = record.status.is_terminal and record.status.round == status.round
-            if status.is_terminal and not had_ended:
+            if ends:
                 self.counters.observe_end(status)
 
     def _leaves_to_operator(self, record: Record) -> bool:

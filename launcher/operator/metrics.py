@@ -71,6 +71,11 @@ class _OperatorCollector(Collector):
             ("prism_reconcile_failures", "Passes that ended in an error.", controller.counters.failures),
             ("prism_status_writes", "Status writes.", controller.counters.status_writes),
         ]
+        if deliveries := controller.deliveries:
+            counters += [
+                ("prism_webhook_deliveries", "Ends of runs that the webhook took.", deliveries.num_delivered),
+                ("prism_webhook_failures", "Requests that the webhook did not take.", deliveries.num_failures),
+            ]
         return [
             runs,
             *(GaugeMetricFamily(name, about, value=value) for name, about, value in gauges),

@@ -11,24 +11,28 @@ from launcher.operator.controller import Controller
 from launcher.operator.events import print_json_line
 from launcher.operator.health import Health
 from launcher.operator.leader_election import Lease
+from launcher.operator.webhook import Webhook
 from launcher.resource.names import LEASE
 
 WORKERS = 4
 
 
-def run_operator(cluster: Cluster, namespace: str | None, port: int, own_namespace: str) -> int:
+def run_operator(
+    cluster: Cluster, namespace: str | None, port: int, own_namespace: str, webhook: Webhook | None = None
+) -> int:
     """Lead and reconcile until SIGTERM. Returns the exit code; a lost lease ends the process with 1.
 
     Args:
         namespace: whose runs; None for all namespaces.
         port: of /healthz, /readyz and /metrics; 0 takes a free one.
         own_namespace: where the lease is.
+        webhook: is told of the end of each run.
     """
     logging.captureWarnings(True)
     logging.basicConfig(level=logging.WARNING, handlers=[_JsonLines()], force=True)
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}-{os.getpid()}"
     lease = Lease(cluster, own_namespace, LEASE, identity, log=print_json_line)
-    controller = Controller(cluster, namespace, log=print_json_line, workers=WORKERS)
+    controller = Controller(cluster, namespace, log=print_json_line, workers=WORKERS, webhook=webhook)
     stopping, finished = threading.Event(), threading.Event()
 
     def stop(*_: object) -> None:

@@ -86,5 +86,8 @@ class Timeouts:
     lost_pod_seconds: float = 300
     """A pod that should have ended, or that its Job counts and the cluster does not list: given up after this long."""
 
+    webhook_seconds: float = 3600
+    """After its end a run's delivery to the webhook is tried again for so long; its record waits for it."""
+
     pod_status_seconds: float = 10
     """A Job has ended and its pods are not seen to have ended: their status is waited for this long. They are watched apart."""

@@ -20,7 +20,7 @@ from launcher.render.run_objects import stages
 from launcher.resource.document import request_digest
 from launcher.resource.names import ROUND_LABEL
 from launcher.resource.record import Record
-from launcher.resource.status import Phase, StageStatus, Status, parse_time, time_text
+from launcher.resource.status import PENDING, Phase, StageStatus, Status, parse_time, time_text
 from prism_job.errors import SpecError
 from prism_job.spec.document import SelectionRun
 from prism_job.spec.used import variables_of
@@ -79,6 +79,7 @@ def _reject(record: Record, before: Status, observed: Observed, error: SpecError
         completion_time=(None if is_new_round else before.completion_time) or time_text(now),
         gpu_seconds=before.gpu_seconds,
         gpu=before.gpu,
+        webhook=None if is_new_round else before.webhook,
         conditions=conditions.all(),
     )
     return Decision(tuple(_delete_unfinished_jobs(record, observed)), status)
@@ -225,6 +226,8 @@ class _ReconcilePass:
         self._delete_unfinished_jobs()
         ttl_seconds, ended = self.run.spec.ttl_seconds_after_finished, self.status.completion_time
         if ttl_seconds is not None and ended:
+            if self.status.webhook == PENDING:  # not for ever: no operator may be left that has a webhook
+                ttl_seconds = max(ttl_seconds, int(2 * self.attempts.timeouts.webhook_seconds))
             due = parse_time(ended) + datetime.timedelta(seconds=ttl_seconds)
             if self.now >= due:
                 kind, namespace, name = self.record.kind, self.record.namespace, self.record.metadata["name"]

@@ -16,6 +16,9 @@ STAGES: tuple[str, ...] = get_args(StageName)
 
 STATES: tuple[str, ...] = get_args(StageState)
 PHASES: tuple[str, ...] = get_args(Phase)
+PENDING, DELIVERED, GIVEN_UP = "Pending", "Delivered", "GivenUp"
+"""What `webhook` may be."""
+
 TERMINAL = ("Complete", "Failed", "Cancelled")
 
 
@@ -114,6 +117,10 @@ class Status(Shown):
     )
     gpu: str | None = Field(None, description="Name of the GPUs, as the pods report it.")
     price: float | None = Field(None, description="Price of gpuSeconds, by spec.gpuHourPrice.")
+    webhook: str | None = Field(
+        None,
+        description="Whether the operator's webhook has taken the end of this round: Pending, Delivered or GivenUp.",
+    )
     stages: tuple[StageStatus, ...] = Field((), description="Each stage, and each group of the extract stage.")
     conditions: tuple[Condition, ...] = Field((), description="For `kubectl wait --for=condition=`.")
 

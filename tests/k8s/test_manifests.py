@@ -190,9 +190,12 @@ def test_the_operator_is_found_by_its_service_and_its_budget_and_reached_where_i
         "livenessProbe": {"path": "/healthz", "port": "http"},
         "readinessProbe": {"path": "/readyz", "port": "http"},
     }
-    assert {it["name"]: it["valueFrom"]["fieldRef"]["fieldPath"] for it in container["env"]} == {
-        "POD_NAME": "metadata.name",
-        "POD_NAMESPACE": "metadata.namespace",
+    webhook = {"name": "prism-webhook", "optional": True}
+    assert {it["name"]: it["valueFrom"] for it in container["env"]} == {
+        "POD_NAME": {"fieldRef": {"fieldPath": "metadata.name"}},
+        "POD_NAMESPACE": {"fieldRef": {"fieldPath": "metadata.namespace"}},
+        "PRISM_WEBHOOK_URL": {"secretKeyRef": {**webhook, "key": "url"}},
+        "PRISM_WEBHOOK_SECRET": {"secretKeyRef": {**webhook, "key": "secret"}},
     }
 
 

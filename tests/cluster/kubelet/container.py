@@ -221,7 +221,12 @@ def _variables(pod: Thing, container: Thing, fetch: Fetch) -> dict[str, str]:
     """The container's environment, expanded but not rewritten."""
     found: dict[str, str] = {}
     for variable in container.get("env") or []:
-        value = _value(variable, pod, fetch)
+        try:
+            value = _value(variable, pod, fetch)
+        except NotYet:
+            if (variable.get("valueFrom") or {}).get("secretKeyRef", {}).get("optional"):
+                continue  # the variable is not set
+            raise
         found[variable["name"]] = expand(value, found) if "valueFrom" not in variable else value
     return found
 

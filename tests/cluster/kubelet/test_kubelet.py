@@ -270,7 +270,8 @@ def test_nothing_of_the_hosts_environment_reaches_a_pod_but_its_path(
         {"name": "HELLO", "value": "$(POD)-$$(POD)-$(UNKNOWN)"},
         {"name": "HOME", "value": "/cache/home"},
     ]
-    mount = {"env": env, "command": ["env"], "volumeMounts": [{"name": "cache", "mountPath": "/cache"}]}
+    absent = {"name": "ABSENT", "valueFrom": {"secretKeyRef": {"name": "none", "key": "none", "optional": True}}}
+    mount = {"env": [*env, absent], "command": ["env"], "volumeMounts": [{"name": "cache", "mountPath": "/cache"}]}
     cluster.run("", num=1, pod={"container": mount, "volumes": [{"name": "cache", "emptyDir": {}}]})
     until(lambda: "Complete" in cluster.conditions())
     pod = cluster.pods()[0]
