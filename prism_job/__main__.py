@@ -1,6 +1,7 @@
 """`python -m prism_job <verb>`: the three stages, and the verbs behind the CLI. Errors become exit codes: the only sys.exit."""
 
 import argparse
+import functools
 import os
 import signal
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prism_job.errors import PrismError, RequestError, Stopped
+from prism_job.logs.kept_logs import LOG_VARIABLE, put_log
 from prism_job.progress import event, write_termination_message
 from prism_job.spec.document import SelectionRun, parse_spec
 from prism_job.spec.used import GPU, GPU_SECONDS
@@ -75,6 +77,10 @@ def _run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
             from prism_job.inspect.rows import inspect
 
             return inspect(_view_to_inspect(arguments), arguments.rows, arguments.line, read_all=arguments.all)
+        case "logs":
+            from prism_job.logs.kept_logs import fetch_logs
+
+            return fetch_logs(arguments.output, arguments.run, arguments.folder, arguments.round, arguments.pod)
         case _:
             return _inspect_store(arguments)
 
@@ -106,7 +112,7 @@ def _inspect_store(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 STAGES = ("plan", "extract", "reduce")
-VERBS = (*STAGES, "evaluate", "export", "diff", "explain", "estimate", "inspect", "store")
+VERBS = (*STAGES, "evaluate", "export", "diff", "explain", "estimate", "inspect", "logs", "store")
 TOPOLOGY = {
     "ranks": (0, "processes of this node; 0: one per GPU, or one"),
     "nodes": (1, "nodes of this world"),
@@ -121,6 +127,8 @@ TOPOLOGY = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0 done, 64, 65, 75 by family of error, 143 stopped, 130 Ctrl-C."""
     chosen = _parser().parse_args(arguments)
+    if chosen.verb in STAGES and os.environ.get(LOG_VARIABLE) and (exit_code := _run_and_keep_log(chosen)) is not None:
+        return exit_code
     signal.signal(signal.SIGTERM, _on_sigterm)
     retries_before = num_retries()
     try:
@@ -190,12 +198,32 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--rows", type=int, default=3, help="rows shown of each source")
     inspect.add_argument("--line", type=int, help="line of the first row that is shown")
     inspect.add_argument("--all", action="store_true", help="read all rows, to count layouts and unusable rows")
+    logs = verbs["logs"]
+    logs.add_argument("output", help="spec.output of the run")
+    logs.add_argument("run", help="its name")
+    logs.add_argument("folder", help="where the logs are copied to")
+    logs.add_argument("--round", default="", help="UID/ROUND of the logs; default: those of the newest log")
+    logs.add_argument("--pod", action="append", default=[], help="prefix of a wanted pod; repeatable; default: all")
     store.add_argument("action", choices=("list", "du", "prune"))
     store.add_argument("store", help="path or s3:// address of the store")
     store.add_argument("--keep", action="append", default=[], help="output whose selections are kept; repeatable")
     store.add_argument("--older-than", type=float, default=24.0, help="hours; younger objects are never removed")
     store.add_argument("--yes", action="store_true", help="remove; without it, only list what would be removed")
     return parser
+
+
+def _run_and_keep_log(arguments: argparse.Namespace) -> int | None:
+    """The same command as a child process whose log is kept. None: the document, which names the bucket, cannot be read."""
+    from prism_job.logs.keeper import run_and_keep
+
+    environment = dict(os.environ)
+    key = environment.pop(LOG_VARIABLE)
+    try:
+        run = _read_spec(arguments.spec)
+    except PrismError:
+        return None
+    put = functools.partial(put_log, run.spec.output, run.metadata.name, key)
+    return run_and_keep([sys.executable, *sys.orig_argv[1:]], environment, put)
 
 
 def _on_sigterm(*_: object) -> None:

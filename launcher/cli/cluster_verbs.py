@@ -1,4 +1,4 @@
-"""The verbs for runs in a cluster: submit, list, status, watch, wait, logs, cancel, retry."""
+"""The verbs for runs in a cluster: submit, list, status, watch, wait, cancel, retry."""
 
 import sys
 from datetime import UTC, datetime
@@ -15,7 +15,6 @@ from launcher.cli.options import (
     NamespaceOption,
     Output,
     OutputOption,
-    Stage,
     TimeoutOption,
     WaitOption,
     read_text,
@@ -116,42 +115,6 @@ def watch(name: NameArgument, namespace: NamespaceOption = "", context: ContextO
     cluster, record = open_run(name, namespace, context, waits=True)
     ended = or_not_found(until_interrupted(lambda: watch_run(cluster, record), record), record)
     sys.exit(OF_PHASE.get(ended.status.phase, RUN_FAILED))
-
-
-def logs(
-    name: NameArgument,
-    namespace: NamespaceOption = "",
-    context: ContextOption = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stream new lines until the run ends.")] = False,
-    stage: Annotated[Stage | None, typer.Option(help="Only this stage.")] = None,
-    group: Annotated[int | None, typer.Option(metavar="N", help="Only this group.")] = None,
-    tail: Annotated[int | None, typer.Option(metavar="LINES", help="Only the last lines of each pod.")] = None,
-    timestamps: Annotated[bool, typer.Option("--timestamps", help="Start each line with its time.")] = False,
-) -> None:
-    """Print the logs of a run's pods. Each line starts with the pod's stage, group and attempt."""
-    from launcher import submit as remote
-    from launcher.follow.merged_logs import log_lines
-    from launcher.follow.terminal_text import printable
-
-    cluster, record = open_run(name, namespace, context, waits=follow)
-    lines = log_lines(
-        cluster,
-        record.namespace,
-        name,
-        stage=stage,
-        group=group,
-        follow=follow,
-        tail=tail,
-        timestamps=timestamps,
-        is_over=lambda: remote.is_over(cluster.without_retries(), record),
-        on_outage=print_note,
-    )
-
-    def show() -> None:
-        for prefix, line in lines:
-            print(f"{prefix} {printable(line)}", flush=True)
-
-    until_interrupted(show, record)
 
 
 def cancel(

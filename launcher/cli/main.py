@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli import cluster_verbs, local_verbs, selection_verbs, setup_verbs
+from launcher.cli import cluster_verbs, local_verbs, logs_verb, selection_verbs, setup_verbs
 from launcher.cli.exit_codes import exit_on_error
 
 # Plain help texts: rich would double the time that --help takes.
@@ -43,7 +43,7 @@ app.command("list")(exit_on_error(cluster_verbs.list_runs))
 app.command("status")(exit_on_error(cluster_verbs.status))
 app.command("watch")(exit_on_error(cluster_verbs.watch))
 app.command("wait")(exit_on_error(cluster_verbs.wait))
-app.command("logs")(exit_on_error(cluster_verbs.logs))
+app.command("logs")(exit_on_error(logs_verb.logs))
 app.command("cancel")(exit_on_error(cluster_verbs.cancel))
 app.command("retry")(exit_on_error(cluster_verbs.retry))
 

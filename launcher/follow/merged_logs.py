@@ -10,15 +10,24 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.follow.kept_log import KeptLog
 from launcher.follow.pod_log import PodLog, has_ended, has_started
 from launcher.kube.cluster import Cluster, Listing
 from launcher.kube.errors import ClusterError
 from launcher.kube.list_and_watch import list_and_watch
-from launcher.resource.names import ATTEMPT_LABEL, GROUP_LABEL, ROUND_LABEL, RUN_LABEL, STAGE_LABEL
+from launcher.resource.names import (
+    ATTEMPT_LABEL,
+    GROUP_LABEL,
+    INDEX_ANNOTATION,
+    ROUND_LABEL,
+    RUN_LABEL,
+    STAGE_LABEL,
+    pod_prefix,
+)
 from launcher.resource.object import Object
 from launcher.resource.status import STAGES
 
@@ -51,6 +60,7 @@ def log_lines(
     timestamps: bool = False,
     is_over: Callable[[], bool] | None = None,
     on_outage: Callable[[str], None] = lambda _: None,
+    kept: Sequence[KeptLog] = (),
 ) -> Generator[Line, None, None]:
     """(prefix, line) over all pods of a run: pod after pod, or with `follow` as lines arrive.
 
@@ -61,37 +71,62 @@ def log_lines(
         timestamps: start each line with the time at which the node received it.
         is_over: whether the run has ended; called every POLL_INTERVAL_SECONDS. None: follow until closed.
         on_outage: called once per outage of the API server, with a line for the person who waits.
+        kept: logs of pods that are gone; with `follow` they come first.
 
     Raises:
         Refused: reading pods or their logs is not allowed.
         Unavailable: without `follow`, the pods cannot be listed. With `follow`, transient errors are retried.
     """
-    wanted = {RUN_LABEL: run, STAGE_LABEL: stage, GROUP_LABEL: group}
-    labels = ",".join(f"{name}={value}" for name, value in wanted.items() if value is not None)
+    labels = _selector(run, stage, group)
     if follow:
         is_over = is_over or (lambda: False)
-        return _Follower(cluster.without_retries(), namespace, labels, tail, timestamps, is_over, on_outage).lines()
-    return _all_lines(cluster, namespace, labels, tail, timestamps)
+        follower = _Follower(cluster.without_retries(), namespace, labels, tail, timestamps, is_over, on_outage)
+        return _kept_then_followed(kept, follower)
+    return _all_lines(cluster, namespace, labels, tail, timestamps, kept)
 
 
 def prefix_of(pod: Object) -> str:
-    """`plan`, `extract-0`, `extract-0.1` (its second attempt), `extract-0.1/2` (the third node of its group)."""
+    """As `pod_prefix`, from the labels that a pod has."""
     labels = pod["metadata"].get("labels") or {}
-    stage, attempt = labels.get(STAGE_LABEL, "?"), labels.get(ATTEMPT_LABEL, "0")
-    group = f"-{labels.get(GROUP_LABEL, '0')}" if stage == "extract" else ""
+    stage, group, attempt = labels.get(STAGE_LABEL, "?"), labels.get(GROUP_LABEL, "0"), labels.get(ATTEMPT_LABEL, "0")
     # Only the pods of a group of several nodes have a subdomain, where they meet.
-    node = f"/{_node(pod)}" if "subdomain" in pod["spec"] else ""
-    return f"{stage}{group}{f'.{attempt}' if attempt != '0' else ''}{node}"
+    return pod_prefix(stage, group, attempt, _node(pod) if "subdomain" in pod["spec"] else None)
 
 
 def _all_lines(
-    cluster: Cluster, namespace: str, labels: str, tail: int | None, timestamps: bool
+    cluster: Cluster, namespace: str, labels: str, tail: int | None, timestamps: bool, kept: Sequence[KeptLog]
 ) -> Generator[Line, None, None]:
-    for pod in sorted(cluster.list("Pod", namespace, labels=labels).items, key=_order):
-        prefix = prefix_of(pod)
+    logs: list[tuple[tuple[Any, ...], str, PodLog | KeptLog]] = [(log.order, log.prefix, log) for log in kept]
+    for pod in cluster.list("Pod", namespace, labels=labels).items:
         if has_started(pod):
-            for line in PodLog(cluster, pod, tail, timestamps, threading.Event(), is_over=lambda: True).lines():
-                yield prefix, line
+            of_pod = PodLog(cluster, pod, tail, timestamps, threading.Event(), is_over=lambda: True)
+            logs.append((_order(pod), prefix_of(pod), of_pod))
+    for _, prefix, log in sorted(logs, key=lambda each: each[0]):
+        for line in log.lines():
+            yield prefix, line
+
+
+def _kept_lines(kept: Sequence[KeptLog]) -> Iterator[Line]:
+    for log in sorted(kept, key=lambda log: log.order):
+        for line in log.lines():
+            yield log.prefix, line
+
+
+def _kept_then_followed(kept: Sequence[KeptLog], follower: "_Follower") -> Generator[Line, None, None]:
+    yield from _kept_lines(kept)
+    yield from follower.lines()
+
+
+def list_pods(
+    cluster: Cluster, namespace: str, run: str, *, stage: str | None = None, group: int | None = None
+) -> list[Object]:
+    """The pods of a run that exist."""
+    return cluster.list("Pod", namespace, labels=_selector(run, stage, group)).items
+
+
+def _selector(run: str, stage: str | None, group: int | None) -> str:
+    wanted = {RUN_LABEL: run, STAGE_LABEL: stage, GROUP_LABEL: group}
+    return ",".join(f"{name}={value}" for name, value in wanted.items() if value is not None)
 
 
 @dataclass(eq=False)
@@ -224,8 +259,7 @@ class _Follower:
 def _node(pod: Object) -> int:
     annotations = pod["metadata"].get("annotations") or {}
     labels = pod["metadata"].get("labels") or {}
-    name = "batch.kubernetes.io/job-completion-index"
-    return _integer(annotations.get(name) or labels.get(name))
+    return _integer(annotations.get(INDEX_ANNOTATION) or labels.get(INDEX_ANNOTATION))
 
 
 def _integer(text: Any) -> int:
@@ -234,10 +268,10 @@ def _integer(text: Any) -> int:
 
 
 def _order(pod: Object) -> tuple[Any, ...]:
-    """Round, stage, attempt, start; then group and node."""
+    """Round, stage, attempt, group, node; then start. As `KeptLog.order`."""
     labels = pod["metadata"].get("labels") or {}
     stage = labels.get(STAGE_LABEL, "")
     stage_number = STAGES.index(stage) if stage in STAGES else len(STAGES)
-    numbers = [_integer(labels.get(name)) for name in (ROUND_LABEL, ATTEMPT_LABEL, GROUP_LABEL)]
+    round_number, attempt, group = (_integer(labels.get(name)) for name in (ROUND_LABEL, ATTEMPT_LABEL, GROUP_LABEL))
     started = pod.get("status", {}).get("startTime") or pod["metadata"].get("creationTimestamp", "")
-    return numbers[0], stage_number, numbers[1], started, numbers[2], _node(pod)
+    return round_number, stage_number, attempt, group, _node(pod), started

@@ -3,14 +3,11 @@
 Every pod passes Pod Security *restricted*: no root, no privilege, a read-only root file system, nothing of the node's.
 """
 
-from collections.abc import Mapping
-
 from launcher.render.attempt import Attempt
 from launcher.render.shared_objects import FILE, child_labels, config_map_name
 from launcher.resource.document import request_digest
-from launcher.resource.names import WORKER_CONTAINER
+from launcher.resource.names import INDEX_ANNOTATION, WORKER_CONTAINER, pod_prefix
 from launcher.resource.object import Object
-from prism_job.spec.cluster import ClusterSpec
 
 GPU = "nvidia.com/gpu"
 MASTER_PORT = 29500
@@ -97,7 +94,7 @@ def _container(attempt: Attempt) -> Object:
         "image": cluster.image,
         "command": ["python", "-m", "prism_job"],
         "args": [attempt.stage, "--spec", f"{DOCUMENT_FOLDER}/{FILE}", *_topology(attempt)],
-        "env": _environment(cluster, attempt.used),
+        "env": _environment(attempt),
         "resources": {"requests": requests, "limits": limits},
         "securityContext": {**RESTRICTED_CONTAINER},
         # After a crash the termination message is the end of the log.
@@ -121,10 +118,25 @@ def _topology(attempt: Attempt) -> list[str]:
     return arguments
 
 
-def _environment(cluster: ClusterSpec, used: Mapping[str, str]) -> list[Object]:
-    given = [variable.model_dump(mode="json", by_alias=True, exclude_none=True) for variable in cluster.env]
-    names, defaults = {variable["name"] for variable in given}, {**ENVIRONMENT, **used}
-    return [{"name": name, "value": value} for name, value in defaults.items() if name not in names] + given
+def _environment(attempt: Attempt) -> list[Object]:
+    given = [variable.model_dump(mode="json", by_alias=True, exclude_none=True) for variable in attempt.cluster.env]
+    names = {variable["name"] for variable in given}
+    defaults = {**ENVIRONMENT, **attempt.used}
+    ours = [{"name": name, "value": value} for name, value in defaults.items()] + _log_key(attempt)
+    return [variable for variable in ours if variable["name"] not in names] + given
+
+
+def _log_key(attempt: Attempt) -> list[Object]:
+    """PRISM_LOG: where a stage keeps its log (prism_job/logs). Not in a dry run, whose pods belong to no run."""
+    if not attempt.owner:
+        return []
+    fields = {"PRISM_POD": "metadata.name"}
+    if attempt.num_nodes > 1:
+        fields["PRISM_NODE"] = f"metadata.annotations['{INDEX_ANNOTATION}']"
+    node = "$(PRISM_NODE)" if attempt.num_nodes > 1 else None
+    key = f"{attempt.owner['uid']}/{attempt.round}/{pod_prefix(attempt.stage, attempt.group, attempt.number, node)}"
+    sources = [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()]
+    return [*sources, {"name": "PRISM_LOG", "value": f"{key}/$(PRISM_POD).log"}]
 
 
 def _volumes(attempt: Attempt) -> list[Object]:

@@ -24,6 +24,9 @@ CANCEL_ANNOTATION = f"{API_GROUP}/cancel"
 RECORD_LABEL = f"{API_GROUP}/record"
 """On a ConfigMap that is a record. The ConfigMap from which pods read their document does not have it."""
 
+INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+"""Kubernetes' own, and a label too: which pod of an Indexed Job it is."""
+
 WORKER_CONTAINER = "worker"
 """Of the pods of a run."""
 
@@ -59,6 +62,16 @@ def job_name(run: str, stage: str, group: int, round_number: int, attempt: int) 
     if len(name) <= LONGEST_JOB_NAME:
         return name
     return f"{name[: LONGEST_JOB_NAME - 17]}-{digest(name)[:16]}"
+
+
+def pod_prefix(stage: str, group: int | str, attempt: int | str, node: int | str | None = None) -> str:
+    """What names a pod in merged logs: `plan`, `extract-0`, `extract-0.1` (its second attempt), `extract-0.1/2` (node 2).
+
+    Args:
+        node: None where the stage or group runs on one node.
+    """
+    group_part = f"-{group}" if stage == "extract" else ""
+    return f"{stage}{group_part}{f'.{attempt}' if str(attempt) != '0' else ''}{'' if node is None else f'/{node}'}"
 
 
 def record_name(run: str) -> str:
