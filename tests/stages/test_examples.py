@@ -1,7 +1,10 @@
-"""The notebook and the training script of examples/, on a small selection."""
+"""The notebook and the training script of examples/, and the README's own commands, on small selections."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,7 @@ from safetensors.torch import load_file
 from tests.conftest import Job, read_json, write_jsonl
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+README = EXAMPLES.parent / "README.md"
 
 
 def test_the_notebook_runs(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,3 +42,31 @@ def test_a_model_is_trained_with_trl_on_a_selection_of_any_layout(job: Job, tiny
     assert done.returncode == 0, done.stderr[-2000:]
     before, after = (load_file(folder / "model.safetensors") for folder in (tiny_model, out))
     assert any((before[name].float() != after[name].float()).any() for name in before if name in after)
+
+
+def test_the_five_steps_of_the_readme_work_as_they_stand(tiny_model: Path, tmp_path: Path) -> None:
+    """Its document, its pair and its commands, with a model that is here in place of the hub's."""
+    steps = README.read_text(encoding="utf-8").split("## Your own data in five steps")[1].split("\n## ")[0]
+    assert steps.count("HuggingFaceTB/SmolLM2-135M-Instruct") == 2
+    steps = steps.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(tiny_model))
+    blocks = re.findall(r"```(\w+)\n(.*?)```", steps, re.DOTALL)
+    (pair,) = re.findall(r'`(\{"prompt".*?\})`', steps)
+    commands = "".join(text for kind, text in blocks if kind == "sh")
+    (document,), (python,) = ([text for kind, text in blocks if kind == wanted] for wanted in ("yaml", "python"))
+
+    write_jsonl(tmp_path / "pairs.jsonl", [json.loads(pair)] * 3)
+    rows = [{"prompt": f"{n} + 2 =", "completion": f" {n + 2 + n % 2}", "label": 1 - n % 2} for n in range(40)]
+    write_jsonl(tmp_path / "pool.jsonl", rows)
+    small = "  extraction: {codec: {dims: 32768}}\n"  # the model here has 57,344 dims in all
+    (tmp_path / "selection.yaml").write_text(document + small)
+    (tmp_path / "train.py").write_text(f"{python}\nprint(dataset.column_names, len(dataset))\n")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    script = f"set -euo pipefail\n{commands}\npython train.py"
+    command = ["bash", "-c", script]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "['prompt', 'completion', 'label'] 2", "5 % of 40 rows"
+    exported = [json.loads(line) for line in (tmp_path / "subset.jsonl").read_text().splitlines()]
+    assert [set(row) for row in exported] == [{"prompt", "completion"}] * 2
