@@ -192,6 +192,13 @@ def test_an_entry_of_another_file_is_never_overwritten_and_the_new_one_is_printe
         assert yaml.safe_load(note.partition(" is ")[2])
 
 
+def test_the_candidates_own_rows_may_have_any_value_in_a_column_of_a_trainers_name(job: Job) -> None:
+    rows = [{"prompt": f"{n} + 2 =", "completion": f" {n + 2}", "messages": None, "history": n} for n in range(3)]
+    path, _ = exported(job, selected_all(job, rows), "own.jsonl")
+    assert lines_of(path) == rows
+    assert entries_beside(path) == (None, None)
+
+
 def test_entries_are_for_a_format_and_no_card_leaves_them_out(job: Job) -> None:
     manifest = selected_all(job, CONVERSATIONS)
     for options in ((), ("--format", "trl", "--no-card")):

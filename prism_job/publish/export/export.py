@@ -68,7 +68,9 @@ def export(
     selection = load(manifest_uri).check()
     with_documents = dataset is not None if card is None else card
     columns, notes, kinds, contents = columns or Columns(), Notes(), FieldType(), Contents()
-    rows = contents.seen(export_rows(selection, columns, notes))
+    with_entries = columns.format is not None and card is not False
+    rows = export_rows(selection, columns, notes)
+    rows = contents.seen(rows) if with_entries else rows  # a candidate's own row may have any value in any column
     rows = seen(rows, kinds) if with_documents else rows
     with tempfile.TemporaryDirectory(prefix="prism-") as folder:
         path = Path(folder) / Path(name).name
@@ -80,7 +82,7 @@ def export(
             documents = {title: _written(Path(folder) / title, text(exported)) for title, text in DOCUMENTS.items()}
         entries: dict[str, Path] = {}
         about: list[str] = notes.lines()
-        if columns.format is not None and card is not False:
+        if with_entries:
             place = Place(dataset.uri, dataset.repo) if dataset else Place(_full_uri(target, name))
             texts, refusals = entries_of(place, contents)
             about += refusals
