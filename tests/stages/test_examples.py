@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import Job, read_json, write_jsonl
+from tests.conftest import Job, read_json, turn, write_jsonl
+from tests.models import save_tiny_gguf
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 README = EXAMPLES.parent / "README.md"
@@ -30,18 +32,33 @@ def test_the_notebook_runs(job: Job, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out.count("pair ") == 3
 
 
-def test_a_model_is_trained_with_trl_on_a_selection_of_any_layout(job: Job, tiny_model: Path) -> None:
-    rows = [
-        {"conversations": [{"from": "human", "value": f"Say {n}"}, {"from": "gpt", "value": f"number {n}"}]}
-        for n in range(10)
-    ]
-    write_jsonl(job.folder / "pool" / "a.jsonl", rows)
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_a_model_is_trained_with_trl_on_conversations_with_several_answers(
+    job: Job, tiny_model: Path, kind: str
+) -> None:
+    """Whatever the chat template is: that of the tiny model, as those of most models, does not mark what is learnt."""
+    assert "generation %}" not in (tiny_model / "chat_template.jinja").read_text()
+    asked = [{"from": "human", "value": "Say a number"}, {"from": "gpt", "value": "number 7"}]
+    more = [{"from": "human", "value": "And one more"}, {"from": "gpt", "value": "number 8"}]
+    write_jsonl(job.folder / "pool" / "a.jsonl", [{"conversations": asked + more * (n % 3)} for n in range(10)])
+    job.spec["selection"] = {"keep": "highest", "budget": {"fraction": 1.0}}
     manifest, out = job.run(), job.folder / "tuned"
-    command = [sys.executable, str(EXAMPLES / "train" / "sft.py"), str(manifest), "--model", str(tiny_model)]
+    model = tiny_model if kind == "folder" else save_tiny_gguf(job.folder / "tiny.gguf")
+    command = [sys.executable, str(EXAMPLES / "train" / "sft.py"), str(manifest), "--model", str(model)]
     done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     before, after = (load_file(folder / "model.safetensors") for folder in (tiny_model, out))
     assert any((before[name].float() != after[name].float()).any() for name in before if name in after)
+
+
+def test_each_learnt_answer_is_a_row_for_trl_with_all_that_stands_before_it() -> None:
+    answers = runpy.run_path(str(EXAMPLES / "train" / "sft.py"))["answers"]
+    turns = [turn("system", "s"), turn("user", "a"), turn("assistant", "b"), turn("user", "c")]
+    turns += [turn("assistant", "d") | {"weight": 0}, turn("user", "e"), turn("assistant", "f") | {"weight": None}]
+    found = answers({"messages": turns, "tools": "[]"}, "assistant")
+    assert found == [{"tools": "[]", "prompt": turns[:place], "completion": [turns[place]]} for place in (2, 6)]
+    assert answers({"messages": turns, "tools": "[]"}, "last") == found[-1:]
+    assert answers({"messages": None, "text": "t"}, "assistant") == [{"text": "t"}]
 
 
 def test_the_five_steps_of_the_readme_work_as_they_stand(tiny_model: Path, tmp_path: Path) -> None:
