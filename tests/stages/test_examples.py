@@ -84,6 +84,6 @@ def test_the_five_steps_of_the_readme_work_as_they_stand(tiny_model: Path, tmp_p
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1] == "['prompt', 'completion', 'label'] 2", "5 % of 40 rows"
+    assert done.stdout.splitlines()[-1] == "['prompt', 'completion'] 2", "5 % of 40 rows"
     exported = [json.loads(line) for line in (tmp_path / "subset.jsonl").read_text().splitlines()]
     assert [set(row) for row in exported] == [{"prompt", "completion"}] * 2
