@@ -53,7 +53,7 @@ class Counters:
     """Called with the duration of each pass."""
 
     observe_end: Callable[[Status], object] = lambda _: None
-    """Called once for each round of a run that has ended, with its status."""
+    """Called with the status of each round that ends: again if a later version runs a document that was rejected."""
 
     busy_since: dict[int, float] = field(default_factory=dict)
     """Worker -> when its current pass began, so that one that hangs is seen."""

@@ -29,6 +29,8 @@ class Executor:
         self, cluster: Cluster, cache: Cache, clock: Callable[[], datetime.datetime], log: Callable[..., None]
     ) -> None:
         self.cluster, self.cache, self.clock, self.log = cluster, cache, clock, log
+        self._dropped: set[str] = set()
+        """Fields of a status that the server did not keep, as the log says once."""
 
     def execute(self, action: Action, record: Record, create_errors: dict[str, CreateError]) -> None:
         """Raises ClusterError.
@@ -60,10 +62,20 @@ class Executor:
         except NotFound:
             return False  # removed meanwhile
         self.cache.put({"kind": kind, **written})
+        self._log_dropped_fields(status, Record({"kind": kind, **written}).status)
         if status.phase != record.status.phase:
             run = f"{record.namespace}/{record.name}"
             self.log(event="phase", run=run, phase=status.phase, message=status.message)
         return True
+
+    def _log_dropped_fields(self, wrote: Status, kept: Status) -> None:
+        """A server with the CRD of an earlier version drops what that does not know, and reports success."""
+        before, after = wrote.to_document(), kept.to_document()
+        fields = {name for name in before if before[name] != after.get(name)}
+        if fields - self._dropped:
+            self._dropped |= fields
+            fix = "install the CRD of this version of PRISM: without these fields no webhook is sent, and times are missing"
+            self.log(event="status fields dropped by the server", fields=sorted(fields), fix=fix)
 
     def _apply(self, wanted: Object, record: Record) -> None:
         """Server-side apply; an object of that name that belongs to another owner is left alone."""

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from launcher.operator.controller import Controller
 from launcher.operator.leader_election import Lease
-from launcher.resource.status import PHASES, TERMINAL, Status, parse_time
+from launcher.resource.status import PENDING, PHASES, TERMINAL, Status, parse_time
 
 RUN_BUCKETS_SECONDS = (30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 57600, 86400, 172800)
 """From half a minute, a run that finds everything in its store, to two days."""
@@ -26,7 +26,7 @@ def metrics_registry(controller: Controller, lease: Lease) -> CollectorRegistry:
     controller.counters.observe_seconds = passes.observe
     runs = Histogram(
         "prism_run_seconds",
-        "Duration of the runs that ended under this replica, by final phase.",
+        "Duration of the rounds that ended under this replica, by final phase.",
         ["phase"],
         buckets=RUN_BUCKETS_SECONDS,
         registry=registry,
@@ -56,11 +56,17 @@ class _OperatorCollector(Collector):
             runs.add_metric([phase], sum(status.phase == phase for status in statuses))
         restarts = sum(status.restarts for status in statuses)
         began = list(controller.counters.busy_since.values())
+        waiting_seconds = _age_of_oldest_end(statuses, controller) if controller.deliveries else 0.0
         gauges = [
             ("prism_restarts", "Attempts after the first, of the runs that exist.", restarts),
             ("prism_queue_depth", "Runs that are due for a pass and wait for a worker.", controller.queue.num_due()),
             ("prism_queue_length", "Runs that are due for a pass, now or later.", len(controller.queue)),
             ("prism_longest_pass_seconds", "Age of the oldest pass that is under way.", _age_of_oldest(began)),
+            (
+                "prism_webhook_oldest_pending_seconds",
+                "Age of the oldest end that the webhook is to take.",
+                waiting_seconds,
+            ),
             ("prism_leading", "1 where this replica holds the lease.", self.lease.held_since is not None),
             ("prism_synced", "1 once every kind was listed; nothing is decided before.", controller.informer.is_synced),
         ]
@@ -85,3 +91,8 @@ class _OperatorCollector(Collector):
 
 def _age_of_oldest(began: list[float]) -> float:
     return time.monotonic() - min(began) if began else 0.0
+
+
+def _age_of_oldest_end(statuses: list[Status], controller: Controller) -> float:
+    ended = [parse_time(it.completion_time) for it in statuses if it.webhook == PENDING and it.completion_time]
+    return max(0.0, (controller.clock() - min(ended)).total_seconds()) if ended else 0.0

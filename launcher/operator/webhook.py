@@ -4,13 +4,17 @@ Only who installs the operator names the address. A document cannot: its author 
 addresses of the cluster.
 """
 
+import contextlib
 import hashlib
 import hmac
+import http.client
 import json
+import socket
+import ssl
+import threading
 import urllib.parse
+from dataclasses import dataclass
 from typing import Any
-
-import urllib3
 
 from launcher.resource.object import Object
 from launcher.resource.record import Record
@@ -18,9 +22,19 @@ from launcher.resource.status import parse_time
 from prism_job import __version__
 
 TIMEOUT_SECONDS = 10.0
-"""For the connection, and for each part of the answer."""
+"""For the whole request, from the look-up of the name to the end of the answer's head."""
 
 SIGNATURE, DELIVERY = "X-Prism-Signature-256", "X-Prism-Delivery"
+TOO_MANY_REQUESTS = 429
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a request failed. Never names the address: its path is often what gives the right to post there."""
+
+    error: str
+    is_outage: bool
+    """No answer, or one that says that the receiver is not well: another end would fare no better now."""
 
 
 class Webhook:
@@ -31,35 +45,104 @@ class Webhook:
         secret: key of the signature; empty: the requests are not signed.
 
     Raises:
-        ValueError: not such an address.
+        ValueError: not such an address, or a secret with white space around it.
     """
 
     def __init__(self, url: str, secret: str = "", *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-            raise ValueError("it begins with https:// or http://, names a host, and has no user and no password")
-        self.url, self.secret = url, secret.encode()
-        timeout = urllib3.Timeout(connect=timeout_seconds, read=timeout_seconds)
-        self.pool = urllib3.PoolManager(cert_reqs="CERT_REQUIRED", timeout=timeout, retries=False)
+        parts = _split(url)
+        if parts is None:
+            raise ValueError(
+                "it begins with https:// or http://, names a host, a port from 1 to 65535 if any, no user and no password, "
+                "and has no white space (a newline at its end?) and only ASCII characters"
+            )
+        if secret != secret.strip() or not secret.isprintable():
+            raise ValueError("PRISM_WEBHOOK_SECRET has white space around it (a newline at its end?) or is no text")
+        self.is_https, self.host = parts.scheme == "https", parts.hostname or ""
+        self.port = parts.port or (443 if self.is_https else 80)
+        self.target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self.secret, self.timeout_seconds = secret.encode(), timeout_seconds
 
-    def post(self, body: bytes, delivery: str) -> str:
-        """One request; redirects are not followed. Returns why it failed; empty where the answer is 2xx."""
+    def post(self, body: bytes, delivery: str) -> Failure | None:
+        """One request; redirects are not followed. None where the answer is 2xx."""
         headers = {"Content-Type": "application/json", "User-Agent": f"prism/{__version__}", DELIVERY: delivery}
         if self.secret:
             headers[SIGNATURE] = f"sha256={hmac.new(self.secret, body, hashlib.sha256).hexdigest()}"
+        request = _Request(self.connection(), self.target, body, headers)
+        request.start()
+        request.join(self.timeout_seconds)
+        request.stop()
+        if request.status is None:
+            return Failure(request.error or f"no answer within {self.timeout_seconds:g} s", is_outage=True)
+        if 200 <= request.status < 300:
+            return None
+        is_outage = request.status >= 500 or request.status == TOO_MANY_REQUESTS
+        return Failure(f"HTTP status {request.status}", is_outage)
+
+    def connection(self) -> http.client.HTTPConnection:
+        """Not connected yet."""
+        if self.is_https:
+            context = ssl.create_default_context()
+            return http.client.HTTPSConnection(self.host, self.port, timeout=self.timeout_seconds, context=context)
+        return http.client.HTTPConnection(self.host, self.port, timeout=self.timeout_seconds)
+
+
+class _Request(threading.Thread):
+    """One request in a thread of its own: a socket's timeout bounds neither the look-up of a name, nor the tries of all its
+    addresses, nor an answer that comes byte by byte."""
+
+    def __init__(
+        self, connection: http.client.HTTPConnection, target: str, body: bytes, headers: dict[str, str]
+    ) -> None:
+        super().__init__(name="webhook request", daemon=True)
+        self.connection, self.target, self.body, self.headers = connection, target, body, headers
+        self.status: int | None = None
+        self.error = ""
+        self.is_stopped = False
+
+    def run(self) -> None:
         try:
-            answer = self.pool.request(
-                "POST", self.url, body=body, headers=headers, redirect=False, preload_content=False
-            )
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            return str(error)
-        answer.close()
-        return "" if 200 <= answer.status < 300 else f"HTTP status {answer.status}"
+            self.connection.connect()
+            if not self.is_stopped:
+                self.connection.request("POST", self.target, self.body, self.headers)
+                self.status = self.connection.getresponse().status
+        except OSError as error:  # names the host at most
+            self.error = str(error)
+        except http.client.HTTPException as error:  # its text is the receiver's
+            self.error = f"not an answer of HTTP ({type(error).__name__})"
+        finally:
+            self.connection.close()
+
+    def stop(self) -> None:
+        """Wakes the thread where it waits for the answer. Before that, each of its steps ends by itself."""
+        self.is_stopped = True
+        if self.is_alive() and (connected := self.connection.sock):
+            with contextlib.suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
+
+
+def _split(url: str) -> urllib.parse.SplitResult | None:
+    """None: not an address that can be posted to."""
+    if not (url.isascii() and url.isprintable()) or " " in url:  # urlsplit would drop a newline
+        return None
+    try:
+        parts = urllib.parse.urlsplit(url)
+        (parts.hostname or "").encode("idna")
+        has_port = parts.port != 0
+    except ValueError:
+        return None
+    return (
+        parts if parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc and has_port else None
+    )
 
 
 def delivery_id(record: Record) -> str:
-    """The same for each repetition: a receiver that has seen it may ignore the request."""
-    return f"{record.uid}-{record.status.round}"
+    """The same for each repetition: a receiver that has seen it may ignore the request.
+
+    With the time of the end: a round whose document is rejected ends again if a later version of the operator runs it.
+    """
+    status = record.status
+    ended = int(parse_time(status.completion_time).timestamp()) if status.completion_time else 0
+    return f"{record.uid}-{status.round}-{ended}"
 
 
 def body_of(record: Record) -> bytes:
