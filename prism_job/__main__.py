@@ -78,9 +78,13 @@ def _run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
 
             return inspect(_view_to_inspect(arguments), arguments.rows, arguments.line, read_all=arguments.all)
         case "logs":
-            from prism_job.logs.kept_logs import fetch_logs
+            from prism_job.logs.kept_logs import read_logs
+            from prism_job.storage.address import open_store
 
-            return fetch_logs(arguments.output, arguments.run, arguments.folder, arguments.round, arguments.pod)
+            wanted = {name: getattr(arguments, name) for name in ("round_key", "pods", "stage", "group", "tail")}
+            for log in read_logs(open_store(arguments.output), arguments.run, **wanted):
+                event("log", **log)
+            return {}
         case _:
             return _inspect_store(arguments)
 
@@ -201,9 +205,13 @@ def _parser() -> argparse.ArgumentParser:
     logs = verbs["logs"]
     logs.add_argument("output", help="spec.output of the run")
     logs.add_argument("run", help="its name")
-    logs.add_argument("folder", help="where the logs are copied to")
-    logs.add_argument("--round", default="", help="UID/ROUND of the logs; default: those of the newest log")
-    logs.add_argument("--pod", action="append", default=[], help="prefix of a wanted pod; repeatable; default: all")
+    logs.add_argument("--round", dest="round_key", default="", help="UID/ROUND; default: that of the newest log")
+    logs.add_argument(
+        "--pod", dest="pods", action="append", default=[], help="prefix of a pod wanted; repeatable; default: all"
+    )
+    logs.add_argument("--stage", choices=STAGES, help="only this stage")
+    logs.add_argument("--group", type=int, help="only this group")
+    logs.add_argument("--tail", type=int, help="only so many last lines of each log")
     store.add_argument("action", choices=("list", "du", "prune"))
     store.add_argument("store", help="path or s3:// address of the store")
     store.add_argument("--keep", action="append", default=[], help="output whose selections are kept; repeatable")

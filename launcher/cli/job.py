@@ -1,6 +1,6 @@
 """One call of `python -m prism_job <verb>` on this machine: its options as words, its facts, and how they are printed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import typer
@@ -25,6 +25,13 @@ def run_verb(context: typer.Context, verb: str, arguments: list[str], verbose: b
     from launcher.local import stages
 
     return stages.run_verb(verb, arguments, job=context.obj or stages.JOB, verbose=verbose)
+
+
+def stream_verb(context: typer.Context, verb: str, arguments: list[str]) -> Iterator[Facts]:
+    """The events of one verb of the job, as it writes them."""
+    from launcher.local import stages
+
+    return stages.stream_verb(verb, arguments, job=context.obj or stages.JOB)
 
 
 def print_verb(

@@ -10,11 +10,10 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.follow.kept_log import KeptLog
 from launcher.follow.pod_log import PodLog, has_ended, has_started
 from launcher.kube.cluster import Cluster, Listing
 from launcher.kube.errors import ClusterError
@@ -60,7 +59,7 @@ def log_lines(
     timestamps: bool = False,
     is_over: Callable[[], bool] | None = None,
     on_outage: Callable[[str], None] = lambda _: None,
-    kept: Sequence[KeptLog] = (),
+    gone: Iterable[Line] = (),
 ) -> Generator[Line, None, None]:
     """(prefix, line) over all pods of a run: pod after pod, or with `follow` as lines arrive.
 
@@ -71,7 +70,7 @@ def log_lines(
         timestamps: start each line with the time at which the node received it.
         is_over: whether the run has ended; called every POLL_INTERVAL_SECONDS. None: follow until closed.
         on_outage: called once per outage of the API server, with a line for the person who waits.
-        kept: logs of pods that are gone; with `follow` they come first.
+        gone: lines of pods that are gone. They come last; with `follow` as they arrive, from a thread. Nothing waits for them.
 
     Raises:
         Refused: reading pods or their logs is not allowed.
@@ -80,9 +79,10 @@ def log_lines(
     labels = _selector(run, stage, group)
     if follow:
         is_over = is_over or (lambda: False)
-        follower = _Follower(cluster.without_retries(), namespace, labels, tail, timestamps, is_over, on_outage)
-        return _kept_then_followed(kept, follower)
-    return _all_lines(cluster, namespace, labels, tail, timestamps, kept)
+        return _Follower(
+            cluster.without_retries(), namespace, labels, tail, timestamps, is_over, on_outage, gone
+        ).lines()
+    return _all_lines(cluster, namespace, labels, tail, timestamps, gone)
 
 
 def prefix_of(pod: Object) -> str:
@@ -94,27 +94,18 @@ def prefix_of(pod: Object) -> str:
 
 
 def _all_lines(
-    cluster: Cluster, namespace: str, labels: str, tail: int | None, timestamps: bool, kept: Sequence[KeptLog]
+    cluster: Cluster, namespace: str, labels: str, tail: int | None, timestamps: bool, gone: Iterable[Line]
 ) -> Generator[Line, None, None]:
-    logs: list[tuple[tuple[Any, ...], str, PodLog | KeptLog]] = [(log.order, log.prefix, log) for log in kept]
-    for pod in cluster.list("Pod", namespace, labels=labels).items:
+    for pod in sorted(cluster.list("Pod", namespace, labels=labels).items, key=_order):
         if has_started(pod):
-            of_pod = PodLog(cluster, pod, tail, timestamps, threading.Event(), is_over=lambda: True)
-            logs.append((_order(pod), prefix_of(pod), of_pod))
-    for _, prefix, log in sorted(logs, key=lambda each: each[0]):
-        for line in log.lines():
-            yield prefix, line
+            yield from _lines_of(PodLog(cluster, pod, tail, timestamps, threading.Event(), is_over=lambda: True))
+    yield from gone
 
 
-def _kept_lines(kept: Sequence[KeptLog]) -> Iterator[Line]:
-    for log in sorted(kept, key=lambda log: log.order):
-        for line in log.lines():
-            yield log.prefix, line
-
-
-def _kept_then_followed(kept: Sequence[KeptLog], follower: "_Follower") -> Generator[Line, None, None]:
-    yield from _kept_lines(kept)
-    yield from follower.lines()
+def _lines_of(log: PodLog) -> Iterator[Line]:
+    prefix = prefix_of(log.pod)
+    for line in log.lines():
+        yield prefix, line
 
 
 def list_pods(
@@ -140,19 +131,22 @@ class _Follower:
     timestamps: bool
     is_over: Callable[[], bool]
     on_outage: Callable[[str], None]
+    gone: Iterable[Line]
 
     def __post_init__(self) -> None:
         self.queue: queue.Queue[Line | Exception] = queue.Queue(MAX_QUEUED)
         self.stopping = threading.Event()
         self.ended_pods: set[str] = set()
         self.logs: dict[str, PodLog] = {}
-        self.waiting: deque[tuple[PodLog, str]] = deque()
-        """Logs that wait for a free stream, each with its prefix."""
+        self.waiting: deque[Iterable[Line]] = deque([self.gone])
+        """Logs that wait for a free stream."""
         self.num_streams = 0
         self.last_end_time = time.monotonic()
         self.lock = threading.Lock()
 
     def lines(self) -> Generator[Line, None, None]:
+        with self.lock:
+            self._read_next()
         threading.Thread(target=self._enqueue_error_of, args=(self._find_pods,), daemon=True).start()
         over_since, last_check = None, 0.0
         try:
@@ -221,20 +215,22 @@ class _Follower:
                 return
             log = PodLog(self.cluster, pod, self.tail, self.timestamps, self.stopping, lambda: uid in self.ended_pods)
             self.logs[uid] = log
-            self.waiting.append((log, prefix_of(pod)))
+            self.waiting.append(_lines_of(log))
             self._read_next()
 
     def _read_next(self) -> None:
         """Start reading while there are free streams. Holds `lock`."""
         while self.waiting and self.num_streams < MAX_STREAMS and not self.stopping.is_set():
             self.num_streams += 1
-            arguments = (self._enqueue_lines, *self.waiting.popleft())
+            arguments = (self._enqueue_lines, self.waiting.popleft())
             threading.Thread(target=self._enqueue_error_of, args=arguments, daemon=True).start()
 
-    def _enqueue_lines(self, log: PodLog, prefix: str) -> None:
+    def _enqueue_lines(self, lines: Iterable[Line]) -> None:
         try:
-            for line in log.lines():
-                self._put((prefix, line))
+            for line in lines:
+                self._put(line)
+                if self.stopping.is_set():
+                    return
         except Exception as error:  # enqueued before this log counts as ended
             self._put(error)
         finally:
@@ -268,7 +264,7 @@ def _integer(text: Any) -> int:
 
 
 def _order(pod: Object) -> tuple[Any, ...]:
-    """Round, stage, attempt, group, node; then start. As `KeptLog.order`."""
+    """Round, stage, attempt, group, node; then start."""
     labels = pod["metadata"].get("labels") or {}
     stage = labels.get(STAGE_LABEL, "")
     stage_number = STAGES.index(stage) if stage in STAGES else len(STAGES)

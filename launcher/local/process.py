@@ -11,7 +11,7 @@ import subprocess
 import sysconfig
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -88,6 +88,36 @@ def run_process(
     if signals.wants_stop() or (process.returncode == 0 and outcome.get("event") == "done"):
         return outcome
     raise _failure(verb, process.returncode, outcome, tail)
+
+
+def stream_events(command: Sequence[str], verb: str) -> Iterator[Facts]:
+    """The events of a verb as it writes them; where the reader is slow, it waits. For any thread. Raises as run_process."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment(os.environ),
+        start_new_session=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    outcome: Facts = {}
+    tail: deque[str] = deque(maxlen=MAX_TAIL_LINES)
+    with process:
+        try:
+            for line in process.stdout or ():
+                if (event := parse_event(line)) is None:
+                    tail.append(line.rstrip("\n"))
+                elif event["event"] in ("done", "failed"):
+                    outcome = event
+                else:
+                    yield event
+            process.wait()
+        finally:
+            kill_group(process)
+    if process.returncode or outcome.get("event") != "done":
+        raise _failure(verb, process.returncode, outcome, list(tail))
 
 
 def environment(user: Mapping[str, str]) -> dict[str, str]:

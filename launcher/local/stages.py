@@ -13,7 +13,7 @@ from pathlib import Path
 
 from launcher.follow.bars import Display
 from launcher.follow.event_text import audit_share
-from launcher.local.process import Facts, NotInstalledError, run_process
+from launcher.local.process import Facts, NotInstalledError, run_process, stream_events
 from launcher.local.signals import Signals, StopError
 from prism_job.spec.document import parse_spec
 from prism_job.spec.used import used_text, variables_of
@@ -95,6 +95,12 @@ def run_verb(verb: str, arguments: Sequence[str], *, job: Sequence[str] = JOB, v
     with Signals() as signals:
         outcome = _run(verb, arguments, Display(), signals, job=job, verbose=verbose)
     return {key: value for key, value in outcome.items() if key not in ("event", "time", "verb")}
+
+
+def stream_verb(verb: str, arguments: Sequence[str], *, job: Sequence[str] = JOB) -> Iterator[Facts]:
+    """The events of a verb, as it writes them. Raises NotInstalledError, StageError."""
+    require_packages(job)
+    yield from stream_events([*job, verb, *arguments], verb)
 
 
 @contextlib.contextmanager

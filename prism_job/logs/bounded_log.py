@@ -24,7 +24,9 @@ class BoundedLog:
 
     def add(self, stream: int, chunk: bytes) -> None:
         text = self._unfinished[stream] + chunk
-        end = text.rfind(b"\n") + 1 if len(text) < LONGEST_LINE_BYTES else len(text)
+        end = text.rfind(b"\n") + 1
+        if len(text) - end >= LONGEST_LINE_BYTES:
+            end = len(text)
         self._unfinished[stream] = text[end:]
         self._add_lines(text[:end])
 

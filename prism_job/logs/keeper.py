@@ -1,7 +1,8 @@
 """A command as a child process whose output is copied to ours and kept. Does not know what the command does, or where its
 log is kept.
 
-Not in the process of the stage itself: the log of a stage that is killed, for instance out of memory, must be kept too.
+Not in the process of the stage itself: the log of a stage that crashes must be kept too. A stage that is killed out of
+memory usually takes this process along, as Kubernetes kills all of a container then (docs/known-flaws.md).
 """
 
 import contextlib

@@ -64,3 +64,22 @@ def test_lines_of_two_streams_do_not_break_each_other() -> None:
     log.add(2, b"an error\n")
     log.add(1, b"an event\n")
     assert log.content() == b"an error\nbegin of an event\n"
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([b"o", b"e"]), st.integers(0, 3000), st.integers(1, 60)), max_size=4),
+    st.integers(1, 2 * LONGEST_LINE_BYTES),
+)
+def test_lines_of_two_streams_stay_whole_in_bursts(bursts: list[tuple[bytes, int, int]], chunk_bytes: int) -> None:
+    """However many lines a chunk has, and wherever it ends."""
+    log = BoundedLog()
+    said = dict.fromkeys((b"o", b"e"), b"")
+    for letter, length, num_lines in bursts:
+        said[letter] += (letter * length + b"\n") * num_lines
+    for start in range(0, max(map(len, said.values())), chunk_bytes):
+        for letter, text in said.items():
+            log.add(ord(letter), text[start : start + chunk_bytes])
+    log.finish()
+    lines = log.content().split(b"\n")
+    assert all(len(set(line)) < 2 for line in lines)
+    assert sorted(lines) == sorted(b"".join(said.values()).split(b"\n"))
