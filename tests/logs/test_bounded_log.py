@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prism_job.logs.bounded_log import LONGEST_LINE_BYTES, BoundedLog
@@ -68,8 +68,9 @@ def test_lines_of_two_streams_do_not_break_each_other() -> None:
 
 @given(
     st.lists(st.tuples(st.sampled_from([b"o", b"e"]), st.integers(0, 3000), st.integers(1, 60)), max_size=4),
-    st.integers(1, 2 * LONGEST_LINE_BYTES),
+    st.integers(1000, 2 * LONGEST_LINE_BYTES),
 )
+@example([(b"o", 99, 700), (b"e", 10, 1)], LONGEST_LINE_BYTES)
 def test_lines_of_two_streams_stay_whole_in_bursts(bursts: list[tuple[bytes, int, int]], chunk_bytes: int) -> None:
     """However many lines a chunk has, and wherever it ends."""
     log = BoundedLog()
