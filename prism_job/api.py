@@ -47,7 +47,7 @@ class Selection:
 
     def __repr__(self) -> str:
         counts = self.manifest.counts
-        return f"<Selection of {counts.selected:,} of {counts.candidates:,} examples: {self.uri}>"
+        return f"<Selection of {counts.selected:,} of {counts.candidates - counts.quarantined:,} usable examples: {self.uri}>"
 
     @property
     def uri(self) -> str:

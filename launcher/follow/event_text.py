@@ -3,6 +3,17 @@
 import json
 from typing import Any
 
+ETA_SHARE, ETA_ROWS = 0.25, 200
+"""The time left is shown from this share of the work on, or from this many rows: the first rows are pairs and take longer."""
+
+EXTRACTED_FOR = {
+    "candidates": "candidates",
+    "pairs": "pairs",
+    "preferenceModel": "pairs for the preference model",
+    "audit": "of the audit's sample",
+}
+"""Keys of the event `missing`, in the order in which they are named."""
+
 
 def parse_event(line: str) -> dict[str, Any] | None:
     """The event of a JSON line; None for any other output."""
@@ -16,7 +27,7 @@ def parse_event(line: str) -> dict[str, Any] | None:
 
 
 def progress_text(event: dict[str, Any]) -> str:
-    """'24/48 examples, 3.1/s, 812 tokens/s, 0:07 left' from a progress event; rates once there are any."""
+    """'24/48 examples, 3.1/s, 812 tokens/s, 0:07 left' from a progress event; rates and the time once they are known."""
     noun = "files" if event["stage"] == "plan" else "examples"
     done, total, seconds = event["done"], event["total"], event["seconds"]
     parts = [f"{done:,}/{total:,} {noun}"]
@@ -24,7 +35,7 @@ def progress_text(event: dict[str, Any]) -> str:
         parts.append(f"{_rate(done / seconds)}/s")
         if event.get("tokens"):
             parts.append(f"{_rate(event['tokens'] / seconds)} tokens/s")
-        if done < total:
+        if min(ETA_SHARE * total, ETA_ROWS) <= done < total:
             parts.append(f"{_clock(seconds * (total - done) / done)} left")
     return ", ".join(parts)
 
@@ -47,7 +58,7 @@ def outcome_text(outcome: dict[str, Any]) -> str:
         case "reduce" if outcome.get("unchanged"):
             return "this selection was published before"
         case "reduce":
-            return f"{outcome['selected']:,} of {outcome['candidates']:,} examples selected"
+            return f"{outcome['selected']:,} of {outcome['candidates'] - outcome['badRows']:,} usable examples selected"
     return "done"
 
 
@@ -64,6 +75,9 @@ def note_text(event: dict[str, Any]) -> str | None:
             return f"ignored {event['uri']}: {event['reason']}"
         case "layout":
             return f"{event['uri']}: {event['rows']:,} rows as {event['layout']}; loss on {event['loss']}"
+        case "missing":
+            rows = {name: event[key] for key, name in EXTRACTED_FOR.items() if key in event}
+            return f"{sum(rows.values()):,} to extract: {', '.join(f'{rows[name]:,} {name}' for name in rows)}"
         case "loading":
             return f"loading {event['model']} on {event['device']}"
         case "quantised":

@@ -3,7 +3,7 @@
 `stages/plan.py` makes it; every later stage reads it. Does not know how many GPUs there are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -135,6 +135,19 @@ class Plan(_Plain):
         audited = 0 if self.audit is None else len(self.audit.units) + len(targets)
         return len(candidates) + len(targets) + audited + (len(targets) if self.preference else 0)
 
+    @property
+    def missing_rows(self) -> dict[str, int]:
+        """Rows of the units that need the model, by what they are extracted for. What the audit needs of a pair comes out of
+        the passes of the pair itself."""
+        audit, preference = self.audit, self.preference
+        found = {
+            "preferenceModel": _rows_of(self.targets, preference.missing if preference else []),
+            "pairs": _rows_of(self.targets, [*self.missing_targets, *(audit.missing_sums if audit else [])]),
+            "candidates": _rows_of(self.candidates, [*self.missing_candidates, *self.missing_factors]),
+            "audit": _rows_of(audit.units, [*audit.missing_candidates, *audit.missing_factors]) if audit else 0,
+        }
+        return {name: number for name, number in found.items() if number}
+
     def settled(self) -> Self:
         """Without what the store lacked when it was made, which does not change the outcome."""
         audit = self.audit and self.audit.model_copy(
@@ -153,6 +166,12 @@ class Plan(_Plain):
         """
         left_out = {"spec_digest", "layouts", "target_layouts", "as_text", "pinned"}
         return digest(self.settled().model_dump(mode="json", exclude=left_out))
+
+
+def _rows_of(units: Sequence[Block], wanted: Collection[str]) -> int:
+    """What stands in several target sets is one unit."""
+    ids = set(wanted)
+    return sum({unit.id: unit.num_rows for unit in units if unit.id in ids}.values())
 
 
 def read_plan(run: SelectionRun) -> Plan:

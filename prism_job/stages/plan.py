@@ -83,6 +83,8 @@ def make_plan(run: SelectionRun) -> Plan:
         preference=_plan_preference(of_preference, store, targets) if of_preference else None,
     )
     output.put(plan_key(run), plan.model_dump_json(indent=1).encode())
+    if plan.num_missing:
+        event("missing", **plan.missing_rows)
     return plan
 
 

@@ -394,7 +394,7 @@ def test_a_terminal_shows_bars_and_stdout_holds_only_the_manifest(rig: Rig) -> N
     stdout, _ = process.communicate(timeout=30)
     assert (process.returncode, stdout) == (0, "/out/manifest.json\n")
     assert "━" in drawn
-    assert "20 of 40 examples selected" in drawn
+    assert "20 of 38 usable examples selected" in drawn
 
 
 def test_the_page_of_fields_is_fresh() -> None:

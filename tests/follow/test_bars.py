@@ -28,10 +28,16 @@ def test_characters_that_reverse_the_reading_order_are_escaped() -> None:
             {"stage": "extract", "done": 1, "total": 4, "tokens": 50, "seconds": 3600.0},
             "1/4 examples, 0.00028/s, 0.014 tokens/s, 3:00:00 left",
         ),
+        ({"stage": "extract", "done": 7, "total": 186, "tokens": 0, "seconds": 180.0}, "7/186 examples, 0.039/s"),
     ],
 )
 def test_progress_as_text(event: dict[str, Any], expected: str) -> None:
     assert progress_text(event) == expected
+
+
+def test_what_is_to_be_extracted_is_one_line_that_says_what_for() -> None:
+    event = {"event": "missing", "pairs": 32, "candidates": 77, "audit": 77}
+    assert note_text(event) == "186 to extract: 77 candidates, 32 pairs, 77 of the audit's sample"
 
 
 def test_what_is_captured_is_one_line_that_names_what_is_not() -> None:

@@ -227,7 +227,13 @@ def test_the_report_shows_the_largest_pairs_and_both_ends_of_the_ranking_in_orde
         assert json.loads(lines[place - 1])["messages"][1]["content"] in text
 
     words = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
-    for tile in ("Candidates 12 10 usable", "Selected 6 ", "Quarantined 2 ", "Duplicates 1 ", "Target pairs 5 mean π"):
+    for tile in (
+        "Candidates 12 10 usable",
+        "Selected 6 60.0 % of the usable",
+        "Quarantined 2 ",
+        "Duplicates 1 ",
+        "Target pairs 5 mean π",
+    ):
         assert tile in words, tile
     assert f"mean π {np.mean([row['preference'] for row in targets]):.2f}" in words
 

@@ -22,7 +22,7 @@ def selection(job: Job) -> Selection:
 def test_a_selection_is_that_of_the_stages_and_a_second_call_returns_it(job: Job) -> None:
     made = select(job.document)
     assert made.uri == str(job.run()) == select(job.spec_path()).uri
-    assert repr(made) == f"<Selection of 4 of 10 examples: {made.uri}>"
+    assert repr(made) == f"<Selection of 4 of 10 usable examples: {made.uri}>"
 
 
 def test_examples_are_the_selected_rows_and_scores_the_whole_table(job: Job, selection: Selection) -> None:

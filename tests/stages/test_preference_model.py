@@ -133,6 +133,21 @@ def test_the_audit_weighs_the_pairs_as_the_run_does(job: Job, other: Path) -> No
     np.testing.assert_allclose(found.reshape(-1), np.array(weights) @ rows_ND / 3, atol=1e-6 * np.abs(rows_ND).max())
 
 
+def test_the_rows_to_extract_that_the_plan_reports_are_those_that_extract_counts(job: Job, other: Path) -> None:
+    job.spec["audit"] = {"examples": 8}
+    use(job, other)
+    job.plan()
+    (missing,) = [event for event in job.events if event["event"] == "missing"]
+    assert {name: missing[name] for name in ("candidates", "pairs", "preferenceModel", "audit")} == {
+        "candidates": 10, "pairs": 3, "preferenceModel": 3, "audit": 8,
+    }  # fmt: skip
+    job.passes("extract")
+    last = [event for event in job.events if event["event"] == "progress"][-1]
+    assert last["done"] == last["total"] == 10 + 3 + 3 + 8
+    job.plan()
+    assert all(event["event"] != "missing" for event in job.events), "the store holds all"
+
+
 def test_other_targets_cost_their_own_pairs_only(job: Job, other: Path) -> None:
     use(job, other)
     job.run()

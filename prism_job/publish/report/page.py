@@ -57,21 +57,21 @@ def _header(report: Report) -> str:
     action = f"{ {'drop': 'Dropped', 'keep': 'Kept'}[verb] } the {counts['taken_by_budget']:,} {end}-scoring"
     rest = f", which leaves <b>{counts['selected']:,} selected</b>" if verb == "drop" else ""
     mean = f"mean π {report.preference.mean():.2f}" if len(report.preference) else "no π"
-    everyone = counts["candidates"]
+    everyone, usable = counts["candidates"], report.num_usable
     tiles = [
-        ("Candidates", everyone, f"{report.num_usable:,} usable"),
-        ("Selected", counts["selected"], f"{percent(counts['selected'], everyone)} of all"),
+        ("Candidates", everyone, f"{usable:,} usable"),
+        ("Selected", counts["selected"], f"{percent(counts['selected'], usable)} of the usable"),
         (
             "Tokens selected",
             counts["selected_tokens"],
             f"{percent(counts['selected_tokens'], counts['tokens'])} of all",
         ),
         ("Target pairs", counts["target_pairs"], mean),
-        ("Duplicates", counts["duplicates"], f"{percent(counts['duplicates'], everyone)} of all"),
+        ("Duplicates", counts["duplicates"], f"{percent(counts['duplicates'], usable)} of the usable"),
         ("Quarantined", counts["quarantined"], f"{percent(counts['quarantined'], everyone)} of all"),
     ]
     if counts["cut"] or counts["cut_pairs"]:
-        cut = f"{percent(counts['cut'], everyone)} of all; {counts['cut_pairs']:,} pairs"
+        cut = f"{percent(counts['cut'], usable)} of the usable; {counts['cut_pairs']:,} pairs"
         tiles.append(("Cut at maxLength", counts["cut"], cut))
     shown = "".join(
         f'<div class="tile{" key" if name == "Selected" else ""}"><dt>{name}</dt>'
