@@ -73,6 +73,8 @@ def note_text(event: dict[str, Any]) -> str | None:
     match event["event"]:
         case "ignored":
             return f"ignored {event['uri']}: {event['reason']}"
+        case "layout" if event["layout"] == "unusable rows":
+            return f"{event['uri']}: {event['rows']:,} rows, none usable"
         case "layout":
             return f"{event['uri']}: {event['rows']:,} rows as {event['layout']}; loss on {event['loss']}"
         case "missing":

@@ -39,10 +39,14 @@ class Unit(Block):
             yield from range(first, first + count)
 
 
+UNUSABLE_ROWS = "unusable rows"
+"""In place of the layout of a file without a good row."""
+
+
 class SourceLayout(_Plain):
     """How the good rows of a data file were read: their layout, how many they are, and what carries the loss.
 
-    A file without a good row has one of its own, "unusable rows".
+    A file without a good row has one of its own, UNUSABLE_ROWS.
     """
 
     uri: str

@@ -11,7 +11,7 @@ from prism_job.data.data_files import Source
 from prism_job.data.examples import BadRow, Content, Layout, UnclearLayout
 from prism_job.data.readers import Row, Unreadable
 from prism_job.errors import RequestError
-from prism_job.plan.plan import Quarantined, SourceLayout, Unit
+from prism_job.plan.plan import UNUSABLE_ROWS, Quarantined, SourceLayout, Unit
 from prism_job.plan.sources import NO_PINS, list_sources
 from prism_job.progress import Meter, event
 from prism_job.spec.document import RunSpec
@@ -94,7 +94,7 @@ def read_examples(
         ]
         num_bad = len(quarantine) - num_bad_before
         if num_bad and not found:  # among many files it may stay under maxBadFraction
-            found = [SourceLayout(uri=source.uri, layout="unusable rows", rows=num_bad, loss="nothing")]
+            found = [SourceLayout(uri=source.uri, layout=UNUSABLE_ROWS, rows=num_bad, loss="nothing")]
         for each in found:
             event("layout", **each.model_dump())
         layouts += found

@@ -74,6 +74,11 @@ def test_plain_progress_lines_are_seconds_apart(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "extract: started\n"
 
 
+def test_a_file_without_a_good_row_says_so_and_nothing_of_a_layout() -> None:
+    event = {"event": "layout", "uri": "a.jsonl", "layout": "unusable rows", "rows": 32, "loss": "nothing"}
+    assert note_text(event) == "a.jsonl: 32 rows, none usable"
+
+
 def test_the_layout_of_a_file_is_one_line_that_says_what_carries_the_loss() -> None:
     event = {"event": "layout", "uri": "s3://pool/a.jsonl", "layout": "text", "rows": 1200, "loss": "the whole text"}
     assert note_text(event) == "s3://pool/a.jsonl: 1,200 rows as text; loss on the whole text"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from prism_job.plan.plan import Quarantined, SourceLayout
+from prism_job.plan.plan import UNUSABLE_ROWS, Quarantined, SourceLayout
 from prism_job.publish.report.contents import Report
 from prism_job.publish.report.markup import MAX_ROWS, meter, more, path, percent, safe
 
@@ -38,7 +38,8 @@ def _read_as(layouts: list[SourceLayout]) -> dict[str, str]:
     """Address of each file -> the layouts of its rows, and what carries the loss."""
     lines: dict[str, str] = {}
     for each in layouts:
-        line = f'<p class="note">{each.rows:,} as {safe(each.layout)}; loss on {safe(each.loss)}</p>'
+        how = f"as {safe(each.layout)}; loss on {safe(each.loss)}"
+        line = f'<p class="note">{each.rows:,} {"rows, none usable" if each.layout == UNUSABLE_ROWS else how}</p>'
         lines[each.uri] = lines.get(each.uri, "") + line
     return lines
 
