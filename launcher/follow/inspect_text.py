@@ -1,6 +1,7 @@
 """What `prism inspect` prints for a person: contents, and texts whose tokens with loss are marked. Does not read data."""
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -16,6 +17,10 @@ MAX_LISTED = 5
 """Reasons of each source, and ignored files, that are listed."""
 
 
+MAX_LINES = 3
+"""Lines named for each reason over several files."""
+
+
 def inspect_text(facts: Facts) -> str:
     """Source by source: what it is, its rows, and what cannot be used."""
     parts = [line for source in facts["sources"] for line in (*_source_lines(source, facts), "")]
@@ -24,9 +29,41 @@ def inspect_text(facts: Facts) -> str:
     parts += [f"ignored {len(ignored) - MAX_LISTED:,} more files"] if len(ignored) > MAX_LISTED else []
     if facts["sources_left_out"]:
         parts.append(f"{facts['sources_left_out']:,} more files: name one to see its rows; --all reads all of them")
+    parts += _total_lines(facts)
     if facts["model"] is None:
         parts.append("without --model no text is rendered: give one to see which tokens carry loss")
     return "\n".join(parts).rstrip("\n")
+
+
+def _total_lines(facts: Facts) -> Iterator[str]:
+    """Over all files that are read in the same way, where all their rows were read."""
+    parts = {(source["role"], source["set"]): source for source in facts["sources"]}
+    for role, name in parts:
+        sources = [source for source in facts["sources"] if (source["role"], source["set"]) == (role, name)]
+        if len(sources) > 1 and all(source["is_whole"] for source in sources):
+            yield f"{len(sources):,} files of {role}" + (f" of the set {name}" if name else "") + " together:"
+            yield from _summary_lines(_total_of(sources), facts)
+
+
+def _total_of(sources: Sequence[Facts]) -> Facts:
+    """Several sources as one. A line of it names its file."""
+    layouts, reasons, lines = Counter[tuple[str, str]](), Counter[str](), defaultdict[str, list[str]](list)
+    for source in sources:
+        layouts.update({(each["layout"], each["loss"]): each["rows"] for each in source["layouts"]})
+        for each in source["reasons"]:
+            reasons[each["reason"]] += each["rows"]
+            lines[each["reason"]] += [f"{line} of {_plain(source['uri'])}" for line in each["lines"]]
+    sums = ("rows_read", "rows_unusable", "rows_of_pairs", "rows_cut", "tokens", "tokens_with_loss", "tokens_cut")
+    return {
+        **{name: sum(source[name] or 0 for source in sources) for name in sums},
+        "is_whole": True,
+        "layouts": [{"layout": layout, "loss": loss, "rows": rows} for (layout, loss), rows in layouts.items()],
+        "reasons": [
+            {"reason": reason, "rows": rows, "lines": lines[reason][:MAX_LINES]}
+            for reason, rows in reasons.most_common()
+        ],
+        "rows": [],
+    }
 
 
 def _source_lines(source: Facts, facts: Facts) -> Iterator[str]:

@@ -244,6 +244,18 @@ def test_files_beyond_the_first_eight_are_counted_and_all_reads_them(job: Job) -
     assert [(source["rows_read"], len(source["rows"])) for source in facts["sources"]] == [(3, 1)] * 8 + [(3, 0)] * 3
 
 
+def test_all_ends_with_the_counts_over_all_files_and_where_the_unusable_rows_are(job: Job) -> None:
+    write_jsonl(job.folder / "many" / "a.jsonl", [candidate(1)] * 5)
+    broken = write_jsonl(job.folder / "many" / "b.jsonl", [*[candidate(1)] * 6, {"text": ""}])
+    text = inspect_text(inspected(job, "--all", str(job.folder / "many")))
+    *_, head, counts, unusable, _ = text.splitlines()
+    assert head == "2 files of candidates together:"
+    assert counts == "  all 12 rows: 11 as messages, loss on the assistant's turns; 1 unusable"
+    assert unusable.startswith("  unusable: 1 × ")
+    assert unusable.endswith(f"(line 7 of {broken})")
+    assert "together" not in inspect_text(inspected(job, str(job.folder / "many"))), "not of the first rows"
+
+
 def test_an_object_on_s3_is_inspected(job: Job, s3: Any) -> None:
     s3.put_object(Bucket="corpora", Key="pool/a.jsonl", Body=b'{"text": "from the bucket"}\n')
     (source,) = inspected(job, "s3://corpora/pool/")["sources"]
