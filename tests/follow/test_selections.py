@@ -43,6 +43,7 @@ def test_the_table_has_a_row_for_all_and_for_each_source_that_changed() -> None:
     assert not any("still.jsonl" in line for line in lines)
     assert "kept 75.0% of the old selection; rank correlation of the scores 0.875" in lines[8]
     assert f"  {'ab' * 16}  1234  a.jsonl:7" in lines
+    assert "added, the 1 that rank first of 4:" in lines
     assert lines[-2] == "changed inputs:"
     # Text from data moves no cursor and ends no line, so the page has as many lines as without it.
     assert "\x1b" not in "".join(lines)

@@ -109,7 +109,8 @@ def _examples(facts: dict[str, Any]) -> list[str]:
     lines = []
     for name in ("added", "removed"):
         shown = facts[f"{name}_first"]
-        lines += [f"first of the {facts[name]:,} {name}:"] if shown else []
+        all_or_first = f"the {len(shown)} that rank first of" if len(shown) < facts[name] else "all"
+        lines += [f"{name}, {all_or_first} {facts[name]:,}:"] if shown else []
         lines += [f"  {it['example_id']}  {it['score']:.4g}  {_short(it['source'])}:{it['line']}" for it in shown]
     return lines
 
