@@ -97,5 +97,8 @@ def _load(configuration: Any, context: str | None, file: str | None) -> str:
         chosen = next((known for known in contexts if known["name"] == context), current) if context else current
         return str((chosen.get("context") or {}).get("namespace") or "default")
     except (config.ConfigException, OSError) as error:
-        fix = "set KUBECONFIG, or check that `kubectl get pods` works here"
+        fix = (
+            "set KUBECONFIG, or check that `kubectl get pods` works here; what `prism run` ran has no record on a cluster: its "
+            "manifests lie under spec.output, in a folder named after the run"
+        )
         raise Refused(f"no cluster to connect to: {error}", where="kubeconfig", fix=fix) from error
