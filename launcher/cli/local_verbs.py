@@ -1,6 +1,7 @@
 """The verbs of a run on this machine: look at its data, predict its cost, run it, and look after its store."""
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -132,29 +133,32 @@ def init(
     verbose: VerboseOption = False,
 ) -> None:
     """Write a commented selection.yaml from three answers, after a look at the data. Asks for what is not given."""
-    from launcher.local.new_document import name_of, new_document
+    from launcher.local.new_document import are_small, name_of, new_document, unusable_rows_advice
     from prism_job.spec.data import HOW_TO_WRITE_PAIRS
     from prism_job.spec.document import parse_spec
 
     if file.exists() or not file.parent.is_dir():
         what = "is there already" if file.exists() else "has no folder"
         raise typer.BadParameter(f"{file} {what}: name another FILE")
-    model = model or _ask("Model (hub id, folder or .gguf)", "--model")
-    data = data or shlex.split(_ask("Candidates (files, folders, s3:// or hf://)", "--data"))
-    targets = targets or _ask("Pairs (a file that you will write is fine)", "--targets")
-    text = new_document(name_of(data[0]), model, data, [targets])
-    parse_spec(text, str(file))
+    missing = {"--model": not model, "--data": not data, "--targets": not targets}
+    if any(missing.values()) and not sys.stdin.isatty():
+        options = ", ".join(option for option, is_missing in missing.items() if is_missing)
+        raise typer.BadParameter(f"give {options}: there is no terminal to ask in")
+    model = model or _ask("Model (hub id, folder or .gguf)")
+    data = data or shlex.split(_ask("Candidates (files, folders, s3:// or hf://)"))
+    targets = targets or _ask("Pairs (a file that you will write is fine)")
+    text = new_document(name_of(data[0]), model, data, [targets], has_gpu=shutil.which("nvidia-smi") is not None)
+    max_bad_fraction = parse_spec(text, str(file)).spec.candidates.max_bad_fraction
     has_pairs = "://" in targets or Path(targets).exists()
     following = [f"prism estimate {shlex.quote(str(file))} && prism run {shlex.quote(str(file))}"]
     for role, sources in (("candidates", data), ("targets", [targets] if has_pairs else [])):
         if sources:
-            words = words_of({"--model": model, "--targets": role == "targets", "--rows": 1})
+            files = {"--targets": role == "targets", "--rows": 1, "--all": are_small(sources)}
+            words = words_of({"--model": model, **files})
             facts = run_verb(context, "inspect", [*words, "--", *sources], verbose)
             print_note(inspect_text(facts) + "\n")
-            if any(source["rows_of_pairs"] for source in facts["sources"]):
-                following.insert(0, f"give the files of pairs as targets, not as {role}")
-            elif any(source["rows_unusable"] for source in facts["sources"]):
-                following.insert(0, f"name the columns of the {role} in {file} (docs/data.md)")
+            advice = unusable_rows_advice(facts, role, max_bad_fraction, str(file))
+            following[:0] = [advice] if advice else []
     with file.open("x", encoding="utf-8") as document:
         document.write(text)
     if not has_pairs:
@@ -164,9 +168,7 @@ def init(
     print(file)
 
 
-def _ask(question: str, option: str) -> str:
-    if not sys.stdin.isatty():
-        raise typer.BadParameter(f"give {option}: there is no terminal to ask in")
+def _ask(question: str) -> str:
     return str(typer.prompt(question, err=True))
 
 

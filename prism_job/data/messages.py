@@ -52,7 +52,9 @@ def check_response(messages: list[Message], name: str) -> None:
         num_learnt += 1
         content = message.get("content")
         if (not content or content.isspace()) and not any(message.get(key) for key in ("tool_calls", *REASONING)):
-            raise BadRow(f"no response: {name}[{index}] is a turn of the assistant without content; remove the turn")
+            is_only_one = sum(other["role"] == "assistant" for other in messages) == 1
+            fix = "remove the row" if is_only_one else "remove the turn"
+            raise BadRow(f"no response: {name}[{index}] is a turn of the assistant without content; {fix}")
     if not num_turns:
         raise BadRow(f"no response: {name} holds no turn of role 'assistant'")
     if not num_learnt:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from launcher.cli.exit_codes import PREFLIGHT_FAILED
-from launcher.local.new_document import name_of, new_document
+from launcher.local.new_document import SMALL_BYTES, are_small, name_of, new_document, unusable_rows_advice
 from prism_job.spec.document import parse_spec
 from tests.cli.fake_stages import Rig
 
@@ -31,7 +31,8 @@ def test_the_document_is_valid_and_names_what_was_given_and_the_data_are_inspect
     assert run.metadata.name == "my-pool"
     assert (run.spec.model.uri, run.spec.candidates.uris) == ("org/model", ("My Pool.jsonl", "s3://b/c"))
     assert run.spec.targets.uris == (str(pairs),)
-    assert rig.note("inspect")["arguments"] == ["--model", "org/model", "--targets", "--rows", "1", "--", str(pairs)]
+    arguments = ["--model", "org/model", "--targets", "--rows", "1", "--all", "--", str(pairs)]
+    assert rig.note("inspect")["arguments"] == arguments, "of a small file all rows"
     assert stderr.count("/pool.jsonl: candidates") == 2, "what inspect printed, of candidates and of targets"
     assert stderr.endswith(f"next: prism estimate {path} && prism run {path}\n")
 
@@ -78,14 +79,56 @@ def test_nothing_is_overwritten_and_without_a_terminal_nothing_is_asked(rig: Rig
     assert (code, "is there already" in stderr, path.read_text()) == (2, True, "mine")
     code, _, stderr = rig.call("init", str(tmp_path / "no" / "a.yaml"), "--model", "m", "--data", "a", "--targets", "b")
     assert (code, "has no folder" in stderr) == (2, True)
-    code, _, stderr = rig.call("init", str(tmp_path / "other.yaml"), "--model", "m", "--targets", "b")
-    assert (code, "give --data" in stderr, (tmp_path / "other.yaml").exists()) == (2, True, False)
+    code, _, stderr = rig.call("init", str(tmp_path / "other.yaml"), "--model", "m")
+    assert (code, "give --data, --targets:" in stderr, (tmp_path / "other.yaml").exists()) == (2, True, False)
 
 
 def test_a_source_that_cannot_be_read_leaves_no_document(rig: Rig, tmp_path: Path) -> None:
     given = ["--model", "m", "--data", "a.jsonl", "--targets", "b.jsonl"]
     code, _, _ = rig.call("init", str(tmp_path / "new.yaml"), *given, at="inspect", exit=64, error="no such file")
     assert (code, (tmp_path / "new.yaml").exists()) == (100, False)
+
+
+@pytest.mark.parametrize(
+    ("role", "read", "unusable", "mentions"),
+    [
+        (
+            "candidates",
+            78,
+            1,
+            ["correct or remove 1 of the 78 rows of the candidates", "candidates.maxBadFraction (0.01)"],
+        ),
+        ("candidates", 100, 1, None),
+        ("candidates", 3, 3, ["name the columns of the candidates in a.yaml"]),
+        ("targets", 100, 1, ["correct or remove 1 of the 100 rows of the targets"]),
+        ("targets", 100, 0, None),
+    ],
+)
+def test_rows_that_would_stop_the_run_come_first_among_what_is_next(
+    role: str, read: int, unusable: int, mentions: list[str] | None
+) -> None:
+    halves = [{"rows_read": read - 1, "rows_unusable": unusable - 1}, {"rows_read": 1, "rows_unusable": 1}]
+    sources = [half | {"rows_of_pairs": 0} for half in (halves if unusable else halves[:1])]
+    if not unusable:
+        sources[0] |= {"rows_unusable": 0}
+    advice = unusable_rows_advice({"sources": sources}, role, 0.01, "a.yaml")
+    assert (advice is None) == (mentions is None), advice
+    assert all(mention in str(advice) for mention in mentions or ())
+
+
+def test_all_rows_are_read_of_small_files_on_this_disk_alone(tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "a.jsonl").write_text("{}")
+    assert are_small([str(tmp_path / "pool"), str(tmp_path / "pool" / "a.jsonl")])
+    assert not are_small([str(tmp_path / "pool"), "s3://bucket/pool"])
+    (tmp_path / "pool" / "b.jsonl").write_bytes(b" " * SMALL_BYTES)
+    assert not are_small([str(tmp_path / "pool")])
+
+
+def test_without_a_gpu_the_document_asks_for_float32() -> None:
+    for has_gpu, dtype in ((True, "bfloat16"), (False, "float32")):
+        text = new_document("a", "org/m", ["a"], ["b"], has_gpu=has_gpu)
+        assert parse_spec(text, "new").spec.model.dtype == dtype
 
 
 @pytest.mark.parametrize(

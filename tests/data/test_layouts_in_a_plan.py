@@ -44,7 +44,9 @@ def good(layout: str, number: int) -> Row:
 
 
 BROKEN: list[tuple[str, Row, str, str]] = [
-    ("messages", {"messages": [turn("user", "Hi"), turn("assistant", " ")]}, "messages[1]", "remove the turn"),
+    ("messages", {"messages": [turn("user", "Hi"), turn("assistant", " ")]}, "messages[1]", "remove the row"),
+    ("messages", {"messages": [turn("user", "Hi"), turn("assistant", ""), turn("user", "?"), turn("assistant", "Hi")]},
+     "messages[1]", "remove the turn"),
     ("parts", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "'image'", "remove rows with other parts"),
     ("prompt", {"prompt": "Say", "completion": ""}, "completion is empty", "correct those rows"),
     ("text", {"text": 5}, "text is a int", "correct those rows"),
