@@ -4,16 +4,39 @@
 """
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from launcher.cli import cluster_verbs, local_verbs, logs_verb, selection_verbs, setup_verbs
 from launcher.cli.exit_codes import exit_on_error
 
+LOCAL, SELECTION, RUNS, SETUP = "On this machine", "A finished selection", "Runs on a cluster", "Setting a cluster up"
+
+
+class _Sections(TyperGroup):
+    """Lists the verbs under the names of their panels, as rich would."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, Any]]] = {name: [] for name in (LOCAL, SELECTION, RUNS, SETUP)}
+        for name, command in self.commands.items():
+            sections[str(command.rich_help_panel)].append((name, command))  # type: ignore[attr-defined]
+        width = max(map(len, self.commands))
+        for title, verbs in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [
+                        (name.ljust(width), command.get_short_help_str(formatter.width - 6 - width))
+                        for name, command in verbs
+                    ]
+                )
+
+
 # Plain help texts: rich would double the time that --help takes.
 app = typer.Typer(
     name="prism",
+    cls=_Sections,
     help="Select fine-tuning data by preference-aware influence functions.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -21,38 +44,34 @@ app = typer.Typer(
 )
 store = typer.Typer(help="Inspect and prune a gradient store.", rich_markup_mode=None, no_args_is_help=True)
 
-# On this machine.
-app.command("init")(exit_on_error(local_verbs.init))
-app.command("run")(exit_on_error(local_verbs.run))
-app.command("inspect")(exit_on_error(local_verbs.inspect))
-app.command("estimate")(exit_on_error(local_verbs.estimate))
+app.command("init", rich_help_panel=LOCAL)(exit_on_error(local_verbs.init))
+app.command("run", rich_help_panel=LOCAL)(exit_on_error(local_verbs.run))
+app.command("inspect", rich_help_panel=LOCAL)(exit_on_error(local_verbs.inspect))
+app.command("estimate", rich_help_panel=LOCAL)(exit_on_error(local_verbs.estimate))
 store.command("list")(exit_on_error(local_verbs.store_list))
 store.command("du")(exit_on_error(local_verbs.store_du))
 store.command("prune")(exit_on_error(local_verbs.store_prune))
-app.add_typer(store, name="store")
+app.add_typer(store, name="store", rich_help_panel=LOCAL)
 
-# A finished selection.
-app.command("evaluate")(exit_on_error(selection_verbs.evaluate))
-app.command("export")(exit_on_error(selection_verbs.export))
-app.command("diff")(exit_on_error(selection_verbs.diff))
-app.command("explain")(exit_on_error(selection_verbs.explain))
+app.command("evaluate", rich_help_panel=SELECTION)(exit_on_error(selection_verbs.evaluate))
+app.command("export", rich_help_panel=SELECTION)(exit_on_error(selection_verbs.export))
+app.command("diff", rich_help_panel=SELECTION)(exit_on_error(selection_verbs.diff))
+app.command("explain", rich_help_panel=SELECTION)(exit_on_error(selection_verbs.explain))
 
-# In a cluster.
-app.command("submit")(exit_on_error(cluster_verbs.submit))
-app.command("list")(exit_on_error(cluster_verbs.list_runs))
-app.command("status")(exit_on_error(cluster_verbs.status))
-app.command("watch")(exit_on_error(cluster_verbs.watch))
-app.command("wait")(exit_on_error(cluster_verbs.wait))
-app.command("logs")(exit_on_error(logs_verb.logs))
-app.command("cancel")(exit_on_error(cluster_verbs.cancel))
-app.command("retry")(exit_on_error(cluster_verbs.retry))
+app.command("submit", rich_help_panel=RUNS)(exit_on_error(cluster_verbs.submit))
+app.command("list", rich_help_panel=RUNS)(exit_on_error(cluster_verbs.list_runs))
+app.command("status", rich_help_panel=RUNS)(exit_on_error(cluster_verbs.status))
+app.command("watch", rich_help_panel=RUNS)(exit_on_error(cluster_verbs.watch))
+app.command("wait", rich_help_panel=RUNS)(exit_on_error(cluster_verbs.wait))
+app.command("logs", rich_help_panel=RUNS)(exit_on_error(logs_verb.logs))
+app.command("cancel", rich_help_panel=RUNS)(exit_on_error(cluster_verbs.cancel))
+app.command("retry", rich_help_panel=RUNS)(exit_on_error(cluster_verbs.retry))
 
-# Setting a cluster up.
-app.command("doctor")(exit_on_error(setup_verbs.doctor))
-app.command("render")(exit_on_error(setup_verbs.render))
-app.command("schedule")(exit_on_error(setup_verbs.schedule))
-app.command("crd")(exit_on_error(setup_verbs.crd))
-app.command("operator")(exit_on_error(setup_verbs.operator))
+app.command("doctor", rich_help_panel=SETUP)(exit_on_error(setup_verbs.doctor))
+app.command("render", rich_help_panel=SETUP)(exit_on_error(setup_verbs.render))
+app.command("schedule", rich_help_panel=SETUP)(exit_on_error(setup_verbs.schedule))
+app.command("crd", rich_help_panel=SETUP)(exit_on_error(setup_verbs.crd))
+app.command("operator", rich_help_panel=SETUP)(exit_on_error(setup_verbs.operator))
 
 
 def main(arguments: Sequence[str] | None = None, *, job: Sequence[str] | None = None) -> None:

@@ -75,6 +75,19 @@ def test_help_starts_with_the_usage(rig: Rig, arguments: list[str]) -> None:
     assert stdout.startswith(" ".join(["Usage: prism", *arguments]))
 
 
+def test_the_help_groups_the_verbs_by_where_they_work(rig: Rig) -> None:
+    _, stdout, _ = rig.call("--help")
+    titles = ["On this machine:", "A finished selection:", "Runs on a cluster:", "Setting a cluster up:"]
+    here, selection, runs, setup = (stdout.partition(title)[2].partition("\n\n")[0] for title in titles)
+    for section, verbs in (
+        (here, "init run store"),
+        (selection, "export diff"),
+        (runs, "status logs"),
+        (setup, "doctor"),
+    ):
+        assert set(verbs.split()) <= {line.split()[0] for line in section.splitlines() if line.strip()}
+
+
 def test_a_run_prints_the_manifest_and_nothing_else(rig: Rig) -> None:
     code, stdout, stderr = rig.run()
     assert (code, stdout) == (0, "/out/manifest.json\n")
