@@ -47,6 +47,7 @@ def _run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
             seconds, gpu = os.environ.get(GPU_SECONDS, ""), os.environ.get(GPU) or None
             return reduce(_read_spec(arguments.spec), int(seconds) if seconds.isdecimal() else None, gpu)
         case "evaluate":
+            event("step", text=f"reading the rows and the labels of {arguments.manifest}")
             from prism_job.publish.evaluate import evaluate
 
             return evaluate(arguments.manifest, arguments.label, arguments.positive, arguments.target_label)
@@ -63,6 +64,7 @@ def _run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
 
             return diff(arguments.old, arguments.new)
         case "explain":
+            event("step", text=f"reading the gradients behind {arguments.manifest}")
             from prism_job.publish import explain
 
             ends = arguments.top, arguments.bottom
@@ -70,9 +72,11 @@ def _run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
                 return explain.explain_pair(arguments.manifest, arguments.pair, *ends)
             return explain.explain(arguments.manifest, arguments.example_ids, *ends, arguments.pairs)
         case "estimate":
+            run = _read_spec(arguments.spec)
+            event("step", text=f"loading the tokenizer of {run.spec.model.uri} and counting tokens")
             from prism_job.estimate.estimate import estimate
 
-            return estimate(_read_spec(arguments.spec), arguments.gpu, arguments.utilisation, arguments.sample)
+            return estimate(run, arguments.gpu, arguments.utilisation, arguments.sample)
         case "inspect":
             from prism_job.inspect.rows import inspect
 

@@ -42,6 +42,14 @@ def open_display(*, plain: bool = False) -> Display:
     return Bars() if can_draw_bars() and not plain else Lines()
 
 
+class Steps(Display):
+    """Of a verb whose progress is not shown: a line where a slow step begins."""
+
+    def show(self, event: dict[str, Any]) -> None:
+        if event["event"] == "step" and (note := note_text(event)):
+            self.say(note)
+
+
 class Lines(Display):
     """Plain lines: a stage's start, its end, and one every LINE_INTERVAL_SECONDS in between."""
 

@@ -80,6 +80,8 @@ def note_text(event: dict[str, Any]) -> str | None:
         case "missing":
             rows = {name: event[key] for key, name in EXTRACTED_FOR.items() if key in event}
             return f"{sum(rows.values()):,} to extract: {', '.join(f'{rows[name]:,} {name}' for name in rows)}"
+        case "step":
+            return str(event["text"])
         case "loading":
             return f"loading {event['model']} on {event['device']}"
         case "quantised":

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from launcher.follow.bars import Display
+from launcher.follow.bars import Display, Steps
 from launcher.follow.event_text import audit_share
 from launcher.local.process import Facts, NotInstalledError, run_process, stream_events
 from launcher.local.signals import Signals, StopError
@@ -90,10 +90,10 @@ def run_stages(text: str, where: str, display: Display, *, job: Sequence[str] = 
 
 
 def run_verb(verb: str, arguments: Sequence[str], *, job: Sequence[str] = JOB, verbose: bool = False) -> Facts:
-    """Run a verb that takes a second or two, without showing progress. Returns its facts. Raises as run_stages."""
+    """Run a verb that shows no progress, only where its slow steps begin. Returns its facts. Raises as run_stages."""
     require_packages(job)
     with Signals() as signals:
-        outcome = _run(verb, arguments, Display(), signals, job=job, verbose=verbose)
+        outcome = _run(verb, arguments, Steps(), signals, job=job, verbose=verbose)
     return {key: value for key, value in outcome.items() if key not in ("event", "time", "verb")}
 
 

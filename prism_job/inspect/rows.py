@@ -16,6 +16,7 @@ from prism_job.data.readers import Row, Unreadable
 from prism_job.errors import RequestError
 from prism_job.inspect.view import Part, Role, View
 from prism_job.plan.sources import list_sources
+from prism_job.progress import event
 
 if TYPE_CHECKING:
     from prism_job.extract.tokenise import Encoded
@@ -105,13 +106,14 @@ class _Tokens:
     """The tokens of the model of a view."""
 
     def __init__(self, view: View) -> None:
+        assert view.model is not None
+        event("step", text=f"loading the tokenizer of {view.model.uri}")
         # Imports torch, which takes seconds: only where there is a model.
         from prism_job.extract import tokenise
         from prism_job.extract.load.model import load_tokenizer
         from prism_job.inspect.decoding import text_facts
         from prism_job.storage.model_files import fetch_config_and_tokenizer
 
-        assert view.model is not None
         path = fetch_config_and_tokenizer(view.model.uri, view.model.revision)  # no weights
         self.tokenizer, self.tokenise, self.text_facts = load_tokenizer(view.model, path), tokenise, text_facts
         self.settings = (self.tokenizer, view.extraction.max_length, view.extraction.loss_on)

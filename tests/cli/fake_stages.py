@@ -102,6 +102,8 @@ signal.signal(signal.SIGTERM, on_sigterm)
 if verb == "extract":
     signal.signal(signal.SIGINT, lambda *_: (notes / "interrupted").write_text("SIGINT reached the stage"))
     say("progress", stage="extract", done=10, total=48, tokens=50, seconds=2.0)
+if "step" in plan:
+    say("step", text=plan["step"])
 print("a library talks on stdout")
 print("a library warns on stderr", file=sys.stderr, flush=True)
 if plan.get("at") == verb:

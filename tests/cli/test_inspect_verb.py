@@ -49,6 +49,11 @@ def test_options_reach_the_job(rig: Rig, given: list[str], passed: list[str]) ->
     assert rig.note("inspect")["arguments"] == passed
 
 
+def test_a_slow_step_is_one_line_on_stderr(rig: Rig) -> None:
+    code, stdout, stderr = rig.call("inspect", "pool.jsonl", "-o", "json", step="loading the tokenizer of org/m")
+    assert (code, json.loads(stdout), stderr) == (0, INSPECTED, "loading the tokenizer of org/m\n")
+
+
 def test_a_document_is_copied_and_takes_no_options_of_files(rig: Rig) -> None:
     assert rig.call("inspect", str(rig.document), "--all", "-o", "json")[0] == 0
     option, copy, *rest = rig.note("inspect")["arguments"]
