@@ -14,7 +14,7 @@ _MAKE_ROOM = dict.fromkeys(TERMS, "lower extraction.maxLength, or choose a large
 
 
 def estimate_table(facts: dict[str, Any]) -> str:
-    """Model, data, cost and store, one line each; then memory per rank, term by term; then the topology."""
+    """Model, data, cost and store, one line each; memory per rank, term by term, unless one GPU holds all; the topology."""
     scaled = "" if facts["tokens_are_exact"] else f" (scaled: one row in {facts['sample']} was tokenised)"
     flops = facts["flops"]
     lines = [
@@ -34,12 +34,12 @@ def estimate_table(facts: dict[str, Any]) -> str:
         f"projection {flops['projection']:.3g}, sketches {flops['sketches']:.3g}",
         f"store     {facts['store_bytes']:,} bytes, from an empty store: "
         + ", ".join(f"{name.replace('_', ' ')} {size_text(size)}" for name, size in facts["store"].items()),
-        f"time      {facts['gpu_hours']:.3g} hours on one {facts['gpu']} at {facts['utilisation']:.0%} of its published peak",
+        f"time      {duration_text(facts['gpu_hours'])} on one {facts['gpu']} at {facts['utilisation']:.0%} of its published "
+        "peak",
         *([] if facts.get("price") is None else [f"price     {facts['price']:,.2f}, by spec.gpuHourPrice"]),
         *_preference_lines(facts),
         "",
-        *aligned(_memory_rows(facts["memory"]), right=True),
-        "",
+        *([] if _fits_one_gpu(facts) else [*aligned(_memory_rows(facts["memory"]), right=True), ""]),
         _topology_text(facts),
     ]
     return "\n".join(lines)
@@ -78,6 +78,12 @@ def _bad_row_lines(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _fits_one_gpu(facts: dict[str, Any]) -> bool:
+    """Then there is nothing to share or to offload, and the topology's line states the memory."""
+    chosen = facts["topology"]
+    return chosen is not None and chosen["stage"] == 0 and chosen["nodes"] * chosen["gpus_per_node"] == 1
+
+
 def _memory_rows(memory: list[dict[str, Any]]) -> list[list[str]]:
     """One column per setting and one row per term; memory outside the GPU comes last."""
     heads = [f"stage {it['stage']}{'' if it['offload'] == 'none' else ', ' + it['offload']}" for it in memory]
@@ -103,8 +109,15 @@ def _topology_text(facts: dict[str, Any]) -> str:
     return (
         f"topology  {world}{offload}, tokensPerBatch {chosen['tokens_per_batch']:,}: "
         f"{size_text(chosen['device_bytes'])} of {size_text(facts['gpu_memory_bytes'])} per rank, "
-        f"{chosen['groups']} group(s), {chosen['hours']:.3g} hours"
+        f"{chosen['groups']} group(s), {duration_text(chosen['hours'])}"
     )
+
+
+def duration_text(hours: float) -> str:
+    """'0.34 seconds', '12 minutes', '2,290 hours': the unit that a person reads."""
+    if hours >= 2:
+        return f"{hours:.3g} hours" if hours < 1000 else f"{hours:,.0f} hours"
+    return f"{hours * 60:.3g} minutes" if hours >= 2 / 60 else f"{hours * 3600:.2g} seconds"
 
 
 def size_text(size_bytes: float) -> str:

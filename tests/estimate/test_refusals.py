@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from launcher.follow.estimate_table import estimate_table
+from launcher.follow.estimate_table import duration_text, estimate_table
 from tests.conftest import Job, candidate, pair, turn, write_jsonl
 
 LATE = {"prompt": "long " * 200, "completion": "x"}
@@ -97,7 +97,9 @@ def test_a_sample_refuses_only_what_is_certain_and_warns_of_the_rest(job: Job) -
     refused(job, 65, "10 of 40 candidate rows", "maxBadFraction 0.2")
     refused(job, 65, "10 of 40 candidate rows", options=("--sample", "2"))
     job.spec["candidates"]["maxBadFraction"] = 0.3
-    assert "warning" not in estimate_table(estimated(job))
+    shown = estimate_table(estimated(job))
+    assert "warning" not in shown
+    assert "memory per rank" not in shown, "one GPU holds all of it"
     facts = estimated(job, "--sample", "2")
     assert (facts["bad_rows"], facts["bad_share"]) == (20, 0.5)
     table = estimate_table(facts)
@@ -178,3 +180,8 @@ def test_a_budget_of_more_tokens_than_there_are_is_refused_to_the_token(job: Job
     refused(job, 64, f"there are {there} to rank")
     job.fails("reduce", 64, f"there are {there} to rank")
     assert estimated(job, "--sample", "3"), "a sample cannot be certain"
+
+
+def test_a_time_has_the_unit_that_a_person_reads() -> None:
+    shown = [duration_text(hours) for hours in (9.35e-05, 0.2, 1.5, 12.34, 2290)]
+    assert shown == ["0.34 seconds", "12 minutes", "90 minutes", "12.3 hours", "2,290 hours"]
