@@ -24,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import job
-from prism_job.plan.plan import Plan, Unit, plan_key
+from prism_job.plan.plan import Plan, Unit, digest_of, plan_key
 from prism_job.plan.units import factor_units
 from prism_job.spec.digest import digest
 from prism_job.spec.document import parse_spec
@@ -166,7 +166,7 @@ def make_store(folder: Path, num_rows: int, num_layers: int, num_pairs: int) -> 
         arrays = {side: factor_sums(num_layers, random) for side in ("inputs", "outputs")}
         shards.write_shard(store, extractor, "factors", unit_id, arrays, {"num_tokens": 2 * DIM})
     plan = Plan(
-        spec_digest=digest(run.spec.model_dump(mode="json")),
+        spec_digest=digest_of(run.spec),
         extractor=extractor,
         extractor_parts={"model": {}},
         sources=["pool/synthetic.jsonl"],

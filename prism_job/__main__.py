@@ -12,7 +12,7 @@ from prism_job.errors import PrismError, RequestError, Stopped
 from prism_job.logs.kept_logs import LOG_VARIABLE, put_log
 from prism_job.progress import event, write_termination_message
 from prism_job.spec.document import SelectionRun, parse_spec
-from prism_job.spec.used import GPU, GPU_SECONDS
+from prism_job.spec.used import GPU, GPU_HOUR_PRICE, GPU_SECONDS
 from prism_job.storage.retries import num_retries
 
 if TYPE_CHECKING:
@@ -45,7 +45,10 @@ def _run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
             from prism_job.stages.reduce import reduce
 
             seconds, gpu = os.environ.get(GPU_SECONDS, ""), os.environ.get(GPU) or None
-            return reduce(_read_spec(arguments.spec), int(seconds) if seconds.isdecimal() else None, gpu)
+            run, price = _read_spec(arguments.spec), os.environ.get(GPU_HOUR_PRICE)
+            if price:  # pods do not find it in their document
+                run = run.model_copy(update={"spec": run.spec.model_copy(update={"gpu_hour_price": float(price)})})
+            return reduce(run, int(seconds) if seconds.isdecimal() else None, gpu)
         case "evaluate":
             event("step", text=f"reading the rows and the labels of {arguments.manifest}")
             from prism_job.publish.evaluate import evaluate

@@ -105,13 +105,13 @@ def select(document: str | Path | Mapping[str, Any]) -> Selection:
         text = Path(where).read_text(encoding="utf-8") if is_path else yaml.safe_dump(_plain(document), sort_keys=False)
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"cannot be read: {error}", where=where, fix="give the path of a selection.yaml") from error
-    parse_spec(text, where)
+    price = parse_spec(text, where).spec.gpu_hour_price
     with tempfile.TemporaryDirectory(prefix="prism-") as folder:
         path = Path(folder) / "selection.yaml"
         path.write_text(text, encoding="utf-8")
         arguments = ["--spec", str(path)]
         _call("plan", arguments)
-        outcome = _call("reduce", arguments, variables_of(_call("extract", arguments)))
+        outcome = _call("reduce", arguments, variables_of(_call("extract", arguments), price))
     for warning in outcome.get("warnings", ()):
         warnings.warn(warning, stacklevel=2)
     if outcome["badRows"]:

@@ -57,7 +57,7 @@ def run_stages(text: str, where: str, display: Display, *, job: Sequence[str] = 
         else:
             num_extracted, share, extraction = 0, 0.0, {}
             display.say(f"0 units extracted: the store holds all {plan['units']}")
-        reduced = stage("reduce", variables_of(extraction))
+        reduced = stage("reduce", variables_of(extraction, run.spec.gpu_hour_price))
         gpu_hours = extraction.get("gpuSeconds", 0) / 3600
         price = run.spec.price_of(gpu_hours)
         if gpu_hours:

@@ -17,7 +17,7 @@ from launcher.reconcile.child_status import (
     is_finished,
     is_suspended,
     lost_pod_message,
-    running_times,
+    running_since,
     why_not_running,
 )
 from launcher.reconcile.conditions import sentence
@@ -153,8 +153,7 @@ class Attempts:
             cause = Cause.EVICTED if entry.disrupted else Cause.JOB_DELETED
             return self._restart_or_fail(entry, cause, "its Job was deleted by somebody else", self.now), True
         pods = self.observed.pods_of(job)
-        if entry.running_since is None and (started := [times[0] for times in map(running_times, pods) if times]):
-            entry = entry.model_copy(update={"running_since": time_text(min(started))})
+        entry = entry.model_copy(update={"running_since": running_since(job, pods, entry.running_since)})
         if is_any_evicted(pods) and not entry.disrupted:
             entry = entry.model_copy(update={"disrupted": True})
         outcome = classify_attempt(job, pods, entry.disrupted)

@@ -63,10 +63,22 @@ def running_times(pod: Object) -> tuple[datetime.datetime, datetime.datetime | N
     return None
 
 
-def finished_at(job: Object) -> datetime.datetime | None:
-    """When the Job completed or failed; None while it has not."""
+def running_since(job: Object, pods: Sequence[Object], found: str | None) -> str | None:
+    """When the first container of the attempt started, as `found` by an earlier pass or now.
+
+    None while the Job is suspended: its pods are taken away, and it may have others later.
+    """
+    if job["spec"].get("suspend"):
+        return None
+    times = [running_times(pod) for pod in pods if not is_being_deleted(pod)]
+    return found or min((time_text(start) for start, _ in filter(None, times)), default=None)
+
+
+def stopped_at(job: Object) -> datetime.datetime | None:
+    """When the Job completed, failed or was suspended; None while it may run."""
     conditions = true_conditions(job)
-    found = conditions.get("Complete") or conditions.get("Failed")
+    suspended = conditions.get("Suspended") if job["spec"].get("suspend") else None
+    found = conditions.get("Complete") or conditions.get("Failed") or suspended
     return parse_time(found["lastTransitionTime"]) if found else None
 
 

@@ -15,7 +15,7 @@ from launcher.reconcile.attempts import ENDED, Attempts, next_attempt
 from launcher.reconcile.child_status import is_being_deleted, is_finished
 from launcher.reconcile.conditions import Conditions, sentence
 from launcher.reconcile.failure_policy import RUN_FAILING_REASONS
-from launcher.reconcile.gpu_time import GpuTime
+from launcher.reconcile.gpu_time import GpuTime, are_gpus_known
 from launcher.render.run_objects import stages
 from launcher.resource.document import request_digest
 from launcher.resource.names import ROUND_LABEL
@@ -79,6 +79,7 @@ def _reject(record: Record, before: Status, observed: Observed, error: SpecError
         completion_time=(None if is_new_round else before.completion_time) or time_text(now),
         gpu_seconds=before.gpu_seconds,
         gpu=before.gpu,
+        price=before.price,
         webhook=None if is_new_round else before.webhook,
         conditions=conditions.all(),
     )
@@ -142,7 +143,9 @@ class _ReconcilePass:
         elif unfinished := self._extract():
             return unfinished
         gpu_seconds = self._ended_gpu_seconds() + self.gpu_time.running(self.stages.values())
-        self.attempts.used = variables_of({"gpuSeconds": gpu_seconds, "gpu": self.status.gpu})
+        if are_gpus_known(self.run):
+            used = {"gpuSeconds": gpu_seconds, "gpu": self.status.gpu}
+            self.attempts.used = variables_of(used, self.run.spec.gpu_hour_price)
         reduce = self._observe_and_start("reduce")
         if reduce.state == "Failed":
             return self._end_run("Failed", reduce.reason, f"reduce: {reduce.message}")
@@ -261,7 +264,8 @@ class _ReconcilePass:
         self.attempts.delete_superseded_jobs(self.status.stages)
         restarts = sum(entry.restarts + entry.preemptions for entry in self.status.stages)
         gpu_seconds = self._ended_gpu_seconds()
-        price = self.run.spec.price_of(gpu_seconds / 3600)
+        has_price = self.run.spec.gpu_hour_price is not None and are_gpus_known(self.run)
+        price = self.run.spec.price_of(gpu_seconds / 3600) if has_price else None
         self._set(restarts=restarts, gpu_seconds=gpu_seconds, price=price, conditions=self.conditions.all())
         return Decision(tuple(self.actions), self.status, min(self.requeue_times, default=None))
 

@@ -7,9 +7,10 @@ whose status was not written is repeated from the same beginning. Time that gave
 import datetime
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from launcher.reconcile.actions import Observed
-from launcher.reconcile.child_status import finished_at, running_times
+from launcher.reconcile.child_status import running_times, stopped_at
 from launcher.render.attempt import Attempt
 from launcher.render.job import job as job_of
 from launcher.resource.object import Object
@@ -34,7 +35,7 @@ class GpuTime:
     now: datetime.datetime
 
     def ended_since(self, stages: Iterable[StageStatus]) -> int:
-        """Of the attempts that have ended since `found`, where these are the stages now."""
+        """Of the attempts that have ended or were suspended since `found`, where these are the stages now."""
         return sum(self._of_stage(entry) for entry in stages)
 
     def running(self, stages: Iterable[StageStatus]) -> int:
@@ -46,15 +47,22 @@ class GpuTime:
         if found.state in OVER:
             return 0
         first_running = entry.attempt + (entry.state in OVER)
+        if first_running == found.attempt:
+            was_suspended = found.running_since is not None and entry.running_since is None
+            return self._of_attempt(found) if was_suspended else 0
         later = [entry.model_copy(update={"attempt": it}) for it in range(found.attempt + 1, first_running)]
-        return sum(self._of_attempt(each) for each in ([found, *later] if first_running > found.attempt else []))
+        return sum(self._of_attempt(each) for each in [found, *later])
 
     def _of_attempt(self, entry: StageStatus) -> int:
+        """Since its Job was resumed, if it was suspended: what came before was counted then."""
         wanted = job_of(Attempt(self.run, entry.stage, entry.group, self.found.round, entry.attempt))
         job = self.observed.jobs.get(wanted["metadata"]["name"])
-        ended = (finished_at(job) if job else None) or self.now
         since = parse_time(entry.running_since) if entry.running_since else None
-        return held_seconds(wanted, self.observed.pods_of(job) if job else (), since, ended)
+        if job is None:
+            return held_seconds(wanted, (), since, self.now)
+        if job["spec"].get("suspend") and since is None:
+            return 0
+        return held_seconds(wanted, self.observed.pods_of(job), since, stopped_at(job) or self.now)
 
 
 def held_seconds(job: Object, pods: Sequence[Object], since: datetime.datetime | None, ended: datetime.datetime) -> int:
@@ -65,14 +73,14 @@ def held_seconds(job: Object, pods: Sequence[Object], since: datetime.datetime |
     Args:
         job: as rendered.
         pods: those that exist.
-        since: when its first container was seen to start; None if none was.
-        ended: when the attempt ended, and with it the containers that are not seen to have ended.
+        since: when its first container was seen to start; None if none was. Whatever ran before it is not counted.
+        ended: when the attempt ended or was suspended, and with it the containers that are not seen to have ended.
     """
     gpus = gpus_of(job["spec"]["template"])
     if not gpus:
         return 0
     times = [running_times(pod) for pod in pods]
-    known = [(start, end or ended) for start, end in filter(None, times)]
+    known = [(max(start, since or start), end or ended) for start, end in filter(None, times)]
     started = min([start for start, _ in known] + ([since] if since else []), default=ended)
     gone = max(0, job["spec"]["completions"] - len(pods))
     spans = [*known, *[(started, ended)] * gone]
@@ -81,6 +89,18 @@ def held_seconds(job: Object, pods: Sequence[Object], since: datetime.datetime |
 
 def gpus_of(template: Object) -> int:
     """GPUs that a pod asks for, of any vendor (nvidia.com/gpu, amd.com/gpu)."""
-    limits = [(each.get("resources") or {}).get("limits") or {} for each in template["spec"]["containers"]]
-    counts = [str(count) for each in limits for name, count in each.items() if name.endswith("/gpu")]
+    counts = [str(count) for name, count in _limits(template) if name.endswith("/gpu")]
     return sum(int(count) for count in counts if count.isdecimal())
+
+
+def are_gpus_known(run: SelectionRun) -> bool:
+    """False where the pods of extraction ask for devices and none is a whole GPU: what a part of one is worth is not known."""
+    template = job_of(Attempt(run, "extract"))["spec"]["template"]
+    devices = [name for name, _ in _limits(template) if "/" in name]
+    claims = [(each.get("resources") or {}).get("claims") for each in template["spec"]["containers"]]
+    return bool(gpus_of(template)) or not (devices or any(claims))
+
+
+def _limits(template: Object) -> list[tuple[str, Any]]:
+    limits = [(each.get("resources") or {}).get("limits") or {} for each in template["spec"]["containers"]]
+    return [one for each in limits for one in each.items()]

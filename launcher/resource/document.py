@@ -10,7 +10,7 @@ from prism_job.errors import SpecError
 from prism_job.spec.digest import digest
 from prism_job.spec.document import SelectionRun, parse_spec
 
-MAY_CHANGE = ("suspend", "retry", "ttlSecondsAfterFinished")
+MAY_CHANGE = ("suspend", "retry", "ttlSecondsAfterFinished", "gpuHourPrice")
 """Fields of the spec that may change while a run exists. What its pods read has none of them."""
 
 

@@ -76,7 +76,9 @@ class StageStatus(Shown):
     disrupted: bool = Field(False, description="Whether a pod of the current attempt is known to be evicted.")
     started: bool = Field(False, description="Whether the Job of the current attempt was created.")
     not_before: Time | None = Field(None, description="Time before which the current attempt does not start.")
-    running_since: Time | None = Field(None, description="When the first container of the current attempt started.")
+    running_since: Time | None = Field(
+        None, description="When the first container of the current attempt started; empty while its Job is suspended."
+    )
     missing_since: Time | None = Field(
         None, description="Time since which the Job counts active pods that do not exist."
     )
@@ -116,7 +118,9 @@ class Status(Shown):
         "included.",
     )
     gpu: str | None = Field(None, description="Name of the GPUs, as the pods report it.")
-    price: float | None = Field(None, description="Price of gpuSeconds, by spec.gpuHourPrice.")
+    price: float | None = Field(
+        None, description="Price of gpuSeconds, by spec.gpuHourPrice; empty where not every GPU is counted."
+    )
     webhook: str | None = Field(
         None,
         description="Whether the operator's webhook has taken the end of this round: Pending, Delivered or GivenUp.",

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prism_job.errors import DataError, RequestError
 from prism_job.spec.digest import digest
-from prism_job.spec.document import SelectionRun
+from prism_job.spec.document import RunSpec, SelectionRun
 from prism_job.storage.address import open_store
 
 
@@ -87,7 +87,7 @@ class Plan(_Plain):
     """All work of a run, and what the store lacked of it when the plan was made."""
 
     format: Literal["prism-plan/2"] = "prism-plan/2"
-    spec_digest: str = Field(alias="request")  # of the whole spec; tells two documents under one name apart
+    spec_digest: str = Field(alias="request")  # by digest_of; tells two documents under one name apart
     extractor: str
     extractor_parts: dict[str, Any]
     sources: list[str]
@@ -193,10 +193,15 @@ def read_plan(run: SelectionRun) -> Plan:
         plan = Plan.model_validate_json(output.get(plan_key(run)))
     except ValueError as error:
         raise DataError(f"damaged plan: {error}", where=where, fix="run the plan stage again") from error
-    if plan.spec_digest != digest(run.spec.model_dump(mode="json")):
+    if plan.spec_digest != digest_of(run.spec):
         fix = "run the plan stage again; two runs at the same time need two names"
         raise RequestError("this plan was made for another document of the same name", where=where, fix=fix)
     return plan
+
+
+def digest_of(spec: RunSpec) -> str:
+    """Of all that a plan is made for: the price of a GPU-hour may change afterwards."""
+    return digest(spec.model_dump(mode="json", exclude={"gpu_hour_price"}))
 
 
 def plan_key(run: SelectionRun) -> str:

@@ -57,9 +57,10 @@ class RunSpec(Section):
     gpu_hour_price: float | None = Field(
         None,
         ge=0,
+        le=1_000_000,
         allow_inf_nan=False,
         description="Price of one GPU-hour, in your currency. `prism estimate`, `prism status`, the manifest and the report "
-        "then state the run's price.",
+        "then state the run's price. May be changed while the run exists.",
     )
     suspend: bool = Field(
         False,

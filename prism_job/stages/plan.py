@@ -14,12 +14,11 @@ from prism_job.plan.extractor import (
     preference_parts,
     projection_and_codec,
 )
-from prism_job.plan.plan import Audit, Plan, Preference, Unit, plan_key
+from prism_job.plan.plan import Audit, Plan, Preference, Unit, digest_of, plan_key
 from prism_job.plan.pool import read_pool, read_targets
 from prism_job.plan.sample import Sample
 from prism_job.plan.sources import list_sources
 from prism_job.progress import event
-from prism_job.spec.digest import digest
 from prism_job.spec.document import RunSpec, SelectionRun
 from prism_job.storage.address import open_store
 from prism_job.storage.objects import Store
@@ -61,7 +60,7 @@ def make_plan(run: SelectionRun) -> Plan:
     factors = units.factor_units(candidates) if spec.scoring.curvature.kind == "kfac" else []
     present = shards.units_present(store, extractor)
     plan = Plan(
-        spec_digest=digest(spec.model_dump(mode="json")),
+        spec_digest=digest_of(spec),
         extractor=extractor,
         extractor_parts=parts,
         sources=[source.uri for source in sources],

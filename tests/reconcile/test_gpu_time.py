@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from launcher.reconcile.gpu_time import gpus_of, held_seconds
-from launcher.resource.status import Status
-from tests.reconcile.world import START, World, extracting
+from launcher.resource.status import Status, time_text
+from tests.reconcile.world import START, World, extracting, seconds
 
 Object = dict[str, Any]
 EXTRACT = "demo-extract-0-0-"
@@ -154,6 +154,70 @@ def test_a_suspension_does_not_count() -> None:
     assert world.settle().status.gpu_seconds == 2 * 45
 
 
+def suspend_job(world: World, name: str = f"{EXTRACT}0") -> None:
+    """As Kueue does to preempt it: its pods are taken away, and the number of the attempt stays."""
+    job, said = world.jobs[name], {"type": "Suspended", "status": "True", "reason": "JobSuspended"}
+    job["spec"]["suspend"] = True
+    job["status"] |= {"active": 0, "conditions": [said | {"lastTransitionTime": time_text(world.now)}]}
+    for pod in world.pods_of(name):
+        pod["metadata"]["deletionTimestamp"] = time_text(world.now + seconds(30))
+
+
+def resume_job(world: World, name: str = f"{EXTRACT}0") -> None:
+    job = world.jobs[name]
+    job["spec"]["suspend"] = False
+    job["status"] |= {"active": job["spec"]["completions"], "conditions": [], "startTime": time_text(world.now)}
+    owner = {"uid": job["metadata"]["uid"]}
+    for index in range(job["spec"]["completions"]):
+        metadata = {"name": f"{name}-{index}", "ownerReferences": [owner]}
+        world.pods.append({"kind": "Pod", "metadata": metadata, "status": {"phase": "Pending"}})
+
+
+@pytest.mark.parametrize("seconds_until_seen", [0, 500])
+@pytest.mark.parametrize("are_pods_gone", [True, False])
+def test_time_in_the_queue_after_a_preemption_does_not_count(seconds_until_seen: int, are_pods_gone: bool) -> None:
+    world = extracting(gpusPerNode=4, nodesPerGroup=2)
+    world.later(7_200)
+    suspend_job(world)
+    world.now += seconds(seconds_until_seen)
+    world.pods = [] if are_pods_gone else world.pods
+    assert world.settle().status.gpu_seconds == 8 * 7_200
+    assert world.later(20).status.gpu_seconds == 8 * 7_200
+    world.pods = []
+    world.later(36_000)
+    world.cancel()
+    assert world.settle().status.gpu_seconds == 8 * 7_200
+    assert world.later(1_000).status.gpu_seconds == 8 * 7_200
+
+
+def test_an_attempt_that_was_preempted_counts_before_and_after_it() -> None:
+    world = extracting(gpusPerNode=4, nodesPerGroup=2)
+    for number in range(2):
+        world.later(7_200)
+        suspend_job(world)
+        world.later(20)
+        world.pods = []
+        world.later(36_000)
+        resume_job(world)
+        world.later(60)
+        assert world.status.gpu_seconds == 8 * 7_200 * (number + 1)
+        world.run(f"{EXTRACT}0")
+        world.settle()
+    world.later(3_600)
+    world.complete(f"{EXTRACT}0")
+    assert world.settle().status.gpu_seconds == 8 * (2 * 7_200 + 3_600)
+    assert variables(world, "demo-reduce-0-0")["PRISM_GPU_SECONDS"] == str(8 * (2 * 7_200 + 3_600))
+
+
+def test_an_operator_that_dies_at_a_preemption_changes_no_sum() -> None:
+    world = extracting(gpusPerNode=4)
+    world.later(100)
+    suspend_job(world)
+    world.crash_at = (world.passes, 0)
+    world.settle()
+    assert world.later(50).status.gpu_seconds == 4 * 100
+
+
 def test_a_later_round_continues_the_sum() -> None:
     world = ended(crashed_once())
     world.change(retry=1)
@@ -184,7 +248,49 @@ def test_the_price_follows_from_the_documents_price() -> None:
     world = extracting(gpusPerNode=4, nodesPerGroup=2)
     world.change(gpuHourPrice=3.5)
     assert crashed_once(world).status.price == round(1200 / 3600 * 3.5, 2)
+    assert variables(world, "demo-reduce-0-0")["PRISM_GPU_HOUR_PRICE"] == "3.5"
     assert crashed_once().status.price is None
+
+
+def test_a_price_that_json_cannot_hold_is_refused() -> None:
+    world = extracting(gpusPerNode=4, nodesPerGroup=2)
+    world.change(gpuHourPrice=1e308)
+    assert "gpuHourPrice" in world.settle().status.message
+    assert world.status.phase == "Failed"
+
+
+def test_the_price_of_an_hour_may_be_corrected_after_the_end() -> None:
+    world = extracting(gpusPerNode=4, nodesPerGroup=2)
+    world.change(gpuHourPrice=35)
+    ended(crashed_once(world)).change(gpuHourPrice=3.5)
+    assert world.settle().status.price == round(1200 / 3600 * 3.5, 2)
+    assert world.status.phase == "Complete"
+
+
+def test_a_document_that_cannot_be_run_any_more_keeps_the_price_of_what_ended() -> None:
+    world = extracting(gpusPerNode=4, nodesPerGroup=2)
+    world.change(gpuHourPrice=3.5)
+    price = crashed_once(world).status.price
+    world.change(model=7)
+    world.settle()
+    assert (world.status.phase, world.status.gpu_seconds, world.status.price) == ("Failed", 1200, price)
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        {"limits": {"nvidia.com/gpu": None, "nvidia.com/mig-1g.5gb": 1}},
+        {"limits": {"nvidia.com/gpu": None}, "claims": [{"name": "gpu"}]},
+    ],
+)
+def test_parts_of_a_gpu_have_no_price(resources: Object) -> None:
+    overlay = {"spec": {"containers": [{"name": "worker", "resources": resources}]}}
+    world = extracting(gpusPerNode=1, podOverlay=overlay)
+    world.change(gpuHourPrice=3.5)
+    world.later(100)
+    world.complete(f"{EXTRACT}0")
+    assert world.settle().status.price is None
+    assert variables(world, "demo-reduce-0-0") == {}
 
 
 @pytest.mark.parametrize("name", ["$(AWS_SECRET_ACCESS_KEY)", "a" * 65, "", 7, None, "x\ny"])

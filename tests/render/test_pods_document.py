@@ -27,7 +27,11 @@ def test_pods_read_the_submitted_request(document: str) -> None:
 def test_fields_that_may_change_change_nothing_that_pods_read() -> None:
     run = run_of(**EVERYTHING)
     changed = run.model_copy(
-        update={"spec": run.spec.model_copy(update={"suspend": True, "retry": 4, "ttl_seconds_after_finished": 60})}
+        update={
+            "spec": run.spec.model_copy(
+                update={"suspend": True, "retry": 4, "ttl_seconds_after_finished": 60, "gpu_hour_price": 3.5}
+            )
+        }
     )
     assert run_objects(changed, "team", OWNER) == run_objects(run, "team", OWNER)
     assert request_digest(changed) == request_digest(run)

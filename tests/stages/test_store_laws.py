@@ -438,12 +438,18 @@ def test_what_a_run_used_is_stated_and_changes_nothing_else(job: Job, monkeypatc
     assert "used" not in without, "whoever ran the stages did not count it"
     monkeypatch.setenv("PRISM_GPU_SECONDS", "5400")
     monkeypatch.setenv("PRISM_GPU", "NVIDIA H200")
+    assert job.passes("reduce")["unchanged"]
     priced = job.copy(gpuHourPrice=3.5)
+    assert priced.passes("reduce")["unchanged"], "the plan is of the same work"
     shutil.rmtree(job.folder / "output")
     manifest = priced.run()
     found = read_json(manifest)
     assert found["used"] == {"gpu_hours": 1.5, "gpu": "NVIDIA H200", "price": 5.25}
     assert "1.5 GPU-hours on NVIDIA H200, price 5.25" in (manifest.parent / "report.html").read_text()
+    monkeypatch.setenv("PRISM_GPU_HOUR_PRICE", "7")
+    shutil.rmtree(manifest.parent)
+    job.passes("reduce")
+    assert read_json(manifest)["used"]["price"] == 10.5, "as pods are told it"
     for each in (found, without):
         for name in ("used", "spec", "files"):
             each.pop(name, None)
