@@ -39,11 +39,18 @@ DEFAULT_DAMPING = 0.1
 
 def main() -> None:
     options = harness.parser(__doc__, seeds=3).parse_args()
+    default = f"curvature: K-FAC, damping {DEFAULT_DAMPING:g}"
     by_seed = [one_seed(options.work, options.model, seed) for seed in range(options.seeds)]
+    names = list(dict.fromkeys(name.rpartition("[")[0] for name in by_seed[0]))
+    for figures in by_seed:
+        for name in names:
+            for share in ("clean", "swapped"):
+                figures[f"{name} over default[{share}]"] = figures[f"{name}[{share}]"] - figures[f"{default}[{share}]"]
     found = harness.over_seeds(by_seed)
-    names = list(dict.fromkeys(name.rpartition("[")[0] for name in found))
-    lines = [[name, *(found[f"{name}[{share}]"] for share in ("clean", "swapped"))] for name in names]
-    print(harness.table(["variant", "clean pairs", "40 % swapped"], lines))
+    columns = [f"{what}[{share}]" for share in ("clean", "swapped") for what in ("", " over default")]
+    lines = [[name, *(found[f"{name}{column}"] for column in columns)] for name in names]
+    over = "less the default, within a seed"
+    print(harness.table(["variant", "clean pairs", over, "40 % swapped", over], lines))
     job.write_json(options.json, {"seeds": options.seeds, **harness.flat(found)})
     shares = {"clean": "clean pairs", "swapped": "40 % swapped"}
     series = {name: [found[f"pairs: {count}[{share}]"] for count in NUM_PAIRS] for share, name in shares.items()}
