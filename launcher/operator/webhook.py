@@ -104,7 +104,8 @@ class _Request(threading.Thread):
             self.connection.connect()
             if not self.is_stopped:
                 self.connection.request("POST", self.target, self.body, self.headers)
-                self.status = self.connection.getresponse().status
+                status = self.connection.getresponse().status
+                self.status = None if self.is_stopped else status  # `stop` would make an unfinished head a whole one
         except OSError as error:  # names the host at most
             self.error = str(error)
         except http.client.HTTPException as error:  # its text is the receiver's

@@ -21,8 +21,6 @@ from launcher.render.attempt import Attempt
 from launcher.render.job import job
 from launcher.resource.crd import crd
 from launcher.resource.record import Record
-from prism_job.logs.kept_logs import put_log, read_logs
-from prism_job.storage.folder import LocalFolder
 from tests.follow.log_server import LogServer, pod_of, put
 from tests.render.documents import OWNER, run_of
 from tests.run_document import run_document
@@ -66,6 +64,7 @@ def test_only_the_nodes_stage_and_group_asked_for_are_gone() -> None:
     assert gone_pods(found, set(), "plan") == ["plan"]
 
 
+@pytest.mark.usefixtures("job_packages")
 @pytest.mark.parametrize("nodes", [1, 2])
 @pytest.mark.parametrize("number", [0, 3])
 @pytest.mark.parametrize("stage", ["plan", "extract", "reduce"])
@@ -73,6 +72,9 @@ def test_the_key_that_a_pod_gets_has_the_prefix_that_it_is_shown_with(
     tmp_path: Path, stage: str, number: int, nodes: int
 ) -> None:
     """So a log is found, and shown, as if its pod were there."""
+    from prism_job.logs.kept_logs import put_log, read_logs
+    from prism_job.storage.folder import LocalFolder
+
     run = run_of(nodesPerGroup=nodes)
     template = job(Attempt(run, stage, 1 if stage == "extract" else 0, 4, number, owner=OWNER))["spec"]["template"]
     variables = {one["name"]: one.get("value") for one in template["spec"]["containers"][0]["env"]}
