@@ -42,8 +42,8 @@ def logs(
 ) -> None:
     """Print the logs of a run's pods; those of pods that are gone from the bucket. Lines start with stage, group, attempt."""
     from launcher import submit as remote
-    from launcher.follow.gone_pods import gone_pods
-    from launcher.follow.merged_logs import list_pods, log_lines, prefix_of
+    from launcher.follow.logs.gone_pods import gone_pods
+    from launcher.follow.logs.merged_logs import list_pods, log_lines, prefix_of
 
     wanted = words_of({"--stage": stage, "--group": group, "--tail": tail})
     if kept is not None:

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from launcher.follow.merged_logs import log_lines
+from launcher.follow.logs.merged_logs import log_lines
 from launcher.follow.run_view import RunView
 from launcher.follow.terminal_text import printable
 from launcher.follow.watch_screen import LiveTable, PlainLines, open_screen

@@ -74,7 +74,7 @@ def are_small(sources: Sequence[str]) -> bool:
     for path in map(Path, sources):
         if not path.exists():
             return False
-        for file in [path] if path.is_file() else path.rglob("*"):
+        for file in [path] if path.is_file() else filter(Path.is_file, path.rglob("*")):
             size += file.stat().st_size
             if size > SMALL_BYTES:
                 return False

@@ -119,6 +119,7 @@ def test_rows_that_would_stop_the_run_come_first_among_what_is_next(
 def test_all_rows_are_read_of_small_files_on_this_disk_alone(tmp_path: Path) -> None:
     (tmp_path / "pool").mkdir()
     (tmp_path / "pool" / "a.jsonl").write_text("{}")
+    (tmp_path / "pool" / "link").symlink_to(tmp_path / "nowhere")
     assert are_small([str(tmp_path / "pool"), str(tmp_path / "pool" / "a.jsonl")])
     assert not are_small([str(tmp_path / "pool"), "s3://bucket/pool"])
     (tmp_path / "pool" / "b.jsonl").write_bytes(b" " * SMALL_BYTES)

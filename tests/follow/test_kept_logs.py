@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from launcher.cli.main import main
-from launcher.follow.gone_pods import gone_pods
-from launcher.follow.merged_logs import log_lines, prefix_of
+from launcher.follow.logs.gone_pods import gone_pods
+from launcher.follow.logs.merged_logs import log_lines, prefix_of
 from launcher.kube.cluster import Cluster
 from launcher.local.stages import stream_verb
 from launcher.render.attempt import Attempt

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from launcher.follow import merged_logs
-from launcher.follow.merged_logs import log_lines, prefix_of
-from launcher.follow.pod_log import MAX_TRIES
+from launcher.follow.logs import merged_logs
+from launcher.follow.logs.merged_logs import log_lines, prefix_of
+from launcher.follow.logs.pod_log import MAX_TRIES
 from launcher.kube.cluster import Cluster
 from launcher.kube.errors import Refused
 from launcher.kube.transport import CUT
@@ -158,7 +158,7 @@ def test_tail_is_counted_once_across_reconnections(server: LogServer) -> None:
 
 
 def test_a_silent_stream_is_reopened(server: LogServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.follow.pod_log.MAX_SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr("launcher.follow.logs.pod_log.MAX_SILENCE_SECONDS", 0.2)
     name = put(server, pod_of("plan"), "running", "a")
     follower = Follower()
     follower.until(1)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from launcher import submit
-from launcher.follow.merged_logs import log_lines
+from launcher.follow.logs.merged_logs import log_lines
 from launcher.kube.cluster import Cluster
 from launcher.kube.errors import Refused
 from launcher.operator.controller import Controller

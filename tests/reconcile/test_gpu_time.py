@@ -83,12 +83,7 @@ def test_reduction_is_told_of_groups_that_still_run() -> None:
     assert world.settle().status.gpu_seconds == 30 + 35
 
 
-@pytest.mark.parametrize("number", range(5, 20))
-@pytest.mark.parametrize("place", [0, 1])
-def test_an_operator_that_dies_anywhere_changes_no_sum(number: int, place: int) -> None:
-    """It dies before an action, or after the last one and before the status is written; another one continues."""
-    world = World(gpusPerNode=4, nodesPerGroup=2)
-    world.crash_at = (number, place)
+def plan_and_start_extraction(world: World) -> None:
     world.settle()
     world.run("demo-plan-0-0")
     world.settle()
@@ -96,6 +91,15 @@ def test_an_operator_that_dies_anywhere_changes_no_sum(number: int, place: int) 
     world.settle()
     world.run(f"{EXTRACT}0")
     world.settle()
+
+
+@pytest.mark.parametrize("number", range(5, 20))
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_operator_that_dies_anywhere_changes_no_sum(number: int, place: int) -> None:
+    """It dies before an action, or after the last one and before the status is written; another one continues."""
+    world = World(gpusPerNode=4, nodesPerGroup=2)
+    world.crash_at = (number, place)
+    plan_and_start_extraction(world)
     crashed_once(world)
     assert variables(world, "demo-reduce-0-0")["PRISM_GPU_SECONDS"] == "1200"
     assert ended(world).status.gpu_seconds == 1200
@@ -105,13 +109,7 @@ def test_an_operator_that_dies_anywhere_changes_no_sum(number: int, place: int) 
 def test_a_second_operator_with_an_old_record_changes_no_sum(number: int) -> None:
     world = World(gpusPerNode=4, nodesPerGroup=2)
     world.stale_at = (number, 1)
-    world.settle()
-    world.run("demo-plan-0-0")
-    world.settle()
-    world.complete("demo-plan-0-0")
-    world.settle()
-    world.run(f"{EXTRACT}0")
-    world.settle()
+    plan_and_start_extraction(world)
     assert ended(crashed_once(world)).status.gpu_seconds == 1200
 
 

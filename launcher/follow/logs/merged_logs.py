@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.follow.pod_log import PodLog, has_ended, has_started
+from launcher.follow.logs.pod_log import PodLog, has_ended, has_started
 from launcher.kube.cluster import Cluster, Listing
 from launcher.kube.errors import ClusterError
 from launcher.kube.list_and_watch import list_and_watch
