@@ -5,7 +5,7 @@ from collections import defaultdict
 
 MIB = 2**20
 FIRST_BYTES, LAST_BYTES = MIB, 7 * MIB
-"""Kept of a longer log: how it began, and how it ended. 7 MiB hold some 7 hours of one rank's events, at two a second."""
+"""Kept of a longer log: how it began, and how it ended."""
 
 LONGEST_LINE_BYTES = 2**16
 """A line that is still unfinished at this length is taken as it is."""
