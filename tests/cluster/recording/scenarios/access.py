@@ -21,7 +21,7 @@ def wrong_token(session: Session) -> None:
     "doctor.cluster_checks._leases",
     "doctor.findings.run_check",
     "operator.executor.Executor._create_job",
-    "follow.pod_log.PodLog.lines",
+    "follow.logs.pod_log.PodLog.lines",
 )
 def not_allowed(session: Session) -> None:
     """What an account may not do, by each verb; discovery is for everybody."""

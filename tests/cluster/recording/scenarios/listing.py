@@ -28,7 +28,7 @@ def pages(session: Session) -> None:
     "kube.cluster.Cluster.list",
     "operator.informer.Informer._selectors",
     "submit.wait_until",
-    "follow.merged_logs._Follower._take_all",
+    "follow.logs.merged_logs._Follower._take_all",
 )
 def selectors(session: Session) -> None:
     """Selectors by label and by field, and such as the server does not understand."""
@@ -53,7 +53,7 @@ def selectors(session: Session) -> None:
     "kube.cluster.Cluster.watch",
     "kube.list_and_watch.list_and_watch",
     "submit.wait_until",
-    "follow.merged_logs._Follower._find_pods",
+    "follow.logs.merged_logs._Follower._find_pods",
 )
 def watch(session: Session) -> None:
     """Changes since a list, an event a line; an object that leaves the selection is DELETED; a quiet end."""

@@ -78,7 +78,7 @@ def new_definition(session: Session) -> None:
     session.ask("GET", "/apis/recorded.example/v1alpha1")
 
 
-@recorded("follow.pod_log.PodLog.lines", "kube.cluster.Cluster.log_lines", "doctor.bucket_probe._log_lines")
+@recorded("follow.logs.pod_log.PodLog.lines", "kube.cluster.Cluster.log_lines", "doctor.bucket_probe._log_lines")
 def pod_log(session: Session) -> None:
     """Logs of a pod that is not there, has no node, has no such container, or whose node is gone."""
     query = "container=worker&follow=false&timestamps=true"
