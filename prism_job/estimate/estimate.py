@@ -20,6 +20,7 @@ from prism_job.estimate.workload import Workload, measure
 from prism_job.extract.load.model import load_tokenizer
 from prism_job.plan.extractor import audit_spec
 from prism_job.plan.plan import Block
+from prism_job.plan.sources import refuse_missing
 from prism_job.spec.digest import digest
 from prism_job.spec.document import RunSpec, SelectionRun
 from prism_job.storage import model_files
@@ -45,6 +46,7 @@ def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sa
         fix = "use a utilisation above 0 and at most 1, and a sample of 1 or more"
         raise RequestError("an option is out of bounds", where="estimate", fix=fix)
     spec = run.spec
+    refuse_missing(spec)
     shape = model_shape(spec)
     path = model_files.fetch_config_and_tokenizer(spec.model.uri, spec.model.revision)  # no weights
     work = measure(spec, load_tokenizer(spec.model, path), sample)

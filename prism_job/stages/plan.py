@@ -17,7 +17,7 @@ from prism_job.plan.extractor import (
 from prism_job.plan.plan import Audit, Plan, Preference, Unit, digest_of, plan_key
 from prism_job.plan.pool import read_pool, read_targets
 from prism_job.plan.sample import Sample
-from prism_job.plan.sources import list_sources
+from prism_job.plan.sources import list_sources, refuse_missing
 from prism_job.progress import event
 from prism_job.spec.document import RunSpec, SelectionRun
 from prism_job.storage.address import open_store
@@ -37,6 +37,7 @@ def make_plan(run: SelectionRun) -> Plan:
     checks.refuse_output_inside_data(spec)
     output, store = open_store(spec.output), open_store(spec.store)
     next(output.list(f"{run.metadata.name}/"), None)  # fails at once, not after hours, if the bucket does not exist
+    refuse_missing(spec)
     parts, of_preference = extractor_parts(spec), preference_parts(spec)
     staged = staged_rows.staged_names(store)
     needs_rejected = spec.scoring.weighting == "preference"

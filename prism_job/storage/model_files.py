@@ -129,6 +129,7 @@ def read_config(uri: str, revision: str = "main") -> dict[str, Any]:
         TransientError: the hub does not answer.
     """
     if uri.endswith(".gguf"):
+        _files(uri, is_adapter=False)
         return {}
     store = open_store(str(fetch_config_and_tokenizer(uri, revision))) if _is_hub(uri) else _open_folder(uri)
     if not store.exists("config.json"):

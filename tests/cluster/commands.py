@@ -39,6 +39,17 @@ def prism(rig: Rig, *arguments: str, kubeconfig: Path | None = None) -> subproce
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=240, check=False)
 
 
+def shell(rig: Rig, script: str, *, kubeconfig: Path) -> str:
+    """What a script of `prism` and kubectl prints, stderr too, run in the rig's folder. An assertion error where a command fails."""
+    folders = [str(Path(sys.executable).parent), os.environ["PATH"], os.environ.get("KUBEBUILDER_ASSETS", "")]
+    env = {**environment(rig, kubeconfig), "PATH": os.pathsep.join(filter(None, folders))}
+    command = ["bash", "-euc", script]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(command, **streams, text=True, cwd=rig.folder, env=env, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 @contextlib.contextmanager
 def running(rig: Rig, *arguments: str, kubeconfig: Path | None = None) -> Iterator[subprocess.Popen[str]]:
     """`prism` with these arguments while the block lasts; killed then."""

@@ -7,11 +7,12 @@ KUBEBUILDER_ASSETS names the binaries of a control plane, the same tests run aga
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import yaml
 
-from tests.cluster.commands import kubectl, prism, running
+from tests.cluster.commands import ROOT, kubectl, prism, running, shell
 from tests.cluster.real import RealServer
 from tests.cluster.records import create, end_of, jobs, phase, pods, running_pod, status
 from tests.cluster.rig import BUCKET, Rig, eventually
@@ -49,6 +50,24 @@ def test_kubectl_apply_runs_a_selection_and_it_is_the_one_of_prism_run(cluster: 
     assert selected == locally(cluster, "applied")
     reasons = kubectl(cluster, "get", "events", "-o", "jsonpath={.items[*].reason}")
     assert {"Planning", "Extracting", "Reducing", "Complete"} <= set(reasons.split())
+
+
+def test_the_commands_of_the_readme_work_as_they_stand(cluster: Rig) -> None:
+    """With a small document in the place of the demo's. The fake control plane has no Deployments, so there the first line is
+    what the rig did."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## On a cluster")[1]
+    install, *commands, demo = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)[0].splitlines()
+    assert (install.split("#")[0].strip(), demo.split("#")[0].strip()) == ("kubectl apply -k k8s/", "make cluster-demo")
+    if cluster.is_real:
+        kubectl(cluster, "apply", "-k", str(ROOT / "k8s"))
+    document = cluster.folder / "examples/sums/cluster.yaml"
+    document.parent.mkdir(parents=True, exist_ok=True)
+    document.write_text(yaml.safe_dump(cluster.document("sums")))
+    with cluster.operator():
+        said = shell(cluster, "\n".join(commands), kubeconfig=cluster.as_driver())
+    assert "selectionrun.prism.dev/sums condition met" in said
+    assert status(cluster, "sums")["manifest"] in said.splitlines(), "what submit --wait prints"
+    assert "default/sums: Complete" in said.split(status(cluster, "sums")["manifest"])[1], "what watch prints"
 
 
 def test_without_the_custom_resource_submit_wait_carries_the_run_on_and_says_how_it_ended(bare: Rig) -> None:

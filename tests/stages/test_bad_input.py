@@ -93,6 +93,13 @@ def uses_adapter_as_model(job: Job) -> None:
     job.spec["model"]["uri"] = str(save_tiny_adapter(job.folder / "adapter"))
 
 
+def names_nothing_but_mistakes(job: Job) -> None:
+    sets("model.uri", "FOLDER/no-model")(job)
+    sets("scoring.preferenceModel", {"uri": "FOLDER/no-second"})(job)
+    sets("candidates.uris", ["FOLDER/no-pool"])(job)
+    sets("targets.uris", ["FOLDER/no-pairs"])(job)
+
+
 def pool(job: Job, name: str) -> Path:
     return job.folder / "pool" / name
 
@@ -105,6 +112,7 @@ NO_REJECTED = {key: pair(1)[key] for key in ("prompt", "chosen")}
 DROP_LOWEST = {"drop": "lowest"}
 REFUSED: list[tuple[str, Callable[[Job], object]]] = [
     ("plan 64: no.jsonl | nothing there", sets("candidates.uris", ["FOLDER/no.jsonl"])),
+    ("plan 64: 4 addresses | no-model | no-second | no-pool | no-pairs", names_nothing_but_mistakes),
     ("plan 64: none is a data file", lambda job: pool(job, "a.jsonl").rename(pool(job, "a.md"))),
     ("plan 64: pool is empty", writes("pool/a.jsonl", "")),
     ("plan 65: b.jsonl line 1 | not JSON | maxBadFraction", writes("pool/b.jsonl", "{broken\n")),
