@@ -40,7 +40,7 @@ def prism(rig: Rig, *arguments: str, kubeconfig: Path | None = None) -> subproce
 
 
 def shell(rig: Rig, script: str, *, kubeconfig: Path) -> str:
-    """What a script of `prism` and kubectl prints, stderr too, run in the rig's folder. An assertion error where a command fails."""
+    """What a script of `prism` and kubectl prints, stderr too, in the rig's folder. An assertion error where one fails."""
     folders = [str(Path(sys.executable).parent), os.environ["PATH"], os.environ.get("KUBEBUILDER_ASSETS", "")]
     env = {**environment(rig, kubeconfig), "PATH": os.pathsep.join(filter(None, folders))}
     command = ["bash", "-euc", script]
