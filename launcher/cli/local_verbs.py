@@ -37,6 +37,7 @@ def run(
     """Run a selection on this machine: plan, extract, reduce. Prints the location of manifest.json."""
     from launcher.follow.bars import open_display
     from launcher.local import stages
+    from prism_job.spec.document import parse_spec
 
     text = read_text(file)
     with open_display(plain=verbose) as display:
@@ -44,6 +45,8 @@ def run(
     print_facts(facts, output, table=facts["manifest"])
     report = report_of(facts["manifest"])
     print_note(f"report: {report}")
+    if not parse_spec(text, file.name).spec.scoring.is_forward_only:
+        print_note(f"both ends of the ranking, and the pairs behind them: prism explain {facts['manifest']}")
     if open_report:
         _open_in_browser(report)
 

@@ -28,7 +28,7 @@ spec:
   output: prism/selections        # each selection in a folder of its own
   selection:
     keep: highest                 # what teaches the chosen responses; drop: lowest removes what teaches the rejected ones
-    budget: {{fraction: 0.05}}      # or count: 1000, or tokens: 1000000
+    budget: {{fraction: 0.05}}      # or count: 1000, or tokens: 1000000; how large: docs/choosing-targets.md
     # dedupe: near                # leaves out rows that teach nearly the same as a better one
   # scoring:
   #   preferenceModel: {{uri: MODEL}}   # where `model` was tuned on these data: the model before

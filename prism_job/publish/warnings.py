@@ -1,5 +1,7 @@
 """What a person should know before trusting a selection, as English sentences: for the end of a run, its status, the report."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +13,22 @@ standard errors of the mean, about its 95 % interval over the pairs, reach it: i
 
 
 def warnings_of(reduced: Reduced) -> list[str]:
-    """One sentence or two for each target set whose mean π is not known to be above ½."""
+    """Some sentences for each target set whose mean π is not known to be above ½, and where a label contradicts the ranking."""
+    return [*_of_preference(reduced), *_of_label(reduced.evaluation or {})]
+
+
+def _of_label(figures: dict[str, Any]) -> list[str]:
+    """π and the direction come from the same pairs: only a label, or a person, can tell that all of them are swapped."""
+    if figures.get("auroc") is None or figures["auroc_high"] >= 0.5:
+        return []
+    return [
+        f"the ranking is the reverse of the label '{figures['label']}': AUROC {figures['auroc']:.3f}, 95 % interval "
+        f"{figures['auroc_low']:.3f} to {figures['auroc_high']:.3f}. Check whether chosen and rejected are swapped in the "
+        "targets, and which value of the label is good (evaluation.positive)."
+    ]
+
+
+def _of_preference(reduced: Reduced) -> list[str]:
     scoring, targets = reduced.run.spec.scoring, reduced.targets
     if scoring.weighting != "preference":
         return []
@@ -40,4 +57,7 @@ def _sentences(mean: float, num_pairs: int, of_set: str, is_other_model: bool) -
     )
     if is_other_model:
         return what + "Check that chosen and rejected are not swapped, or name another scoring.preferenceModel."
-    return what + "Set scoring.preferenceModel to a model that does, such as this one before it was tuned."
+    return (
+        what
+        + "Set scoring.preferenceModel to a model that does, such as a larger one, or this one before it was tuned."
+    )

@@ -208,6 +208,26 @@ def test_an_evaluation_changes_no_unit_no_row_and_no_choice(job: Job) -> None:
     assert read_json(asked)["work"] == read_json(plain)["work"]
 
 
+def test_a_ranking_that_is_the_reverse_of_its_label_is_warned_of(job: Job) -> None:
+    """As a file of pairs that are all swapped would have it. π cannot tell: it is taken from the same pairs."""
+    two_files(job)
+    rows = ranked_rows(job.run())
+    middle = sorted(row["score"] for row in rows)[len(rows) // 2]
+    ends = {(row["source"], row["line"]): row["score"] < middle for row in rows}
+    for path in (job.folder / "pool").iterdir():
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        write_jsonl(path, [row | {"low": ends.get((str(path), n + 1), True)} for n, row in enumerate(lines)])
+    job.spec["evaluation"] = {"label": "low"}
+    manifest = job.run()
+    (warning,) = [line for line in read_json(manifest)["warnings"] if "reverse" in line]
+    assert warning.startswith("the ranking is the reverse of the label 'low': AUROC 0.0")
+    assert warning in job.events[-1]["warnings"]
+    assert "reverse of the label" in (manifest.parent / "report.html").read_text()
+    job.spec["evaluation"]["positive"] = "false"
+    job.run()
+    assert not any("reverse" in line for line in job.events[-1].get("warnings", ()))
+
+
 def test_budgets_are_shares_of_the_ranked_rows_and_the_runs_own_is_among_them(job: Job) -> None:
     two_files(job)
     manifest = job.run()
