@@ -73,7 +73,7 @@ def _run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
             ends = arguments.top, arguments.bottom
             if arguments.pair is not None:
                 return explain.explain_pair(arguments.manifest, arguments.pair, *ends)
-            return explain.explain(arguments.manifest, arguments.example_ids, *ends, arguments.pairs)
+            return explain.explain(arguments.manifest, arguments.examples, *ends, arguments.pairs)
         case "estimate":
             run = _read_spec(arguments.spec)
             event("step", text=f"loading the tokenizer of {run.spec.model.uri} and counting tokens")
@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         verbs[name].add_argument("--spec", required=True, help="path of selection.yaml")
     for name in ("evaluate", "export", "explain"):
         verbs[name].add_argument("manifest", help="address of a manifest.json")
-    verbs["explain"].add_argument("example_ids", nargs="*", help="ids of candidates")
+    verbs["explain"].add_argument("examples", nargs="*", help="candidates: ids, beginnings of ids, or FILE:LINE")
     verbs["explain"].add_argument("--top", type=int, default=0, help="also those of the highest scores")
     verbs["explain"].add_argument("--bottom", type=int, default=0, help="also those of the lowest scores")
     verbs["explain"].add_argument("--pairs", type=int, default=3, help="pairs listed for each example; 0: all")

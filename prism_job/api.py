@@ -79,10 +79,14 @@ class Selection:
         """scores.parquet: a row for each candidate, with id, source, line, score and `selected` (docs/architecture.md)."""
         return self._published.table("scores.parquet")
 
-    def explain(self, example_id: str, pairs: int = 3) -> dict[str, Any]:
+    def explain(self, example: str, pairs: int = 3) -> dict[str, Any]:
         """The target pairs that this example's score comes from, the largest contributions first (0: all); they and `others`
-        add up to the score. The facts of `prism explain -o json`."""
-        return _call("explain", ["--pairs", str(pairs), "--", self.uri, example_id])
+        add up to the score. The facts of `prism explain -o json`.
+
+        Args:
+            example: its id, the beginning of it, or FILE:LINE.
+        """
+        return _call("explain", ["--pairs", str(pairs), "--", self.uri, example])
 
     def report(self) -> str:
         """The report, a page of HTML without outside references and scripts. Show it in a frame of its own (docs/python.md)."""

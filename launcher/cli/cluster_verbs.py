@@ -22,6 +22,7 @@ from launcher.cli.options import (
 from launcher.cli.printing import print_facts, print_note
 from launcher.cli.waiting import (
     connect,
+    connect_to_runs,
     drive_and_exit,
     end_of_cancelled,
     exit_at_end,
@@ -90,7 +91,7 @@ def list_runs(
     from launcher import submit as remote
     from launcher.follow.run_tables import runs_table
 
-    cluster = connect(context)
+    cluster = connect_to_runs(context)
     records = remote.list_records(cluster, None if all_namespaces else namespace or cluster.namespace)
     facts = {"runs": [remote.outcome(record) for record in records]}
     print_facts(facts, output, table=runs_table(records, datetime.now(UTC)))

@@ -126,14 +126,15 @@ def diff(
 def explain(
     context: typer.Context,
     manifest: ManifestArgument,
-    example_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[EXAMPLE_ID]...", help="Ids of candidates, from scores.parquet.")
+    examples: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[EXAMPLE]...", help="Candidates: FILE:LINE, an example id, or the beginning of one."),
     ] = None,
     top: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Also the N highest scores. Default: 3 without ids.")
+        int | None, typer.Option(min=0, metavar="N", help="Also the N highest scores. Default: 3 without EXAMPLE.")
     ] = None,
     bottom: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Also the N lowest scores. Default: 3 without ids.")
+        int | None, typer.Option(min=0, metavar="N", help="Also the N lowest scores. Default: 3 without EXAMPLE.")
     ] = None,
     pairs: Annotated[
         int, typer.Option(min=0, metavar="N", help="Pairs listed for each example, the largest first; 0: all.")
@@ -151,9 +152,9 @@ def explain(
     """Show which target pairs an example's score comes from. Contributions add up to the score."""
     from launcher.follow.selections.explain_text import explain_text
 
-    if pair is not None and example_ids:
-        raise typer.BadParameter("give example ids or --pair, not both")
-    default = 0 if example_ids or (top, bottom) != (None, None) else 3
+    if pair is not None and examples:
+        raise typer.BadParameter("give examples or --pair, not both")
+    default = 0 if examples or (top, bottom) != (None, None) else 3
     top, bottom = (default if count is None else count for count in (top, bottom))
     given = words_of({"--top": top, "--bottom": bottom, "--pairs": pairs, "--pair": pair})
-    print_verb(context, "explain", [manifest, *(example_ids or ()), *given], output, verbose, explain_text)
+    print_verb(context, "explain", [manifest, *(examples or ()), *given], output, verbose, explain_text)

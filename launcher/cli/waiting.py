@@ -47,13 +47,27 @@ def connect(context: str | None, *, waits: bool = False, timeout: float | None =
     return Cluster(context, tries=tries, on_outage=print_note, timeout_seconds=timeout if waits else None)
 
 
+def connect_to_runs(context: str | None, *, waits: bool = False, timeout: float | None = None) -> Cluster:
+    """As `connect`, for a verb about runs that exist. Where there is no cluster, the error says where others are found."""
+    from launcher.kube.errors import NoCluster
+
+    try:
+        return connect(context, waits=waits, timeout=timeout)
+    except NoCluster as error:
+        fix = (
+            f"{error.fix}; what `prism run` ran has no record on a cluster: its manifests lie under spec.output, in a folder "
+            "named after the run"
+        )
+        raise NoCluster(error.what, where=error.where, fix=fix) from error
+
+
 def open_run(
     name: str, namespace: str, context: str | None, *, waits: bool = False, timeout: float | None = None
 ) -> tuple[Cluster, Record]:
-    """As `connect`, and the record of an existing run. Raises NotFound."""
+    """As `connect_to_runs`, and the record of an existing run. Raises NotFound."""
     from launcher import submit as remote
 
-    cluster = connect(context, waits=waits, timeout=timeout)
+    cluster = connect_to_runs(context, waits=waits, timeout=timeout)
     return cluster, remote.get_record(cluster, namespace or cluster.namespace, name)
 
 

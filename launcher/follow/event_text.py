@@ -78,8 +78,7 @@ def note_text(event: dict[str, Any]) -> str | None:
         case "layout":
             return f"{event['uri']}: {event['rows']:,} rows as {event['layout']}; loss on {event['loss']}"
         case "missing":
-            rows = {name: event[key] for key, name in EXTRACTED_FOR.items() if key in event}
-            return f"{sum(rows.values()):,} to extract: {', '.join(f'{rows[name]:,} {name}' for name in rows)}"
+            return _missing_text(event)
         case "step":
             return str(event["text"])
         case "loading":
@@ -92,6 +91,13 @@ def note_text(event: dict[str, Any]) -> str | None:
         case "layers":
             return _layers_text(event)
     return None
+
+
+def _missing_text(event: dict[str, Any]) -> str:
+    rows = {key: event[key] for key in EXTRACTED_FOR if key in event}
+    num_rows = sum(rows.values())
+    way_out = " (audit.examples: 0 leaves it out)" if rows.get("audit", 0) > num_rows / 2 else ""
+    return f"{num_rows:,} to extract: {', '.join(f'{rows[key]:,} {EXTRACTED_FOR[key]}' for key in rows)}{way_out}"
 
 
 def _layers_text(event: dict[str, Any]) -> str:

@@ -19,7 +19,10 @@ def store_table(facts: dict[str, Any]) -> str:
         ]
         for it in facts["extractors"]
     ]
-    return "\n".join(aligned([head, *rows], right=True))
+    lines = aligned([head, *rows], right=True)
+    if any(it["needed_by"] is None for it in facts["extractors"]):
+        lines.append("needed by: name spec.output of the runs with --keep, and their selections are counted")
+    return "\n".join(lines)
 
 
 def bytes_table(facts: dict[str, Any]) -> str:

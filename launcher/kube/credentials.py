@@ -9,7 +9,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.kube.errors import Refused
+from launcher.kube.errors import NoCluster
 
 RELOAD_SECONDS = 10.0
 """Refused credentials are read again no more often than this."""
@@ -40,7 +40,7 @@ class Credentials:
     """Of one context of the kubeconfig, or of the pod's own service account. Thread-safe.
 
     Raises:
-        Refused: no kubeconfig and not in a pod, or one that cannot be read.
+        NoCluster: no kubeconfig and not in a pod, or one that cannot be read.
     """
 
     def __init__(self, context: str | None) -> None:
@@ -59,7 +59,7 @@ class Credentials:
             self._was_read = time.monotonic()
             try:
                 self.access = _read_access(self.context, self.file)
-            except Refused:
+            except NoCluster:
                 return False
             return True
 
@@ -97,8 +97,5 @@ def _load(configuration: Any, context: str | None, file: str | None) -> str:
         chosen = next((known for known in contexts if known["name"] == context), current) if context else current
         return str((chosen.get("context") or {}).get("namespace") or "default")
     except (config.ConfigException, OSError) as error:
-        fix = (
-            "set KUBECONFIG, or check that `kubectl get pods` works here; what `prism run` ran has no record on a cluster: its "
-            "manifests lie under spec.output, in a folder named after the run"
-        )
-        raise Refused(f"no cluster to connect to: {error}", where="kubeconfig", fix=fix) from error
+        fix = "set KUBECONFIG, or check that `kubectl get pods` works here"
+        raise NoCluster(f"no cluster to connect to: {error}", where="kubeconfig", fix=fix) from error

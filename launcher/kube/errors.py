@@ -34,6 +34,10 @@ class Refused(ClusterError):
     """The request is wrong, or not allowed: the same request is refused again."""
 
 
+class NoCluster(Refused):
+    """There is no kubeconfig, or none that can be read, and we are in no pod."""
+
+
 class Unavailable(ClusterError):
     """A transient error: no answer, or one that asks to try again later."""
 

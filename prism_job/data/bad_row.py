@@ -3,13 +3,18 @@
 Does not decide which layout a row has.
 """
 
+import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 MAX_COLUMNS_SHOWN = 8
 """Column names that a message lists."""
+
+MAX_COLUMNS_COMPARED, LONGEST_COMPARED = 256, 64
+"""Columns whose names are compared with a missing one, and the longest of these names: any file can hold thousands."""
 
 REQUESTS = (
     "instruction", "instructions", "question", "prompt", "query", "problem", "task", "user", "request", "input", "inputs",
@@ -54,8 +59,14 @@ def unclear(what: str, section: str, readings: Iterable[tuple[str, str]]) -> Unc
     return UnclearLayout(what, f"write in spec.{section} which is meant: {lines}")
 
 
-def describe_columns(row: Mapping[str, Any]) -> str:
-    """The columns of a row, for a message."""
+def describe_columns(row: Mapping[str, Any], missing: str = "") -> str:
+    """The columns of a row, for a message, and before them the one whose name is nearest to that of the missing one."""
+    compared = [name for name in islice(row, MAX_COLUMNS_COMPARED) if name != missing and len(name) <= LONGEST_COMPARED]
+    near = difflib.get_close_matches(missing, compared, n=1) if missing else []
+    return "".join(f"did you mean {name!r}? " for name in near) + _columns_found(row)
+
+
+def _columns_found(row: Mapping[str, Any]) -> str:
     names = ", ".join(repr(str(name))[:40] for name in list(row)[:MAX_COLUMNS_SHOWN]) or "none"
     more = f" and {len(row) - MAX_COLUMNS_SHOWN} more" if len(row) > MAX_COLUMNS_SHOWN else ""
     return f"columns found: {names}{more}"

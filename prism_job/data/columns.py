@@ -33,7 +33,7 @@ def mapped(row: Mapping[str, Any], columns: ColumnsSpec) -> dict[str, Any] | Non
             found[name] = value
         elif name not in OPTIONAL:
             missing = next(column for _, column in pieces if column is not None and row.get(column) is None)
-            raise BadRow(f"no '{missing}', which columns names for {name}; {describe_columns(row)}")
+            raise BadRow(f"no '{missing}', which columns names for {name}; {describe_columns(row, missing)}")
     return found
 
 

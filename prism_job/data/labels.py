@@ -11,15 +11,21 @@ _YES = {"1", "1.0", "true", "yes"}
 _NO = {"0", "0.0", "false", "no"}
 
 
-def label_of(row: dict[str, Any], column: str, positive: str | None, where: str) -> bool:
+OF_CANDIDATES, OF_TARGETS = "evaluation.label (--label)", "evaluation.targetLabel (--target-label)"
+"""Field of the document, and option of `prism evaluate`, that name a column of labels."""
+
+
+def label_of(row: dict[str, Any], column: str, positive: str | None, where: str, field: str = OF_CANDIDATES) -> bool:
     """Whether the row is good: the column holds `positive`, or, where that is None, 1, true or yes; case does not matter.
+
+    Args:
+        field: what named the column, for messages.
 
     Raises RequestError: the column is missing or null, or `positive` is None and it holds neither yes nor no.
     """
     if row.get(column) is None:
-        raise RequestError(
-            f"no '{column}' in this row; {describe_columns(row)}", where=where, fix="name a column that all rows have"
-        )
+        what = f"no '{column}' in this row, which {field} names; {describe_columns(row, column)}"
+        raise RequestError(what, where=where, fix="name a column that all rows have")
     # A list or an object cannot be compared, and may be nested too deep to print.
     value = "" if isinstance(row[column], list | dict) else str(row[column]).lower()
     if positive is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prism_job.data.labels import label_of, refuse_one_sided
+from prism_job.data.labels import OF_CANDIDATES, OF_TARGETS, label_of, refuse_one_sided
 from prism_job.evaluate.metrics import Measure, auroc, preference_figures, ranking_figures, with_intervals
 from prism_job.evaluate.rivals import Outcome, Rival, rivals
 from prism_job.plan.plan import Plan, Unit
@@ -47,7 +47,8 @@ def compare(outcome: Outcome, plan: Plan, store: Store, spec: RunSpec, evaluatio
         RequestError: a ranked row without a readable label (names source and line), or all labels equal.
         DataError: staged rows are missing or damaged.
     """
-    good_N = _read_labels(plan.candidates, plan.sources, store, outcome.ranked_A, evaluation.label, evaluation.positive)
+    column, positive = evaluation.label, evaluation.positive
+    good_N = _read_labels(plan.candidates, plan.sources, store, outcome.ranked_A, column, positive, OF_CANDIDATES)
     num_ranked, num_good = len(good_N), int(good_N.sum())
     selection = spec.selection
     keeps = selection.keep is not None
@@ -77,9 +78,9 @@ def compare(outcome: Outcome, plan: Plan, store: Store, spec: RunSpec, evaluatio
     nothing = {f"{name}{end}": None for prefix in prefixes for name in _names(prefix, ["budget"]) for end in _ENDS}
     differences = {f"auroc_over_{prefix[:-1]}": ("auroc", f"{prefix}auroc") for prefix in prefixes[1:]}
     known_Q = ~np.isnan(outcome.preference_Q)
-    column, right_Q = evaluation.target_label, None
-    if column is not None:
-        right_Q = _read_labels(plan.targets, plan.target_sources, store, known_Q, column, None)
+    target_column, right_Q = evaluation.target_label, None
+    if target_column is not None:
+        right_Q = _read_labels(plan.targets, plan.target_sources, store, known_Q, target_column, None, OF_TARGETS)
     return {
         "label": evaluation.label,
         "num_examples": num_ranked,
@@ -92,13 +93,19 @@ def compare(outcome: Outcome, plan: Plan, store: Store, spec: RunSpec, evaluatio
         "rivals": [rival.facts() for rival in beside[1:]],
         **with_intervals(measures, num_ranked, trials, differences),
         "by_source": _by_source(outcome, plan, sign, good_N, keeps),
-        "target_label": column,
+        "target_label": target_column,
         **preference_figures(outcome.preference_Q[known_Q], right_Q),
     }
 
 
 def _read_labels(
-    units: list[Unit], sources: list[str], store: Store, wanted_A: Bools, column: str, positive: str | None
+    units: list[Unit],
+    sources: list[str],
+    store: Store,
+    wanted_A: Bools,
+    column: str,
+    positive: str | None,
+    field: str,
 ) -> Bools:
     """Whether the column calls them good: of the wanted ones among the A rows of the units."""
     good: list[bool] = []
@@ -106,7 +113,7 @@ def _read_labels(
     for unit in units:
         for line, row in zip(unit.line_numbers(), staged_rows.read_rows(store, unit.rows), strict=True):
             if next(is_wanted):
-                good.append(label_of(row, column, positive, f"{sources[unit.source]} line {line}"))
+                good.append(label_of(row, column, positive, f"{sources[unit.source]} line {line}", field))
     return np.array(good, np.bool_)
 
 

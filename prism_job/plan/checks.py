@@ -31,13 +31,28 @@ def check_bad_fraction(bad: list[Quarantined], num_good: int, spec: RunSpec) -> 
     allowed = spec.candidates.max_bad_fraction
     if num_good and len(bad) <= allowed * (len(bad) + num_good):
         return
-    reasons = Counter(row.reason for row in bad).most_common(3)
+    fix = "correct those rows, or raise candidates.maxBadFraction if they may be left out"
+    if not num_good:
+        fix = (
+            "no row is usable, and the reason says why; `prism inspect FILE` shows the rows as a run reads them, and "
+            "candidates.columns names the columns where they have other names (docs/data.md)"
+        )
     raise DataError(
         f"{len(bad)} of {len(bad) + num_good} candidate rows are unusable, more than maxBadFraction {allowed:g}: "
-        + "; ".join(f"{count} × {reason}" for reason, count in reasons),
-        where=", ".join(f"{row.source} line {row.line}" for row in bad[:3]),
-        fix="correct those rows, or raise candidates.maxBadFraction if they may be left out",
+        + _reasons(bad),
+        where=_first_rows(bad),
+        fix=fix,
     )
+
+
+def _reasons(bad: list[Quarantined]) -> str:
+    """The three most common ones, counted."""
+    return "; ".join(f"{count} × {reason}" for reason, count in Counter(row.reason for row in bad).most_common(3))
+
+
+def _first_rows(bad: list[Quarantined]) -> str:
+    """Where the first three stand."""
+    return ", ".join(f"{row.source} line {row.line}" for row in bad[:3])
 
 
 def refuse_short_budget(budget: BudgetSpec, num_ranked: int, num_tokens: int | None) -> None:
@@ -102,9 +117,9 @@ def check_targets(units: list[Unit], bad: list[Quarantined], target_sets: list[s
         )
     if bad:
         raise DataError(
-            f"{len(bad)} unusable target(s), the first: {bad[0].reason}",
-            where=f"{bad[0].source} line {bad[0].line}",
-            fix="correct or remove that row: every target must be good, because each one has a large weight",
+            f"{len(bad)} unusable target(s): {_reasons(bad)}",
+            where=_first_rows(bad),
+            fix="correct or remove those rows: every target must be good, because each one has a large weight",
         )
     filled = {target_sets[unit.source] for unit in units}
     for target_set in spec.targets.as_sets():
@@ -135,13 +150,12 @@ class Labels:
     def check_candidate(self, example: Example) -> None:
         if self.evaluation:
             self.num_rows += 1
-            self.num_good += labels.label_of(
-                example.row, self.evaluation.label, self.evaluation.positive, example.where
-            )
+            column, positive = self.evaluation.label, self.evaluation.positive
+            self.num_good += labels.label_of(example.row, column, positive, example.where)
 
     def check_target(self, example: Example) -> None:
         if self.evaluation and self.evaluation.target_label:
-            labels.label_of(example.row, self.evaluation.target_label, None, example.where)
+            labels.label_of(example.row, self.evaluation.target_label, None, example.where, labels.OF_TARGETS)
 
     def check_both_kinds(self) -> None:
         if self.evaluation:
@@ -165,7 +179,7 @@ class GroupShares:
         if self.column is not None:
             group = labels.group_of(example.row, self.column, example.where)
             if not self.columns and group is None:
-                self.columns = describe_columns(example.row)
+                self.columns = describe_columns(example.row, self.column)
             self.groups.add(group)
             if len(self.groups) > MAX_GROUPS:
                 what = f"column '{self.column}' has more than {MAX_GROUPS:,} values"

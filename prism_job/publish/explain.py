@@ -84,22 +84,27 @@ class _Selection:
         return [{**row, "text": text} for row, text in zip(facts, texts, strict=True)]
 
 
-def explain(manifest_uri: str, example_ids: Sequence[str], top: int, bottom: int, num_shown: int) -> dict[str, Any]:
+def explain(manifest_uri: str, names: Sequence[str], top: int, bottom: int, num_shown: int) -> dict[str, Any]:
     """The contributions of the target pairs to the scores of these examples, then of the highest and the lowest scores.
 
     What an example lists adds up to its score, up to rounding: `num_shown` pairs of the largest contributions in absolute
     value (0: all), and `others`, the sum of the rest. Reads the units of these examples and all pairs.
 
+    Args:
+        names: example ids, beginnings of ids, or FILE:LINE.
+
     Raises:
-        RequestError: no manifest, no example of that id, or one without a score.
+        RequestError: no manifest, no example of that name or several, or one without a score.
         DataError: the selection or the store is damaged, or shards are missing.
     """
     selection = _Selection.open(manifest_uri)
     spec, plan, store = selection.spec, selection.plan, selection.store
     scores = selection.scores()
-    rows = [*_find(scores, example_ids, manifest_uri), *_ends(scores, top, bottom)]
+    rows = [*_find(scores, names, manifest_uri), *_ends(scores, top, bottom)]
     if not rows:
-        raise RequestError("no example to explain", where=manifest_uri, fix="give an EXAMPLE_ID, --top or --bottom")
+        raise RequestError(
+            "no example to explain", where=manifest_uri, fix="give an example id, FILE:LINE, --top or --bottom"
+        )
     layers = target_layers(plan, store)
     arrays = read_stored_rows(spec, plan, store, rows, layers)
     meter = Meter("explain", len(selection.targets))
@@ -153,24 +158,43 @@ def explain_pair(manifest_uri: str, pair: int, top: int, bottom: int) -> dict[st
     return {**selection.facts(), "pair": facts, "for": examples[:num_top], "against": examples[num_top:]}
 
 
-def _find(scores: pa.Table, example_ids: Sequence[str], where: str) -> list[int]:
-    """The row of each id in plan order; of equal rows the first, which has the same score."""
-    wanted = pa.array(dict.fromkeys(example_ids), pa.string())
+def _find(scores: pa.Table, names: Sequence[str], where: str) -> list[int]:
+    """The row of each name in plan order: an example id, a beginning that only one id has, or FILE:LINE as it is printed.
+    Of the rows of one id the first, which has the same score."""
+    wanted = pa.array(dict.fromkeys(names), pa.string())
     matches = np.flatnonzero(pc.is_in(scores["example_id"], value_set=wanted).to_numpy())
     found: dict[str, int] = {}
     for row, example_id in zip(matches.tolist(), scores["example_id"].take(matches).to_pylist(), strict=True):
         found.setdefault(example_id, row)
-    for example_id in wanted.to_pylist():
-        if example_id not in found:
-            fix = "give ids of scores.parquet beside the manifest (column example_id)"
-            raise RequestError(f"no candidate has the example id {example_id!r}", where=where, fix=fix)
-        if scores["score"][found[example_id]].as_py() is None:
-            what, fix = (
-                f"the candidate {example_id} has no score",
-                "quarantine.jsonl beside the manifest has the reason",
-            )
+    for name in wanted.to_pylist():
+        if name not in found:
+            found[name] = _named_row(scores, name, where)
+        if scores["score"][found[name]].as_py() is None:
+            what, fix = f"the candidate {name} has no score", "quarantine.jsonl beside the manifest has the reason"
             raise RequestError(what, where=where, fix=fix)
-    return [found[example_id] for example_id in wanted.to_pylist()]
+    return list(dict.fromkeys(found[name] for name in wanted.to_pylist()))
+
+
+def _named_row(scores: pa.Table, name: str, where: str) -> int:
+    """The row at FILE:LINE, or of the one id that begins so. Raises RequestError: none, or several."""
+    file, _, line = name.rpartition(":")
+    if file and line.isdecimal():
+        at_line = pc.and_(pc.equal(scores["source"], file), pc.equal(scores["line"], int(line)))
+        rows = np.flatnonzero(at_line.to_numpy())
+        if len(rows):
+            return int(rows[0])
+    rows = np.flatnonzero(pc.starts_with(scores["example_id"], name).to_numpy())
+    ids = dict.fromkeys(scores["example_id"].take(pa.array(rows)).to_pylist())
+    if len(ids) > 1:
+        what = f"{len(ids):,} example ids begin with {name!r}: {', '.join(list(ids)[:3])}{' …' if len(ids) > 3 else ''}"
+        raise RequestError(what, where=where, fix="give more of the id, or FILE:LINE")
+    if not ids:
+        fix = (
+            "give an example id, its beginning, or FILE:LINE, as `prism explain` prints them and scores.parquet beside the "
+            "manifest has them (columns example_id, source, line)"
+        )
+        raise RequestError(f"no candidate has the example id {name!r}, or stands there", where=where, fix=fix)
+    return int(rows[0])
 
 
 def _ends(scores: pa.Table, top: int, bottom: int, by_N: Float64 | None = None) -> list[int]:

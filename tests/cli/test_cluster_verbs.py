@@ -232,6 +232,20 @@ def test_a_run_that_is_deleted_while_it_is_cancelled_is_102_unless_it_was_cancel
     assert (cancelling.returncode, stdout) == expected, stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "is_about_runs"),
+    [(["list"], True), (["status", "facts"], True), (["logs", "facts"], True), (["doctor"], False)],
+)
+def test_without_a_cluster_the_verbs_about_runs_say_where_local_ones_are(
+    tmp_path: Path, arguments: list[str], is_about_runs: bool
+) -> None:
+    code, _, stderr = finish(start(tmp_path / "no-kubeconfig", *arguments))
+    assert code == 1
+    assert "no cluster to connect to" in stderr
+    assert "set KUBECONFIG" in stderr
+    assert ("what `prism run` ran has no record" in stderr) == is_about_runs
+
+
 def test_a_kubeconfig_that_skips_verification_prints_no_warnings(tmp_path: Path) -> None:
     """The person's own choice; urllib3 would warn of it at every request."""
     authority = Authority(tmp_path / "certificates")

@@ -112,6 +112,16 @@ def test_a_sample_refuses_only_what_is_certain_and_warns_of_the_rest(job: Job) -
     [
         (lambda job: job.spec.update(evaluation={"label": "nowhere"}), 64, "no 'nowhere' in this row"),
         (
+            lambda job: job.spec.update(evaluation={"label": "labl"}),
+            64,
+            "evaluation.label (--label) names; did you mean 'label'? columns found: ",
+        ),
+        (
+            lambda job: job.spec["selection"].update(perGroup={"groupBy": "labels", "max": 0.5}),
+            64,
+            "no candidate has a value in 'labels'; did you mean 'label'? columns found: ",
+        ),
+        (
             lambda job: job.spec.update(evaluation={"label": "label", "positive": "7"}),
             64,
             "marks all 10 candidates bad",

@@ -360,4 +360,15 @@ def test_labels_that_turn_out_one_sided_are_reported_and_end_no_selection(job: J
 def test_a_target_without_its_label_fails_in_the_plan_by_source_and_line(job: Job) -> None:
     job.spec["evaluation"] = {"label": "label", "targetLabel": "right"}
     write_jsonl(job.folder / "targets.jsonl", [pair(0) | {"right": "yes"}, pair(1)])
-    job.fails("plan", 64, "targets.jsonl line 2", "no 'right' in this row")
+    job.fails(
+        "plan", 64, "targets.jsonl line 2", "no 'right' in this row, which evaluation.targetLabel (--target-label)"
+    )
+
+
+def test_a_column_that_no_row_has_is_named_with_the_option_and_the_nearest_column(job: Job) -> None:
+    manifest = str(job.run())
+    command = ("evaluate", manifest, "--label")
+    job.refuses((*command, "labels"), 64, "evaluation.label (--label) names; did you mean 'label'?", "a.jsonl line 1")
+    message = job.refuses((*command, "prompts"), 64, "no 'prompts' in this row")
+    assert "did you mean" not in message["error"]
+    job.refuses((*command, "label", "--target-label", "choosen"), 64, "did you mean 'chosen'?", "(--target-label)")

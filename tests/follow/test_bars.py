@@ -38,6 +38,9 @@ def test_progress_as_text(event: dict[str, Any], expected: str) -> None:
 def test_what_is_to_be_extracted_is_one_line_that_says_what_for() -> None:
     event = {"event": "missing", "pairs": 32, "candidates": 77, "audit": 77}
     assert note_text(event) == "186 to extract: 77 candidates, 32 pairs, 77 of the audit's sample"
+    event = {"event": "missing", "candidates": 10, "audit": 106}
+    expected = "116 to extract: 10 candidates, 106 of the audit's sample (audit.examples: 0 leaves it out)"
+    assert note_text(event) == expected, "where the larger part is the audit's"
 
 
 def test_what_is_captured_is_one_line_that_names_what_is_not() -> None:

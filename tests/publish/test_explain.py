@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from launcher.follow.selections.explain_text import explain_text
 from prism_job.score.direction import fold_directions
 from prism_job.store import codec, shards
 from tests.conftest import Job, candidate, pair, read_json, table_of, write_jsonl
@@ -110,6 +111,31 @@ def test_contributions_of_every_row_add_up_to_its_score(job: Job, kind: str, wit
                 assert of_set["contribution"] == pytest.approx(found_Q[members].sum(), rel=1e-12, abs=1e-300)
                 published = weight * sign * scores[place][f"score_{of_set['set']}"]
                 assert abs(of_set["contribution"] - published) <= bound_N[place]
+
+
+def test_an_example_is_named_by_its_id_by_the_beginning_of_it_or_as_it_is_printed(job: Job) -> None:
+    use_sets(job)
+    manifest = job.run()
+    scores = table_of(manifest, "scores")
+    row = scores[5]
+    printed = explain_text(job.passes("explain", str(manifest), row["example_id"])).splitlines()[0].split("  ")
+    assert printed[-2:] == [row["example_id"], f"{row['source']}:6"]
+    for name in (*printed[-2:], row["example_id"][:12]):
+        (found,) = job.passes("explain", str(manifest), name)["examples"]
+        assert {each: found[each] for each in ("example_id", "source", "line", "score")}.items() <= row.items()
+    assert len(job.passes("explain", str(manifest), *printed[-2:])["examples"]) == 1, "two names of one row"
+    repeats = scores[9]
+    (found,) = job.passes("explain", str(manifest), f"{repeats['source']}:{repeats['line']}")["examples"]
+    assert (found["example_id"], found["line"]) == (scores[3]["example_id"], 10), (
+        "the row that is named, if it repeats another"
+    )
+    ids = {each["example_id"] for each in scores}
+    first = max("0123456789abcdef", key=lambda letter: sum(example_id.startswith(letter) for example_id in ids))
+    number = sum(example_id.startswith(first) for example_id in ids)
+    assert number > 1
+    job.refuses(("explain", str(manifest), first), 64, f"{number} example ids begin with '{first}'", "more of the id")
+    for name in (f"{row['source']}:99", "elsewhere.jsonl:6", row["source"]):
+        job.refuses(("explain", str(manifest), name), 64, f"no candidate has the example id '{name}'", "FILE:LINE")
 
 
 def test_the_largest_pairs_are_listed_with_both_texts_and_the_rest_is_summed(job: Job) -> None:

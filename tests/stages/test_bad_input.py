@@ -54,6 +54,10 @@ def writes_targets(*rows: Any) -> Callable[[Job], object]:
     return lambda job: write_jsonl(job.folder / "targets.jsonl", list(rows))
 
 
+def writes_pool(row: Any) -> Callable[[Job], object]:
+    return lambda job: write_jsonl(pool(job, "a.jsonl"), [row] * 10)
+
+
 def uses_model(change_folder: Callable[[Path], object], **options: Any) -> Callable[[Job], None]:
     """A tiny model of the job's own, changed."""
 
@@ -110,6 +114,9 @@ TOO_LONG = pair(1) | {"prompt": [turn("user", "why " * 200)]}
 SAME_BEGINNING = pair(1) | {side: [turn("assistant", "so " * 200 + side)] for side in ("chosen", "rejected")}
 NO_REJECTED = {key: pair(1)[key] for key in ("prompt", "chosen")}
 DROP_LOWEST = {"drop": "lowest"}
+TWO_IDENTICAL = (
+    "plan 65: 2 unusable target(s): 2 × chosen | targets.jsonl line 1, | targets.jsonl line 3 | remove those"
+)
 REFUSED: list[tuple[str, Callable[[Job], object]]] = [
     ("plan 64: no.jsonl | nothing there", sets("candidates.uris", ["FOLDER/no.jsonl"])),
     ("plan 64: 4 addresses | no-model | no-second | no-pool | no-pairs", names_nothing_but_mistakes),
@@ -125,6 +132,8 @@ REFUSED: list[tuple[str, Callable[[Job], object]]] = [
     ('plan 64: no pairs: 2 row | "rejected": | choosing-targets.md', writes_targets({"text": "1"}, NO_REJECTED)),
     ("plan 65: targets.jsonl line 2 | no 'chosen' | correct or remove", writes_targets(pair(0), candidate(0))),
     ("plan 65: targets.jsonl line 1 | chosen and rejected are identical", writes_targets(IDENTICAL)),
+    (TWO_IDENTICAL, writes_targets(IDENTICAL, pair(1), IDENTICAL)),
+    ("plan 65: 10 of 10 | 10 × text is a int | no row is usable | prism inspect", writes_pool({"text": 5})),
     ("extract 65: targets.jsonl line 2 | chosen response | maxLength", writes_targets(pair(0), TOO_LONG)),
     ("extract 65: targets.jsonl line 2 | identical up to maxLength 128", writes_targets(pair(0), SAME_BEGINNING)),
     ("plan 64: spec.extraction.tokenPerBatch | did you mean 'tokensPerBatch'?", sets("extraction.tokenPerBatch", 5)),

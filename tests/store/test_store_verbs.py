@@ -190,6 +190,9 @@ def test_list_counts_what_the_plans_count(stored: Job) -> None:
         assert (it["units"], it["rows"], it["target_units"], it["pairs"]) == (3, 10, 2, 18)
         assert it["units"] + it["target_units"] == plan["units"]
         assert it["needed_by"] is None
+    unjudged = tables.store_table(store_verb(stored, "list")).splitlines()
+    assert (len(unjudged), unjudged[1].split()[-1]) == (4, "?")
+    assert "--keep" in unjudged[-1]
     kept = store_verb(stored, "list", "--keep", stored.spec["output"])
     assert len(tables.store_table(kept).splitlines()) == 3
     judged = kept["extractors"]
