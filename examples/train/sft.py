@@ -10,13 +10,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-from datasets import Dataset
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import SFTConfig, SFTTrainer
-
-from prism_job.api import Selection
+from prism_job.api import PrismError, RequestError, Selection
+from prism_job.storage.model_files import read_config
 
 Row = dict[str, Any]
 
@@ -29,14 +24,31 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=1.0, help="(%(default)s)")
     parser.add_argument("--lora-rank", type=int, default=0, help="0: all weights (%(default)s)")
     options = parser.parse_args()
+    out = Path(options.out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        parser.error(f"--out {out} is there already and not empty: name a new folder")
+    try:
+        selection = Selection.load(options.manifest)
+    except RequestError as error:
+        needed = "give the manifest.json of a selection; an export is not needed"
+        parser.error(f"{options.manifest}: {error.what}; {needed}")
+    try:
+        read_config(options.model)
+    except PrismError as error:
+        parser.error(f"--model {options.model}: {error.what}; {error.fix}")
 
-    selection = Selection.load(options.manifest)
+    import torch  # after the options are checked: these imports take seconds
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
     extraction = selection.manifest.spec.spec.extraction
     dataset = selection.examples(format="trl")  # messages; or prompt and completion; or text; as the pool's layout was
     if "messages" in dataset.column_names:
         dataset = Dataset.from_list([row for each in dataset for row in answers(each, extraction.loss_on)])
     config = SFTConfig(
         output_dir=options.out,
+        save_strategy="no",  # the model itself is saved at the end
         num_train_epochs=options.epochs,
         max_length=extraction.max_length,  # as the gradients were taken
         bf16=torch.cuda.is_available(),
@@ -48,6 +60,7 @@ def main() -> None:
     trainer = SFTTrainer(model, args=config, train_dataset=dataset, processing_class=tokenizer, peft_config=adapter)
     trainer.train()
     trainer.save_model(options.out)
+    print(f"the tuned {'adapter' if adapter else 'model'} is in {out}")
 
 
 def answers(row: Row, loss_on: str) -> list[Row]:
@@ -69,6 +82,9 @@ def load(model: str) -> tuple[Any, Any]:
     """What SFTTrainer takes: a name, and no tokenizer of ours; or a GGUF file's weights in 32 bits, and its tokenizer."""
     if not model.endswith(".gguf"):
         return model, None
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     file = {"pretrained_model_name_or_path": Path(model).parent, "gguf_file": Path(model).name}
     loaded = AutoModelForCausalLM.from_pretrained(**file, dtype=torch.float32)
     # The weights are no longer quantised, but transformers remembers that they were, and would neither train nor save them.

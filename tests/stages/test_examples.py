@@ -49,6 +49,29 @@ def test_a_model_is_trained_with_trl_on_conversations_with_several_answers(
     assert done.returncode == 0, done.stderr[-2000:]
     before, after = (load_file(folder / "model.safetensors") for folder in (tiny_model, out))
     assert any((before[name].float() != after[name].float()).any() for name in before if name in after)
+    assert done.stdout.splitlines()[-1] == f"the tuned model is in {out}"
+    assert not list(out.glob("checkpoint-*"))
+
+
+def test_training_refuses_wrong_options_in_one_line_before_it_loads_anything(job: Job, tiny_model: Path) -> None:
+    manifest, full = str(job.run()), job.folder / "full"
+    write_jsonl(full / "rows.jsonl", [{}])
+    script, new, model = EXAMPLES / "train" / "sft.py", str(job.folder / "new"), str(tiny_model)
+    needed = "give the manifest.json of a selection; an export is not needed"
+    for given, expected in (
+        ((manifest, model, str(full)), f"--out {full} is there already and not empty: name a new folder"),
+        ((str(full / "rows.jsonl"), model, new), f"{full}/rows.jsonl: no manifest there; {needed}"),
+        ((manifest, f"{new}.gguf", new), f"--model {new}.gguf: no such"),
+        ((manifest, f"{new}/model", new), f"--model {new}/model: no such model"),
+        ((manifest, str(full), new), f"--model {full}: there is no config.json"),
+    ):
+        command = [sys.executable, "-X", "importtime", str(script), given[0], "--model", given[1], "--out", given[2]]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+        assert done.returncode == 2, lines
+        assert lines[-1].startswith(f"sft.py: error: {expected}")
+        assert not re.search(r"\| +(torch|transformers|trl)$", done.stderr, re.MULTILINE), "nothing is loaded"
+        assert not Path(new).exists()
 
 
 def test_each_learnt_answer_is_a_row_for_trl_with_all_that_stands_before_it() -> None:
