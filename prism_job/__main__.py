@@ -75,7 +75,10 @@ def _run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
                 return explain.explain_pair(arguments.manifest, arguments.pair, *ends)
             return explain.explain(arguments.manifest, arguments.examples, *ends, arguments.pairs)
         case "estimate":
+            from prism_job.plan.sources import refuse_missing
+
             run = _read_spec(arguments.spec)
+            refuse_missing(run.spec)  # before torch is imported, which takes seconds
             event("step", text=f"loading the tokenizer of {run.spec.model.uri} and counting tokens")
             from prism_job.estimate.estimate import estimate
 

@@ -25,6 +25,7 @@ from launcher.cli.options import Output
 from launcher.cli.printing import print_facts, print_note
 
 LAUNCHER_ERROR = 1
+WRONG_USAGE = 2
 PREFLIGHT_FAILED = 3
 RUN_FAILED = 100
 NOT_FINISHED = 101
@@ -62,7 +63,8 @@ def exit_on_error(verb: Callable[..., None]) -> Callable[..., None]:
         except StageError as error:
             for line in error.tail:
                 print_note(line)
-            fail(RUN_FAILED, output, error.what, error.where, error.fix, stage=error.stage, stage_exit=error.exit_code)
+            code = WRONG_USAGE if error.is_about_an_option else RUN_FAILED
+            fail(code, output, error.what, error.where, error.fix, stage=error.stage, stage_exit=error.exit_code)
         except StopError as error:
             kept = "; finished units are kept; run the same command again to continue" if error.is_stage else ""
             print_note(f"stopped{kept}")

@@ -96,8 +96,10 @@ LogActionsOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log clu
 def read_text(file: TextIO) -> str:
     """Raises SpecError if the document is not UTF-8."""
     from prism_job.errors import SpecError
+    from prism_job.spec.document import refuse_data
 
     try:
         return file.read()
     except UnicodeDecodeError as error:
+        refuse_data("", file.name)  # such as parquet
         raise SpecError(f"the document is not UTF-8 text: {error}", where=file.name, fix="save it as UTF-8") from error

@@ -29,8 +29,8 @@ def doctor(
     from launcher.doctor.cluster_checks import examine
     from launcher.doctor.findings import findings_table
 
-    cluster = connect(context)
     document = remote.read_document(read_text(file), file.name, namespace) if file else None
+    cluster = connect(context)
     run, namespace = (document.run, document.namespace) if document else (None, namespace)
     probe = probe and run is not None
     if probe:

@@ -54,6 +54,11 @@ class StageError(Exception):
         self.what, self.where, self.fix = what, where, fix
         super().__init__(what)
 
+    @property
+    def is_about_an_option(self) -> bool:
+        """Whether what is wrong is an option of the command line, which only the verb itself can judge."""
+        return self.where.startswith("--")
+
 
 def run_process(
     command: Sequence[str],

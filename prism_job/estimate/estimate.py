@@ -22,7 +22,6 @@ from prism_job.estimate.workload import Workload, measure
 from prism_job.extract.load.model import load_tokenizer
 from prism_job.plan.extractor import audit_spec
 from prism_job.plan.plan import Block
-from prism_job.plan.sources import refuse_missing
 from prism_job.spec.digest import digest
 from prism_job.spec.document import RunSpec, SelectionRun
 from prism_job.storage import model_files
@@ -46,9 +45,8 @@ def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sa
     card = costs.GPUS[gpu]
     if not 0 < utilisation <= 1 or sample < 1:
         fix = "use a utilisation above 0 and at most 1, and a sample of 1 or more"
-        raise RequestError("an option is out of bounds", where="estimate", fix=fix)
+        raise RequestError("an option is out of bounds", where="--utilisation, --sample", fix=fix)
     spec = run.spec
-    refuse_missing(spec)
     shape = model_shape(spec)
     path = model_files.fetch_config_and_tokenizer(spec.model.uri, spec.model.revision)  # no weights
     work = measure(spec, load_tokenizer(spec.model, path), sample)

@@ -17,6 +17,7 @@ from prism_job.errors import RequestError
 from prism_job.inspect.view import Part, Role, View
 from prism_job.plan.sources import list_sources
 from prism_job.progress import event
+from prism_job.storage.model_files import fetch_config_and_tokenizer
 
 if TYPE_CHECKING:
     from prism_job.extract.tokenise import Encoded
@@ -25,7 +26,7 @@ MAX_SOURCES = 8
 """Files whose rows are shown; the others of a folder are counted."""
 
 MAX_LINES = 3
-"""Lines named for each reason."""
+"""Lines named for each reason, and files where only one may be given."""
 
 
 def inspect(view: View, num_rows: int = 3, line: int | None = None, *, read_all: bool = False) -> dict[str, Any]:
@@ -38,7 +39,6 @@ def inspect(view: View, num_rows: int = 3, line: int | None = None, *, read_all:
 
     Raises RequestError, DataError: a source cannot be read, no such row, no such model, a template that does not work.
     """
-    tokens = _Tokens(view) if view.model else None
     listed: list[tuple[Part, Source]] = []
     ignored: dict[str, str] = {}
     for part in view.parts:
@@ -46,8 +46,10 @@ def inspect(view: View, num_rows: int = 3, line: int | None = None, *, read_all:
         listed += [(part, source) for source in found]
         ignored |= others
     if line is not None and len(listed) > 1:
-        fix = "name one data file, or leave --line out"
-        raise RequestError(f"a line of {len(listed)} files", where="--line", fix=fix)
+        names = ", ".join(source.uri for _, source in listed[:MAX_LINES]) + (" …" if len(listed) > MAX_LINES else "")
+        what = f"--line needs one file, and this names {len(listed)}: {names}"
+        raise RequestError(what, where="--line", fix="give the file itself, or leave --line out")
+    tokens = _Tokens(view) if view.model else None  # last: it takes seconds
     sources = []
     for index, (part, source) in enumerate(listed):
         if index < MAX_SOURCES or read_all:
@@ -108,13 +110,12 @@ class _Tokens:
     def __init__(self, view: View) -> None:
         assert view.model is not None
         event("step", text=f"loading the tokenizer of {view.model.uri}")
+        path = fetch_config_and_tokenizer(view.model.uri, view.model.revision)  # no weights
         # Imports torch, which takes seconds: only where there is a model.
         from prism_job.extract import tokenise
         from prism_job.extract.load.model import load_tokenizer
         from prism_job.inspect.decoding import text_facts
-        from prism_job.storage.model_files import fetch_config_and_tokenizer
 
-        path = fetch_config_and_tokenizer(view.model.uri, view.model.revision)  # no weights
         self.tokenizer, self.tokenise, self.text_facts = load_tokenizer(view.model, path), tokenise, text_facts
         self.settings = (self.tokenizer, view.extraction.max_length, view.extraction.loss_on)
 

@@ -5,6 +5,7 @@ The same document is the input of a local run and of `prism submit`, and an obje
 """
 
 import difflib
+import json
 import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Self
@@ -24,6 +25,10 @@ API_VERSION = "prism.dev/v1alpha1"
 
 LONGEST_DOCUMENT = 2**20
 """Characters: the limit of an object in a cluster. Parsing takes about 10 s a million."""
+
+
+DATA_ENDINGS = (".jsonl", ".ndjson", ".jsonlines", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".bz2", ".xz")
+"""Endings of names that data have and no document has. Of .json the content decides."""
 
 
 class Metadata(Section):
@@ -123,9 +128,31 @@ class SelectionRun(Section):
 def parse_spec(text: str, where: str) -> SelectionRun:
     """Read a document from YAML or JSON text. `where`: its name in errors, usually its path.
 
-    Raises SpecError: not YAML, or fields missing, unknown (with the nearest known name) or out of bounds; all at once.
+    Raises SpecError: data in the place of the document, not YAML, or fields missing, unknown (with the nearest known name)
+    or out of bounds; all at once.
     """
+    refuse_data(text, where)
     return check_document(read_yaml(text, where), where)
+
+
+def refuse_data(text: str, where: str) -> None:
+    """Raises SpecError: data by the ending of the name, or by the first line of the text."""
+    if where.lower().endswith(DATA_ENDINGS) or _begins_with_a_row(text):
+        fix = (
+            "`prism inspect FILE` shows rows of data; give the selection.yaml that names them (`prism init` writes one)"
+        )
+        raise SpecError("this looks like data, not like a document", where=where, fix=fix)
+
+
+def _begins_with_a_row(text: str) -> bool:
+    """Whether the first line is a whole object of JSON, or the beginning of a list of them, and no document."""
+    if text.lstrip().startswith("["):
+        return text.lstrip()[1:].lstrip().startswith("{")
+    try:
+        first = json.loads(text.lstrip().partition("\n")[0])
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and not {"apiVersion", "kind", "spec"} & first.keys()
 
 
 def read_yaml(text: str, where: str) -> Any:

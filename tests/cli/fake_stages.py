@@ -125,7 +125,8 @@ if plan.get("at") == verb:
         raise eval(plan["raise"])
     if "exit" in plan:
         if "error" in plan:
-            say("failed", verb=verb, error=plan["error"], where="spec.model.uri", fix="correct it", exitCode=plan["exit"])
+            where = plan.get("where", "spec.model.uri")
+            say("failed", verb=verb, error=plan["error"], where=where, fix="correct it", exitCode=plan["exit"])
         sys.exit(plan["exit"])
 say("done", verb=verb, **words)
 """

@@ -99,6 +99,21 @@ def test_a_run_prints_the_manifest_and_nothing_else(rig: Rig) -> None:
     assert "a library" not in stderr
 
 
+def test_data_in_the_place_of_the_document_are_refused_as_data(rig: Rig, tmp_path: Path) -> None:
+    rows, table = tmp_path / "rows", tmp_path / "table.parquet"
+    rows.write_text('{"text": "a"}\n{"text": "b"}\n')
+    table.write_bytes(b"PAR1\xff\xfe")
+    for verb in ("run", "estimate", "submit", "render", "schedule", "doctor"):
+        options = ["--cron", "@daily", "--image", "prism"] if verb == "schedule" else []
+        for path in (rows, table):
+            code, stdout, stderr = rig.call(verb, str(path), *options)
+            assert (code, "looks like data" in stderr) == (3, True)
+            assert not stdout or verb == "render", "whose errors are data too"
+            assert f"where: {path}" in stderr
+            assert "`prism inspect FILE`" in stderr
+    assert not rig.started()
+
+
 def test_a_run_prints_facts_as_json(rig: Rig) -> None:
     code, stdout, _ = rig.run("-o", "json")
     facts = json.loads(stdout)
@@ -365,6 +380,12 @@ def test_store_verbs_pass_their_options_on(rig: Rig, given: list[str], passed: l
     code, stdout, stderr = rig.call("store", *given, "-o", "json")
     assert (code, json.loads(stdout), stderr) == (0, FACTS, "")
     assert rig.note("store")["arguments"] == passed
+
+
+def test_an_option_that_only_the_verb_can_judge_is_wrong_usage(rig: Rig) -> None:
+    failure = {"at": "inspect", "exit": 64, "error": "needs one file", "where": "--line"}
+    code, _, stderr = rig.call("inspect", "pool", "--line", "6", **failure)
+    assert (code, "error: needs one file\n  where: --line\n" in stderr) == (2, True)
 
 
 def test_a_verb_fails_like_a_stage(rig: Rig) -> None:

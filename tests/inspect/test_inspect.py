@@ -138,15 +138,29 @@ def test_only_the_rows_that_are_shown_are_read(job: Job) -> None:
     job.refuses(("inspect", "--all", str(path)), 65, "cannot be read as .jsonl.gz", "short.jsonl.gz")
 
 
-def test_without_a_model_neither_torch_nor_transformers_is_imported(job: Job) -> None:
+def last_event_without_torch(*arguments: str) -> dict[str, Any]:
+    """Of a verb in a process of its own, which imports neither torch nor transformers."""
     script = (
-        "import sys; from prism_job.__main__ import main; code = main(['inspect', sys.argv[1]]); "
-        "sys.exit(code or str({'torch', 'transformers'} & set(sys.modules) or ''))"
+        "import sys; from prism_job.__main__ import main; main(sys.argv[1:]); "
+        "sys.exit(str({'torch', 'transformers'} & set(sys.modules) or ''))"
     )
-    command = [sys.executable, "-c", script, str(job.folder / "pool")]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert process.stderr.strip() in ("", "set()"), process.stderr
-    facts = json.loads(process.stdout.splitlines()[-1])
+    process = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert not process.stderr.strip(), process.stderr
+    event: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return event
+
+
+def test_what_names_nothing_or_too_much_is_refused_before_torch_is_imported(job: Job) -> None:
+    several = last_event_without_torch("inspect", "--spec", str(job.spec_path()), "--line", "6")
+    assert "--line needs one file, and this names 2: " in several["error"]
+    job.spec["model"]["uri"] = nowhere = str(job.folder / "nowhere")
+    for verb in ("inspect", "estimate"):
+        event = last_event_without_torch(verb, "--spec", str(job.spec_path()))
+        assert (event["event"], event["exitCode"], event["where"]) == ("failed", 64, nowhere)
+
+
+def test_without_a_model_neither_torch_nor_transformers_is_imported(job: Job) -> None:
+    facts = last_event_without_torch("inspect", str(job.folder / "pool"))
     assert (facts["event"], facts["model"]) == ("done", None)
     assert "line 1: messages, loss on the assistant's turns\n    │ messages user: Say 0\n" in inspect_text(facts)
 
@@ -161,7 +175,8 @@ def test_a_line_is_shown_with_its_number(job: Job) -> None:
     ]
     job.refuses(("inspect", "--line", "9", str(path)), 64, "no such line", "rows.jsonl line 9")
     write_jsonl(job.folder / "pool" / "b.jsonl", ROWS)
-    job.refuses(("inspect", "--line", "2", str(job.folder / "pool")), 64, "2 files", "--line")
+    several = f"--line needs one file, and this names 2: {job.folder}/pool/a.jsonl, {job.folder}/pool/b.jsonl"
+    job.refuses(("inspect", "--line", "2", str(job.folder / "pool")), 64, several, "give the file itself")
 
 
 def test_a_document_gives_columns_model_and_settings_of_candidates_and_of_each_set(job: Job) -> None:

@@ -288,6 +288,14 @@ def test_ignored_files_are_listed_in_the_plan(job: Job) -> None:
     assert read_json(job.run().parent / "plan.json")["ignored"] == [str(job.folder / "pool/README.md")]
 
 
+DATA = (
+    json.dumps(candidate(1)),
+    f"\n{json.dumps(candidate(1))}\n{json.dumps(candidate(2))}",
+    json.dumps([candidate(1)], indent=1),
+    '{"text": "' + "long " * 2**18 + '"}\n' + '{"text": "short"}\n' * 2**17,
+)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -297,6 +305,7 @@ def test_ignored_files_are_listed_in_the_plan(job: Job) -> None:
         ("spec: {store: ~/store}", "'~' is not expanded"),
         ("spec: {extraction: {deepspeed: {offload: cpu}}}", "offload: cpu needs stage: 3"),
         ("spec: {candidates: {uris: ['gs://a/b']}}", "gs://' is not supported"),
+        *[(text, "this looks like data, not like a document") for text in DATA],
         *[(text, "selection.yaml") for text in ("[1, 2]", "a: [", "apiVersion: other/v1\nkind: SelectionRun", "")],
     ],
 )
@@ -305,6 +314,18 @@ def test_wrong_fields_and_texts_that_are_no_document_are_refused_once_each(text:
         parse_spec(text, "selection.yaml")
     assert says in str(refusal.value)
     assert "at least 1 item" not in refusal.value.what, "one mistake is reported once"
+
+
+@pytest.mark.parametrize("name", ["pool.csv", "pool/A.JSONL", "pairs.json.gz"])
+def test_a_document_with_the_name_of_data_is_refused_whatever_it_holds(name: str) -> None:
+    with pytest.raises(SpecError, match="looks like data") as refusal:
+        parse_spec("question,answer\n", name)
+    assert "`prism inspect FILE`" in refusal.value.fix
+
+
+def test_a_document_of_json_in_one_line_is_no_data(job: Job) -> None:
+    text = json.dumps(job.document)
+    assert parse_spec(text, "selection.json") == parse_spec(f"\n{json.dumps(job.document, indent=1)}", "-")
 
 
 def test_a_stricter_bad_fraction_is_checked_again_after_publication(job: Job) -> None:
