@@ -5,6 +5,7 @@ Does not know which rank computes them, or where they are written.
 Shapes: N rows of the unit, D stored dims.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -150,7 +151,7 @@ class TargetUnit:
         needs_rejected = spec.scoring.weighting == "preference"
         contents = [examples.target_content(row, needs_rejected, task.columns) for row in rows]
         self.ids = [examples.example_id(content) for content in contents]
-        pairs = [self._encode(index, content, tokenizer) for index, content in enumerate(contents)]
+        pairs = self._encode(contents, tokenizer)
         self.encoded = {
             number * len(pairs) + index: sides[side]
             for number, side in enumerate(tokenise.sides_of(spec.scoring))
@@ -174,7 +175,7 @@ class TargetUnit:
             index, side = texts[position] % num_pairs, SIDES[texts[position] // num_pairs]
             num_tokens = len(micro_batch.examples[position].ids)
             reason = f"its {side} response of {num_tokens} tokens does not fit into memory alone"
-            raise self._unusable(index, reason, TargetTooLarge)
+            raise self._unusable({index: reason}, TargetTooLarge)
         for rows_ND, gradients in zip(self.rows, computed.gradients, strict=True):
             for text, row_D in zip(texts, gradients.rows_BD.float().cpu().numpy(), strict=True):
                 rows_ND[text % num_pairs] += row_D if text < num_pairs else -row_D
@@ -208,18 +209,28 @@ class TargetUnit:
         return codec.encode_float16(rows_ND) if output.for_audit else {"rows": rows_ND}
 
     def _encode(
-        self, index: int, content: examples.Content, tokenizer: PreTrainedTokenizerBase
-    ) -> dict[str, tokenise.Encoded]:
-        try:
-            return tokenise.encode_target(content, tokenizer, self.extraction.max_length, self.extraction.loss_on)
-        except BadRow as error:
-            raise self._unusable(index, str(error)) from error
+        self, contents: list[examples.Content], tokenizer: PreTrainedTokenizerBase
+    ) -> list[dict[str, tokenise.Encoded]]:
+        """Raises DataError, which names all pairs of the unit that cannot be tokenised."""
+        pairs, bad = [], {}
+        max_length, loss_on = self.extraction.max_length, self.extraction.loss_on
+        for index, content in enumerate(contents):
+            try:
+                pairs.append(tokenise.encode_target(content, tokenizer, max_length, loss_on))
+            except BadRow as error:
+                bad[index] = str(error)
+        if bad:
+            raise self._unusable(bad)
+        return pairs
 
-    def _unusable(self, index: int, reason: str, error_class: type[DataError] = DataError) -> DataError:
+    def _unusable(self, reasons: dict[int, str], error_class: type[DataError] = DataError) -> DataError:
+        """`reasons`: of pairs, by their index in the unit."""
         assert isinstance(self.task.unit, Unit)
-        line = list(self.task.unit.line_numbers())[index]
-        fix = "correct or remove that row, or raise extraction.maxLength"
-        return error_class(f"unusable target, {reason}", where=f"{self.task.origin} line {line}", fix=fix)
+        lines = list(self.task.unit.line_numbers())
+        counted = "; ".join(f"{count} × {reason}" for reason, count in Counter(reasons.values()).most_common(3))
+        where = ", ".join(f"{self.task.origin} line {lines[index]}" for index in list(reasons)[:3])
+        fix = "correct or remove those rows, or raise extraction.maxLength"
+        return error_class(f"unusable target(s): {counted}", where=where, fix=fix)
 
 
 def _weighted_sums(rows_ND: NDArray[np.float32], columns: Arrays, preference: Preference) -> Arrays:

@@ -1,5 +1,6 @@
 """What a plan refuses: too many bad rows, bad or missing targets, labels that cannot be used, output inside the data."""
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -10,8 +11,9 @@ from prism_job.data import labels
 from prism_job.data.bad_row import describe_columns
 from prism_job.data.columns import columns_line, columns_name
 from prism_job.data.target_layouts import NO_PAIR
-from prism_job.errors import DataError, RequestError
+from prism_job.errors import DataError, PrismError, RequestError
 from prism_job.plan.plan import Quarantined, SourceLayout, Unit
+from prism_job.plan.sources import list_sources
 from prism_job.plan.units import Example
 from prism_job.spec.data import HOW_TO_WRITE_PAIRS
 from prism_job.spec.document import RunSpec
@@ -110,10 +112,11 @@ def refuse_output_inside_data(spec: RunSpec) -> None:
 def check_targets(units: list[Unit], bad: list[Quarantined], target_sets: list[str], spec: RunSpec) -> None:
     """Raises DataError for a bad target, RequestError for a set without targets or for targets that are no pairs."""
     if bad and not units and all(row.reason.startswith(NO_PAIR) for row in bad):
+        exchanged = "are candidates and targets exchanged? The first candidate has chosen and rejected; else: "
         raise RequestError(
             f"the targets hold no pairs: {len(bad)} row(s), the first: {bad[0].reason}",
             where=f"{bad[0].source} line {bad[0].line}",
-            fix=HOW_TO_WRITE_PAIRS,
+            fix=(exchanged if _first_candidate_is_a_pair(spec) else "") + HOW_TO_WRITE_PAIRS,
         )
     if bad:
         raise DataError(
@@ -128,6 +131,14 @@ def check_targets(units: list[Unit], bad: list[Quarantined], target_sets: list[s
             what = f"there are no targets{f' in the set {name}' if name else ''}: no rows in any file"
             fix = f"check targets.{'sets' if name else 'uris'}; {HOW_TO_WRITE_PAIRS}"
             raise RequestError(what, where=", ".join(target_set.uris), fix=fix)
+
+
+def _first_candidate_is_a_pair(spec: RunSpec) -> bool:
+    with contextlib.suppress(PrismError):  # what is wrong there is not the error that is reported
+        for source in list_sources(spec.candidates.uris)[0][:1]:
+            _, row = next(source.read(), (0, None))
+            return isinstance(row, dict) and {"chosen", "rejected"} <= row.keys()
+    return False
 
 
 def check_columns(layouts: list[SourceLayout], target_layouts: list[SourceLayout], spec: RunSpec) -> None:

@@ -104,6 +104,11 @@ def names_nothing_but_mistakes(job: Job) -> None:
     sets("targets.uris", ["FOLDER/no-pairs"])(job)
 
 
+def exchanges_data(job: Job) -> None:
+    write_jsonl(job.folder / "targets.jsonl", [candidate(0)])
+    write_jsonl(pool(job, "a.jsonl"), [pair(0)])
+
+
 def pool(job: Job, name: str) -> Path:
     return job.folder / "pool" / name
 
@@ -130,11 +135,16 @@ REFUSED: list[tuple[str, Callable[[Job], object]]] = [
     ("plan 64: no targets | targets.uris | a pair is a prompt", writes_targets()),
     ("plan 64: targets.jsonl line 1 | no pairs | no 'chosen' | a pair is a prompt", writes_targets(candidate(0))),
     ('plan 64: no pairs: 2 row | "rejected": | choosing-targets.md', writes_targets({"text": "1"}, NO_REJECTED)),
+    ("plan 64: no pairs | are candidates and targets exchanged? | a pair is a prompt", exchanges_data),
     ("plan 65: targets.jsonl line 2 | no 'chosen' | correct or remove", writes_targets(pair(0), candidate(0))),
     ("plan 65: targets.jsonl line 1 | chosen and rejected are identical", writes_targets(IDENTICAL)),
     (TWO_IDENTICAL, writes_targets(IDENTICAL, pair(1), IDENTICAL)),
     ("plan 65: 10 of 10 | 10 × text is a int | no row is usable | prism inspect", writes_pool({"text": 5})),
     ("extract 65: targets.jsonl line 2 | chosen response | maxLength", writes_targets(pair(0), TOO_LONG)),
+    (
+        "extract 65: 2 × its chosen | targets.jsonl line 1, | targets.jsonl line 3",
+        writes_targets(TOO_LONG, pair(0), TOO_LONG),
+    ),
     ("extract 65: targets.jsonl line 2 | identical up to maxLength 128", writes_targets(pair(0), SAME_BEGINNING)),
     ("plan 64: spec.extraction.tokenPerBatch | did you mean 'tokensPerBatch'?", sets("extraction.tokenPerBatch", 5)),
     ("plan 64: spec.selection.budget.fraction | less than or equal to 1", sets("selection.budget", {"fraction": 1.5})),
