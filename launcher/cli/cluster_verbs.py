@@ -72,11 +72,13 @@ def status(
 ) -> None:
     """Show the status of a run. Lists its stages and groups, and why one is waiting or failed."""
     from launcher import submit as remote
+    from launcher.follow.kueue_reasons import kueue_reasons, with_kueue_reasons
     from launcher.follow.run_tables import run_table
 
-    _, record = open_run(name, namespace, context)
-    facts = {**remote.outcome(record), "status": record.status.to_document()}
-    print_facts(facts, output, table=run_table(record, datetime.now(UTC)))
+    cluster, record = open_run(name, namespace, context)
+    shown = with_kueue_reasons(record.status, record.name, kueue_reasons(cluster, record))
+    facts = {**remote.outcome(record), "status": shown.to_document()}
+    print_facts(facts, output, table=run_table(record, shown, datetime.now(UTC)))
 
 
 def list_runs(

@@ -4,6 +4,7 @@ from datetime import datetime
 
 from launcher.follow.terminal_text import aligned, one_line
 from launcher.resource.record import Record
+from launcher.resource.status import Status
 from prism_job.spec.used import used_text
 
 
@@ -24,9 +25,12 @@ def runs_table(records: list[Record], now: datetime) -> str:
     return "\n".join(aligned([head, *rows]))
 
 
-def run_table(record: Record, now: datetime) -> str:
-    """One run in full: its stages and groups, and why one waits or failed."""
-    status = record.status
+def run_table(record: Record, status: Status, now: datetime) -> str:
+    """One run in full: its stages and groups, and why one waits or failed.
+
+    Args:
+        status: the record's, with what else is known of it.
+    """
     lines = [
         f"run       {record.namespace}/{record.name}, {age_text(record.created, now)} old, round {status.round}, "
         f"driven by {status.driver or 'nothing yet'}",

@@ -1,11 +1,12 @@
-"""`prism watch`: follows a run until it ends. One thread waits for the record to change, one reads the pods' logs,
-and the main thread draws what they know.
+"""`prism watch`: follows a run until it ends. One thread waits for the record to change, one reads the pods' logs, one asks
+Kueue why it holds the run's Jobs, and the main thread draws what they know.
 """
 
 import contextlib
 import threading
 from collections.abc import Iterator
 
+from launcher.follow.kueue_reasons import kueue_reasons, with_kueue_reasons
 from launcher.follow.logs.merged_logs import log_lines
 from launcher.follow.run_view import RunView
 from launcher.follow.terminal_text import printable
@@ -16,6 +17,9 @@ from launcher.resource.record import Record
 from launcher.submit import has_ended, wait_until
 
 REDRAW_SECONDS = 0.5
+KUEUE_SECONDS = 10.0
+"""Kueue changes its own objects, not the record: it is asked so often, while a stage is queued."""
+
 LAST_LINES_SECONDS = 3.0
 """How long to wait for the pods' last lines once the run has ended."""
 
@@ -38,11 +42,12 @@ def watch_run(cluster: Cluster, record: Record) -> Record | None:
 
 
 class _Watch:
-    """What the two threads know, under one lock."""
+    """What the threads know, under one lock."""
 
     def __init__(self, cluster: Cluster, record: Record) -> None:
         self.cluster, self.first = cluster, record
         self.record: Record | None = record
+        self.newest, self.reasons = record, dict[str, str]()
         self.view = RunView(record.status)
         self.title_note = ""
         self.error: Exception | None = None
@@ -53,6 +58,7 @@ class _Watch:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         threading.Thread(target=self._follow_record, daemon=True).start()
+        threading.Thread(target=self._ask_kueue, daemon=True).start()
         self.log_thread.start()
         try:
             yield
@@ -78,7 +84,19 @@ class _Watch:
 
     def _take_record(self, record: Record) -> None:
         with self._lock:
-            self.view.take_status(record.status)
+            self.newest = record
+            self._show_newest()
+
+    def _ask_kueue(self) -> None:
+        while not self.ended.is_set() and not self.stopping.is_set():
+            reasons = kueue_reasons(self.cluster, self.newest)
+            with self._lock:
+                self.reasons = reasons
+                self._show_newest()
+            self.ended.wait(KUEUE_SECONDS)
+
+    def _show_newest(self) -> None:
+        self.view.take_status(with_kueue_reasons(self.newest.status, self.first.name, self.reasons))
 
     def _add_note(self, line: str) -> None:
         with self._lock:

@@ -10,13 +10,14 @@ KUEUE = "kueue.x-k8s.io"
 DISCOVERED = "{version}"
 """Stands in a path for the version that discovery finds."""
 
-READABLE_VERSIONS = {"LocalQueue": ("v1beta1", "v1beta2")}
+READABLE_VERSIONS = {"LocalQueue": ("v1beta1", "v1beta2"), "Workload": ("v1beta1", "v1beta2")}
 """Kind -> the versions in which we can read it, of kinds whose version is discovered.
 
 Kueue serves v1beta1 alone up to 0.14, both from 0.15 on, and v1beta2 alone from 0.20 on (its release notes of 0.15.0 and
-0.20.0). Of a LocalQueue we read metadata.name and status.conditions: the same in both (apis/kueue/*/localqueue_types.go of
-kubernetes-sigs/kueue). In v1beta2 status.flavors is gone and status.flavorUsage is flavorsUsage; we read neither, and no
-Workload or ClusterQueue. The label kueue.x-k8s.io/queue-name of a Job belongs to no version.
+0.20.0). Of a LocalQueue we read metadata.name and status.conditions, of a Workload metadata.labels and status.conditions:
+the same in both (apis/kueue/*/localqueue_types.go and workload_types.go of kubernetes-sigs/kueue). In v1beta2 a LocalQueue's
+status.flavors is gone and its status.flavorUsage is flavorsUsage; we read neither, and no ClusterQueue. The operator reads
+nothing of Kueue: the label kueue.x-k8s.io/queue-name of a Job belongs to no version.
 """
 
 PATHS = {
@@ -36,6 +37,7 @@ PATHS = {
     "SelfSubjectAccessReview": ("/apis/authorization.k8s.io/v1", "selfsubjectaccessreviews"),
     "Service": ("/api/v1", "services"),
     "ServiceAccount": ("/api/v1", "serviceaccounts"),
+    "Workload": (f"/apis/{KUEUE}/{DISCOVERED}", "workloads"),
 }
 """Kind -> (path of its group and version, its plural)."""
 

@@ -23,6 +23,7 @@ from launcher.resource.record import config_map_record
 from prism_job.errors import SpecError
 from tests.cluster.certificates import Authority
 from tests.cluster.grants import grant
+from tests.cluster.kueue import kueue, suspended_job, workload
 from tests.cluster.rig import eventually
 from tests.cluster.server.apiserver import ApiServer
 from tests.run_document import run_document
@@ -101,6 +102,22 @@ def test_text_from_a_pod_cannot_move_the_cursor(with_kind: ApiServer, tmp_path: 
         _, stdout, stderr = prism(with_kind, tmp_path, *verb)
         assert not {"\x1b", "\x07"} & {*stdout, *stderr}
         assert "\n::set-output" not in stdout + stderr
+
+
+def test_status_shows_what_kueue_says_of_a_job_that_it_never_admits(with_kind: ApiServer, tmp_path: Path) -> None:
+    """The message of a real Kueue (commit ff69552e79) about a pod larger than the whole of its ClusterQueue."""
+    waits, too_large = "waits for Kueue's queue team-a", "insufficient quota for cpu in flavor plain"
+    held = {"stage": "plan", "state": "Queued", "message": waits}
+    ended(with_kind, "Planning", message=f"plan: {waits}", stages=[held])
+    assert waits in prism(with_kind, tmp_path, "status", "facts")[1]
+    kueue(with_kind, "v1beta1", "v1beta2", kind="Workload")
+    reason = {"type": "QuotaReserved", "status": "False", "reason": "ExceedsMaxQuota", "message": too_large}
+    workload(with_kind, suspended_job(with_kind, "facts-plan-0-0", "facts"), reason)
+    code, text, err = prism(with_kind, tmp_path, "status", "facts")
+    assert (code, f"{waits}: {too_large}" in text, err) == (0, True, "")
+    status = json.loads(prism(with_kind, tmp_path, "status", "facts", "-o", "json")[1])["status"]
+    assert status["stages"][0]["message"] == f"{waits}: {too_large}"
+    assert status["message"] == f"plan: {waits}"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "A", "x" * 64])

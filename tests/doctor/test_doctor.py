@@ -22,6 +22,7 @@ from launcher.resource.names import RUN_LABEL
 from prism_job.spec.data import TargetsSpec
 from prism_job.spec.document import SelectionRun
 from tests.cluster.grants import ACCOUNT, bind
+from tests.cluster.kueue import RELEASES, kueue
 from tests.cluster.rig import Rig, rig
 from tests.cluster.server.apiserver import ApiServer
 from tests.cluster.server.podsecurity import violations
@@ -207,31 +208,6 @@ def test_an_image_by_tag_is_a_warning(server: ApiServer) -> None:
     assert only("image", run_of(image="registry/prism:1")).level == "warning"
 
 
-def kueue(server: ApiServer, *served: str, kind: str = "LocalQueue") -> None:
-    """Kueue's definition of a kind. Each version is served, the last one is stored; v1beta1 beside others is deprecated."""
-    plural = f"{kind.lower()}s"
-    names = {"plural": plural, "singular": kind.lower(), "kind": kind, "listKind": f"{kind}List"}
-    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    versions = [
-        {
-            "name": version,
-            "served": True,
-            "storage": version == served[-1],
-            "deprecated": version == "v1beta1" and len(served) > 1,
-            "schema": {"openAPIV3Schema": schema},
-        }
-        for version in served
-    ]
-    server.create(
-        {
-            "apiVersion": "apiextensions.k8s.io/v1",
-            "kind": "CustomResourceDefinition",
-            "metadata": {"name": f"{plural}.kueue.x-k8s.io"},
-            "spec": {"group": "kueue.x-k8s.io", "scope": "Namespaced", "names": names, "versions": versions},
-        }
-    )
-
-
 def queue(server: ApiServer, name: str, active: str = "True", version: str = "v1beta1") -> None:
     condition = {"type": "Active", "status": active, "message": "its ClusterQueue is stopped"}
     metadata = {"name": name, "namespace": "default"}
@@ -254,16 +230,7 @@ def test_a_missing_kueue_or_queue_is_an_error(server: ApiServer) -> None:
     assert only("queue", run).level == "ok"
 
 
-KUEUE = {
-    "up to 0.14": ("v1beta1",),
-    "0.15 to 0.19": ("v1beta1", "v1beta2"),
-    "0.20 on": ("v1beta2",),
-    "a later one that still serves v1beta2": ("v1beta2", "v1"),
-}
-"""Releases of Kueue -> the versions of LocalQueue that they serve."""
-
-
-@pytest.mark.parametrize("served", KUEUE.values(), ids=KUEUE.keys())
+@pytest.mark.parametrize("served", RELEASES.values(), ids=RELEASES.keys())
 def test_a_stopped_queue_is_found_in_every_version_of_kueue_and_is_a_warning(
     server: ApiServer, served: tuple[str, ...]
 ) -> None:

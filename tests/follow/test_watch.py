@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher.follow import run_view, watch_screen
+from launcher.follow import run_view, watch, watch_screen
 from launcher.follow.run_view import Row, RunView, changes, line_of
 from launcher.follow.watch import watch_run
 from launcher.follow.watch_screen import LiveTable, PlainLines, table_of
@@ -21,6 +21,7 @@ from launcher.operator.executor import write_status
 from launcher.resource.document import parse_for_cluster
 from launcher.resource.record import Record, config_map_record
 from launcher.resource.status import StageStatus, Status
+from tests.cluster.kueue import kueue, suspended_job, workload
 from tests.cluster.server.refusals import ApiError
 from tests.follow.log_server import LogServer, pod_of, put, turn
 from tests.run_document import run_document
@@ -276,6 +277,30 @@ def test_a_watch_follows_status_and_logs_to_the_end(
     assert ended.status.phase == "Complete"
     err = capsys.readouterr().err
     assert err.splitlines()[-1] == "default/demo: Complete; 4 examples selected"
+
+
+def test_a_watch_shows_what_kueue_says_once_though_the_record_changes_before_and_after(
+    server: LogServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "KUEUE_SECONDS", 0.1)
+    kueue(server, "v1beta1", "v1beta2", kind="Workload")
+    watched, held = Watched(), stage("plan", state="Queued", message="waits for Kueue's queue team-a")
+    watched.become("Planning", held)
+    no_room = (
+        "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor plain, 50m more needed"
+    )
+    reason = {"type": "QuotaReserved", "status": "False", "reason": "WaitingForQuota", "message": no_room}
+    workload(server, suspended_job(server, "demo-plan-0-0"), reason)
+    err, deadline = "", time.monotonic() + 15
+    while no_room not in err and time.monotonic() < deadline:
+        time.sleep(0.1)
+        err += capsys.readouterr().err
+    watched.become("Planning", held, restarts=1)
+    time.sleep(1)
+    watched.become("Cancelled", held.model_copy(update={"state": "Stopped"}))
+    assert watched.end() is not None
+    err += capsys.readouterr().err
+    assert err.count(f"plan: Queued; waits for Kueue's queue team-a: {no_room}\n") == 1, err
 
 
 def test_a_watch_ends_when_the_record_is_deleted(server: LogServer) -> None:
