@@ -123,7 +123,9 @@ def duration_text(hours: float) -> str:
     """'0.34 seconds', '12 minutes', '2,290 hours': the unit that a person reads."""
     if hours >= 2:
         return f"{hours:.3g} hours" if hours < 1000 else f"{hours:,.0f} hours"
-    return f"{hours * 60:.3g} minutes" if hours >= 2 / 60 else f"{hours * 3600:.2g} seconds"
+    if hours >= 2 / 60:
+        return f"{hours * 60:.3g} minutes"
+    return f"{hours * 3600:.0f} seconds" if hours * 3600 >= 10 else f"{hours * 3600:.2g} seconds"
 
 
 def size_text(size_bytes: float) -> str:

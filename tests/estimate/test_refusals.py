@@ -193,5 +193,5 @@ def test_a_budget_of_more_tokens_than_there_are_is_refused_to_the_token(job: Job
 
 
 def test_a_time_has_the_unit_that_a_person_reads() -> None:
-    shown = [duration_text(hours) for hours in (9.35e-05, 0.2, 1.5, 12.34, 2290)]
-    assert shown == ["0.34 seconds", "12 minutes", "90 minutes", "12.3 hours", "2,290 hours"]
+    shown = [duration_text(hours) for hours in (9.35e-05, 0.0306, 0.2, 1.5, 12.34, 2290)]
+    assert shown == ["0.34 seconds", "110 seconds", "12 minutes", "90 minutes", "12.3 hours", "2,290 hours"]
