@@ -124,11 +124,15 @@ def print_whose(mixtures: Sequence["Mixture"], memorised_seeds: int) -> dict[str
             ]
             print(harness.table([f"AUROC, {kind}; pairs swapped", *WHOSE.values()], lines) + "\n")
         figures |= found
-    after = harness.over_seeds([mixture.retrained() for mixture in mixtures])
-    lines = [[name, after[f"swapped_wrong[{whose}]"]] for whose, name in WHOSE.items()]
-    print(
-        harness.table([f"dropped half, {RETRAINED:.0%} swapped", "prefers the wrong answer afterwards"], lines) + "\n"
-    )
+    by_seed = [mixture.retrained() for mixture in mixtures]
+    after = harness.over_seeds(by_seed)
+    for whose in ("uniform", "reference"):
+        less = [seed["swapped_wrong[before]"] - seed[f"swapped_wrong[{whose}]"] for seed in by_seed]
+        after[f"swapped_wrong[before]_less[{whose}]"] = harness.interval(less)
+    names = [[f"swapped_wrong[{whose}]", f"swapped_wrong[before]_less[{whose}]", name] for whose, name in WHOSE.items()]
+    lines = [[name, after[wrong], after.get(less, "")] for wrong, less, name in names]
+    heads = ["prefers the wrong answer afterwards", "preferenceModel less it, within a seed"]
+    print(harness.table([f"dropped half, {RETRAINED:.0%} swapped", *heads], lines) + "\n")
     return figures | after
 
 
