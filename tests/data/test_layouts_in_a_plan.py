@@ -58,8 +58,8 @@ BROKEN: list[tuple[str, Row, str, str]] = [
     ("hh", {side: f"\n\nHuman: Hi\n\nAssistant:{end}" for side, end in (("chosen", ""), ("rejected", " no"))},
      "chosen is the beginning of rejected", "add the prompt"),
     ("sharegpt pairs", {"conversations": [], "chosen": said("gpt", "a"), "rejected": said("gpt", "b")}, "no message", "remove"),
-    ("alpaca pairs", {"instruction": "Say", "chosen": "yes", "rejected": "yes"}, "identical", "correct or remove that row"),
-    ("orca", {"question": ["Say"], "chosen": "yes", "rejected": "no"}, "question is a list", "correct or remove that row"),
+    ("alpaca pairs", {"instruction": "Say", "chosen": "yes", "rejected": "yes"}, "identical", "correct or remove those rows"),
+    ("orca", {"question": ["Say"], "chosen": "yes", "rejected": "no"}, "question is a list", "correct or remove those rows"),
 ]  # fmt: skip
 """(layout, a row of it that cannot be used, what the error says, what it says to do)"""
 
