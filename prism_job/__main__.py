@@ -78,7 +78,7 @@ def _run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
             from prism_job.plan.sources import refuse_missing
 
             run = _read_spec(arguments.spec)
-            refuse_missing(run.spec)  # before torch is imported, which takes seconds
+            refuse_missing(run.spec, needs_weights=False)  # before torch is imported, which takes seconds
             event("step", text=f"loading the tokenizer of {run.spec.model.uri} and counting tokens")
             from prism_job.estimate.estimate import estimate
 

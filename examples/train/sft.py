@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from prism_job.api import PrismError, RequestError, Selection
+from prism_job.api import PrismError, Selection
 from prism_job.storage.model_files import read_config
 
 Row = dict[str, Any]
@@ -29,13 +29,14 @@ def main() -> None:
         parser.error(f"--out {out} is there already and not empty: name a new folder")
     try:
         selection = Selection.load(options.manifest)
-    except RequestError as error:
-        needed = "give the manifest.json of a selection; an export is not needed"
-        parser.error(f"{options.manifest}: {error.what}; {needed}")
-    try:
         read_config(options.model)
     except PrismError as error:
-        parser.error(f"--model {options.model}: {error.what}; {error.fix}")
+        where = (
+            "give the manifest.json of a selection; an export is not needed"
+            if error.where == options.manifest
+            else error.fix
+        )
+        parser.exit(error.exit_code, f"error: {error.where}: {error.what}; {where}\n")
 
     import torch  # after the options are checked: these imports take seconds
     from datasets import Dataset

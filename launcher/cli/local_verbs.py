@@ -46,7 +46,9 @@ def run(
     report = report_of(facts["manifest"])
     print_note(f"report: {report}")
     if not parse_spec(text, file.name).spec.scoring.is_forward_only:
-        print_note(f"both ends of the ranking, and the pairs behind them: prism explain {facts['manifest']}")
+        print_note(
+            f"both ends of the ranking, and the pairs behind them: prism explain {shlex.quote(facts['manifest'])}"
+        )
     if open_report:
         _open_in_browser(report)
 

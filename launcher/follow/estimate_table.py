@@ -36,7 +36,6 @@ def estimate_table(facts: dict[str, Any]) -> str:
         + ", ".join(f"{name.replace('_', ' ')} {size_text(size)}" for name, size in facts["store"].items()),
         f"time      {duration_text(facts['gpu_hours'])} on one {facts['gpu']} at {facts['utilisation']:.0%} of its published "
         "peak",
-        *([] if facts.get("cpu_hours") is None else [_cpu_text(facts)]),
         *([] if facts.get("price") is None else [f"price     {facts['price']:,.2f}, by spec.gpuHourPrice"]),
         *_preference_lines(facts),
         "",
@@ -44,11 +43,6 @@ def estimate_table(facts: dict[str, Any]) -> str:
         _topology_text(facts),
     ]
     return "\n".join(lines)
-
-
-def _cpu_text(facts: dict[str, Any]) -> str:
-    share = f"{facts['utilisation']:.0%} of what a matrix product reaches now"
-    return f"          about {duration_text(facts['cpu_hours'])} on the CPU here, at {share}; short texts take longer"
 
 
 def _cut_row_lines(facts: dict[str, Any], scaled: str) -> list[str]:

@@ -96,8 +96,8 @@ def note_text(event: dict[str, Any]) -> str | None:
 def _missing_text(event: dict[str, Any]) -> str:
     rows = {key: event[key] for key in EXTRACTED_FOR if key in event}
     num_rows = sum(rows.values())
-    way_out = " (audit.examples: 0 leaves it out)" if rows.get("audit", 0) > num_rows / 2 else ""
-    return f"{num_rows:,} to extract: {', '.join(f'{rows[key]:,} {EXTRACTED_FOR[key]}' for key in rows)}{way_out}"
+    hint = " (audit.examples: 0 leaves it out)" if rows.get("audit", 0) > num_rows / 2 else ""
+    return f"{num_rows:,} to extract: {', '.join(f'{rows[key]:,} {EXTRACTED_FOR[key]}' for key in rows)}{hint}"
 
 
 def _layers_text(event: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ nothing is decided from one.
 from collections.abc import Mapping
 
 from launcher.kube.cluster import Cluster
-from launcher.kube.errors import ClusterError
+from launcher.kube.errors import ClusterError, Unavailable
 from launcher.kube.kinds import KUEUE
 from launcher.resource.names import RUN_LABEL, job_name
 from launcher.resource.object import Object
@@ -19,8 +19,11 @@ UIDS_PER_REQUEST = 100
 """A run has up to 256 groups. A hundred uids make an address of 4 kB: many proxies refuse more than 8 kB."""
 
 
-def kueue_reasons(cluster: Cluster, record: Record) -> dict[str, str]:
-    """What Kueue says of the Jobs that are queued, by their names. Makes no request where none is queued.
+def kueue_reasons(cluster: Cluster, record: Record, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Kueue's reasons for the Jobs that are queued, by their names. Makes no request where none is queued.
+
+    Args:
+        known: reasons of a moment ago, which hold where the API server does not answer now.
 
     Empty where we may not read Jobs or Workloads, where Kueue is not installed, serves no version that we can read, or does
     not answer, and before it has decided. That hides nothing of the run: its status, which was read, says which queue it
@@ -37,6 +40,8 @@ def kueue_reasons(cluster: Cluster, record: Record) -> dict[str, str]:
             labels = f"{JOB_UID} in ({','.join([*names][first : first + UIDS_PER_REQUEST])})"
             for workload in cluster.list("Workload", record.namespace, labels=labels).items:
                 reasons[names[workload["metadata"]["labels"][JOB_UID]]] = why_not_admitted(workload)
+    except Unavailable:
+        return {**(known or {}), **reasons}
     except ClusterError:
         return {}
     return reasons

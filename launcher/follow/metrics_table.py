@@ -30,7 +30,7 @@ def _rankings(metrics: dict[str, Any], precision: str) -> list[str]:
         "",
         f"{'ranked by':<26}{'AUROC':>6}  {'95 % interval':<16}{precision:>20}  95 % interval",
     ]
-    reversed_ones = []
+    reversed_lines = []
     below = [f"{'AUROC of PRISM less that of':<30}{'':>6}  95 % interval, in paired resamples"]
     for rival in [{"name": "PRISM's score", "prefix": "", "reason": None}, *metrics["rivals"]]:
         name, prefix = rival["name"], rival["prefix"]
@@ -40,19 +40,22 @@ def _rankings(metrics: dict[str, Any], precision: str) -> list[str]:
         auroc, at_budget = (_cells(metrics, f"{prefix}{measure}") for measure in ("auroc", "precision_at_budget"))
         lines.append(f"{name:<26}{auroc[0]:>6}  {auroc[1]:<16}{at_budget[0]:>20}  {at_budget[1]}")
         if metrics[f"{prefix}auroc"] is not None and metrics[f"{prefix}auroc_high"] < 0.5:
-            reversed_ones.append(f"{name}: {_reversed(metrics, prefix)}")
+            reversed_lines.append(f"{name}: {_reversed(metrics, prefix)}")
         if prefix:
             value, low, high = (metrics[f"auroc_over_{prefix[:-1]}{end}"] for end in ("", "_low", "_high"))
             verdict = "PRISM is better" if low > 0 else "PRISM is worse" if high < 0 else "neither is better"
             below.append(f"{name:<30}{value:>+6.3f}  {f'{low:+.3f} to {high:+.3f}':<18}{verdict}")
-    return [*lines, *reversed_ones, "", *below]
+    return [*lines, *reversed_lines, "", *below]
 
 
 def _reversed(metrics: dict[str, Any], prefix: str) -> str:
     """What to make of a ranking whose whole interval is under one half."""
     if prefix:
         return f"under 0.5 with its whole interval; read the other way round it is {1 - metrics[f'{prefix}auroc']:.3f}"
-    return "it is the reverse of the label: are chosen and rejected swapped in the targets, or the values of the label?"
+    return (
+        "the reverse of the label: are chosen and rejected swapped, is the wrong end kept or dropped, or does another value of "
+        "the label mean good (--positive)?"
+    )
 
 
 def _budgets(metrics: dict[str, Any], measures: tuple[str, str]) -> list[str]:

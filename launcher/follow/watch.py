@@ -89,7 +89,11 @@ class _Watch:
 
     def _ask_kueue(self) -> None:
         while not self.ended.is_set() and not self.stopping.is_set():
-            reasons = kueue_reasons(self.cluster, self.newest)
+            try:
+                reasons = kueue_reasons(self.cluster, self.newest, self.reasons)
+            except Exception as error:  # the record is followed without them
+                self._add_note(f"no reasons of Kueue: {error!r}")
+                return
             with self._lock:
                 self.reasons = reasons
                 self._show_newest()

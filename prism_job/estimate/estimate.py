@@ -10,14 +10,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from prism_job.errors import RequestError
 from prism_job.estimate import costs
 from prism_job.estimate.model_shape import ModelShape, model_shape
-from prism_job.estimate.preference_model import PreferenceWork, measure_preference
-from prism_job.estimate.this_cpu import measure_cpu
+from prism_job.estimate.preference_model import measure_preference
 from prism_job.estimate.workload import Workload, measure
 from prism_job.extract.load.model import load_tokenizer
 from prism_job.plan.extractor import audit_spec
@@ -97,23 +95,11 @@ def estimate(run: SelectionRun, gpu: str = "H100", utilisation: float = 0.35, sa
         "utilisation": utilisation,
         "gpu_hours": hours,
         "price": spec.price_of(hours),
-        "cpu_hours": _hours_here(spec, flops, of_preference, utilisation),
         "preference_model": of_preference and of_preference.facts(spec, card, utilisation, topology),
         "topology": None if topology is None else _topology_facts(topology, groups, hours),
         "memory": _memory_table(shape, spec, work, card, topology, gpus_per_node),
         "estimate_seconds": round(time.monotonic() - started, 3),
     }
-
-
-def _hours_here(
-    spec: RunSpec, flops: costs.Flops, of_preference: PreferenceWork | None, utilisation: float
-) -> float | None:
-    """On this machine's CPU, where `prism run` would use it; None for a run on a cluster, and where there is a GPU."""
-    if spec.cluster or torch.cuda.is_available():
-        return None
-    cpu = measure_cpu()
-    hours = of_preference.gpu_hours(cpu, utilisation) if of_preference else 0.0
-    return hours + costs.gpu_hours(flops, cpu, spec.model, utilisation)
 
 
 def store_bytes(shape: ModelShape, spec: RunSpec, work: Workload) -> dict[str, int]:

@@ -134,8 +134,12 @@ def check_targets(units: list[Unit], bad: list[Quarantined], target_sets: list[s
 
 
 def _first_candidate_is_a_pair(spec: RunSpec) -> bool:
+    """False where the first address is not on this disk: a sentence is not worth a download."""
+    first = spec.candidates.uris[0]
+    if not Path(first).exists():
+        return False
     with contextlib.suppress(PrismError):  # what is wrong there is not the error that is reported
-        for source in list_sources(spec.candidates.uris)[0][:1]:
+        for source in list_sources([first])[0][:1]:
             _, row = next(source.read(), (0, None))
             return isinstance(row, dict) and {"chosen", "rejected"} <= row.keys()
     return False

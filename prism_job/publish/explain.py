@@ -178,12 +178,12 @@ def _find(scores: pa.Table, names: Sequence[str], where: str) -> list[int]:
 def _named_row(scores: pa.Table, name: str, where: str) -> int:
     """The row at FILE:LINE, or of the one id that begins so. Raises RequestError: none, or several."""
     file, _, line = name.rpartition(":")
-    if file and line.isdecimal():
+    if file and line.isdecimal() and len(line) < 19:  # as a column of int64 holds it
         at_line = pc.and_(pc.equal(scores["source"], file), pc.equal(scores["line"], int(line)))
         rows = np.flatnonzero(at_line.to_numpy())
         if len(rows):
             return int(rows[0])
-    rows = np.flatnonzero(pc.starts_with(scores["example_id"], name).to_numpy())
+    rows = np.flatnonzero(pc.starts_with(scores["example_id"], name).to_numpy()) if name else np.array([], np.int64)
     ids = dict.fromkeys(scores["example_id"].take(pa.array(rows)).to_pylist())
     if len(ids) > 1:
         what = f"{len(ids):,} example ids begin with {name!r}: {', '.join(list(ids)[:3])}{' …' if len(ids) > 3 else ''}"
@@ -193,7 +193,7 @@ def _named_row(scores: pa.Table, name: str, where: str) -> int:
             "give an example id, its beginning, or FILE:LINE, as `prism explain` prints them and scores.parquet beside the "
             "manifest has them (columns example_id, source, line)"
         )
-        raise RequestError(f"no candidate has the example id {name!r}, or stands there", where=where, fix=fix)
+        raise RequestError(f"no candidate has the example id or the FILE:LINE {name!r}", where=where, fix=fix)
     return int(rows[0])
 
 

@@ -18,13 +18,13 @@ def warnings_of(reduced: Reduced) -> list[str]:
 
 
 def _of_label(figures: dict[str, Any]) -> list[str]:
-    """π and the direction come from the same pairs: only a label, or a person, can tell that all of them are swapped."""
+    """Pairs that are all swapped turn the ranking round. π shows it only where its model prefers the right responses."""
     if figures.get("auroc") is None or figures["auroc_high"] >= 0.5:
         return []
     return [
         f"the ranking is the reverse of the label '{figures['label']}': AUROC {figures['auroc']:.3f}, 95 % interval "
         f"{figures['auroc_low']:.3f} to {figures['auroc_high']:.3f}. Check whether chosen and rejected are swapped in the "
-        "targets, and which value of the label is good (evaluation.positive)."
+        "targets, which end spec.selection keeps or drops, and which value of the label is good (evaluation.positive)."
     ]
 
 
@@ -55,9 +55,8 @@ def _sentences(mean: float, num_pairs: int, of_set: str, is_other_model: bool) -
         f"mean π is {mean:.2f} over {num_pairs:,} pairs{of_set}: {model} does not clearly prefer the chosen responses, so "
         "π may trust wrong pairs more than right ones. "
     )
+    swapped = "Check that chosen and rejected are not swapped"
     if is_other_model:
-        return what + "Check that chosen and rejected are not swapped, or name another scoring.preferenceModel."
-    return (
-        what
-        + "Set scoring.preferenceModel to a model that does, such as a larger one, or this one before it was tuned."
-    )
+        return f"{what}{swapped}, or name another scoring.preferenceModel."
+    other = "set scoring.preferenceModel to a model that prefers the chosen ones: a larger one, or this one before it was tuned"
+    return f"{what}{swapped}, or {other}."

@@ -39,6 +39,12 @@ def identify(uri: str, revision: str = "main", *, is_adapter: bool = False) -> d
     return {file.key: _sha256(path) if (path := store.local_path(file.key)) else _tag(file) for file in files}
 
 
+def check_files(uri: str, *, is_adapter: bool = False) -> None:
+    """Raises RequestError as `identify` does, without reading weights. A model on the hub is checked when it is fetched."""
+    if not _is_hub(uri):
+        _files(uri, is_adapter)
+
+
 def fetch_model(uri: str, revision: str = "main", *, is_adapter: bool = False) -> Path:
     """A local path of the model: its folder, or its .gguf file.
 
@@ -129,7 +135,7 @@ def read_config(uri: str, revision: str = "main") -> dict[str, Any]:
         TransientError: the hub does not answer.
     """
     if uri.endswith(".gguf"):
-        _files(uri, is_adapter=False)
+        check_files(uri)
         return {}
     store = open_store(str(fetch_config_and_tokenizer(uri, revision))) if _is_hub(uri) else _open_folder(uri)
     if not store.exists("config.json"):

@@ -139,17 +139,6 @@ def test_a_sample_is_scaled_and_reported_as_one(job: Job) -> None:
     assert sampled["store_bytes"] == exact["store_bytes"]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the run would use the GPU")
-def test_hours_on_this_cpu_are_given_for_a_run_on_this_machine_alone(job: Job) -> None:
-    here = estimated(job)
-    assert 0 < here["gpu_hours"] < here["cpu_hours"] < 1
-    assert "on the CPU here" in tables.estimate_table(here)
-    job.spec["cluster"] = {"image": "registry/prism:1"}
-    there = estimated(job)
-    assert there["cpu_hours"] is None
-    assert "CPU here" not in tables.estimate_table(there)
-
-
 def test_a_model_on_s3_needs_no_weights(job: Job, s3: Any) -> None:
     at_home = estimated(job)
     for path in Path(job.spec["model"]["uri"]).iterdir():

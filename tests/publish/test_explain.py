@@ -134,8 +134,8 @@ def test_an_example_is_named_by_its_id_by_the_beginning_of_it_or_as_it_is_printe
     number = sum(example_id.startswith(first) for example_id in ids)
     assert number > 1
     job.refuses(("explain", str(manifest), first), 64, f"{number} example ids begin with '{first}'", "more of the id")
-    for name in (f"{row['source']}:99", "elsewhere.jsonl:6", row["source"]):
-        job.refuses(("explain", str(manifest), name), 64, f"no candidate has the example id '{name}'", "FILE:LINE")
+    for name in (f"{row['source']}:99", f"{row['source']}:{2**64}", "elsewhere.jsonl:6", row["source"], ""):
+        job.refuses(("explain", str(manifest), name), 64, f"no candidate has the example id or the FILE:LINE '{name}'")
 
 
 def test_the_largest_pairs_are_listed_with_both_texts_and_the_rest_is_summed(job: Job) -> None:

@@ -99,6 +99,7 @@ def uses_adapter_as_model(job: Job) -> None:
 
 def names_nothing_but_mistakes(job: Job) -> None:
     sets("model.uri", "FOLDER/no-model")(job)
+    sets("model.adapter", "FOLDER/no-adapter")(job)
     sets("scoring.preferenceModel", {"uri": "FOLDER/no-second"})(job)
     sets("candidates.uris", ["FOLDER/no-pool"])(job)
     sets("targets.uris", ["FOLDER/no-pairs"])(job)
@@ -124,7 +125,10 @@ TWO_IDENTICAL = (
 )
 REFUSED: list[tuple[str, Callable[[Job], object]]] = [
     ("plan 64: no.jsonl | nothing there", sets("candidates.uris", ["FOLDER/no.jsonl"])),
-    ("plan 64: 4 addresses | no-model | no-second | no-pool | no-pairs", names_nothing_but_mistakes),
+    (
+        "plan 64: 5 addresses | no-model | no-adapter | no-second | no-pool | no-pairs",
+        names_nothing_but_mistakes,
+    ),
     ("plan 64: none is a data file", lambda job: pool(job, "a.jsonl").rename(pool(job, "a.md"))),
     ("plan 64: pool is empty", writes("pool/a.jsonl", "")),
     ("plan 65: b.jsonl line 1 | not JSON | maxBadFraction", writes("pool/b.jsonl", "{broken\n")),
@@ -180,6 +184,16 @@ def test_bad_input_is_refused_by_name_by_the_run_and_by_its_estimate(
     if not any(text in expected for text in NEEDS_WEIGHTS):
         job.refuses(("estimate", "--spec", str(job.spec_path())), int(code), *mentions.split(" | "))
     job.fails(stage, int(code), *mentions.split(" | "))
+
+
+def test_a_wrong_address_decides_the_exit_code_whatever_else_is_wrong(job: Job) -> None:
+    damaged = job.folder / "chained" / "manifest.json"
+    damaged.parent.mkdir()
+    damaged.write_text("{}")
+    job.spec["candidates"]["uris"] = [str(damaged)]
+    job.fails("plan", DAMAGED_DATA, str(damaged))
+    job.spec["candidates"]["uris"] += [str(job.folder / f"no-{number}.jsonl") for number in range(12)]
+    job.fails("plan", WRONG_REQUEST, "13 addresses", str(damaged), "no-8.jsonl", "and 3 more", "spec.candidates")
 
 
 def test_a_file_that_is_not_what_its_name_says_is_refused(job: Job) -> None:

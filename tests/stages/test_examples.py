@@ -57,19 +57,26 @@ def test_training_refuses_wrong_options_in_one_line_before_it_loads_anything(job
     manifest, full = str(job.run()), job.folder / "full"
     write_jsonl(full / "rows.jsonl", [{}])
     script, new, model = EXAMPLES / "train" / "sft.py", str(job.folder / "new"), str(tiny_model)
-    needed = "give the manifest.json of a selection; an export is not needed"
-    for given, expected in (
-        ((manifest, model, str(full)), f"--out {full} is there already and not empty: name a new folder"),
-        ((str(full / "rows.jsonl"), model, new), f"{full}/rows.jsonl: no manifest there; {needed}"),
-        ((manifest, f"{new}.gguf", new), f"--model {new}.gguf: no such"),
-        ((manifest, f"{new}/model", new), f"--model {new}/model: no such model"),
-        ((manifest, str(full), new), f"--model {full}: there is no config.json"),
+    for given, code, expected in (
+        (
+            (manifest, model, str(full)),
+            2,
+            f"sft.py: error: --out {full} is there already and not empty: name a new folder",
+        ),
+        (
+            (str(full / "rows.jsonl"), model, new),
+            64,
+            f"error: {full}/rows.jsonl: no manifest there; give the manifest.json",
+        ),
+        ((manifest, f"{new}.gguf", new), 64, f"error: {new}.gguf: no such GGUF file"),
+        ((manifest, f"{new}/model", new), 64, f"error: {new}/model: no such model"),
+        ((manifest, str(full), new), 64, f"error: {full}: there is no config.json"),
     ):
         command = [sys.executable, "-X", "importtime", str(script), given[0], "--model", given[1], "--out", given[2]]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
-        assert done.returncode == 2, lines
-        assert lines[-1].startswith(f"sft.py: error: {expected}")
+        assert done.returncode == code, lines
+        assert lines[-1].startswith(expected)
         assert not re.search(r"\| +(torch|transformers|trl)$", done.stderr, re.MULTILINE), "nothing is loaded"
         assert not Path(new).exists()
 

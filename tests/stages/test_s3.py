@@ -104,6 +104,16 @@ def test_a_server_that_does_not_answer_is_a_transient_error(job: Job, no_pauses:
     assert job.events[-1]["retries"] == retries.MAX_TRIES - 1
 
 
+def test_a_server_that_does_not_answer_is_asked_for_one_address_and_hides_no_wrong_path(
+    job: Job, no_pauses: pytest.MonkeyPatch
+) -> None:
+    point_at("http://127.0.0.1:9", no_pauses)
+    job.spec["candidates"]["uris"] = ["s3://corpora/a.jsonl", "s3://corpora/b.jsonl"]
+    job.spec["targets"]["uris"] = [str(job.folder / "no-pairs.jsonl")]
+    job.fails("plan", 64, "2 addresses", "s3://corpora/a.jsonl", "no-pairs.jsonl", "spec.candidates, spec.targets")
+    assert job.events[-1]["retries"] == retries.MAX_TRIES - 1
+
+
 ROW = b"a row of bytes"
 CRC32_OF_ROW = base64.b64encode(zlib.crc32(ROW).to_bytes(4, "big")).decode()
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
