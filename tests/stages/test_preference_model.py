@@ -245,7 +245,7 @@ def test_a_mean_pi_near_one_half_is_warned_of(job: Job, other: Path) -> None:
     words = job.passes("reduce")
     (warning,) = words["warnings"]
     assert warning.startswith("mean π is 0.50 over 4 pairs: the model does not clearly prefer")
-    assert "Set scoring.preferenceModel" in warning
+    assert "or set scoring.preferenceModel to a model that prefers the chosen ones" in warning
     assert warning[1:] in (manifest.parent / "report.html").read_text()
     use(job, other)
     job.run()
