@@ -31,12 +31,7 @@ def main() -> None:
         selection = Selection.load(options.manifest)
         read_config(options.model)
     except PrismError as error:
-        where = (
-            "give the manifest.json of a selection; an export is not needed"
-            if error.where == options.manifest
-            else error.fix
-        )
-        parser.exit(error.exit_code, f"error: {error.where}: {error.what}; {where}\n")
+        parser.exit(error.exit_code, f"error: {error}\n")
 
     import torch  # after the options are checked: these imports take seconds
     from datasets import Dataset

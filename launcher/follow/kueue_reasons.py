@@ -25,9 +25,9 @@ def kueue_reasons(cluster: Cluster, record: Record, known: Mapping[str, str] | N
     Args:
         known: reasons of a moment ago, which hold where the API server does not answer now.
 
-    Empty where we may not read Jobs or Workloads, where Kueue is not installed, serves no version that we can read, or does
-    not answer, and before it has decided. That hides nothing of the run: its status, which was read, says which queue it
-    waits for, and no decision depends on the reason.
+    Empty where we may not read Jobs or Workloads, where Kueue is not installed or serves no version that we can read, and
+    before it has decided. That hides nothing of the run: its status, which was read, names the queue that it waits for, and
+    no decision depends on the reason.
     """
     queued = {_job_name(record.name, record.status, entry) for entry in record.status.stages if entry.state == "Queued"}
     if not queued:
