@@ -7,28 +7,15 @@ token that ends a turn belongs to it, and the last turn reaches to the end of th
 Without marks the turns are found by rendering parts of the conversation (docs/architecture.md, Tokens and loss).
 """
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import date
 from string import ascii_lowercase
-from typing import Any
 
-from jinja2 import TemplateNotFound, TemplateSyntaxError
-from jinja2.exceptions import SecurityError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from prism_job.data.examples import BadRow, Content, Message
 from prism_job.data.messages import REASONING
-from prism_job.errors import RequestError
-from prism_job.plan.extractor import TEMPLATE_DATE
+from prism_job.extract.chat_template import ChatTemplate, Span
 from prism_job.spec.extraction import LossOn
-
-Span = tuple[int, int]
-"""Characters [begin, end) of a rendered text."""
-
-_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class _Hidden(Exception):
@@ -48,7 +35,7 @@ def render(
             carries loss.
         RequestError: a tokenizer without a chat template, or with one that does not work.
     """
-    chat = _Chat.of(content, tokenizer)
+    chat = ChatTemplate.of(content, tokenizer)
     assistant = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     asked = [index for index in assistant if index >= first][-1 if loss_on == "last" else 0 :]
     turns = [index for index in asked if messages[index].get("weight") != 0]
@@ -70,81 +57,7 @@ def render(
     return text, spans
 
 
-@dataclass(frozen=True)
-class _Chat:
-    """A chat template, and what it gets beside the messages."""
-
-    tokenizer: PreTrainedTokenizerBase
-    template: str
-    tools: list[Any] | None
-    settings: dict[str, Any]
-
-    @classmethod
-    def of(cls, content: Content, tokenizer: PreTrainedTokenizerBase) -> "_Chat":
-        where, tools = str(tokenizer.name_or_path), content.get("tools") or None
-        settings = content.get("chat_template_kwargs") or {}
-        if not tokenizer.chat_template:
-            raise RequestError(
-                "the data are messages, and this tokenizer has no chat template",
-                where=where,
-                fix="put chat_template.jinja beside the model, take an instruct model, or use prompt/completion strings",
-            )
-        try:
-            template = tokenizer.get_chat_template(tools=tools)
-        except ValueError as error:  # several templates, and none of them is the default
-            fix = "name one of them default (chat_template.jinja), or use prompt/completion strings"
-            raise RequestError(f"no default chat template: {error}", where=where, fix=fix) from error
-        return cls(tokenizer, template, tools, {**tokenizer.special_tokens_map, **settings})
-
-    @property
-    def has_marks(self) -> bool:
-        return _MARKS.search(self.template) is not None
-
-    def text(self, messages: list[Message], *, prompt: bool = False) -> str:
-        """`prompt`: with the generation prompt. Raises BadRow if the template refuses the messages."""
-        return self._rendered(messages, add_generation_prompt=prompt)[0]
-
-    def text_and_marks(self, messages: list[Message]) -> tuple[str, list[Span]]:
-        """The text, and what stands in it between generation marks."""
-        text, marks = self._rendered(messages, return_assistant_tokens_mask=self.has_marks)
-        return text, [(begin, end) for begin, end in marks if begin < end]
-
-    def _rendered(self, messages: list[Message], **flags: bool) -> tuple[str, list[Span]]:
-        try:
-            _fix_date(self.template)
-            texts, marks = render_jinja_template(
-                [messages], tools=self.tools, chat_template=self.template, **flags, **self.settings
-            )
-            return texts[0], marks[0] if marks else []
-        except (TemplateSyntaxError, TemplateNotFound, SecurityError) as error:  # not the fault of this row
-            fix = "correct the template (chat_template.jinja, or in tokenizer_config.json)"
-            what = f"the chat template does not work: {error}"
-            raise RequestError(what, where=str(self.tokenizer.name_or_path), fix=fix) from error
-        except Exception as error:  # a template is a program: whatever else it raises is about this row
-            raise BadRow(f"the chat template refuses these messages: {error}") from error
-
-    def shared(self, one: str, other: str) -> int:
-        """Characters of the beginning that two texts have in common, to the end of the last token that both have."""
-        if other.startswith(one):
-            return len(one)
-        encoded = [self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True) for text in (one, other)]
-        end = 0
-        for token, another, (_, stop) in zip(
-            encoded[0]["input_ids"], encoded[1]["input_ids"], encoded[0]["offset_mapping"], strict=False
-        ):
-            if token != another:
-                break
-            end = stop
-        return end
-
-
-def _fix_date(template: str) -> None:
-    # A row must not depend on the day. transformers passes no function to a template, so the clock is replaced in the
-    # compiled template that it caches; test_chat checks that this still works.
-    _compile_jinja_template(template).globals["strftime_now"] = date.fromisoformat(TEMPLATE_DATE).strftime
-
-
-def _turn_spans(chat: _Chat, messages: list[Message], turns: list[int], text: str) -> list[Span]:
+def _turn_spans(chat: ChatTemplate, messages: list[Message], turns: list[int], text: str) -> list[Span]:
     spans: list[Span] = []
     for index in turns:
         try:
@@ -157,7 +70,7 @@ def _turn_spans(chat: _Chat, messages: list[Message], turns: list[int], text: st
     return spans
 
 
-def _why_hidden(chat: _Chat, messages: list[Message], index: int, last: int, text: str) -> str:
+def _why_hidden(chat: ChatTemplate, messages: list[Message], index: int, last: int, text: str) -> str:
     if index == last:
         return f"the chat template does not show where the response, turn {index + 1}, begins and ends"
     what = f"the chat template renders turn {index + 1} differently once more turns follow"
@@ -168,7 +81,7 @@ def _why_hidden(chat: _Chat, messages: list[Message], index: int, last: int, tex
     return f"{what}; set extraction.lossOn: last to learn only the last turn of each row"
 
 
-def _turn_span(chat: _Chat, messages: list[Message], index: int, text: str) -> Span:
+def _turn_span(chat: ChatTemplate, messages: list[Message], index: int, text: str) -> Span:
     """Where assistant turn `index` stands in `text`, the rendering of all messages. Raises _Hidden."""
     if index > 0:
         try:
@@ -189,7 +102,7 @@ def _turn_span(chat: _Chat, messages: list[Message], index: int, text: str) -> S
     return begin + shift, end + shift
 
 
-def _span_in_place(chat: _Chat, messages: list[Message], index: int, text: str) -> Span:
+def _span_in_place(chat: ChatTemplate, messages: list[Message], index: int, text: str) -> Span:
     before = chat.text(messages[:index], prompt=True)
     through = text if index == len(messages) - 1 else chat.text(messages[: index + 1])
     if text.startswith(before) and text.startswith(through):
@@ -204,7 +117,14 @@ def _span_in_place(chat: _Chat, messages: list[Message], index: int, text: str) 
 
 
 def _changed_turn_span(
-    chat: _Chat, messages: list[Message], index: int, other: Message, text: str, before: str, through: str, bare: str
+    chat: ChatTemplate,
+    messages: list[Message],
+    index: int,
+    other: Message,
+    text: str,
+    before: str,
+    through: str,
+    bare: str,
 ) -> Span:
     """Of a turn that `text` does not hold as it is rendered without the turns that follow.
 
@@ -240,7 +160,7 @@ def _changed_turn_span(
 
 
 def _content_span(
-    chat: _Chat, messages: list[Message], index: int, other: Message, text: str, *, prompt: bool = False
+    chat: ChatTemplate, messages: list[Message], index: int, other: Message, text: str, *, prompt: bool = False
 ) -> Span:
     """The characters of `text`, the rendering of `messages`, that change if `other` takes the place of a message."""
     another = chat.text([*messages[:index], other, *messages[index + 1 :]], prompt=prompt)
@@ -276,7 +196,7 @@ def _within(marked: list[Span], turns: list[Span]) -> list[Span]:
     return [(begin, end) for begin, end in parts if begin < end]
 
 
-def _refuse_dropped(chat: _Chat, messages: list[Message], index: int, text: str, written: str) -> None:
+def _refuse_dropped(chat: ChatTemplate, messages: list[Message], index: int, text: str, written: str) -> None:
     """Raises BadRow for a turn of which the template writes nothing, or not the tool calls."""
     message, content = messages[index], _stripped(messages[index])
     calls = message.get("tool_calls")
@@ -296,7 +216,7 @@ def _refuse_dropped(chat: _Chat, messages: list[Message], index: int, text: str,
         raise BadRow(f"the chat template writes no tool calls: those of turn {index + 1} would be left out")
 
 
-def _refuse_left_out(chat: _Chat, messages: list[Message], text: str) -> None:
+def _refuse_left_out(chat: ChatTemplate, messages: list[Message], text: str) -> None:
     """Raises BadRow for what the assistant answers and the template does not write, as a role that it does not know."""
     for index, message in enumerate(messages):
         content = _stripped(message)

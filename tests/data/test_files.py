@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from prism_job.data.data_files import list_files
-from prism_job.data.readers import Unreadable
+from prism_job.data.readers import COMPRESSIONS, KINDS, Unreadable
 from prism_job.errors import DataError, RequestError
+from prism_job.spec.document import DATA_ENDINGS
 from tests.conftest import Row, turn
 
 ROWS: list[Row] = [{"prompt": f"Say {number}:", "completion": f" number {number}"} for number in range(5)]
@@ -40,6 +41,10 @@ MIXED: list[Row] = [
 
 def read(path: Path | str) -> list[Any]:
     return [row for source in list_files(str(path))[0] for _, row in source.read()]
+
+
+def test_what_data_may_be_called_no_document_may_be_called() -> None:
+    assert {*DATA_ENDINGS} == {*KINDS, *COMPRESSIONS} - {".json"}, "a document may be JSON"
 
 
 def names(path: Path) -> list[str]:
